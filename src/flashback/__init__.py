@@ -1,0 +1,80 @@
+"""FlashBack: retrieval-augmented language modeling that does not waste the KV cache.
+
+Liu et al., Findings of ACL 2025, arXiv 2405.04065.
+
+    import flashback
+
+    writer = flashback.load("flashback-mini", index="IDX")
+    print(writer.generate("The json module").text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flashback.engines.local import LocalEngine
+    from flashback.errors import FlashBackError
+    from flashback.generation import Generation, Generator, Stride, StrideStart, TextPiece
+    from flashback.loading import load
+    from flashback.reader import Reader, load_reader
+    from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+    from flashback.settings import (
+        FrameText,
+        Pattern,
+        RetrievalSettings,
+        SamplingSettings,
+        Settings,
+        StoppingSettings,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BM25Index",
+    "FlashBackError",
+    "FrameText",
+    "Generation",
+    "Generator",
+    "Hit",
+    "LocalEngine",
+    "Pattern",
+    "Reader",
+    "RetrievalSettings",
+    "Retriever",
+    "SamplingSettings",
+    "SearchOptions",
+    "Settings",
+    "StoppingSettings",
+    "Stride",
+    "StrideStart",
+    "TextPiece",
+    "load",
+    "load_reader",
+]
+
+_MODULES = {
+    "engines.local": ("LocalEngine",),
+    "errors": ("FlashBackError",),
+    "generation": ("Generation", "Generator", "Stride", "StrideStart", "TextPiece"),
+    "loading": ("load",),
+    "reader": ("Reader", "load_reader"),
+    "retrieval.bm25": ("BM25Index",),
+    "retrieval.protocol": ("Hit", "Retriever", "SearchOptions"),
+    "settings": (
+        "FrameText",
+        "Pattern",
+        "RetrievalSettings",
+        "SamplingSettings",
+        "Settings",
+        "StoppingSettings",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    # PyTorch takes seconds to import; `flashback --help` and `flashback search` do without it.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"flashback.{module}"), name)
+    raise AttributeError(f"module 'flashback' has no attribute {name!r}")

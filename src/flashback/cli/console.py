@@ -1,0 +1,76 @@
+"""What people see while they wait: progress on standard error, quiet when it is not a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from flashback.corpus.building import ProgressStart
+from flashback.corpus.documents import Advance, CorpusReport
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For people; results go to standard output."""
+
+
+@contextlib.contextmanager
+def indexing_progress() -> Iterator[ProgressStart]:
+    """A bar of bytes read with the count and rate of passages."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[passages]:,} passages, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+
+        def start(total: int) -> tuple[Advance, Callable[[], None]]:
+            task = progress.add_task("indexing", total=total or None, passages=0, rate=0.0)
+            passages = 0
+
+            def on_passage() -> None:
+                nonlocal passages
+                passages += 1
+                if passages % 100 == 0:
+                    elapsed = progress.tasks[task].elapsed or 1e-9
+                    progress.update(task, passages=passages, rate=passages / elapsed)
+
+            return lambda size: progress.advance(task, size), on_passage
+
+        yield start
+
+
+def print_report(report: CorpusReport) -> None:
+    """Name what was skipped; nothing is lost silently."""
+    for record in report.examples:
+        notes.print(f"skipped {record}", markup=False)
+    if report.bad_records > len(report.examples):
+        notes.print(f"skipped {report.bad_records - len(report.examples)} more bad records")
+    if report.ignored_files:
+        notes.print(f"ignored {report.ignored_files} files of other formats")
+
+
+def read_standard_input() -> str:
+    """All of standard input as text.
+
+    Raises:
+        click.UsageError: it is not UTF-8.
+    """
+    from click import UsageError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 at byte {error.start + 1}; expected text"
+        ) from None

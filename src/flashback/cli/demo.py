@@ -1,0 +1,111 @@
+"""`flashback demo`."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flashback.cli.console import indexing_progress, notes
+
+if TYPE_CHECKING:
+    from flashback.demo import Demo
+    from flashback.generation import Generation, Stride
+    from flashback.retrieval.bm25 import BM25Index
+
+_TITLE_WIDTH = 34
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def demo(as_json: bool) -> None:
+    """Index this Python's documentation and continue a held-out page of it, three ways."""
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    from flashback.demo import Demo, DemoSettings, open_or_build_index
+    from flashback.engines.local import LocalEngine
+    from flashback.generation import Generator
+    from flashback.reader import load_reader
+    from flashback.settings import Pattern
+
+    console = Console(stderr=as_json, highlight=False)
+    with indexing_progress() as progress:
+        index, built = open_or_build_index(progress)
+    _print_index(console, index, built)
+    reader = load_reader(device="cpu", dtype="float32")
+    engine = LocalEngine(reader.model, reader.window)
+    show = Demo(Generator(reader, engine, index), engine, DemoSettings())
+    show.warm_up()
+    _print_append(console, show)
+    for pattern in (Pattern.PREPEND, Pattern.NONE):
+        with notes.status(f"the same again: {pattern}"):
+            for _ in show.run(pattern):
+                pass
+    _print_comparison(console, show)
+    if as_json:
+        rows = [{"pattern": str(name), **_row(result)} for name, result in show.results.items()]
+        click.echo(json.dumps({"prompt_tokens": len(show.prompt), "rows": rows}))
+
+
+def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
+    counts = index.manifest.content.counts
+    done = "Indexed" if built else "Opened the index of"
+    console.print(
+        f"{done} the documentation of this Python environment: {counts['documents']:,} modules, "
+        f"{counts['passages']:,} passages ({counts['repeated_passages']:,} repeated ones stored "
+        f"once), {index.manifest.bytes / 1e6:.1f} MB."
+    )
+
+
+def _print_append(console: Console, show: "Demo") -> None:
+    from flashback.demo import PAGE
+    from flashback.generation import Stride
+    from flashback.settings import Pattern
+
+    console.print(
+        f"Continuing a page no training or index has seen, [bold]{PAGE}[/], after "
+        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every 16 tokens:\n"
+    )
+    number = 0
+    for event in show.run(Pattern.APPEND):
+        if isinstance(event, Stride):
+            _print_stride(console, number, event)
+            number += 1
+
+
+def _print_stride(console: Console, number: int, stride: "Stride") -> None:
+    titles = "\n".join(f"{hit.title} ({hit.score:.0f})" for hit in stride.passages)
+    row = Table.grid(padding=(0, 3))
+    row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
+    row.add_column(width=_TITLE_WIDTH, style="dim", overflow="ellipsis", no_wrap=True)
+    row.add_row(Text(stride.text.strip("\n")), titles or "no passage")
+    console.print(row)
+
+
+def _row(result: "Generation") -> dict[str, Any]:
+    return {
+        "seconds": result.seconds,
+        "retrieve_seconds": sum(stride.retrieve_seconds for stride in result.strides),
+        "encoded": result.encoded,
+        "reused": result.reused,
+        "tokens": len(result.tokens),
+        "tokens_per_second": result.tokens_per_second,
+    }
+
+
+def _print_comparison(console: Console, show: "Demo") -> None:
+    table = Table(title="\nThe same prompt and settings, each from an empty cache")
+    for heading in ("pattern", "seconds", "prompt tokens encoded", "reused", "tokens/s"):
+        table.add_column(heading, justify="left" if heading == "pattern" else "right")
+    for pattern, result in show.results.items():
+        table.add_row(
+            str(pattern),
+            f"{result.seconds:.2f}",
+            f"{result.encoded:,}",
+            f"{result.reused:,}",
+            f"{result.tokens_per_second:.1f}",
+        )
+    console.print(table)

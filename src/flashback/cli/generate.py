@@ -1,0 +1,135 @@
+"""`flashback generate`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashback.cli.console import notes, read_standard_input
+from flashback.cli.options import options_of, take
+from flashback.settings import (
+    FrameText,
+    RetrievalSettings,
+    SamplingSettings,
+    Settings,
+    StoppingSettings,
+)
+
+
+def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that decide which model runs, and where."""
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Run code of the model's folder."),
+        click.option("--window", type=int, help="Use fewer positions than the model has."),
+        click.option(
+            "--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+        ),
+        click.option(
+            "--model",
+            default="flashback-mini",
+            show_default=True,
+            help="Hub name or folder of a decoder-only model.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
+@reader_options
+@options_of(RetrievalSettings)
+@click.option("--frame-before", help="Text before a passage (default: marks, or 'Reference: ').")
+@click.option("--frame-after", help="Text after a passage.")
+@options_of(StoppingSettings)
+@options_of(SamplingSettings)
+@options_of(Settings)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, ids included.")
+@click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
+def generate(
+    prompt: str,
+    index: Path | None,
+    model: str,
+    device: str,
+    dtype: str,
+    window: int | None,
+    trust_remote_code: bool,
+    frame_before: str | None,
+    frame_after: str | None,
+    as_json: bool,
+    explain: bool,
+    **values: Any,
+) -> None:
+    """Write on from PROMPT ('-': standard input), retrieving every few tokens.
+
+    \b
+    flashback generate --index IDX "The json module"
+    flashback generate --index IDX --model facebook/opt-125m --temperature 0.8 "Once"
+    flashback generate --pattern none "The json module"
+    flashback generate --index IDX --explain --max-new-tokens 32 - < draft.txt
+    """
+    settings = _settings(values, frame_before, frame_after)
+    text = read_standard_input() if prompt == "-" else prompt
+
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    from flashback.loading import load
+    from flashback.records import generation_record
+
+    writer = load(
+        model, index, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+    )
+    if notes.is_terminal:
+        notes.print(f"{model}: {writer.reader.placement}", style="dim")
+    writing = writer.stream(text, settings)
+    if as_json:
+        for _ in writing:
+            pass
+        record = generation_record(writing.result, writer.reader, settings)
+        click.echo(json.dumps(record, ensure_ascii=False))
+        return
+    _print_stream(writing, writer.reader.show, explain)
+    _print_summary(writing.result)
+
+
+def _settings(values: dict[str, Any], before: str | None, after: str | None) -> Settings:
+    frame = None
+    if before is not None or after is not None:
+        frame = FrameText(before or "", after or "")
+    return take(
+        Settings,
+        values,
+        retrieval=take(RetrievalSettings, values, frame=frame),
+        sampling=take(SamplingSettings, values),
+        stopping=take(StoppingSettings, values),
+    )
+
+
+def _print_stream(writing: Any, show: Callable[[Any], str], explain: bool) -> None:
+    from flashback.generation import StrideStart, TextPiece
+
+    for event in writing:
+        if isinstance(event, TextPiece):
+            click.echo(event.text, nl=False)
+        elif isinstance(event, StrideStart) and explain:
+            titles = ", ".join(hit.title or hit.id for hit in event.passages) or "no passage"
+            click.echo(f"\n=== stride {event.number}: {titles}; {len(event.arranged)} tokens")
+            click.echo(f"{show(event.arranged)}\n--- continues")
+    click.echo()
+
+
+def _print_summary(result: Any) -> None:
+    jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
+    notes.print(
+        f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
+        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens encoded {result.encoded:,}, "
+        f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
+        style="dim",
+    )

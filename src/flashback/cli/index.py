@@ -1,0 +1,121 @@
+"""`flashback index` and `flashback search`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
+from flashback.cli.options import options_of, take
+from flashback.corpus.building import index_corpus
+from flashback.corpus.documents import CorpusReport
+from flashback.retrieval.bm25 import BM25Index, IndexSettings
+from flashback.retrieval.index_folder import Manifest
+from flashback.retrieval.index_folder import verify as verify_index
+from flashback.retrieval.protocol import SearchOptions
+
+
+class _BuildByDefault(click.Group):
+    """`flashback index CORPUS` means `flashback index build CORPUS`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["build", *args])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # An option of `build` in front of the corpus, as in `flashback index --strict CORPUS`.
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_BuildByDefault)
+def index() -> None:
+    """Make an index of a corpus, or check one.
+
+    \b
+    flashback index notes/ manual.md --out IDX
+    flashback index corpus.jsonl.gz --out IDX --strict
+    zcat dump.gz | flashback index - --out IDX
+    flashback index python-docs --out IDX
+    flashback index verify IDX
+
+    A corpus is .txt, .md, .rst, .jsonl and .jsonl.gz files ('title' and 'text', or BEIR's and
+    Pyserini's names), folders of these, '-' for standard input, or 'python-docs': the docstrings
+    of the Python environment FlashBack runs in.
+    """
+
+
+@index.command()
+@click.argument("corpus", nargs=-1, required=True)
+@click.option("--out", type=Path, required=True, help="The index folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option("--strict", is_flag=True, help="Refuse bad records instead of skipping them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@options_of(IndexSettings)
+def build(
+    corpus: tuple[str, ...], out: Path, overwrite: bool, strict: bool, as_json: bool, **values: Any
+) -> None:
+    """Read a corpus, cut it into passages and index them (the default command)."""
+    settings = take(IndexSettings, values)
+    report = CorpusReport(strict=strict)
+    with indexing_progress() as progress:
+        manifest = index_corpus(
+            corpus, out, settings, report, overwrite=overwrite, progress=progress
+        )
+    print_report(report)
+    _print_manifest(out, manifest, as_json)
+
+
+@index.command()
+@click.argument("folder", type=Path)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def verify(folder: Path, as_json: bool) -> None:
+    """Read every byte of an index and compare its checksums."""
+    manifest = verify_index(folder)
+    BM25Index.open(folder)
+    _print_manifest(folder, manifest, as_json)
+
+
+def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(manifest), indent=2))
+        return
+    counts = manifest.content.counts
+    repeated = counts.get("repeated_passages", 0)
+    click.echo(
+        f"{folder}: {counts.get('passages', 0):,} passages of {counts.get('documents', 0):,} "
+        f"documents ({repeated:,} repeated ones left out), {manifest.bytes / 1e6:.1f} MB"
+    )
+
+
+@click.command()
+@click.argument("folder", type=Path)
+@click.argument("query")
+@click.option("-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Hits.")
+@click.option("--min-score", type=float, default=0.0, help="Leave out hits that score less.")
+@click.option("--forbid-title", "forbid_titles", multiple=True, help="Leave out this title.")
+@click.option("--forbid-document", "forbid_documents", multiple=True, help="Leave out this id.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
+def search(folder: Path, query: str, as_json: bool, **options: Any) -> None:
+    """Search an index; QUERY '-' reads one query per line of standard input.
+
+    \b
+    flashback search IDX "open a file for reading" -k 3
+    flashback search IDX - --json < queries.txt
+    """
+    opened = BM25Index.open(folder)
+    queries = read_standard_input().splitlines() if query == "-" else [query]
+    for text, hits in zip(queries, opened.search(queries, SearchOptions(**options)), strict=True):
+        if as_json:
+            click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
+            continue
+        if not hits:
+            notes.print(f"no passage has a word of {text!r}", markup=False)
+        for rank, hit in enumerate(hits, 1):
+            excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
+            click.echo(f"{rank}. {hit.title or hit.document_id}  [{hit.score:.2f}]  {hit.id}")
+            click.echo(f"   {excerpt}")

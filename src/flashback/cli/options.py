@@ -1,0 +1,53 @@
+"""Command-line options made from settings classes, and settings made from options."""
+
+import dataclasses
+from collections.abc import Callable
+from enum import EnumType
+from typing import Any, TypeVar
+
+import click
+
+from flashback.settings import flag_of
+
+Command = Callable[..., Any]
+SettingsT = TypeVar("SettingsT")
+
+
+def options_of(settings: type) -> Callable[[Command], Command]:
+    """A decorator that adds one option for every declared field of a settings class."""
+
+    def add(command: Command) -> Command:
+        for field in reversed(_declared(settings)):
+            command = click.option(*_names(field), field.name, **_behaviour(field))(command)
+        return command
+
+    return add
+
+
+def take(settings: type[SettingsT], values: dict[str, Any], **more: Any) -> SettingsT:
+    """Build `settings` from the option values, removing from `values` what was used."""
+    used = {field.name: values.pop(field.name) for field in _declared(settings)}
+    return settings(**used, **more)
+
+
+def _declared(settings: type) -> list["dataclasses.Field[Any]"]:
+    return [field for field in dataclasses.fields(settings) if "help" in field.metadata]
+
+
+def _names(field: "dataclasses.Field[Any]") -> tuple[str, ...]:
+    flag = flag_of(field)
+    # A switch that is on by default needs a way to turn it off.
+    return (f"{flag}/--no-{flag[2:]}",) if field.default is True else (flag,)
+
+
+def _behaviour(field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    default: Any = field.default
+    common = {"help": field.metadata["help"], "default": default}
+    if isinstance(default, bool):
+        return common | {"is_flag": True, "show_default": default}
+    if isinstance(default, tuple):
+        return common | {"multiple": True, "show_default": False, "metavar": "TEXT"}
+    if isinstance(type(default), EnumType):
+        choice = click.Choice([str(value) for value in type(default)])
+        return common | {"type": choice, "default": str(default), "show_default": True}
+    return common | {"type": type(default), "show_default": True}

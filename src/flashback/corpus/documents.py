@@ -1,0 +1,234 @@
+"""Documents in: text files, JSON lines, folders of these and standard input, one at a time.
+
+Knows file formats. Knows nothing of passages or of the index. Nothing here holds more than one
+block of a file (`BLOCK_BYTES`) in memory, so a corpus may be larger than the machine's.
+"""
+
+import gzip
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from flashback.errors import CorpusError
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
+BLOCK_BYTES = 1 << 20
+"""A text file is handed on in blocks of about this size; blocks of one file share its id."""
+
+Advance = Callable[[int], None]
+"""Called with the number of bytes just consumed, for progress bars."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A titled text. Consecutive documents with the same id are parts of one."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that could not be used: where it stands and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass
+class CorpusReport:
+    """What reading a corpus met; filled while it is read."""
+
+    KEPT = 20
+
+    strict: bool = False
+    documents: int = 0
+    bad_records: int = 0
+    ignored_files: int = 0
+    examples: list[BadRecord] = field(default_factory=list)
+    """The first `KEPT` bad records."""
+
+    def refuse(self, record: BadRecord) -> None:
+        """Count a bad record; in strict mode raise CorpusError instead."""
+        if self.strict:
+            raise CorpusError(f"{record}; correct it, or leave out --strict to skip such records")
+        self.bad_records += 1
+        if len(self.examples) < self.KEPT:
+            self.examples.append(record)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file (or standard input) of a corpus, with the name its documents carry."""
+
+    path: Path | None
+    name: str
+    bytes: int
+
+    def open(self) -> BinaryIO:
+        """The raw bytes, before any decompression."""
+        return open(self.path, "rb") if self.path else sys.stdin.buffer
+
+
+def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
+    """Expand files, folders and `-` into sources, in a stable order.
+
+    Raises:
+        CorpusError: a name is neither a file of a known format, nor a folder, nor `-`.
+    """
+    sources: list[Source] = []
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            sources.append(Source(None, "standard input", 0))
+        elif path.is_dir():
+            sources.extend(_walk(path, report))
+        elif not path.exists():
+            raise CorpusError(f"corpus {name}: no such file or folder")
+        elif not name.endswith(TEXT_SUFFIXES + JSON_SUFFIXES):
+            known = ", ".join(TEXT_SUFFIXES + JSON_SUFFIXES)
+            raise CorpusError(f"corpus {name}: unknown format; expected one of {known}")
+        else:
+            sources.append(Source(path, path.name, path.stat().st_size))
+    return sources
+
+
+def _walk(folder: Path, report: CorpusReport) -> Iterator[Source]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            path = Path(root, file)
+            if file.endswith(TEXT_SUFFIXES + JSON_SUFFIXES) and path.is_file():
+                yield Source(path, path.relative_to(folder).as_posix(), path.stat().st_size)
+            else:
+                report.ignored_files += 1
+
+
+def read_documents(
+    sources: Sequence[Source], report: CorpusReport, advance: Advance = lambda _: None
+) -> Iterator[Document]:
+    """Stream the documents of `sources`; bad records go to `report`.
+
+    Raises:
+        CorpusError: a file cannot be opened, or a bad record was met in strict mode.
+    """
+    for source in sources:
+        try:
+            with source.open() as raw:
+                yield from _read_source(source, raw, report, advance)
+        except OSError as error:
+            raise CorpusError(f"corpus {source.name}: {error.strerror or error}") from error
+
+
+def _read_source(
+    source: Source, raw: BinaryIO, report: CorpusReport, advance: Advance
+) -> Iterator[Document]:
+    lines = _text_lines(source, raw, report, advance)
+    if _is_json(source, raw):
+        documents = _json_documents(source, lines, report)
+    else:
+        documents = _text_documents(source, lines)
+    previous = None
+    for document in documents:
+        report.documents += document.id != previous
+        previous = document.id
+        yield document
+
+
+def _is_json(source: Source, raw: BinaryIO) -> bool:
+    if source.path is not None:
+        return source.name.endswith(JSON_SUFFIXES)
+    # Standard input has no suffix: JSON lines announce themselves with a brace.
+    peek = raw.peek(1) if isinstance(raw, io.BufferedReader) else b""
+    return peek.lstrip()[:1] == b"{"
+
+
+def _text_lines(
+    source: Source, raw: BinaryIO, report: CorpusReport, advance: Advance
+) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of every line that is UTF-8; a very long line comes in pieces."""
+    data: BinaryIO = gzip.GzipFile(fileobj=raw) if source.name.endswith(".gz") else raw  # type: ignore[assignment]
+    limit = -1 if source.name.endswith(JSON_SUFFIXES) else BLOCK_BYTES
+    number, position = 1, 0
+    try:
+        while line := data.readline(limit):
+            if b"\0" in line:
+                report.refuse(BadRecord(source.name, number, "binary data; expected UTF-8 text"))
+                if source.name.endswith(TEXT_SUFFIXES):
+                    return
+            else:
+                yield from _decoded(source, number, line, report)
+            number += line.endswith(b"\n")
+            if source.path is not None:
+                position, before = raw.tell(), position
+                advance(position - before)
+    except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        report.refuse(BadRecord(source.name, number, f"damaged gzip data ({error})"))
+
+
+def _decoded(
+    source: Source, number: int, line: bytes, report: CorpusReport
+) -> Iterator[tuple[int, str]]:
+    try:
+        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 at byte {error.start + 1} of the line"
+        report.refuse(BadRecord(source.name, number, reason))
+
+
+def _text_documents(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Document]:
+    block: list[str] = []
+    size = 0
+    for _, line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= BLOCK_BYTES:
+            yield Document(source.name, source.name, "".join(block))
+            block, size = [], 0
+    text = "".join(block)
+    if text.strip():
+        yield Document(source.name, source.name, text)
+
+
+def _json_documents(
+    source: Source, lines: Iterator[tuple[int, str]], report: CorpusReport
+) -> Iterator[Document]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        document = _parse_record(line, f"{source.name}:{number}")
+        if isinstance(document, Document):
+            yield document
+        else:
+            report.refuse(BadRecord(source.name, number, document))
+
+
+def _parse_record(line: str, fallback_id: str) -> Document | str:
+    """A document from our own, BEIR's (`_id`) or Pyserini's (`contents`) fields, or why not."""
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return f"not JSON ({error})"
+    if not isinstance(record, dict):
+        return f"expected a JSON object, found {type(record).__name__}"
+    text = record.get("text", record.get("contents"))
+    title = record.get("title") or ""
+    identifier = record.get("id", record.get("_id", fallback_id))
+    if not isinstance(text, str) or not text.strip():
+        return "no text: expected a non-empty string in 'text' or 'contents'"
+    if not isinstance(title, str):
+        return f"'title' is {type(title).__name__}, expected a string"
+    if not isinstance(identifier, str | int):
+        return f"'id' is {type(identifier).__name__}, expected a string or a number"
+    return Document(str(identifier), title, text)

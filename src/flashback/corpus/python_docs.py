@@ -1,0 +1,106 @@
+"""The corpus `python-docs`: the documentation strings of the Python environment it runs in.
+
+Real English that every machine has: the docstrings of the standard library and of the installed
+packages, and the language reference's help topics. Sources are parsed, never imported or executed.
+One document per module; its title is the module's dotted name.
+"""
+
+import ast
+import os
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from flashback.corpus.documents import Advance, Document
+
+NAME = "python-docs"
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib"}
+_SHORTEST = 200
+"""Characters; a module that documents less is left out."""
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def find_modules() -> list[tuple[str, Path]]:
+    """(dotted name, file) of every module of this environment, sorted; our own excluded."""
+    paths = sysconfig.get_paths()
+    roots = dict.fromkeys(Path(paths[key]) for key in ("stdlib", "purelib", "platlib"))
+    modules: dict[str, Path] = {}
+    for root in roots:
+        for folder, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+            for file in files:
+                path = Path(folder, file)
+                if path.suffix == ".py" and not path.is_relative_to(_own_package()):
+                    modules.setdefault(_module_name(path.relative_to(root)), path)
+    return sorted(modules.items())
+
+
+def read_python_docs(
+    modules: list[tuple[str, Path]], advance: Advance = lambda _: None
+) -> Iterator[Document]:
+    """Stream one document per module that says something; `advance` gets source bytes."""
+    sizes = [path.stat().st_size for _, path in modules]
+    # Spawned, not forked: the parent may hold the threads of a loaded model.
+    workers = min(os.cpu_count() or 1, 8)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for size, document in zip(sizes, pool.map(read_module, modules, chunksize=64), strict=True):
+            advance(size)
+            if document is not None:
+                yield document
+
+
+def _own_package() -> Path:
+    return Path(__file__).parent.parent
+
+
+def _module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def read_module(module: tuple[str, Path]) -> Document | None:
+    """The documentation of one (dotted name, file); None if it says too little or is no Python."""
+    name, path = module
+    try:
+        with warnings.catch_warnings():  # invalid escapes in other people's sources
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+        extract = _topics if name == "pydoc_data.topics" else _docstrings
+        text = "\n\n".join(extract(tree))
+        text.encode("utf-8")  # a docstring may hold lone surrogates
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
+        return None
+    return Document(f"{NAME}/{name}", name, text) if len(text) >= _SHORTEST else None
+
+
+_Extract = Callable[[ast.Module], Iterator[str]]
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """The module's docstring, then each documented class and function under its qualified name."""
+    seen: set[str] = set()
+    for heading, node in _documented(tree, ""):
+        doc = ast.get_docstring(node)
+        if doc and len(doc.split()) >= 3 and doc not in seen:
+            seen.add(doc)
+            yield f"{heading}\n{doc}" if heading else doc
+
+
+def _documented(node: _Documented, prefix: str) -> Iterator[tuple[str, _Documented]]:
+    yield prefix, node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _documented(child, f"{prefix}.{child.name}" if prefix else child.name)
+
+
+def _topics(tree: ast.Module) -> Iterator[str]:
+    """The texts of `pydoc`'s help topics: the one dictionary of strings in its module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for value in node.values:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield value.value.strip()

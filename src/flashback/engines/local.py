@@ -1,0 +1,305 @@
+"""A transformers model in this process, with prefix reuse.
+
+Knows token ids and caches. Knows nothing of passages, patterns or strides.
+
+A cached sequence holds the keys and values of positions [0, n) of some token sequence. A prompt of
+P tokens whose longest common prefix with it is c (c < P, so that one token is left to compute
+logits from) is completed like this:
+
+    [0, c)     kept: the cache is cut back to c
+    [c, P)     encoded in one pass, which gives the first new token
+    [P, ...)   decoded, one pass per further token
+
+**How deep a cache can be cut.** Full-attention layers: anywhere. Sliding-window layers keep, after
+a cut to L, only the keys [L - (W-1), L) that the next token sees; a later, deeper cut would need
+keys that are gone, and transformers then computes something silently wrong.
+`CachedSequence.reaches` decides from what each layer really holds; a prompt below that starts a new
+sequence.
+"""
+
+import copy
+import inspect
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from flashback.arrangement import Prompt
+from flashback.engines.protocol import Capabilities, Completion, Usage
+from flashback.errors import SettingsError, UnsupportedReader
+from flashback.sampling import Sampler
+
+_CUTTABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """A cache and the ids whose keys and values it holds."""
+
+    cache: DynamicCache
+    ids: list[int] = field(default_factory=list)
+    used: int = 0
+    """When it was last leased, for eviction."""
+
+    def common_prefix(self, ids: Sequence[int]) -> int:
+        """The length of the longest common prefix, short of `ids` by at least one token."""
+        limit = min(len(self.ids), len(ids) - 1)
+        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+
+    def reaches(self, length: int) -> bool:
+        """Whether the cache can be cut back to `length` and still be exact."""
+        return all(_reaches(layer, length) for layer in self.cache.layers)
+
+    def cut(self, length: int) -> None:
+        """Forget everything from `length` on.
+
+        Also called with nothing to forget: that trims what sliding-window layers recorded beyond
+        their window.
+        """
+        assert self.reaches(length)
+        self.cache.crop(length - len(self.ids))
+        del self.ids[length:]
+        self.check()
+
+    def check(self) -> None:
+        assert self.cache.get_seq_length() == len(self.ids), "cache and ids are out of step"
+
+
+def _reaches(layer: object, length: int) -> bool:
+    if not isinstance(layer, DynamicSlidingWindowLayer) or not layer.is_initialized:
+        return True
+    assert layer.keys is not None
+    first_held = layer.cumulative_length - layer.keys.shape[-2]
+    return first_held == 0 or length - (layer.sliding_window - 1) >= first_held
+
+
+class LocalEngine:
+    """Runs a decoder-only model; see the module's docstring for what it reuses."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        window: int,
+        *,
+        idle_sequences: int = 1,
+        self_check: bool = True,
+    ) -> None:
+        """Take over a model.
+
+        Args:
+            model: in evaluation mode, on its device.
+            window: the most positions a sequence may have.
+            idle_sequences: how many caches to keep when no completion is using them.
+            self_check: compare cached with recomputed logits once, now.
+
+        Raises:
+            UnsupportedReader: the model's cache cannot be cut back, or the self-check failed.
+        """
+        refuse_uncuttable(model)
+        self.model = model
+        self.capabilities = Capabilities(window=window, slot=False)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._idle_limit = idle_sequences
+        self._idle: list[CachedSequence] = []
+        self._leased: list[CachedSequence] = []
+        self._leases = 0
+        self._lock = threading.RLock()
+        if self_check:
+            check_cache_reuse(self)
+
+    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
+        """See `Engine.complete`.
+
+        Raises:
+            SettingsError: the prompt has a slot, is empty, or exceeds the window.
+        """
+        if prompt.slot:
+            raise SettingsError("the local engine has no passage slot yet")
+        self._check_length(len(prompt.context), max_tokens)
+        usage = Usage()
+        return Completion(self._complete(prompt.context, max_tokens, sampler, usage), usage)
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], start: int) -> list[float]:
+        """See `Engine.score`.
+
+        Raises:
+            SettingsError: `start` is not in [1, len(ids)), or the ids exceed the window.
+        """
+        self._check_length(len(ids), 0)
+        if not 1 <= start < len(ids):
+            raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
+        # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
+        sequence, _ = self._lease(ids[:start])
+        try:
+            with self._lock:
+                logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
+        except BaseException:
+            self._discard(sequence)
+            raise
+        self._release(sequence)
+        targets = torch.tensor(ids[start:], device=logits.device)
+        chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
+        return [float(value) for value in chosen[:, 0]]
+
+    def forget(self) -> None:
+        """Drop every idle cache: the next completion starts from nothing."""
+        with self._lock:
+            self._idle.clear()
+
+    def _check_length(self, length: int, max_tokens: int) -> None:
+        if length == 0:
+            raise SettingsError("the prompt is empty; expected at least one token")
+        if length + max_tokens > self.capabilities.window:
+            raise SettingsError(
+                f"{length} prompt and {max_tokens} new tokens exceed the window of "
+                f"{self.capabilities.window}"
+            )
+
+    def _complete(
+        self, ids: Sequence[int], max_tokens: int, sampler: Sampler, usage: Usage
+    ) -> Iterator[int]:
+        started = time.perf_counter()
+        sequence, usage.reused = self._lease(ids)
+        usage.encoded = len(ids) - usage.reused
+        try:
+            token = self._step(sequence, ids[usage.reused :], sampler)
+            usage.encode_seconds = time.perf_counter() - started
+            yield token
+            for _ in range(max_tokens - 1):
+                started = time.perf_counter()
+                token = self._step(sequence, [token], sampler)
+                usage.decoded += 1
+                usage.decode_seconds += time.perf_counter() - started
+                yield token
+        except GeneratorExit:  # closed between two passes: the cache is whole
+            self._release(sequence)
+            raise
+        except BaseException:  # inside a pass: some layers may have grown, others not
+            self._discard(sequence)
+            raise
+        self._release(sequence)
+
+    def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
+        with self._lock, torch.inference_mode():
+            return sampler.choose(self._forward(sequence, ids, 1)[-1])
+
+    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
+        """Encode `ids` behind what is cached; the logits of the last `keep` of them, (keep, V)."""
+        device = self.model.device
+        positions = range(len(sequence.ids), len(sequence.ids) + len(ids))
+        extra = {"position_ids": torch.tensor([positions])} if self._takes_positions else {}
+        output = self.model(
+            input_ids=torch.tensor([list(ids)], device=device),
+            past_key_values=sequence.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **{name: value.to(device) for name, value in extra.items()},
+        )
+        sequence.ids.extend(ids)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _lease(self, ids: Sequence[int]) -> tuple[CachedSequence, int]:
+        """Take, fork or start the sequence that saves most; cut it to what it shares with `ids`."""
+        with self._lock:
+            self._leases += 1
+            candidates = [
+                (sequence.common_prefix(ids), sequence not in self._leased, sequence)
+                for sequence in (*self._idle, *self._leased)
+            ]
+            usable = [item for item in candidates if item[0] and item[2].reaches(item[0])]
+            if usable:
+                shared, idle, sequence = max(usable, key=lambda item: item[:2])
+                if idle:
+                    self._idle.remove(sequence)
+                else:  # in use by another completion, which still needs all of it
+                    sequence = copy.deepcopy(sequence)
+            else:
+                shared, sequence = 0, CachedSequence(new_cache(self.model))
+            sequence.cut(shared)
+            sequence.used = self._leases
+            self._leased.append(sequence)
+            return sequence, shared
+
+    def _release(self, sequence: CachedSequence) -> None:
+        with self._lock:
+            self._discard(sequence)
+            self._idle.append(sequence)
+            self._idle.sort(key=lambda idle: idle.used)
+            del self._idle[: len(self._idle) - self._idle_limit]
+
+    def _discard(self, sequence: CachedSequence) -> None:
+        with self._lock:
+            self._leased = [leased for leased in self._leased if leased is not sequence]
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache that can be cut back."""
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()  # type: ignore[no-untyped-call]
+    return cache
+
+
+def refuse_uncuttable(model: PreTrainedModel) -> None:
+    """Refuse, before running it, a model whose layers keep a state that cannot be cut back.
+
+    Raises:
+        UnsupportedReader: naming the layer type.
+    """
+    config = model.config.get_text_config()
+    name = config.model_type
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedReader(f"{name} is an encoder-decoder; expected a decoder-only model")
+    parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" not in parameters:
+        raise UnsupportedReader(
+            f"{name} keeps no key-value cache (a recurrent state cannot be cut back to a prefix); "
+            "expected an attention-only model"
+        )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UnsupportedReader(f"{name} has chunked-attention layers, which are not verified")
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) not in _CUTTABLE_LAYERS:
+            raise UnsupportedReader(
+                f"{name} has layers of type {type(layer).__name__}, whose state cannot be cut back "
+                "to a prefix; expected full or sliding-window attention only"
+            )
+
+
+@torch.inference_mode()
+def check_cache_reuse(engine: LocalEngine) -> None:
+    """Compare cached with recomputed logits, through two successive cuts, the second deeper.
+
+    Raises:
+        UnsupportedReader: they differ by more than the dtype's tolerance.
+    """
+    model = engine.model
+    length = min(24, engine.capabilities.window)
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+    base, other = torch.randint(size, (2, length), generator=generator).tolist()
+    tolerance = _TOLERANCE.get(model.dtype, 5e-2)
+    for kept in (length, 2 * length // 3, length // 3):
+        ids = base[:kept] + other[kept:]
+        sequence, _ = engine._lease(ids)
+        cached = engine._forward(sequence, ids[len(sequence.ids) :], 1)[-1].float()
+        engine._release(sequence)
+        recomputed = model(
+            input_ids=torch.tensor([ids], device=model.device), use_cache=False
+        ).logits[0, -1]
+        error = float((cached - recomputed.float()).abs().max())
+        if not error <= tolerance * max(1.0, float(recomputed.abs().max())):
+            raise UnsupportedReader(
+                f"{model.config.model_type} fails the self-check: logits from a cut-back cache "
+                f"differ from recomputed ones by {error:.2g} (allowed: {tolerance:g} relative)"
+            )
+    engine.forget()

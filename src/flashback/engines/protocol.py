@@ -1,0 +1,82 @@
+"""What the stride loop asks of an engine, whatever runs the reader behind it.
+
+An engine is stateless for its caller: the whole prompt is sent every time, and what it still holds
+of it in a cache shows only in the counts and the time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from flashback.arrangement import Prompt
+from flashback.sampling import Sampler
+
+
+@dataclass
+class Usage:
+    """What one completion cost; filled while it runs. reused + encoded = the prompt's length."""
+
+    reused: int = 0
+    """Prompt tokens whose keys and values were already cached."""
+    encoded: int = 0
+    """Prompt tokens encoded in the boundary pass."""
+    decoded: int = 0
+    """Decode passes: one less than the tokens, since the boundary pass gives the first."""
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass
+class Completion:
+    """The tokens of one completion, computed as they are asked for.
+
+    Close it (or leave its `with` block) to give its cache back before it is exhausted.
+    """
+
+    tokens: Iterator[int]
+    usage: Usage = field(default_factory=Usage)
+
+    def __iter__(self) -> Iterator[int]:
+        return self.tokens
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        close = getattr(self.tokens, "close", None)
+        if close is not None:
+            close()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do."""
+
+    window: int
+    """The most positions a prompt and its continuation may take."""
+    slot: bool
+    """Whether prompts may have a passage slot."""
+
+
+class Engine(Protocol):
+    """Completes and scores token sequences."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
+        """Continue `prompt` by up to `max_tokens` tokens chosen by `sampler`."""
+        ...
+
+    def score(self, ids: Sequence[int], start: int) -> list[float]:
+        """Log-probabilities of ids[start:], each given everything before it (1 <= start)."""
+        ...

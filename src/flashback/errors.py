@@ -1,0 +1,42 @@
+"""The errors FlashBack raises for its users; everything else that escapes is a bug of ours.
+
+FlashBackError              exit code 1: something the user asked for cannot be done
+├── SettingsError           exit code 2: a setting is out of range or contradicts another
+├── CorpusError             a document source is missing, unreadable or empty
+├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
+├── ReaderError             a model folder is missing or cannot be loaded
+│   └── UnsupportedReader   the model loads, but its cache cannot be cut back exactly
+└── PromptTooLong           the prompt leaves no room for passages and new tokens
+"""
+
+
+class FlashBackError(Exception):
+    """A user's request that cannot be fulfilled; the message is one line meant for the user."""
+
+    exit_code = 1
+
+
+class SettingsError(FlashBackError):
+    """A setting is out of range or contradicts another one."""
+
+    exit_code = 2
+
+
+class CorpusError(FlashBackError):
+    """A source of documents is missing, unreadable, malformed or empty."""
+
+
+class IndexFolderError(FlashBackError):
+    """A folder is not a whole index of a format this version reads."""
+
+
+class ReaderError(FlashBackError):
+    """A model or tokenizer cannot be found or loaded."""
+
+
+class UnsupportedReader(ReaderError):
+    """The model's cache cannot be cut back to a prefix without changing what it computes."""
+
+
+class PromptTooLong(FlashBackError):
+    """The prompt does not fit the reader's window beside the passages and the next stride."""

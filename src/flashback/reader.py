@@ -1,0 +1,242 @@
+"""The reader: a language model with its tokenizer, its window and its special tokens.
+
+Knows how models are found, checked and placed. Knows nothing of retrieval or of caches.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from flashback.arrangement import Frame, Ids
+from flashback.errors import ReaderError, SettingsError
+from flashback.settings import FrameText
+
+MINI = "flashback-mini"
+"""The reader that ships with the package."""
+MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
+"""The paper's Marking Tokens, if the tokenizer has them."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DEFAULT_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision a model runs, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device} ({self.reason})"
+
+
+def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Pick device and dtype: what was asked for, else the fastest device and its usual dtype.
+
+    Raises:
+        SettingsError: an unknown device or dtype, or a device this machine does not have.
+    """
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device != "auto" and device.partition(":")[0] not in available:
+        raise SettingsError(f"--device {device}: expected auto, {', '.join(available)} or cuda:N")
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise SettingsError(f"--dtype {dtype}: expected auto, {' or '.join(_DTYPES)}")
+    if device != "auto" and not available[device.partition(":")[0]]:
+        raise SettingsError(f"--device {device}: this machine has none; use --device cpu")
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        reason = "no GPU found" if device == "cpu" else f"{device} found"
+    else:
+        reason = "device as asked"
+    if dtype != "auto":
+        return Placement(torch.device(device), _DTYPES[dtype], f"{reason}, dtype as asked")
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+        return Placement(torch.device(device), torch.bfloat16, f"{reason}, bfloat16 is fastest")
+    return Placement(torch.device(device), torch.float32, f"{reason}, float32 is exact")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A loaded language model and everything needed to talk to it in token ids."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    placement: Placement
+    window: int
+    """Positions a sequence may take."""
+    window_reason: str
+
+    @cached_property
+    def bos(self) -> Ids:
+        """What the tokenizer puts in front of every text; empty for many families."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        return tuple(full[: next((i for i in range(len(full)) if full[i:][:1] == plain[:1]), 0)])
+
+    @cached_property
+    def eos(self) -> frozenset[int]:
+        """The ids after which nothing is written."""
+        generation = self.model.generation_config
+        given = generation.eos_token_id if generation is not None else None
+        if given is None:
+            given = self.tokenizer.eos_token_id
+        return frozenset([given] if isinstance(given, int) else given or [])
+
+    @cached_property
+    def marks(self) -> tuple[int, int] | None:
+        """The ids of the two marking tokens, if the tokenizer has them."""
+        known = self.tokenizer.get_vocab()
+        if MARK_LEFT in known and MARK_RIGHT in known:
+            return known[MARK_LEFT], known[MARK_RIGHT]
+        return None
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding: ids from 0 to this, less one, can be read."""
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding.weight, torch.Tensor)
+        return embedding.weight.shape[0]
+
+    @property
+    def forbidden(self) -> Ids:
+        """Ids that must never be written: the marking tokens."""
+        return self.marks or ()
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A text's beginning to ids: BOS, if the reader has one, and the text."""
+        ids = [*self.bos, *self.encode(text)]
+        if not ids and self.tokenizer.bos_token_id is not None:
+            return [self.tokenizer.bos_token_id]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text; special tokens and marks are left out."""
+        kept = [token for token in ids if token not in self.forbidden]
+        text = self.tokenizer.decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Ids to text, special tokens and marks included, for people who debug."""
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def frame(self, text: FrameText | None) -> Frame:
+        """The ids around passages: of the given text, else marks if any, else of a default text."""
+        if text is None and self.marks is not None:
+            return Frame((self.marks[0],), (self.marks[1],))
+        text = text or FrameText()
+        return Frame(tuple(self.encode(text.before)), tuple(self.encode(text.after)))
+
+
+def load_reader(
+    name: str = MINI,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    window: int | None = None,
+    trust_remote_code: bool = False,
+) -> Reader:
+    """Load a reader by the name of a hub model, a folder, or `flashback-mini`.
+
+    Args:
+        name: what to load; safetensors, or `.bin` files read with weights-only loading.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `float32` or `bfloat16`.
+        window: use fewer positions than the model has.
+        trust_remote_code: run code from the model's folder; never do this with a stranger's model.
+
+    Raises:
+        ReaderError: the model is missing, incomplete or not a decoder-only language model.
+        SettingsError: a device, dtype or window that is not to be had.
+    """
+    placement = choose_placement(device, dtype)
+    path = _locate(name)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=placement.dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises almost anything for a bad folder
+        raise ReaderError(f"model {name} cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    if missing := report["missing_keys"]:
+        raise ReaderError(
+            f"model {name} is incomplete: {len(missing)} weights are missing, such as "
+            f"{sorted(missing)[0]}; they would be random"
+        )
+    model = model.to(placement.device).eval()
+    size, reason = _window(config, tokenizer)
+    if window is not None:
+        if not 1 <= window <= size:
+            raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
+        size, reason = window, "as asked"
+    return Reader(name, model, tokenizer, placement, size, reason)
+
+
+def _locate(name: str) -> str:
+    if name == MINI:
+        return str(files("flashback") / "readers" / MINI)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ReaderError(f"model {name}: the folder has no config.json; expected a model")
+        return str(path)
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
+    if looks_local:
+        found = "a file" if path.exists() else "nothing"
+        raise ReaderError(f"model {name}: found {found} there; expected a model's folder")
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{text[0] if text else 'no reason given'} ({type(error).__name__})"
+
+
+def _window(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
+    """The positions a model can use, and where that number comes from."""
+    text = config.get_text_config()
+    scaling = getattr(text, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in ("dynamic", "longrope"):
+        # Past this length such models change their rotation of *all* keys, cached ones included.
+        original = scaling.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if original:
+            return int(original), f"{scaling['rope_type']} rotation is constant up to there"
+    size = getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None)
+    if size:
+        return int(size), "the model's positions"
+    if tokenizer.model_max_length < 1 << 24:
+        return int(tokenizer.model_max_length), "the tokenizer's limit"
+    return _DEFAULT_WINDOW, "a default: the model states none"

@@ -1,0 +1,75 @@
+"""A generation as plain data: enough to recompute every stride with plain transformers."""
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import flashback
+from flashback.generation import Generation, Stride
+from flashback.reader import Reader
+from flashback.settings import Settings
+
+
+def generation_record(generation: Generation, reader: Reader, settings: Settings) -> dict[str, Any]:
+    """The record printed by `flashback generate --json`; seconds are wall-clock time."""
+    return {
+        "model": reader.name,
+        "pattern": str(settings.retrieval.pattern),
+        "settings": settings_record(reader, settings),
+        "versions": versions(),
+        "prompt_tokens": list(generation.prompt_tokens),
+        "tokens": list(generation.tokens),
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "jumps": list(generation.jumps),
+        "strides": [_stride_record(stride) for stride in generation.strides],
+        "totals": {
+            "reused": generation.reused,
+            "encoded": generation.encoded,
+            "decoded": generation.decoded,
+            "seconds": generation.seconds,
+            "tokens_per_second": generation.tokens_per_second,
+        },
+    }
+
+
+def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
+    """All settings, and what the reader made of them."""
+    frame = reader.frame(settings.retrieval.frame)
+    return asdict(settings) | {
+        "device": str(reader.placement.device),
+        "dtype": str(reader.placement.dtype).removeprefix("torch."),
+        "window": reader.window,
+        "frame_tokens": {"before": list(frame.before), "after": list(frame.after)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """What decides a result besides the settings."""
+    packages = ("torch", "transformers", "tokenizers", "tantivy")
+    return {
+        "flashback": flashback.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _stride_record(stride: Stride) -> dict[str, Any]:
+    return {
+        "arranged": list(stride.arranged),
+        "tokens": list(stride.tokens),
+        "text": stride.text,
+        "passages": [
+            {"id": hit.id, "title": hit.title, "text": hit.text, "score": hit.score}
+            for hit in stride.passages
+        ],
+        "reused": stride.usage.reused,
+        "encoded": stride.usage.encoded,
+        "decoded": stride.usage.decoded,
+        "seconds": {
+            "retrieve": stride.retrieve_seconds,
+            "encode": stride.usage.encode_seconds,
+            "decode": stride.usage.decode_seconds,
+        },
+    }

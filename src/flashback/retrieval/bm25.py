@@ -1,0 +1,234 @@
+"""BM25 over passages with tantivy: built streaming, memory-mapped when searched.
+
+BM25 with k1 = 1.2 and b = 0.75 (Robertson and Zaragoza 2009), tantivy's constants. Text and queries
+go through one analysis: words, lower case, no English stop words, Porter stems.
+"""
+
+import contextlib
+import platform
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tantivy
+
+from flashback.corpus.documents import CorpusReport
+from flashback.corpus.passages import DEFAULT_WORDS, NearDuplicates, Passage
+from flashback.errors import CorpusError, IndexFolderError, SettingsError
+from flashback.retrieval.index_folder import (
+    Content,
+    Manifest,
+    new_version,
+    publish,
+    read_manifest,
+)
+from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.settings import CheckedSettings, setting
+
+KIND = "bm25"
+_ANALYSIS = "flashback_english"
+_HEAP_BYTES = 128_000_000
+_MAX_QUERY_TERMS = 1024
+
+
+@dataclass(frozen=True)
+class IndexSettings(CheckedSettings):
+    """How passages are made and indexed."""
+
+    passage_words: int = setting(
+        DEFAULT_WORDS, "Words per passage; 100 are about 128 tokens.", low=1, high=100_000
+    )
+    title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
+    deduplicate: bool = setting(True, "Store near-identical passages once.")
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("document", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("text", stored=True, tokenizer_name=_ANALYSIS, index_option="freq")
+    return builder.build()
+
+
+def _analyzer() -> tantivy.TextAnalyzer:
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+    for step in (
+        tantivy.Filter.remove_long(64),
+        tantivy.Filter.lowercase(),
+        tantivy.Filter.stopword("english"),
+        tantivy.Filter.stemmer("english"),
+    ):
+        builder = builder.filter(step)
+    return builder.build()
+
+
+def build_index(
+    folder: Path,
+    passages: Iterable[Passage],
+    settings: IndexSettings,
+    report: CorpusReport,
+    *,
+    overwrite: bool = False,
+    on_passage: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Write a new index of `passages`, in bounded memory.
+
+    Args:
+        folder: where; it is whole or absent whatever happens meanwhile.
+        report: filled by whoever produces `passages`; its counts go into the manifest.
+        on_passage: called for every passage, for progress.
+
+    Raises:
+        CorpusError: there was not one passage.
+        IndexFolderError: the folder is taken, or cannot be written.
+    """
+    stored = repeated = 0
+    with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
+        writer = _new_index(data).writer(_HEAP_BYTES)
+        with NearDuplicates() as duplicates:
+            for passage in passages:
+                on_passage()
+                if settings.deduplicate and duplicates.seen_before(passage.text):
+                    repeated += 1
+                    continue
+                writer.add_document(_record(passage, settings))
+                stored += 1
+        if not stored:
+            raise CorpusError(_nothing_found(report))
+        writer.commit()
+        writer.wait_merging_threads()
+        counts = {
+            "documents": report.documents,
+            "passages": stored,
+            "repeated_passages": repeated,
+            "bad_records": report.bad_records,
+            "ignored_files": report.ignored_files,
+        }
+        versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
+        content = Content(KIND, counts, asdict(settings), versions)
+        return publish(folder, data, content)
+
+
+@contextlib.contextmanager
+def _readable_errors(folder: Path) -> Iterator[None]:
+    """A full disk in one line; tantivy reports every failure of its files as a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise IndexFolderError(f"index {folder} cannot be written: {reason}") from error
+    except (ValueError, sqlite3.Error) as error:
+        raise IndexFolderError(f"index {folder} cannot be written: {error}") from error
+
+
+def _new_index(data: Path) -> tantivy.Index:
+    index = tantivy.Index(_schema(), path=str(data))
+    index.register_tokenizer(_ANALYSIS, _analyzer())
+    return index
+
+
+def _record(passage: Passage, settings: IndexSettings) -> tantivy.Document:
+    text = passage.text
+    if settings.title and passage.title:
+        text = f"{passage.title}\n{text}"
+    record = tantivy.Document()
+    record.add_text("id", passage.id)
+    record.add_text("document", passage.document_id)
+    record.add_text("title", passage.title)
+    record.add_text("text", text)
+    return record
+
+
+def _nothing_found(report: CorpusReport) -> str:
+    refused = f", {report.bad_records} bad records" if report.bad_records else ""
+    ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
+    first = f"; the first: {report.examples[0]}" if report.examples else ""
+    return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
+
+
+class BM25Index:
+    """An opened index; a `Retriever`. Safe to share between threads."""
+
+    def __init__(self, folder: Path, manifest: Manifest, index: tantivy.Index) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._schema = index.schema
+        self._searcher = index.searcher()
+        self._analyzer = _analyzer()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "BM25Index":
+        """Open an index; nothing of it is read into memory but what is searched.
+
+        Raises:
+            IndexFolderError: missing, foreign, damaged or half-written.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest.content.kind != KIND:
+            raise IndexFolderError(
+                f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
+            )
+        try:
+            index = tantivy.Index.open(str(folder / manifest.data))
+            index.register_tokenizer(_ANALYSIS, _analyzer())
+            opened = cls(folder, manifest, index)
+        except (ValueError, OSError) as error:
+            raise IndexFolderError(
+                f"index {folder}: damaged ({error}); build it again with `flashback index`"
+            ) from error
+        expected = manifest.content.counts.get("passages")
+        if opened._searcher.num_docs != expected:
+            raise IndexFolderError(
+                f"index {folder}: holds {opened._searcher.num_docs} passages, but its manifest "
+                f"says {expected}; build it again"
+            )
+        return opened
+
+    def __len__(self) -> int:
+        return int(self._searcher.num_docs)
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`. Queries are plain text; there is no query syntax.
+
+        Raises:
+            SettingsError: k is not positive.
+        """
+        if options.k < 1:
+            raise SettingsError(f"k {options.k}: expected at least 1 passage")
+        return [self._search_one(query, options) for query in queries]
+
+    def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
+        terms = Counter(self._analyzer.analyze(text))
+        if not terms:
+            return []
+        clauses = [
+            (tantivy.Occur.Should, self._term("text", term, float(count)))
+            for term, count in terms.most_common(_MAX_QUERY_TERMS)
+        ]
+        # A boolean query of exclusions alone matches nothing, so the terms stand in their own.
+        query = tantivy.Query.boolean_query(clauses)
+        forbidden = [
+            *(self._term("title", title) for title in options.forbid_titles),
+            *(self._term("document", document) for document in options.forbid_documents),
+        ]
+        if forbidden:
+            query = query.and_must_not_match(*forbidden)
+        found = self._searcher.search(query, limit=options.k, count=False).hits
+        return [self._hit(score, at) for score, at in found if score >= options.min_score]
+
+    def _term(self, field: str, value: str, weight: float = 1.0) -> tantivy.Query:
+        option = "freq" if field == "text" else "basic"
+        query = tantivy.Query.term_query(self._schema, field, value, option)
+        return query if weight == 1.0 else tantivy.Query.boost_query(query, weight)
+
+    def _hit(self, score: float, at: tantivy.DocAddress) -> Hit:
+        record = self._searcher.doc(at)
+        identifier, document, title, text = (
+            str(record.get_first(name)) for name in ("id", "document", "title", "text")
+        )
+        return Hit(identifier, document, title, text, float(score))

@@ -1,0 +1,197 @@
+"""An index on disk: one folder, whole or absent.
+
+    IDX/
+    ├── flashback-index.json    the manifest; names the data folder, its files, sizes and checksums
+    └── data-XXXXXXXX/          the search library's own files
+
+A new version is written into a new data folder; replacing the manifest switches over to it in one
+step. Whatever the manifest does not name is debris of an interrupted build and is cleared by the
+next one.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flashback.errors import IndexFolderError
+from flashback.files import fresh_folder, sync_files, write_atomically
+
+MANIFEST = "flashback-index.json"
+FORMAT = 1
+_DATA_PREFIX = "data-"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the data folder, as it was when the index was finished."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an index holds and how it was made."""
+
+    kind: str
+    """The retriever that reads it."""
+    counts: dict[str, int]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index folder says about itself."""
+
+    content: Content
+    data: str
+    """The name of the data folder."""
+    files: dict[str, StoredFile]
+    format: int = FORMAT
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of an index folder, and that its files have their sizes.
+
+    Raises:
+        IndexFolderError: missing, foreign, damaged, of another format, or incomplete.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise IndexFolderError(f"index {folder}: no such folder; make it with `flashback index`")
+    if not path.is_file():
+        raise IndexFolderError(
+            f"index {folder}: no {MANIFEST} in it; this is no FlashBack index, or its building "
+            "was interrupted; make it with `flashback index`"
+        )
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if record["format"] != FORMAT:
+            raise IndexFolderError(
+                f"index {folder}: format {record['format']}, but this version reads format "
+                f"{FORMAT}; build it again with `flashback index`"
+            )
+        files = {name: StoredFile(**file) for name, file in record.pop("files").items()}
+        manifest = Manifest(Content(**record.pop("content")), files=files, **record)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise IndexFolderError(
+            f"index {folder}: {MANIFEST} is damaged ({error}); build the index again"
+        ) from error
+    _check_names(folder, manifest)
+    _check_sizes(folder, manifest)
+    return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """A manifest is input: its names must not lead out of the folder."""
+    for name in (manifest.data, *manifest.files):
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise IndexFolderError(f"index {folder}: {MANIFEST} names {name!r}, which is no file")
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
+    if not manifest.files:
+        raise IndexFolderError(f"index {folder}: {MANIFEST} names no files; build the index again")
+    for name, stored in manifest.files.items():
+        path = folder / manifest.data / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != stored.bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise IndexFolderError(
+                f"index {folder}: {manifest.data}/{name} {found}, expected {stored.bytes}; the "
+                "index is damaged, build it again"
+            )
+
+
+def verify(folder: Path) -> Manifest:
+    """Read every byte of an index and compare checksums.
+
+    Raises:
+        IndexFolderError: naming the first file that is not as it was written.
+    """
+    manifest = read_manifest(folder)
+    for name, stored in manifest.files.items():
+        if _sha256(folder / manifest.data / name) != stored.sha256:
+            raise IndexFolderError(
+                f"index {folder}: {manifest.data}/{name} has changed since it was written (its "
+                "checksum differs); build the index again"
+            )
+    return manifest
+
+
+@contextlib.contextmanager
+def new_version(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A fresh data folder to write into; `publish` makes it the index.
+
+    Leaving the block without having published removes it.
+
+    Raises:
+        IndexFolderError: the folder holds an index and `overwrite` is false, or something else.
+    """
+    check_target(folder, overwrite=overwrite)
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with fresh_folder(folder, _DATA_PREFIX) as data:
+            yield data
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    _clear_debris(folder)
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write an index where something else is.
+
+    Raises:
+        IndexFolderError: see `new_version`.
+    """
+    if folder.is_dir():
+        if (folder / MANIFEST).exists():
+            if not overwrite:
+                raise IndexFolderError(
+                    f"index {folder}: exists already; use --overwrite to replace it"
+                )
+        elif any(not path.name.startswith(_DATA_PREFIX) for path in folder.iterdir()):
+            raise IndexFolderError(
+                f"index {folder}: the folder is not empty and no FlashBack index; choose another"
+            )
+    elif folder.exists():
+        raise IndexFolderError(f"index {folder}: a file is in the way; choose another name")
+
+
+def publish(folder: Path, data: Path, content: Content) -> Manifest:
+    """Seal a finished data folder: make it durable, then switch the manifest over to it."""
+    sync_files(data)
+    files = {
+        path.name: StoredFile(path.stat().st_size, _sha256(path)) for path in sorted(data.iterdir())
+    }
+    manifest = Manifest(content, data.name, files)
+    write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    return manifest
+
+
+def _clear_debris(folder: Path) -> None:
+    current = read_manifest(folder).data
+    for path in folder.iterdir():
+        if path.name.startswith(_DATA_PREFIX) and path.name != current:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(f".{MANIFEST}."):
+            path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

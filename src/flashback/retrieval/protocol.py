@@ -1,0 +1,39 @@
+"""What the stride loop asks of a retriever, whatever searches behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A retrieved passage."""
+
+    id: str
+    document_id: str
+    title: str
+    text: str
+    """What the reader is shown (with the title in front, if the index was made so)."""
+    score: float
+    """Higher is better; only comparable within one retriever."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is asked of every query of a batch."""
+
+    k: int = 1
+    min_score: float = 0.0
+    """Hits that score less are left out."""
+    forbid_titles: tuple[str, ...] = ()
+    """Passages with one of these titles are left out."""
+    forbid_documents: tuple[str, ...] = ()
+    """Passages of the documents with these ids are left out."""
+
+
+class Retriever(Protocol):
+    """Finds passages for plain-text queries."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """The best `options.k` hits of each query, best first; fewer or none if there are none."""
+        ...

@@ -1,0 +1,85 @@
+"""From logits to a token: transformers' own logits processors and one reproducible draw.
+
+Penalties and randomness belong to the text that is written, not to the engine: a `Sampler` knows
+the context and the continuation, never the passage, and draws from (seed, position), so a sample
+does not depend on the pattern, the engine or the timing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from flashback.settings import SamplingSettings
+
+
+class Sampler:
+    """Chooses the next token of one text, and remembers it."""
+
+    def __init__(
+        self, settings: SamplingSettings, history: Sequence[int], forbidden: Iterable[int] = ()
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            settings: how to draw.
+            history: the tokens of the text so far, without any passage.
+            forbidden: ids that are never chosen (marking tokens).
+        """
+        self.settings = settings
+        self.history = list(history)
+        self.forbidden = tuple(forbidden)
+        self._processors = _processors(settings, self.forbidden)
+
+    def choose(self, logits: Tensor) -> int:
+        """Pick a token from `logits` (V,) and append it to the history."""
+        scores = logits.float()[None]
+        if self._processors:
+            # Only the repetition penalty reads the ids; building them costs as much as a draw.
+            seen = self.history if self.settings.repetition_penalty != 1 else []
+            ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
+            scores = self._processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, scores))
+        token = int(scores.argmax()) if self.settings.greedy else self._draw(scores[0])
+        self.history.append(token)
+        return token
+
+    def _draw(self, scores: Tensor) -> int:
+        """Invert the cumulative distribution at the one uniform number of (seed, position)."""
+        position = len(self.history)
+        bits = np.random.Philox(key=self.settings.seed, counter=[0, 0, 0, position])
+        uniform = np.random.Generator(bits).random()
+        cumulative = scores.double().cpu().softmax(-1).cumsum(-1)
+        target = torch.tensor(uniform * float(cumulative[-1]), dtype=torch.float64)
+        drawn = int(torch.searchsorted(cumulative, target, right=True))
+        return min(drawn, int(scores.isfinite().nonzero()[-1]))
+
+
+def _processors(settings: SamplingSettings, forbidden: Sequence[int]) -> LogitsProcessorList:
+    """In the order of transformers' `generate`: penalty, suppression, then the warpers."""
+    processors = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if forbidden:
+        processors.append(SuppressTokensLogitsProcessor(list(forbidden)))
+    if settings.greedy:
+        return processors
+    if settings.temperature != 1:
+        processors.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        processors.append(MinPLogitsWarper(settings.min_p))
+    return processors

@@ -1,0 +1,164 @@
+"""Every setting of a generation, typed, with its unit, checked when it is made.
+
+A field is declared once, by `setting`: its default, what it means, its range and its flag. The
+command line takes its options, defaults and help from here.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from flashback.errors import SettingsError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    flag: str | None = None,
+) -> Any:
+    """Declare a field of a settings class.
+
+    Args:
+        help: one line with the unit; shown by `--help`.
+        low, high: the range of a number, both included.
+        flag: its name on the command line, if that is not the field's.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "low": low, "high": high, "flag": flag}
+    )
+
+
+def flag_of(field: "dataclasses.Field[Any]") -> str:
+    """The command-line flag of a settings field."""
+    return field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+
+
+class CheckedSettings:
+    """Checks every number against its declared range when the settings are made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            low, high = field.metadata.get("low"), field.metadata.get("high")
+            if low is not None and high is not None:
+                _check_number(flag_of(field), getattr(self, field.name), field.type, low, high)
+
+
+def _check_number(flag: str, value: Any, kind: Any, low: float, high: float) -> None:
+    numbers = int if kind is int else (int, float)
+    good = isinstance(value, numbers) and not isinstance(value, bool)
+    if not good or not low <= value <= high:  # NaN is not within any range
+        noun = "a whole number" if kind is int else "a number"
+        raise SettingsError(f"{flag} {value}: expected {noun} from {low:g} to {high:g}")
+
+
+class Pattern(StrEnum):
+    """Where retrieved passages stand (the paper's context patterns)."""
+
+    NONE = "none"
+    PREPEND = "prepend"
+    APPEND = "append"
+
+
+@dataclass(frozen=True)
+class FrameText:
+    """Plain text around a passage, for readers that were not trained with marking tokens."""
+
+    before: str = "\n\nReference: "
+    after: str = "\n\n"
+
+
+_MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class RetrievalSettings(CheckedSettings):
+    """When to retrieve, what with, and how much of it (paper section 3)."""
+
+    pattern: Pattern = setting(Pattern.APPEND, "Where passages stand.")
+    stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=_MOST_TOKENS)
+    query_tokens: int = setting(
+        32, "ℓ: the last tokens of the context that become the query.", low=1, high=_MOST_TOKENS
+    )
+    passage_tokens: int = setting(
+        128, "m: the tokens a passage is cut to.", low=1, high=_MOST_TOKENS
+    )
+    passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
+    min_score: float = setting(0.0, "Leave out passages that score less.", low=0.0, high=1e9)
+    forbid_titles: tuple[str, ...] = setting(
+        (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
+    )
+    forbid_documents: tuple[str, ...] = setting(
+        (),
+        "Leave out passages of the document with this id (repeatable).",
+        flag="--forbid-document",
+    )
+    frame: FrameText | None = None
+    """What stands around passages. None: the reader's marking tokens if it has them, else the
+    default `FrameText`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            object.__setattr__(self, "pattern", Pattern(self.pattern))
+        except ValueError:
+            known = ", ".join(Pattern)
+            raise SettingsError(f"--pattern {self.pattern}: expected one of {known}") from None
+
+
+@dataclass(frozen=True)
+class SamplingSettings(CheckedSettings):
+    """How a token is drawn from the reader's distribution; the default is greedy."""
+
+    temperature: float = setting(
+        0.0, "Above 0: draw tokens, the flatter the higher; 0: greedy.", low=0.0, high=100.0
+    )
+    top_k: int = setting(0, "Draw from the k most probable tokens; 0: all.", low=0, high=1 << 30)
+    top_p: float = setting(
+        1.0, "Draw from the most probable tokens up to this probability.", low=1e-6, high=1.0
+    )
+    min_p: float = setting(
+        0.0, "Draw from tokens with this share of the best one's probability.", low=0.0, high=1.0
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        "Above 1: tokens of the text so far (not of passages) become less likely.",
+        low=0.01,
+        high=100.0,
+    )
+    seed: int = setting(0, "Decides what is drawn.", low=0, high=(1 << 64) - 1)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class StoppingSettings(CheckedSettings):
+    """When writing ends."""
+
+    max_new_tokens: int = setting(64, "Tokens to write at most.", low=1, high=1 << 24)
+    stop: tuple[str, ...] = setting((), "End before this text; it may span strides (repeatable).")
+    ignore_eos: bool = setting(False, "Write on after an end-of-text token.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.stop, tuple):  # a bare string would be taken letter by letter
+            raise SettingsError(f"--stop {self.stop!r}: expected a tuple of texts")
+        if "" in self.stop:
+            raise SettingsError("--stop '': expected a text that is not empty")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about one generation but the prompt, the reader and the index."""
+
+    retrieval: RetrievalSettings = RetrievalSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    stopping: StoppingSettings = StoppingSettings()
+    truncate: bool = setting(
+        False, "Cut a prompt that is too long from the left instead of refusing it."
+    )

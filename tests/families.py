@@ -1,0 +1,93 @@
+"""Tiny seeded models of many families, made from configurations: no downloads, milliseconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+from transformers import AutoModelForCausalLM as Auto
+
+VOCABULARY = 300
+POSITIONS = 192
+SLIDING_WINDOW = 24
+"""Shorter than the contexts of the tests."""
+
+_ROTARY: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_GROUPED = _ROTARY | {"num_key_value_heads": 2}
+
+_CONFIGS: dict[str, Callable[[], Any]] = {
+    "opt": lambda: OPTConfig(
+        **{k: v for k, v in _ROTARY.items() if k != "intermediate_size"},
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=POSITIONS,
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+    "llama": lambda: LlamaConfig(**_GROUPED),
+    "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=8),
+    "mistral": lambda: MistralConfig(**_GROUPED, sliding_window=SLIDING_WINDOW),
+    "gemma2": lambda: Gemma2Config(**_GROUPED, head_dim=8, sliding_window=SLIDING_WINDOW),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_GROUPED | {"num_hidden_layers": 3},
+        head_dim=8,
+        sliding_window=SLIDING_WINDOW,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**_ROTARY),
+    "falcon": lambda: FalconConfig(
+        **{k: v for k, v in _ROTARY.items() if k != "intermediate_size"}
+    ),
+    "phi": lambda: PhiConfig(**_ROTARY),
+    "bloom": lambda: BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1
+    ),
+}
+
+FAMILIES = tuple(_CONFIGS)
+SLIDING = ("mistral", "gemma2", "gemma3")
+
+
+def tiny_config(family: str) -> Any:
+    """The configuration of a tiny model of a family."""
+    return _CONFIGS[family]()
+
+
+def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random model whose logits differ clearly between tokens and positions."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = Auto.from_config(tiny_config(family), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:  # the usual initialisation is too flat to tell mistakes
+                parameter.mul_(4)
+    return model.eval()

@@ -1,0 +1,78 @@
+"""Readers for tests: tiny models with a byte-level tokenizer, and retrievers that make things up."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from families import tiny_model
+from flashback.reader import MARK_LEFT, MARK_RIGHT, Placement, Reader
+from flashback.retrieval.protocol import Hit, SearchOptions
+
+
+def byte_tokenizer(*, bos: bool = True, marks: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte (ids from 2), BOS 0, EOS 1, marks behind; characters span tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<s>", "</s>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=10**6
+    )
+    if marks:
+        fast.add_tokens([MARK_LEFT, MARK_RIGHT], special_tokens=True)
+    return fast
+
+
+def tiny_reader(
+    family: str = "llama",
+    *,
+    model: PreTrainedModel | None = None,
+    window: int = 192,
+    bos: bool = True,
+    marks: bool = False,
+) -> Reader:
+    """A reader around a tiny model."""
+    placement = Placement(torch.device("cpu"), torch.float32, "a test")
+    model = model or tiny_model(family)
+    return Reader(family, model, byte_tokenizer(bos=bos, marks=marks), placement, window, "a test")
+
+
+class MadeUpRetriever:
+    """Passages that depend on nothing but the seed and the number of the query."""
+
+    def __init__(self, seed: int = 0, longest: int = 40, empty: float = 0.2, same: float = 0.2):
+        """Passages of up to `longest` bytes; shares of empty and of repeated answers."""
+        self._random = random.Random(seed)
+        self._longest = longest
+        self._empty = empty
+        self._same = same
+        self._last: list[Hit] = []
+        self.queries: list[str] = []
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        return [self._answer(query, options.k) for query in queries]
+
+    def _answer(self, query: str, k: int) -> list[Hit]:
+        self.queries.append(query)
+        draw = self._random.random()
+        if draw < self._empty:
+            return []
+        if draw > 1 - self._same and self._last:
+            return self._last
+        self._last = [self._hit(score) for score in range(k, 0, -1)]
+        return self._last
+
+    def _hit(self, score: int) -> Hit:
+        letters = "abcdefghijklmnopqrstuvwxyz "
+        size = self._random.randint(1, self._longest)
+        text = "".join(self._random.choice(letters) for _ in range(size))
+        return Hit(f"p{score}", "d", "t", text, float(score))
