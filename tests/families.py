@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -18,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 VOCABULARY = 300
 POSITIONS = 192

@@ -1,11 +1,11 @@
-"""Readers for tests: tiny models with a byte-level tokenizer, and retrievers that make things up."""
+"""Readers for tests: tiny models with a byte-level tokenizer, and made-up passages."""
 
 import random
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
 from flashback.reader import MARK_LEFT, MARK_RIGHT, Placement, Reader
@@ -24,9 +24,7 @@ def byte_tokenizer(*, bos: bool = True, marks: bool = False) -> PreTrainedTokeni
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]
         )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=10**6
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     if marks:
         fast.add_tokens([MARK_LEFT, MARK_RIGHT], special_tokens=True)
     return fast

@@ -1,6 +1,6 @@
 """Train `flashback-mini`, the reader that ships with FlashBack, from nothing. One command:
 
-    make mini            # or: python recipes/mini/train.py --out src/flashback/readers/flashback-mini
+    make mini      # or: python recipes/mini/train.py --out src/flashback/readers/flashback-mini
 
 Data: the `base` split of the corpus `python-docs` of the environment it runs in, without anything
 that repeats an evaluation document. Seeded; about an hour on two cores (bfloat16 autocast).
@@ -119,7 +119,7 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.
 
 
 def batches(stream: torch.Tensor, recipe: Recipe, bos: int) -> Iterator[torch.Tensor]:
-    """Yield (B, T+1) training sequences, each with BOS at position 0, in a new order every epoch."""
+    """Yield (B, T+1) training sequences, BOS at position 0, in a new order every epoch."""
     generator = torch.Generator().manual_seed(recipe.seed)
     for stage in recipe.stages:
         size = recipe.step_tokens // stage.length  # B
@@ -183,7 +183,7 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe, log: Pa
 def bits_per_byte(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]
 ) -> dict[str, float]:
-    """Over whole documents in windows of the full length, each window starting from BOS, float32."""
+    """Over whole documents in full windows, each window starting from BOS, in float32."""
     bits, count, size = 0.0, 0, 0
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -64,7 +64,8 @@ class CachedSequence:
         their window.
         """
         assert self.reaches(length)
-        self.cache.crop(length - len(self.ids))
+        if self.ids:  # layers that were never written to cannot be cropped
+            self.cache.crop(length - len(self.ids))
         del self.ids[length:]
         self.check()
 

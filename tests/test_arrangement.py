@@ -1,0 +1,99 @@
+"""Where the tokens of a prompt stand, and when the context jumps."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashback.arrangement import Context, Frame, Prompt, arrange, context_budget
+from flashback.errors import PromptTooLong, SettingsError
+from flashback.settings import Pattern
+
+IDS = st.lists(st.integers(1, 99), max_size=8).map(tuple)
+FRAME = Frame((100,), (101, 102))
+
+
+def test_each_pattern_puts_the_passage_in_its_place() -> None:
+    context, passage = (0, 1, 2), (7, 8)
+    assert arrange(Pattern.NONE, context, passage, FRAME, 1) == Prompt((0, 1, 2))
+    assert arrange(Pattern.APPEND, context, passage, FRAME, 1) == Prompt(
+        (0, 1, 2, 100, 7, 8, 101, 102)
+    )
+    assert arrange(Pattern.PREPEND, context, passage, FRAME, 1) == Prompt(
+        (0, 100, 7, 8, 101, 102, 1, 2)
+    )
+
+
+@given(pattern=st.sampled_from(Pattern), context=IDS)
+def test_an_empty_retrieval_arranges_the_context_alone(
+    pattern: Pattern, context: tuple[int, ...]
+) -> None:
+    assert arrange(pattern, context, (), FRAME, 1) == Prompt(context)
+
+
+@given(context=IDS, passage=IDS.filter(bool), bos=st.integers(0, 1))
+def test_prepending_and_appending_hold_the_same_tokens(
+    context: tuple[int, ...], passage: tuple[int, ...], bos: int
+) -> None:
+    prepended = arrange(Pattern.PREPEND, context, passage, FRAME, bos).context
+    appended = arrange(Pattern.APPEND, context, passage, FRAME, bos).context
+    assert sorted(prepended) == sorted(appended)
+    if len(context) >= bos:
+        assert prepended[:bos] == appended[:bos] == context[:bos]
+
+
+def test_the_budget_is_what_passages_frame_and_stride_leave() -> None:
+    assert context_budget(2048, passages=2, passage_tokens=128, frame=3, stride=16) == 1773
+
+
+@pytest.mark.parametrize("window", [1, 100, 147, 178])
+def test_a_window_too_small_is_refused_with_what_to_lower(window: int) -> None:
+    with pytest.raises(SettingsError, match="lower --passage-tokens"):
+        context_budget(window, passages=1, passage_tokens=128, frame=2, stride=16)
+
+
+def test_a_prompt_over_the_budget_names_truncate() -> None:
+    with pytest.raises(PromptTooLong, match=r"11 tokens, but only 10 fit.*--truncate"):
+        Context.of_prompt(range(11), (0,), 10, truncate=False)
+    assert Context.of_prompt(range(10), (0,), 10, truncate=False).visible == tuple(range(10))
+
+
+def test_truncation_keeps_bos_and_the_end_of_the_prompt() -> None:
+    context = Context.of_prompt(range(20), (0,), 10, truncate=True)
+    assert context.visible == (0, *range(11, 20))
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(SettingsError, match="prompt is empty"):
+        Context.of_prompt([], (), 10, truncate=False)
+
+
+def test_a_prompt_that_does_not_begin_with_bos_never_gets_one() -> None:
+    context = Context.of_prompt([5] * 10, (0,), 10, truncate=False)
+    context.ids.append(6)
+    context.jump_if_full()
+    assert context.visible == (5, 5, 5, 5, 6)
+
+
+@given(
+    budget=st.integers(20, 60),
+    length=st.integers(1, 20),
+    strides=st.lists(st.integers(1, 8), max_size=40),
+    bos=st.sampled_from([(), (0,)]),
+)
+def test_the_visible_context_is_bos_and_the_latest_text_within_the_budget(
+    budget: int, length: int, strides: list[int], bos: tuple[int, ...]
+) -> None:
+    context = Context.of_prompt([*bos, *range(1, length + 1)][:budget], bos, budget, truncate=False)
+    for stride in strides:
+        before = context.visible
+        jumped = context.jump_if_full()
+        assert jumped == (len(before) > budget)
+        assert len(context.visible) <= budget
+        if jumped:
+            assert context.visible == bos + tuple(context.ids[-(budget // 2) :])
+            assert context.jumps[-1] == len(context.ids)
+        else:
+            assert context.visible == before
+        assert context.visible[: len(bos)] == bos
+        context.ids.extend(range(1000, 1000 + stride))
+    assert len(context.jumps) == len(set(context.jumps))

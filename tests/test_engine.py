@@ -1,0 +1,256 @@
+"""The local engine: leases, forks, counts, refusals and its self-check."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
+
+from families import FAMILIES, SLIDING, tiny_config, tiny_model
+from flashback.arrangement import Prompt
+from flashback.engines.local import LocalEngine, new_cache
+from flashback.errors import SettingsError, UnsupportedReader
+from flashback.sampling import Sampler
+from flashback.settings import SamplingSettings
+
+PROMPT = tuple(range(20))
+
+
+@pytest.fixture
+def engine() -> LocalEngine:
+    return LocalEngine(tiny_model("llama"), window=192)
+
+
+def greedy() -> Sampler:
+    return Sampler(SamplingSettings(), [])
+
+
+def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[list[int], int]:
+    """The tokens, and how many prompt tokens were reused."""
+    completion = engine.complete(Prompt(ids), count, greedy())
+    return list(completion), completion.usage.reused
+
+
+def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:
+    first, reused = complete(engine, PROMPT, 5)
+    assert reused == 0
+    assert complete(engine, PROMPT, 5) == (first, len(PROMPT) - 1)
+
+
+def test_forgetting_starts_from_nothing(engine: LocalEngine) -> None:
+    first, _ = complete(engine, PROMPT, 5)
+    engine.forget()
+    assert complete(engine, PROMPT, 5) == (first, 0)
+
+
+def test_a_sequence_in_use_is_forked_not_cropped(engine: LocalEngine) -> None:
+    """Three completions advance in turn; each gives what it gives alone."""
+    prompts = [PROMPT, PROMPT[:15], (*PROMPT, 30, 31)]
+    alone = []
+    for prompt in prompts:
+        engine.forget()
+        alone.append(complete(engine, prompt, 8)[0])
+    engine.forget()
+    running = [iter(engine.complete(Prompt(prompt), 8, greedy())) for prompt in prompts]
+    together = [[next(tokens)] for tokens in running]
+    for _ in range(7):
+        for written, tokens in zip(together, running, strict=True):
+            written.append(next(tokens))
+    assert together == alone
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_forks_of_sliding_windows_are_exact(family: str) -> None:
+    engine = LocalEngine(tiny_model(family), window=192)
+    long = tuple(range(60))
+    alone = complete(engine, (*long[:50], 99), 6)[0]
+    engine.forget()
+    first = iter(engine.complete(Prompt(long), 30, greedy()))
+    next(first)
+    assert complete(engine, (*long[:50], 99), 6)[0] == alone
+    rest = [*first]
+    engine.forget()
+    assert rest == complete(engine, long, 30)[0][1:]
+
+
+def test_closing_early_gives_the_cache_back_whole(engine: LocalEngine) -> None:
+    expected = complete(engine, PROMPT, 10)[0]
+    engine.forget()
+    with engine.complete(Prompt(PROMPT), 10, greedy()) as completion:
+        tokens = iter(completion)
+        begun = [next(tokens), next(tokens)]
+    assert begun == expected[:2]
+    # The last token that was given out has not been encoded yet.
+    assert complete(engine, (*PROMPT, *begun), 8) == (expected[2:], len(PROMPT) + 1)
+
+
+def test_a_failure_inside_a_pass_drops_the_cache(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = complete(engine, PROMPT, 5)[0]
+    layer = engine.model.model.layers[1]  # type: ignore[union-attr, index]
+    monkeypatch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        complete(engine, (*PROMPT[:10], 40, 41), 5)
+    monkeypatch.undo()
+    assert complete(engine, PROMPT, 5) == (expected, 0)
+
+
+def test_idle_caches_are_kept_up_to_the_limit() -> None:
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=2)
+    prompts = [tuple(range(start, start + 20)) for start in (0, 50, 100)]
+    running = [engine.complete(Prompt(prompt), 2, greedy()) for prompt in prompts]
+    begun: list[Iterator[int]] = [iter(completion) for completion in running]
+    for tokens in (*begun, *begun):
+        next(tokens)
+    for completion in running:
+        completion.close()
+    assert [complete(engine, prompt, 1)[1] for prompt in prompts[1:]] == [19, 19]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_log_probabilities_of_the_continuation(family: str) -> None:
+    engine = LocalEngine(tiny_model(family), window=100)
+    ids = list(range(40))
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = [float(logits[i - 1, ids[i]]) for i in range(10, 40)]
+    assert engine.score(ids, 10) == pytest.approx(expected, abs=1e-4)
+    assert engine.score(ids, 39) == pytest.approx(expected[-1:], abs=1e-4)
+
+
+@pytest.mark.parametrize("start", [0, 5, 6, -1])
+def test_scoring_from_nowhere_is_refused(engine: LocalEngine, start: int) -> None:
+    with pytest.raises(SettingsError, match="score starts at"):
+        engine.score([1, 2, 3, 4, 5], start)
+
+
+def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(SettingsError, match="exceed the window of 192"):
+        engine.complete(Prompt(tuple(range(190))), 3, greedy())
+    with pytest.raises(SettingsError, match="prompt is empty"):
+        engine.complete(Prompt(()), 3, greedy())
+    with pytest.raises(SettingsError, match="no passage slot"):
+        engine.complete(Prompt((1,), slot=(2,)), 3, greedy())
+
+
+def test_recorded_keys_of_sliding_windows_are_trimmed_at_every_completion() -> None:
+    """Nothing is ever cut back when nothing is retrieved; memory must not grow with the text."""
+    engine = LocalEngine(tiny_model("mistral"), window=192)
+    ids = list(range(10))
+    for _ in range(10):
+        ids += complete(engine, tuple(ids), 16)[0]
+    held = engine._idle[0].cache.layers[0].keys
+    assert held is not None
+    assert held.shape[-2] <= 24 + 16
+
+
+def _mamba() -> PreTrainedModel:
+    return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2))
+
+
+def _qwen3_next() -> PreTrainedModel:
+    config = Qwen3NextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        intermediate_size=32,
+        num_experts=0,
+    )
+    return Qwen3NextForCausalLM(config)
+
+
+def _bart() -> PreTrainedModel:
+    config = BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1)
+    return BartForConditionalGeneration(config)
+
+
+def _llama4() -> PreTrainedModel:
+    config = Llama4TextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        moe_layers=[],
+    )
+    return Llama4ForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (_mamba, "cannot be cut back"),
+        (_qwen3_next, "LinearAttention"),
+        (_bart, "encoder-decoder"),
+        (_llama4, "chunked-attention"),
+    ],
+)
+def test_models_whose_state_cannot_be_cut_back_are_refused(
+    build: "type[PreTrainedModel]", reason: str
+) -> None:
+    with pytest.raises(UnsupportedReader, match=reason):
+        LocalEngine(build().eval(), window=100)
+
+
+def test_the_self_check_refuses_a_model_whose_positions_ignore_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a model with wrong positions behind a cache would be: right alone, wrong when reused."""
+    model = tiny_model("opt")
+    plain = model.forward
+
+    def from_zero(**inputs: object) -> object:
+        positions = inputs.pop("position_ids", None)
+        if isinstance(positions, torch.Tensor):
+            inputs["position_ids"] = positions - positions[:, :1]
+        return plain(**inputs)
+
+    monkeypatch.setattr(model, "forward", from_zero)
+    from_zero.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    with pytest.raises(UnsupportedReader, match="fails the self-check"):
+        LocalEngine(model, window=100)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_self_check_leaves_no_trace(family: str) -> None:
+    model = tiny_model(family)
+    before = copy.deepcopy(model.state_dict())
+    engine = LocalEngine(model, window=tiny_config(family).hidden_size)
+    assert complete(engine, PROMPT, 1)[1] == 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_empty_cache_is_of_the_models_layers() -> None:
+    layers = new_cache(tiny_model("gemma3")).layers
+    assert [layer.is_sliding for layer in layers] == [True, True, False]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_recomputed_on_cuda(family: str) -> None:
+    LocalEngine(tiny_model(family).cuda(), window=100)  # the self-check raises if not

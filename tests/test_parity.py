@@ -1,0 +1,242 @@
+"""The promise: cached generation equals full recomputation, on every family, whatever happens."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import flashback.generation as generation_module
+from families import FAMILIES, SLIDING
+from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.generation import Generation, Generator
+from flashback.reader import Reader
+from flashback.settings import (
+    FrameText,
+    Pattern,
+    RetrievalSettings,
+    SamplingSettings,
+    Settings,
+    StoppingSettings,
+)
+from readers import MadeUpRetriever, tiny_reader
+from recompute import (
+    TOLERANCE,
+    RecordingSampler,
+    check_greedy,
+    common_prefix,
+    largest_error,
+    recomputed_logits,
+)
+
+PROMPT = st.lists(st.integers(2, 257), min_size=1, max_size=60)
+
+
+@st.composite
+def made_up_settings(draw: st.DrawFn) -> Settings:
+    """Small strides and passages, so that a few hundred tokens hold jumps and repeats."""
+    frame = draw(st.sampled_from([None, FrameText("", ""), FrameText("[", "]")]))
+    return Settings(
+        RetrievalSettings(
+            pattern=draw(st.sampled_from(Pattern)),
+            stride=draw(st.integers(1, 9)),
+            query_tokens=draw(st.integers(1, 12)),
+            passage_tokens=draw(st.integers(1, 30)),
+            passages=draw(st.integers(1, 2)),
+            frame=frame,
+        ),
+        stopping=StoppingSettings(max_new_tokens=draw(st.integers(1, 40)), ignore_eos=True),
+        truncate=True,
+    )
+
+
+@cache
+def shared_reader(family: str) -> Reader:
+    return tiny_reader(family)
+
+
+@cache
+def shared_engine(family: str) -> LocalEngine:
+    """One engine for all examples: what earlier ones left in its cache must not matter."""
+    return LocalEngine(shared_reader(family).model, window=120)
+
+
+def generate_and_record(
+    writer: Generator, prompt: Sequence[int], settings: Settings
+) -> tuple[Generation, list[Tensor]]:
+    """A generation and all the logits it chose from."""
+    samplers: list[RecordingSampler] = []
+
+    def recording(*arguments: object) -> RecordingSampler:
+        samplers.append(RecordingSampler(*arguments))  # type: ignore[arg-type]
+        return samplers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation_module, "Sampler", recording)
+        generation = writer.generate(prompt, settings)
+    return generation, samplers[0].seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(prompt=PROMPT, made_up=made_up_settings(), seed=st.integers(0, 1000))
+def test_cached_generation_equals_recomputation(
+    family: str, prompt: list[int], made_up: Settings, seed: int
+) -> None:
+    reader = shared_reader(family)
+    writer = Generator(reader, shared_engine(family), MadeUpRetriever(seed))
+    generation, seen = generate_and_record(writer, [0, *prompt], made_up)
+    assert largest_error(reader.model, generation, seen) <= TOLERANCE
+    check_greedy(reader.model, generation, reader.forbidden)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: Pattern) -> None:
+    """Contexts several times longer than any sliding window, and two jumps at least."""
+    reader = shared_reader(family)
+    retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
+    made_up = Settings(retrieval, stopping=StoppingSettings(max_new_tokens=160, ignore_eos=True))
+    engine = LocalEngine(reader.model, window=150)
+    writer = Generator(reader, engine, MadeUpRetriever(1))
+    generation, seen = generate_and_record(writer, list(range(70)), made_up)
+    assert len(generation.jumps) >= 2
+    assert largest_error(reader.model, generation, seen) <= TOLERANCE
+
+
+@pytest.mark.parametrize("pattern", [Pattern.PREPEND, Pattern.APPEND])
+def test_sampled_text_equals_recomputation(pattern: Pattern) -> None:
+    reader = shared_reader("llama")
+    drawing = SamplingSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3)
+    made_up = Settings(RetrievalSettings(pattern=pattern, stride=5, passage_tokens=20), drawing)
+    writer = Generator(reader, shared_engine("llama"), MadeUpRetriever(2))
+    generation, seen = generate_and_record(writer, [0, 5, 6], made_up)
+    assert largest_error(reader.model, generation, seen) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a cache that is not cut back must fail the same comparison."""
+
+    def keep_everything(sequence: CachedSequence, ids: Sequence[int]) -> int:
+        return min(len(sequence.ids), len(ids) - 1)
+
+    monkeypatch.setattr(CachedSequence, "common_prefix", keep_everything)
+    reader = shared_reader(family)
+    engine = LocalEngine(reader.model, window=180, self_check=False)
+    made_up = Settings(
+        RetrievalSettings(stride=4, passage_tokens=20),
+        stopping=StoppingSettings(max_new_tokens=24, ignore_eos=True),
+    )
+    writer = Generator(reader, engine, MadeUpRetriever(0, empty=0, same=0))
+    generation, seen = generate_and_record(writer, list(range(40)), made_up)
+    assert largest_error(reader.model, generation, seen) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_a_second_deeper_cut_is_noticed_on_sliding_windows(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the rule of `reaches`, a deeper cut would be wrong: the rule is needed."""
+    monkeypatch.setattr(CachedSequence, "reaches", lambda *_: True)
+    reader = shared_reader(family)
+    engine = LocalEngine(reader.model, window=180, self_check=False)
+    first, second = list(range(100)), list(range(100, 200))
+    errors = []
+    for kept in (90, 60, 40):
+        ids = first[:kept] + second[kept:]
+        try:
+            values = engine.score(ids, 99)
+        except RuntimeError:  # transformers noticed by itself
+            errors.append(float("inf"))
+            break
+        reference = largest_score_error(reader, ids, values)
+        errors.append(reference)
+    assert max(errors) > 100 * TOLERANCE
+
+
+def largest_score_error(reader: Reader, ids: list[int], values: list[float]) -> float:
+    """Against log-probabilities from one plain pass."""
+    rows = recomputed_logits(reader.model, ids[:-1], len(values)).log_softmax(-1)
+    targets = ids[len(ids) - len(values) :]
+    return max(
+        abs(float(row[target]) - value)
+        for row, target, value in zip(rows, targets, values, strict=True)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_scores_equal_recomputation_through_any_sequence_of_cuts(
+    family: str, data: st.DataObject
+) -> None:
+    reader, engine = shared_reader(family), shared_engine(family)
+    ids = [0, *range(2, 100)]
+    for _ in range(4):
+        kept = data.draw(st.integers(1, len(ids) - 1), label="kept")
+        more = data.draw(st.lists(st.integers(2, 257), min_size=2, max_size=40), label="more")
+        ids = (ids[:kept] + more)[:120]
+        start = data.draw(st.integers(1, len(ids) - 1), label="start")
+        assert largest_score_error(reader, ids, engine.score(ids, start)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_none_equals_the_models_own_generate(family: str) -> None:
+    reader = shared_reader(family)
+    prompt = [0, *range(10, 40)]
+    made_up = Settings(
+        RetrievalSettings(pattern=Pattern.NONE, passage_tokens=16, stride=7),
+        stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
+    )
+    engine = LocalEngine(reader.model, window=160)
+    written = Generator(reader, engine, None).generate(prompt, made_up)
+    reader.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    own = reader.model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)  # type: ignore[operator]
+    assert list(written.tokens) == own[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(prompt=PROMPT, made_up=made_up_settings(), seed=st.integers(0, 1000))
+def test_encoded_is_the_prompt_less_the_longest_common_prefix(
+    family: str, prompt: list[int], made_up: Settings, seed: int
+) -> None:
+    reader = shared_reader(family)
+    engine = LocalEngine(reader.model, window=120, self_check=False)
+    writer = Generator(reader, engine, MadeUpRetriever(seed))
+    generation = writer.generate([0, *prompt], made_up)
+    cached: list[int] = []
+    for stride in generation.strides:
+        usage, length = stride.usage, len(stride.arranged)
+        shared = min(common_prefix(cached, stride.arranged), length - 1)
+        assert usage.reused + usage.encoded == length
+        if family in SLIDING:  # a cut deeper than the window starts anew
+            assert usage.reused in (0, shared)
+        else:
+            assert usage.reused == shared
+        assert usage.decoded == len(stride.tokens) - 1
+        cached = [*stride.arranged, *stride.tokens[:-1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str) -> None:
+    """From the second stride on, with a changed passage and no jump; sliding windows included."""
+    reader = shared_reader(family)
+    engine = LocalEngine(reader.model, window=190)
+    s, m = 6, 20
+    made_up = Settings(
+        RetrievalSettings(stride=s, passage_tokens=m, frame=FrameText("<<", ">>>")),
+        stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
+    )
+    long_passages = MadeUpRetriever(5, longest=40, empty=0, same=0)
+    writer = Generator(reader, engine, long_passages)
+    generation = writer.generate(list(range(2, 60)), made_up)
+    assert not generation.jumps
+    for stride in generation.strides[1:]:
+        passage = min(m, len(stride.passages[0].text))
+        coincidence = 1 if stride.usage.encoded < s + passage + 5 else 0  # first id equals "<"
+        assert stride.usage.encoded == s + passage + 5 - coincidence
