@@ -90,4 +90,5 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim >= 2:  # the usual initialisation is too flat to tell mistakes
                 parameter.mul_(4)
-    return model.eval()
+    model.eval()
+    return model

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from families import FAMILIES, SLIDING, tiny_config, tiny_model
+from families import FAMILIES, SLIDING, SLIDING_WINDOW, tiny_config, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines.local import LocalEngine, new_cache
 from flashback.errors import SettingsError, UnsupportedReader
@@ -100,7 +101,7 @@ def test_a_failure_inside_a_pass_drops_the_cache(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = complete(engine, PROMPT, 5)[0]
-    layer = engine.model.model.layers[1]  # type: ignore[union-attr, index]
+    layer = engine.model.model.layers[1]
     monkeypatch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         complete(engine, (*PROMPT[:10], 40, 41), 5)
@@ -152,9 +153,10 @@ def test_recorded_keys_of_sliding_windows_are_trimmed_at_every_completion() -> N
     ids = list(range(10))
     for _ in range(10):
         ids += complete(engine, tuple(ids), 16)[0]
-    held = engine._idle[0].cache.layers[0].keys
-    assert held is not None
-    assert held.shape[-2] <= 24 + 16
+    layer = engine._idle[0].cache.layers[0]
+    assert isinstance(layer, DynamicSlidingWindowLayer)
+    assert layer.keys is not None
+    assert layer.keys.shape[-2] <= SLIDING_WINDOW + 16
 
 
 def _mamba() -> PreTrainedModel:
@@ -210,10 +212,10 @@ def _llama4() -> PreTrainedModel:
     ],
 )
 def test_models_whose_state_cannot_be_cut_back_are_refused(
-    build: "type[PreTrainedModel]", reason: str
+    build: Callable[[], PreTrainedModel], reason: str
 ) -> None:
     with pytest.raises(UnsupportedReader, match=reason):
-        LocalEngine(build().eval(), window=100)
+        LocalEngine(build(), window=100)
 
 
 def test_the_self_check_refuses_a_model_whose_positions_ignore_the_cache(
@@ -246,11 +248,17 @@ def test_the_self_check_leaves_no_trace(family: str) -> None:
 
 def test_an_empty_cache_is_of_the_models_layers() -> None:
     layers = new_cache(tiny_model("gemma3")).layers
-    assert [layer.is_sliding for layer in layers] == [True, True, False]
+    assert [type(layer) for layer in layers] == [
+        DynamicSlidingWindowLayer,
+        DynamicSlidingWindowLayer,
+        DynamicLayer,
+    ]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_equals_recomputed_on_cuda(family: str) -> None:
-    LocalEngine(tiny_model(family).cuda(), window=100)  # the self-check raises if not
+    model = tiny_model(family)
+    model.to(torch.device("cuda"))  # type: ignore[arg-type]
+    LocalEngine(model, window=100)  # the self-check raises if not

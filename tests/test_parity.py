@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig
 
 import flashback.generation as generation_module
 from families import FAMILIES, SLIDING
@@ -194,8 +196,9 @@ def test_none_equals_the_models_own_generate(family: str) -> None:
     )
     engine = LocalEngine(reader.model, window=160)
     written = Generator(reader, engine, None).generate(prompt, made_up)
-    reader.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    own = reader.model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)  # type: ignore[operator]
+    model: Any = reader.model
+    unending = GenerationConfig(max_new_tokens=60, do_sample=False, pad_token_id=1)
+    own = model.generate(torch.tensor([prompt]), unending, eos_token_id=None)
     assert list(written.tokens) == own[0, len(prompt) :].tolist()
 
 

@@ -163,9 +163,11 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe, log: Pa
         torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: rate(step, recipe))
         for stepper in steppers
     ]
+    bos = model.config.bos_token_id
+    assert isinstance(bos, int)
     start = time.perf_counter()
     with log.open("w") as records:
-        steps = track(batches(stream, recipe, model.config.bos_token_id), total=recipe.steps)
+        steps = track(batches(stream, recipe, bos), total=recipe.steps)
         for step, batch in enumerate(steps):
             loss = sequence_loss(model, batch)
             loss.backward()
@@ -206,7 +208,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Half precision on disk: 14 MB instead of 27; readers load it as they need it."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.float16).save_pretrained(partial)
+    model.half().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -5,5 +5,5 @@ def quiet_transformers() -> None:
     """No weight-loading bars and no advice; errors are raised, not printed."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

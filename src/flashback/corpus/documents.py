@@ -4,6 +4,7 @@ Knows file formats. Knows nothing of passages or of the index. Nothing here hold
 block of a file (`BLOCK_BYTES`) in memory, so a corpus may be larger than the machine's.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -87,6 +88,8 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
     Raises:
         CorpusError: a name is neither a file of a known format, nor a folder, nor `-`.
     """
+    if names.count("-") > 1:
+        raise CorpusError("corpus -: standard input can be read only once; name it once")
     sources: list[Source] = []
     for name in names:
         path = Path(name)
@@ -100,19 +103,29 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
             known = ", ".join(TEXT_SUFFIXES + JSON_SUFFIXES)
             raise CorpusError(f"corpus {name}: unknown format; expected one of {known}")
         else:
-            sources.append(Source(path, path.name, path.stat().st_size))
+            sources.append(Source(path, _printable(path.name), path.stat().st_size))
     return sources
 
 
 def _walk(folder: Path, report: CorpusReport) -> Iterator[Source]:
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = Path(root, file)
             if file.endswith(TEXT_SUFFIXES + JSON_SUFFIXES) and path.is_file():
-                yield Source(path, path.relative_to(folder).as_posix(), path.stat().st_size)
+                name = _printable(path.relative_to(folder).as_posix())
+                yield Source(path, name, path.stat().st_size)
             else:
                 report.ignored_files += 1
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise CorpusError(f"corpus {error.filename}: {error.strerror}") from error
+
+
+def _printable(name: str) -> str:
+    """A file's name with what is not UTF-8 replaced, so that it can be stored."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_documents(
@@ -134,10 +147,10 @@ def read_documents(
 def _read_source(
     source: Source, raw: BinaryIO, report: CorpusReport, advance: Advance
 ) -> Iterator[Document]:
-    lines = _text_lines(source, raw, report, advance)
     if _is_json(source, raw):
-        documents = _json_documents(source, lines, report)
+        documents = _json_documents(source, _text_lines(source, raw, -1, report, advance), report)
     else:
+        lines = _text_lines(source, raw, BLOCK_BYTES, report, advance)
         documents = _text_documents(source, lines)
     previous = None
     for document in documents:
@@ -155,18 +168,17 @@ def _is_json(source: Source, raw: BinaryIO) -> bool:
 
 
 def _text_lines(
-    source: Source, raw: BinaryIO, report: CorpusReport, advance: Advance
+    source: Source, raw: BinaryIO, limit: int, report: CorpusReport, advance: Advance
 ) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) of every line that is UTF-8; a very long line comes in pieces."""
+    """Yield (line number, text) of every line that is UTF-8; one over `limit` comes in pieces."""
     data: BinaryIO = gzip.GzipFile(fileobj=raw) if source.name.endswith(".gz") else raw  # type: ignore[assignment]
-    limit = -1 if source.name.endswith(JSON_SUFFIXES) else BLOCK_BYTES
     number, position = 1, 0
     try:
-        while line := data.readline(limit):
+        while line := _read_line(data, limit):
             if b"\0" in line:
                 report.refuse(BadRecord(source.name, number, "binary data; expected UTF-8 text"))
                 if source.name.endswith(TEXT_SUFFIXES):
-                    return
+                    break
             else:
                 yield from _decoded(source, number, line, report)
             number += line.endswith(b"\n")
@@ -175,6 +187,19 @@ def _text_lines(
                 advance(position - before)
     except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]
         report.refuse(BadRecord(source.name, number, f"damaged gzip data ({error})"))
+    advance(max(0, source.bytes - position))  # what was given up
+
+
+def _read_line(data: BinaryIO, limit: int) -> bytes:
+    """The next line; of one over `limit` bytes, a piece that ends between two characters."""
+    line = data.readline(limit)
+    if len(line) == limit:
+        for _ in range(3):
+            tail = line[-4:]
+            if codecs.utf_8_decode(tail, "ignore")[1] == len(tail):
+                break
+            line += data.readline(1)
+    return line
 
 
 def _decoded(
@@ -218,7 +243,7 @@ def _parse_record(line: str, fallback_id: str) -> Document | str:
     """A document from our own, BEIR's (`_id`) or Pyserini's (`contents`) fields, or why not."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     if not isinstance(record, dict):
         return f"expected a JSON object, found {type(record).__name__}"
@@ -231,4 +256,8 @@ def _parse_record(line: str, fallback_id: str) -> Document | str:
         return f"'title' is {type(title).__name__}, expected a string"
     if not isinstance(identifier, str | int):
         return f"'id' is {type(identifier).__name__}, expected a string or a number"
+    try:
+        f"{identifier} {title} {text}".encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate (half of a \\uXXXX\\uXXXX pair), which is no character"
     return Document(str(identifier), title, text)

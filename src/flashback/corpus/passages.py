@@ -43,11 +43,12 @@ def cut(text: str, words: int) -> Iterator[str]:
         if size and size + length > words:
             yield piece.strip()
             piece, size = "", 0
-        while length > words:  # a sentence longer than a passage is cut between words
+        if length > words:  # a sentence longer than a passage is cut between words
             tokens = _WORD.findall(sentence.lstrip())
-            yield "".join(tokens[:words]).strip()
-            sentence = "".join(tokens[words:])
-            length -= words
+            rest = (length - 1) // words * words
+            for start in range(0, rest, words):
+                yield "".join(tokens[start : start + words]).strip()
+            sentence, length = "".join(tokens[rest:]), length - rest
         piece += sentence
         size += length
     if size:

@@ -27,14 +27,15 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def find_modules() -> list[tuple[str, Path]]:
     """(dotted name, file) of every module of this environment, sorted; our own excluded."""
     paths = sysconfig.get_paths()
-    roots = dict.fromkeys(Path(paths[key]) for key in ("stdlib", "purelib", "platlib"))
+    roots = dict.fromkeys(Path(paths[key]).resolve() for key in ("stdlib", "purelib", "platlib"))
     modules: dict[str, Path] = {}
     for root in roots:
         for folder, folders, files in os.walk(root):
             folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
             for file in files:
                 path = Path(folder, file)
-                if path.suffix == ".py" and not path.is_relative_to(_own_package()):
+                ours = path.is_relative_to(_own_package())
+                if path.suffix == ".py" and path.is_file() and not ours:
                     modules.setdefault(_module_name(path.relative_to(root)), path)
     return sorted(modules.items())
 
@@ -54,7 +55,7 @@ def read_python_docs(
 
 
 def _own_package() -> Path:
-    return Path(__file__).parent.parent
+    return Path(__file__).resolve().parent.parent
 
 
 def _module_name(path: Path) -> str:

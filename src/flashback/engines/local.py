@@ -246,7 +246,7 @@ class LocalEngine:
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache that can be cut back."""
     cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()  # type: ignore[no-untyped-call]
+    cache.activate_past_recording()
     return cache
 
 

@@ -88,8 +88,7 @@ def build_index(
     """
     stored = repeated = 0
     with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        writer = _new_index(data).writer(_HEAP_BYTES)
-        with NearDuplicates() as duplicates:
+        with _writing(data) as writer, NearDuplicates() as duplicates:
             for passage in passages:
                 on_passage()
                 if settings.deduplicate and duplicates.seen_before(passage.text):
@@ -97,10 +96,9 @@ def build_index(
                     continue
                 writer.add_document(_record(passage, settings))
                 stored += 1
-        if not stored:
-            raise CorpusError(_nothing_found(report))
-        writer.commit()
-        writer.wait_merging_threads()
+            if not stored:
+                raise CorpusError(_nothing_found(report))
+            writer.commit()
         counts = {
             "documents": report.documents,
             "passages": stored,
@@ -125,10 +123,16 @@ def _readable_errors(folder: Path) -> Iterator[None]:
         raise IndexFolderError(f"index {folder} cannot be written: {error}") from error
 
 
-def _new_index(data: Path) -> tantivy.Index:
+@contextlib.contextmanager
+def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
+    """A writer whose threads have ended when the block is left, so that none writes any more."""
     index = tantivy.Index(_schema(), path=str(data))
     index.register_tokenizer(_ANALYSIS, _analyzer())
-    return index
+    writer = index.writer(_HEAP_BYTES)
+    try:
+        yield writer
+    finally:
+        writer.wait_merging_threads()
 
 
 def _record(passage: Passage, settings: IndexSettings) -> tantivy.Document:
@@ -148,6 +152,20 @@ def _nothing_found(report: CorpusReport) -> str:
     ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
     first = f"; the first: {report.examples[0]}" if report.examples else ""
     return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
+
+
+@contextlib.contextmanager
+def _readable_damage(folder: Path) -> Iterator[None]:
+    """Damaged data in one line; tantivy reports it as a ValueError, or panics."""
+    try:
+        yield
+    except BaseException as error:
+        # A Rust panic is a BaseException of a class that cannot be imported.
+        if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
+            raise IndexFolderError(
+                f"index {folder}: damaged ({error}); build it again with `flashback index`"
+            ) from error
+        raise
 
 
 class BM25Index:
@@ -173,14 +191,10 @@ class BM25Index:
             raise IndexFolderError(
                 f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
             )
-        try:
+        with _readable_damage(folder):
             index = tantivy.Index.open(str(folder / manifest.data))
             index.register_tokenizer(_ANALYSIS, _analyzer())
             opened = cls(folder, manifest, index)
-        except (ValueError, OSError) as error:
-            raise IndexFolderError(
-                f"index {folder}: damaged ({error}); build it again with `flashback index`"
-            ) from error
         expected = manifest.content.counts.get("passages")
         if opened._searcher.num_docs != expected:
             raise IndexFolderError(
@@ -197,6 +211,7 @@ class BM25Index:
 
         Raises:
             SettingsError: k is not positive.
+            IndexFolderError: the index turns out to be damaged.
         """
         if options.k < 1:
             raise SettingsError(f"k {options.k}: expected at least 1 passage")
@@ -218,8 +233,10 @@ class BM25Index:
         ]
         if forbidden:
             query = query.and_must_not_match(*forbidden)
-        found = self._searcher.search(query, limit=options.k, count=False).hits
-        return [self._hit(score, at) for score, at in found if score >= options.min_score]
+        limit = min(options.k, len(self))  # tantivy reserves memory for as many
+        with _readable_damage(self.folder):
+            found = self._searcher.search(query, limit=limit, count=False).hits
+            return [self._hit(score, at) for score, at in found if score >= options.min_score]
 
     def _term(self, field: str, value: str, weight: float = 1.0) -> tantivy.Query:
         option = "freq" if field == "text" else "basic"

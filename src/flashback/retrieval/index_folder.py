@@ -1,8 +1,8 @@
 """An index on disk: one folder, whole or absent.
 
     IDX/
-    ├── flashback-index.json    the manifest; names the data folder, its files, sizes and checksums
-    └── data-XXXXXXXX/          the search library's own files
+    ├── flashback-index.json      the manifest; names the data folder, its files, sizes and checksums
+    └── flashback-data-XXXXXXXX/  the search library's own files
 
 A new version is written into a new data folder; replacing the manifest switches over to it in one
 step. Whatever the manifest does not name is debris of an interrupted build and is cleared by the
@@ -23,7 +23,7 @@ from flashback.files import fresh_folder, sync_files, write_atomically
 
 MANIFEST = "flashback-index.json"
 FORMAT = 1
-_DATA_PREFIX = "data-"
+_DATA_PREFIX = "flashback-data-"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def read_manifest(folder: Path) -> Manifest:
             )
         files = {name: StoredFile(**file) for name, file in record.pop("files").items()}
         manifest = Manifest(Content(**record.pop("content")), files=files, **record)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        manifest.content.counts.items()  # an object, or AttributeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise IndexFolderError(
             f"index {folder}: {MANIFEST} is damaged ({error}); build the index again"
         ) from error
@@ -121,7 +122,13 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, stored in manifest.files.items():
-        if _sha256(folder / manifest.data / name) != stored.sha256:
+        try:
+            found = _sha256(folder / manifest.data / name)
+        except OSError as error:
+            raise IndexFolderError(
+                f"index {folder}: {manifest.data}/{name} cannot be read: {error.strerror or error}"
+            ) from error
+        if found != stored.sha256:
             raise IndexFolderError(
                 f"index {folder}: {manifest.data}/{name} has changed since it was written (its "
                 "checksum differs); build the index again"
@@ -164,7 +171,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
                 raise IndexFolderError(
                     f"index {folder}: exists already; use --overwrite to replace it"
                 )
-        elif any(not path.name.startswith(_DATA_PREFIX) for path in folder.iterdir()):
+        elif not all(_is_ours(path.name) for path in folder.iterdir()):
             raise IndexFolderError(
                 f"index {folder}: the folder is not empty and no FlashBack index; choose another"
             )
@@ -183,12 +190,19 @@ def publish(folder: Path, data: Path, content: Content) -> Manifest:
     return manifest
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a build, finished or not, leaves a file or folder of this name."""
+    return name == MANIFEST or name.startswith((_DATA_PREFIX, f".{MANIFEST}."))
+
+
 def _clear_debris(folder: Path) -> None:
     current = read_manifest(folder).data
     for path in folder.iterdir():
-        if path.name.startswith(_DATA_PREFIX) and path.name != current:
+        if not _is_ours(path.name) or path.name in (MANIFEST, current):
+            continue
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(f".{MANIFEST}."):
+        else:
             path.unlink(missing_ok=True)
 
 
