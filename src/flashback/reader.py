@@ -3,8 +3,10 @@
 Knows how models are found, checked and placed. Knows nothing of retrieval or of caches.
 """
 
-import os
-from collections.abc import Sequence
+import contextlib
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -16,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.arrangement import Frame, Ids
-from flashback.errors import ReaderError, SettingsError
+from flashback.errors import ReaderError, SettingsError, UnsupportedReader
 from flashback.settings import FrameText
 
 MINI = "flashback-mini"
@@ -25,6 +27,8 @@ MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DEFAULT_WINDOW = 2048
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,17 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     Raises:
         SettingsError: an unknown device or dtype, or a device this machine does not have.
     """
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+    devices = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
     }
-    if device != "auto" and device.partition(":")[0] not in available:
-        raise SettingsError(f"--device {device}: expected auto, {', '.join(available)} or cuda:N")
+    if device != "auto":
+        _check_device(device, devices)
     if dtype != "auto" and dtype not in _DTYPES:
         raise SettingsError(f"--dtype {dtype}: expected auto, {' or '.join(_DTYPES)}")
-    if device != "auto" and not available[device.partition(":")[0]]:
-        raise SettingsError(f"--device {device}: this machine has none; use --device cpu")
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        device = next(name for name, count in devices.items() if count)
         reason = "no GPU found" if device == "cpu" else f"{device} found"
     else:
         reason = "device as asked"
@@ -66,6 +68,15 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     if device.startswith("cuda") and torch.cuda.is_bf16_supported():
         return Placement(torch.device(device), torch.bfloat16, f"{reason}, bfloat16 is fastest")
     return Placement(torch.device(device), torch.float32, f"{reason}, float32 is exact")
+
+
+def _check_device(device: str, devices: dict[str, int]) -> None:
+    if not _DEVICE.fullmatch(device):
+        raise SettingsError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+    kind, _, number = device.partition(":")
+    if int(number or 0) >= devices[kind]:
+        found = f"{devices[kind]}, counted from 0" if devices[kind] else "none"
+        raise SettingsError(f"--device {device}: this machine has {found}; use --device cpu")
 
 
 @dataclass(frozen=True)
@@ -176,24 +187,26 @@ def load_reader(
     """
     placement = choose_placement(device, dtype)
     path = _locate(name)
-    try:
+    with _readable(name, "configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedReader(
+            f"model {name} is an encoder-decoder ({config.model_type}); expected a decoder-only "
+            "language model"
+        )
+    with _readable(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with _readable(name, "weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=placement.dtype,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, in one line
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises almost anything for a bad folder
-        raise ReaderError(f"model {name} cannot be loaded: {_first_line(error)}") from error
     model, report = loaded
-    if missing := report["missing_keys"]:
-        raise ReaderError(
-            f"model {name} is incomplete: {len(missing)} weights are missing, such as "
-            f"{sorted(missing)[0]}; they would be random"
-        )
+    _check_weights(name, report)
     model = model.to(placement.device).eval()
     size, reason = _window(config, tokenizer)
     if window is not None:
@@ -207,20 +220,49 @@ def _locate(name: str) -> str:
     if name == MINI:
         return str(files("flashback") / "readers" / MINI)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ReaderError(f"model {name}: the folder has no config.json; expected a model")
         return str(path)
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
-    if looks_local:
-        found = "a file" if path.exists() else "nothing"
-        raise ReaderError(f"model {name}: found {found} there; expected a model's folder")
+    if path.exists() or not _HUB_NAME.fullmatch(name):
+        found = "a file" if path.is_file() else "nothing"
+        raise ReaderError(
+            f"model {name or repr(name)}: found {found} there; expected a model's folder or the "
+            "name of a hub model"
+        )
     return name
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{text[0] if text else 'no reason given'} ({type(error).__name__})"
+@contextlib.contextmanager
+def _readable(name: str, part: str) -> Iterator[None]:
+    """Transformers raises almost anything for a bad model; say which part of it was bad."""
+    try:
+        yield
+    except Exception as error:
+        found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
+        kind = type(error).__name__
+        is_folder = name == MINI or Path(name).expanduser().is_dir()
+        where = "" if is_folder else "no such folder here, and as a hub model "
+        raise ReaderError(
+            f"model {name}: {where}its {part} cannot be loaded: {found} ({kind})"
+        ) from error
+
+
+def _check_weights(name: str, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers would replace by random ones."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ReaderError(
+            f"model {name} is incomplete: {len(missing)} weights are missing, such as "
+            f"{missing[0]}; they would be random"
+        )
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        weight, found, expected = mismatched[0]
+        raise ReaderError(
+            f"model {name}: {len(mismatched)} weights do not fit its config.json, such as "
+            f"{weight}: found {tuple(found)}, expected {tuple(expected)}"
+        )
 
 
 def _window(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -55,22 +56,26 @@ def print_report(report: CorpusReport) -> None:
     for record in report.examples:
         notes.print(f"skipped {record}", markup=False)
     if report.bad_records > len(report.examples):
-        notes.print(f"skipped {report.bad_records - len(report.examples)} more bad records")
+        notes.print(f"more bad records, skipped: {report.bad_records - len(report.examples)}")
     if report.ignored_files:
-        notes.print(f"ignored {report.ignored_files} files of other formats")
+        notes.print(f"files of other formats, ignored: {report.ignored_files}")
 
 
 def read_standard_input() -> str:
     """All of standard input as text.
 
     Raises:
-        click.UsageError: it is not UTF-8.
+        click.UsageError: it is closed, unreadable or not UTF-8.
     """
-    from click import UsageError
-
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed; expected text")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(
+        raise click.UsageError(
             f"standard input is not UTF-8 at byte {error.start + 1}; expected text"
+        ) from None
+    except OSError as error:
+        raise click.UsageError(
+            f"standard input cannot be read: {error.strerror}; expected text"
         ) from None

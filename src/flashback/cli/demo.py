@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 _TITLE_WIDTH = 34
 
 
-@click.command()
+@click.command(short_help="See it work on this Python's documentation.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def demo(as_json: bool) -> None:
-    """Index this Python's documentation and continue a held-out page of it, three ways."""
+    """Index this Python's documentation and continue a held-out page of it, three ways.
+
+    \b
+    flashback demo
+    flashback demo --json > table.json
+
+    The index is kept in the user's cache folder, so that the next time begins at once.
+    """
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
@@ -31,7 +38,8 @@ def demo(as_json: bool) -> None:
     from flashback.reader import load_reader
     from flashback.settings import Pattern
 
-    console = Console(stderr=as_json, highlight=False)
+    quiet = as_json and not notes.is_terminal
+    console = Console(stderr=as_json, highlight=False, quiet=quiet)
     with indexing_progress() as progress:
         index, built = open_or_build_index(progress)
     _print_index(console, index, built)

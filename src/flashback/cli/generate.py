@@ -9,8 +9,10 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
+from flashback.errors import SettingsError
 from flashback.settings import (
     FrameText,
+    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -40,13 +42,15 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(short_help="Write on from a prompt.")
 @click.argument("prompt")
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @reader_options
 @options_of(RetrievalSettings)
-@click.option("--frame-before", help="Text before a passage (default: marks, or 'Reference: ').")
-@click.option("--frame-after", help="Text after a passage.")
+@click.option(
+    "--frame-before", help="Text before a passage, instead of the model's marks or 'Reference: '."
+)
+@click.option("--frame-after", help="Text after a passage, likewise.")
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
@@ -74,7 +78,15 @@ def generate(
     flashback generate --pattern none "The json module"
     flashback generate --index IDX --explain --max-new-tokens 32 - < draft.txt
     """
+    if as_json and explain:
+        raise click.UsageError("--json holds what --explain shows; give one of them")
     settings = _settings(values, frame_before, frame_after)
+    if index is None and settings.retrieval.pattern is not Pattern.NONE:
+        # Known before a model is loaded, or even downloaded.
+        raise SettingsError(
+            f"--pattern {settings.retrieval.pattern} retrieves, but there is no index; give "
+            "--index, or use --pattern none"
+        )
     text = read_standard_input() if prompt == "-" else prompt
 
     from flashback.cli.quiet import quiet_transformers
@@ -96,7 +108,8 @@ def generate(
         click.echo(json.dumps(record, ensure_ascii=False))
         return
     _print_stream(writing, writer.reader.show, explain)
-    _print_summary(writing.result)
+    if notes.is_terminal:
+        _print_summary(writing.result)
 
 
 def _settings(values: dict[str, Any], before: str | None, after: str | None) -> Settings:

@@ -1,7 +1,7 @@
 """`flashback index` and `flashback search`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.protocol import SearchOptions
+from flashback.settings import CheckedSettings, setting
 
 
 class _BuildByDefault(click.Group):
@@ -49,7 +50,7 @@ def index() -> None:
     """
 
 
-@index.command()
+@index.command(short_help="Make an index (the default command).")
 @click.argument("corpus", nargs=-1, required=True)
 @click.option("--out", type=Path, required=True, help="The index folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
@@ -59,7 +60,12 @@ def index() -> None:
 def build(
     corpus: tuple[str, ...], out: Path, overwrite: bool, strict: bool, as_json: bool, **values: Any
 ) -> None:
-    """Read a corpus, cut it into passages and index them (the default command)."""
+    """Read a corpus, cut it into passages and index them (the default command).
+
+    \b
+    flashback index build notes/ --out IDX --passage-words 200
+    flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
+    """
     settings = take(IndexSettings, values)
     report = CorpusReport(strict=strict)
     with indexing_progress() as progress:
@@ -70,11 +76,15 @@ def build(
     _print_manifest(out, manifest, as_json)
 
 
-@index.command()
+@index.command(short_help="Check an index against its checksums.")
 @click.argument("folder", type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def verify(folder: Path, as_json: bool) -> None:
-    """Read every byte of an index and compare its checksums."""
+    """Read every byte of an index and compare its checksums.
+
+    \b
+    flashback index verify IDX
+    """
     manifest = verify_index(folder)
     BM25Index.open(folder)
     _print_manifest(folder, manifest, as_json)
@@ -92,30 +102,49 @@ def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
     )
 
 
-@click.command()
+@dataclass(frozen=True)
+class SearchSettings(CheckedSettings):
+    """The options of `flashback search`."""
+
+    k: int = setting(5, "Hits per query.", low=1, high=1000, flag="-k")
+    min_score: float = setting(0.0, "Leave out hits that score less.", low=0.0, high=1e9)
+    forbid_titles: tuple[str, ...] = setting(
+        (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
+    )
+    forbid_documents: tuple[str, ...] = setting(
+        (),
+        "Leave out passages of the document with this id (repeatable).",
+        flag="--forbid-document",
+    )
+
+
+@click.command(short_help="Search an index.")
 @click.argument("folder", type=Path)
 @click.argument("query")
-@click.option("-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Hits.")
-@click.option("--min-score", type=float, default=0.0, help="Leave out hits that score less.")
-@click.option("--forbid-title", "forbid_titles", multiple=True, help="Leave out this title.")
-@click.option("--forbid-document", "forbid_documents", multiple=True, help="Leave out this id.")
+@options_of(SearchSettings)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
-def search(folder: Path, query: str, as_json: bool, **options: Any) -> None:
+def search(folder: Path, query: str, as_json: bool, **values: Any) -> None:
     """Search an index; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
     flashback search IDX - --json < queries.txt
     """
+    options = SearchOptions(**asdict(take(SearchSettings, values)))
     opened = BM25Index.open(folder)
-    queries = read_standard_input().splitlines() if query == "-" else [query]
-    for text, hits in zip(queries, opened.search(queries, SearchOptions(**options)), strict=True):
+    queries = _lines(read_standard_input()) if query == "-" else [query]
+    for text, hits in zip(queries, opened.search(queries, options), strict=True):
         if as_json:
             click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
             continue
         if not hits:
-            notes.print(f"no passage has a word of {text!r}", markup=False)
+            notes.print(f"nothing found for {text!r}", markup=False)
         for rank, hit in enumerate(hits, 1):
             excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
             click.echo(f"{rank}. {hit.title or hit.document_id}  [{hit.score:.2f}]  {hit.id}")
             click.echo(f"   {excerpt}")
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as `wc -l` counts them: answers correspond to them, so no other breaks count."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Errors are one line; exit codes 0, 1 failure, 2 usage."""
 
-import os
+import errno
+import io
+import re
 import sys
 
 import click
@@ -13,6 +15,8 @@ from flashback.errors import FlashBackError
 
 INTERRUPTED = 130
 """The shell's convention for Ctrl-C."""
+_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
+"""How PyTorch's errors say so, on different devices."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -33,32 +37,55 @@ for command in (index, search, generate, demo):
 
 def main() -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may be unable to encode every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
-        app(standalone_mode=False)
+        _check_arguments(sys.argv[1:])
+        app(standalone_mode=False)  # exits with 1 when the reader of our output leaves (`| head`)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message().replace("\n", " "), error.exit_code)
+        return _fail(_usage_message(error), error.exit_code)
     except FlashBackError as error:
-        return _fail(str(error).replace("\n", " "), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{name}{error.strerror or error}", 1)
-    except MemoryError:
-        return _fail("out of memory; use a smaller model, --dtype bfloat16 or a smaller window", 1)
+        return _fail(_system_message(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        return _fail("out of memory; use a smaller model, a smaller --window or bfloat16", 1)
     return 0
 
 
+def _check_arguments(arguments: list[str]) -> None:
+    """Python lets bytes that are no text through; tokenizers and the index do not."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(f"argument {argument!r} is not UTF-8; expected text") from None
+
+
+def _usage_message(error: click.ClickException) -> str:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see '{context.command_path} --help'" if context else message
+
+
+def _system_message(error: OSError) -> str:
+    # Files are opened by name; what is written without one is standard output.
+    writing = error.errno in (errno.ENOSPC, errno.EIO)
+    name = error.filename or ("standard output" if writing else None)
+    return f"{name}: {error.strerror}" if name else str(error)
+
+
 def _fail(message: str, code: int) -> int:
-    click.echo(f"flashback: {message}", err=True)
+    click.echo(f"flashback: {' '.join(message.splitlines())}", err=True)
     return code

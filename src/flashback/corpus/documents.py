@@ -164,7 +164,7 @@ def _is_json(source: Source, raw: BinaryIO) -> bool:
         return source.name.endswith(JSON_SUFFIXES)
     # Standard input has no suffix: JSON lines announce themselves with a brace.
     peek = raw.peek(1) if isinstance(raw, io.BufferedReader) else b""
-    return peek.lstrip()[:1] == b"{"
+    return peek.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
 
 
 def _text_lines(

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ class LocalEngine:
         self.capabilities = Capabilities(window=window, slot=False)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
+        self._takes_keep = "logits_to_keep" in parameters
         self._idle_limit = idle_sequences
         self._idle: list[CachedSequence] = []
         self._leased: list[CachedSequence] = []
@@ -196,17 +198,20 @@ class LocalEngine:
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         """Encode `ids` behind what is cached; the logits of the last `keep` of them, (keep, V)."""
         device = self.model.device
-        positions = range(len(sequence.ids), len(sequence.ids) + len(ids))
-        extra = {"position_ids": torch.tensor([positions])} if self._takes_positions else {}
+        extra: dict[str, Any] = {}
+        if self._takes_positions:
+            positions = range(len(sequence.ids), len(sequence.ids) + len(ids))
+            extra["position_ids"] = torch.tensor([positions], device=device)
+        if self._takes_keep:  # the vocabulary's rows are half of a small model's work
+            extra["logits_to_keep"] = keep
         output = self.model(
             input_ids=torch.tensor([list(ids)], device=device),
             past_key_values=sequence.cache,
             use_cache=True,
-            logits_to_keep=keep,
-            **{name: value.to(device) for name, value in extra.items()},
+            **extra,
         )
         sequence.ids.extend(ids)
-        logits: Tensor = output.logits[0]
+        logits: Tensor = output.logits[0, -keep:]
         return logits
 
     def _lease(self, ids: Sequence[int]) -> tuple[CachedSequence, int]:

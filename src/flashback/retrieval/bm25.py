@@ -128,7 +128,8 @@ def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
     """A writer whose threads have ended when the block is left, so that none writes any more."""
     index = tantivy.Index(_schema(), path=str(data))
     index.register_tokenizer(_ANALYSIS, _analyzer())
-    writer = index.writer(_HEAP_BYTES)
+    # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
+    writer = index.writer(_HEAP_BYTES, num_threads=1)
     try:
         yield writer
     finally:

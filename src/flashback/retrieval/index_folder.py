@@ -1,7 +1,7 @@
 """An index on disk: one folder, whole or absent.
 
     IDX/
-    ├── flashback-index.json      the manifest; names the data folder, its files, sizes and checksums
+    ├── flashback-index.json      the manifest: the data folder's name, its files' checksums
     └── flashback-data-XXXXXXXX/  the search library's own files
 
 A new version is written into a new data folder; replacing the manifest switches over to it in one

@@ -1,0 +1,78 @@
+"""Documentation that cannot rot: generated help is current, examples parse and run."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from flashback.cli.main import app
+from flashback.corpus.building import index_corpus
+from flashback.corpus.documents import CorpusReport
+from flashback.corpus.split import split_of
+from flashback.demo import PAGE
+from flashback.retrieval.bm25 import IndexSettings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_command_line_page_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "write_cli_help.py"))
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == page["render"](), "run `make docs`"
+
+
+def documented_commands() -> list[str]:
+    """Every `flashback …` line of the README's and the help's examples."""
+    texts = [README, *(command.help or "" for command in app.commands.values())]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    commands = [line.partition("| ")[2] if line.startswith("zcat") else line for line in lines]
+    return [line for line in commands if re.match(r"flashback (index|search|generate|demo)", line)]
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_are_accepted(line: str) -> None:
+    words = shlex.split(re.split(r" {2,}[a-z#]| [<>] ", line)[0], comments=True)[1:]
+    command: click.Command = app
+    context = app.make_context("flashback", list(words))
+    while isinstance(command, click.Group):
+        rest = [*context._protected_args, *context.args]
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command, context = found, found.make_context(name, rest, parent=context)
+
+
+def test_the_readmes_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 1
+    assert len(blocks[0].splitlines()) <= 20
+    (tmp_path / "json.txt").write_text("The json module encodes and decodes JSON. " * 40)
+    report = CorpusReport()
+    index_corpus([str(tmp_path / "json.txt")], tmp_path / "IDX", IndexSettings(), report)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert "json.txt: reused" in capsys.readouterr().out
+
+
+def test_every_module_is_described_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    source = ROOT / "src" / "flashback"
+    for path in source.rglob("*.py"):
+        name = path.relative_to(source).as_posix()
+        if path.name.startswith("__") or name.startswith("cli/"):
+            continue
+        assert f"`{name}`" in page, f"{name} is not in docs/architecture.md"
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_demos_page_is_held_out() -> None:
+    assert split_of(PAGE) == "evaluation"
