@@ -17,11 +17,11 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from families import FAMILIES, SLIDING, SLIDING_WINDOW, tiny_config, tiny_model
+from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import Prompt
-from flashback.engines.local import LocalEngine, new_cache
+from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
+from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -147,18 +147,6 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
         engine.complete(Prompt((1,), slot=(2,)), 3, greedy())
 
 
-def test_recorded_keys_of_sliding_windows_are_trimmed_at_every_completion() -> None:
-    """Nothing is ever cut back when nothing is retrieved; memory must not grow with the text."""
-    engine = LocalEngine(tiny_model("mistral"), window=192)
-    ids = list(range(10))
-    for _ in range(10):
-        ids += complete(engine, tuple(ids), 16)[0]
-    layer = engine._idle[0].cache.layers[0]
-    assert isinstance(layer, DynamicSlidingWindowLayer)
-    assert layer.keys is not None
-    assert layer.keys.shape[-2] <= SLIDING_WINDOW + 16
-
-
 def _mamba() -> PreTrainedModel:
     return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2))
 
@@ -246,13 +234,9 @@ def test_the_self_check_leaves_no_trace(family: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_an_empty_cache_is_of_the_models_layers() -> None:
-    layers = new_cache(tiny_model("gemma3")).layers
-    assert [type(layer) for layer in layers] == [
-        DynamicSlidingWindowLayer,
-        DynamicSlidingWindowLayer,
-        DynamicLayer,
-    ]
+def test_an_empty_cache_has_the_models_kinds_of_layers() -> None:
+    kinds = [type(layer) for layer in new_cache(tiny_model("gemma3")).layers]
+    assert kinds == [BufferedSlidingLayer, BufferedSlidingLayer, BufferedLayer]
 
 
 @pytest.mark.gpu

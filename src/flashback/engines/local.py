@@ -10,11 +10,8 @@ logits from) is completed like this:
     [c, P)     encoded in one pass, which gives the first new token
     [P, ...)   decoded, one pass per further token
 
-**How deep a cache can be cut.** Full-attention layers: anywhere. Sliding-window layers keep, after
-a cut to L, only the keys [L - (W-1), L) that the next token sees; a later, deeper cut would need
-keys that are gone, and transformers then computes something silently wrong.
-`CachedSequence.reaches` decides from what each layer really holds; a prompt below that starts a new
-sequence.
+How deep a cache can be cut is `engines/cache.py`'s business; a prompt that would need a deeper cut
+starts a new sequence.
 """
 
 import copy
@@ -28,14 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from flashback.arrangement import Prompt
+from flashback.engines.cache import CUTTABLE, cache_reaches, new_cache
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 
-_CUTTABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
 
@@ -56,30 +52,20 @@ class CachedSequence:
 
     def reaches(self, length: int) -> bool:
         """Whether the cache can be cut back to `length` and still be exact."""
-        return all(_reaches(layer, length) for layer in self.cache.layers)
+        return cache_reaches(self.cache, length)
 
     def cut(self, length: int) -> None:
         """Forget everything from `length` on.
 
-        Also called with nothing to forget: that trims what sliding-window layers recorded beyond
-        their window.
+        Also called with nothing to forget: sliding-window layers learn from it what they may drop.
         """
         assert self.reaches(length)
-        if self.ids:  # layers that were never written to cannot be cropped
-            self.cache.crop(length - len(self.ids))
+        self.cache.crop(length - len(self.ids))
         del self.ids[length:]
         self.check()
 
     def check(self) -> None:
         assert self.cache.get_seq_length() == len(self.ids), "cache and ids are out of step"
-
-
-def _reaches(layer: object, length: int) -> bool:
-    if not isinstance(layer, DynamicSlidingWindowLayer) or not layer.is_initialized:
-        return True
-    assert layer.keys is not None
-    first_held = layer.cumulative_length - layer.keys.shape[-2]
-    return first_held == 0 or length - (layer.sliding_window - 1) >= first_held
 
 
 class LocalEngine:
@@ -248,13 +234,6 @@ class LocalEngine:
             self._leased = [leased for leased in self._leased if leased is not sequence]
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache that can be cut back."""
-    cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()
-    return cache
-
-
 def refuse_uncuttable(model: PreTrainedModel) -> None:
     """Refuse, before running it, a model whose layers keep a state that cannot be cut back.
 
@@ -274,7 +253,7 @@ def refuse_uncuttable(model: PreTrainedModel) -> None:
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         raise UnsupportedReader(f"{name} has chunked-attention layers, which are not verified")
     for layer in DynamicCache(config=model.config).layers:
-        if type(layer) not in _CUTTABLE_LAYERS:
+        if type(layer) not in CUTTABLE:
             raise UnsupportedReader(
                 f"{name} has layers of type {type(layer).__name__}, whose state cannot be cut back "
                 "to a prefix; expected full or sliding-window attention only"

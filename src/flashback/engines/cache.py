@@ -1,0 +1,151 @@
+"""KV cache layers that grow in place and are cut by moving a length.
+
+transformers' own dynamic layers concatenate at every token, which copies the whole cache every
+time. These keep keys and values in a buffer with room to spare.
+
+Symbols: B batch, H key-value heads, D head size, n positions seen, W sliding window.
+
+    full attention     holds [0, n)
+    sliding window     holds [first, n); going on from n needs [n - (W-1), n)
+
+**How deep a cache can be cut.** Full attention: anywhere. Sliding windows: to L, if the W-1
+positions before L are still held. A cut to L says that nothing below will be asked for soon, so
+positions before L - (W-1) may be dropped when the buffer is full, and only then; nothing is ever
+dropped between two cuts. `reaches` answers from what is held.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+_ROOM = 256
+"""Spare positions of a new buffer, at least; it grows geometrically beyond that."""
+
+
+class _Buffer:
+    """Keys and values (B, H, capacity, D) of the positions [first, end)."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.end = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor, droppable: int) -> None:
+        """Write (B, H, new, D) at the end; if room is short, drop what precedes `droppable`."""
+        new = keys.shape[-2]
+        if self._keys is None or self.end - self.first + new > self._keys.shape[-2]:
+            self._move(keys, values, new, max(self.first, droppable))
+        assert self._keys is not None
+        assert self._values is not None
+        at = self.end - self.first
+        self._keys[:, :, at : at + new] = keys
+        self._values[:, :, at : at + new] = values
+        self.end += new
+
+    def view(self, start: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the positions [start, end), without copying."""
+        assert self._keys is not None
+        assert self._values is not None
+        held = slice(start - self.first, self.end - self.first)
+        return self._keys[:, :, held], self._values[:, :, held]
+
+    def _move(self, keys: Tensor, values: Tensor, new: int, first: int) -> None:
+        held = self.end - first
+        capacity = held + new + max(_ROOM, (held + new) // 2)
+        larger = [
+            states.new_empty((*states.shape[:2], capacity, states.shape[3]))
+            for states in (keys, values)
+        ]
+        if held:
+            for buffer, states in zip(larger, self.view(first), strict=True):
+                buffer[:, :, :held] = states
+        self._keys, self._values = larger
+        self.first = first
+
+
+class BufferedLayer(DynamicLayer):
+    """Full attention, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer = _Buffer()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, new, D) keys and values; everything that the new positions may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._buffer.append(key_states, value_states, droppable=0)
+        return self._buffer.view(0)
+
+    def get_seq_length(self) -> int:
+        """n."""
+        return self._buffer.end
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -`tokens_to_remove` positions (transformers' sign)."""
+        self._buffer.end += tokens_to_remove
+
+    def reaches(self, length: int) -> bool:
+        """Whether the layer is exact after a cut to `length`."""
+        return True
+
+
+class BufferedSlidingLayer(DynamicSlidingWindowLayer):
+    """Sliding-window attention, in a buffer."""
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__(sliding_window)
+        self._buffer = _Buffer()
+        self._droppable = 0
+        """Positions before this one may go when room is short."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, new, D) keys and values; the last W-1 before them, and them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        visible = max(self._buffer.end - (self.sliding_window - 1), 0)
+        self._buffer.append(key_states, value_states, self._droppable)
+        self.cumulative_length = self._buffer.end
+        return self._buffer.view(visible)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -`tokens_to_remove` positions, and allow to drop what precedes W."""
+        assert self.reaches(self._buffer.end + tokens_to_remove)
+        self._buffer.end += tokens_to_remove
+        self.cumulative_length = self._buffer.end
+        self._droppable = max(self._buffer.end - (self.sliding_window - 1), 0)
+
+    def reaches(self, length: int) -> bool:
+        """Whether the layer is exact after a cut to `length`."""
+        needed = max(length - (self.sliding_window - 1), 0)
+        return needed >= self._buffer.first
+
+
+CUTTABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+"""The types of layers that can be cut back; of others the model is refused."""
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of buffered layers for a model all of whose layers are cuttable."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_buffered(layer) for layer in cache.layers]
+    return cache
+
+
+def _buffered(layer: object) -> Any:
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return BufferedSlidingLayer(layer.sliding_window)
+    return BufferedLayer() if isinstance(layer, DynamicLayer) else layer
+
+
+def cache_reaches(cache: DynamicCache, length: int) -> bool:
+    """Whether the whole cache is exact after a cut to `length`."""
+    buffered = (BufferedLayer, BufferedSlidingLayer)
+    return all(layer.reaches(length) for layer in cache.layers if isinstance(layer, buffered))
