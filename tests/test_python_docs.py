@@ -10,7 +10,7 @@ import flashback
 from flashback.corpus.documents import Document
 from flashback.corpus.python_docs import find_modules, read_module, read_python_docs
 
-LONG = "These are enough words to make a document of a module. " * 5
+LONG = " ".join(["These are enough words to make a document of a module."] * 5)
 
 SOURCES = {
     "alpha/__init__.py": f'"""The package alpha. {LONG}"""',
@@ -74,7 +74,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     (root / "surrogate.py").write_text(f'"""\\ud800 {LONG}"""')
     (root / ".#editing.py").symlink_to(root / "nowhere")
     packages = Path(flashback.__file__).parent.parent
-    paths = {"stdlib": str(root), "purelib": str(packages), "platlib": str(packages)}
+    lib64 = tmp_path_factory.mktemp("linked") / "lib64"  # as in Fedora's virtual environments
+    lib64.symlink_to(packages)
+    paths = {"stdlib": str(root), "purelib": str(packages), "platlib": str(lib64)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sysconfig, "get_paths", lambda: paths)
         modules = find_modules()
@@ -106,7 +108,7 @@ def test_documents_are_modules_that_are_python_and_say_something(result: Result)
 
 def test_docstrings_stand_once_under_their_qualified_names(result: Result) -> None:
     module, *blocks = result.documents["alpha.beta"].text.split("\n\n")
-    assert module == f"The module beta. {LONG}".strip()
+    assert module == f"The module beta. {LONG}"
     assert blocks == [
         "Outer\nA class with documentation.",
         "Outer.Inner.method\nDoes what a method does.",
@@ -119,7 +121,7 @@ def test_a_declared_encoding_is_honoured(result: Result) -> None:
 
 
 def test_the_help_topics_are_read_as_texts(result: Result) -> None:
-    text = f"The if statement. {LONG}".strip() + "\n\nMembership."
+    text = f"The if statement. {LONG}" + "\n\nMembership."
     assert result.documents["pydoc_data.topics"].text == text
 
 

@@ -1,10 +1,12 @@
 """Documents in: text files, JSON lines, folders of these and standard input, one at a time.
 
-Knows file formats. Knows nothing of passages or of the index. Nothing here holds more than one
-block of a file (`BLOCK_BYTES`) in memory, so a corpus may be larger than the machine's.
+Knows file formats. Knows nothing of passages or of the index. Nothing here holds more in memory
+than a block of a text file (`BLOCK_BYTES`) or a line of JSON, so a corpus may be larger than the
+machine's memory.
 """
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -71,15 +73,20 @@ class CorpusReport:
 
 @dataclass(frozen=True)
 class Source:
-    """One file (or standard input) of a corpus, with the name its documents carry."""
+    """One file (or standard input) of a corpus."""
 
     path: Path | None
     name: str
+    """Its path as the user would write it: names bad records, and is a text file's id."""
+    title: str
+    """Of a text file's document."""
     bytes: int
 
-    def open(self) -> BinaryIO:
-        """The raw bytes, before any decompression."""
-        return open(self.path, "rb") if self.path else sys.stdin.buffer
+    def open(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        """The raw bytes, before any decompression; standard input is left open afterwards."""
+        if self.path is None:
+            return contextlib.nullcontext(sys.stdin.buffer)
+        return open(self.path, "rb")
 
 
 def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
@@ -94,7 +101,7 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
     for name in names:
         path = Path(name)
         if name == "-":
-            sources.append(Source(None, "standard input", 0))
+            sources.append(Source(None, "standard input", "standard input", 0))
         elif path.is_dir():
             sources.extend(_walk(path, report))
         elif not path.exists():
@@ -103,7 +110,8 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
             known = ", ".join(TEXT_SUFFIXES + JSON_SUFFIXES)
             raise CorpusError(f"corpus {name}: unknown format; expected one of {known}")
         else:
-            sources.append(Source(path, _printable(path.name), path.stat().st_size))
+            size = path.stat().st_size
+            sources.append(Source(path, _printable(name), _printable(path.name), size))
     return sources
 
 
@@ -113,8 +121,8 @@ def _walk(folder: Path, report: CorpusReport) -> Iterator[Source]:
         for file in sorted(files):
             path = Path(root, file)
             if file.endswith(TEXT_SUFFIXES + JSON_SUFFIXES) and path.is_file():
-                name = _printable(path.relative_to(folder).as_posix())
-                yield Source(path, name, path.stat().st_size)
+                title = _printable(path.relative_to(folder).as_posix())
+                yield Source(path, _printable(path.as_posix()), title, path.stat().st_size)
             else:
                 report.ignored_files += 1
 
@@ -151,7 +159,7 @@ def _read_source(
         documents = _json_documents(source, _text_lines(source, raw, -1, report, advance), report)
     else:
         lines = _text_lines(source, raw, BLOCK_BYTES, report, advance)
-        documents = _text_documents(source, lines)
+        documents = _text_documents(source, lines, report)
     previous = None
     for document in documents:
         report.documents += document.id != previous
@@ -212,18 +220,28 @@ def _decoded(
         report.refuse(BadRecord(source.name, number, reason))
 
 
-def _text_documents(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Document]:
+def _text_documents(
+    source: Source, lines: Iterator[tuple[int, str]], report: CorpusReport
+) -> Iterator[Document]:
+    found, refused = False, report.bad_records
+    for text in _blocks(line for _, line in lines):
+        found = found or bool(text.strip())
+        if text:
+            yield Document(source.name, source.title, text)
+    if not found and report.bad_records == refused:
+        report.refuse(BadRecord(source.name, 1, "no text in this file"))
+
+
+def _blocks(lines: Iterator[str]) -> Iterator[str]:
     block: list[str] = []
     size = 0
-    for _, line in lines:
+    for line in lines:
         block.append(line)
         size += len(line)
         if size >= BLOCK_BYTES:
-            yield Document(source.name, source.name, "".join(block))
+            yield "".join(block)
             block, size = [], 0
-    text = "".join(block)
-    if text.strip():
-        yield Document(source.name, source.name, text)
+    yield "".join(block)
 
 
 def _json_documents(
@@ -249,12 +267,13 @@ def _parse_record(line: str, fallback_id: str) -> Document | str:
         return f"expected a JSON object, found {type(record).__name__}"
     text = record.get("text", record.get("contents"))
     title = record.get("title") or ""
-    identifier = record.get("id", record.get("_id", fallback_id))
+    given = (record.get(name) for name in ("id", "_id"))
+    identifier = next((value for value in given if value is not None), fallback_id)
     if not isinstance(text, str) or not text.strip():
         return "no text: expected a non-empty string in 'text' or 'contents'"
     if not isinstance(title, str):
         return f"'title' is {type(title).__name__}, expected a string"
-    if not isinstance(identifier, str | int):
+    if not isinstance(identifier, str | int) or isinstance(identifier, bool):
         return f"'id' is {type(identifier).__name__}, expected a string or a number"
     try:
         f"{identifier} {title} {text}".encode()

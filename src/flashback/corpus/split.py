@@ -56,7 +56,11 @@ def _grams(text: str) -> Iterator[int]:
 
 
 def split_documents(documents: Iterable[Document]) -> dict[Split, list[Document]]:
-    """Every document in its part; copies of evaluation documents are in no other part."""
+    """Every document in its part; what largely repeats an evaluation document is in no other.
+
+    That is: documents of which over 30 % are such paragraphs, and paragraphs half of whose 8-grams
+    an evaluation document has. Shorter repetitions remain.
+    """
     parts: dict[Split, list[Document]] = {name: [] for name in SPLITS}
     for document in documents:
         parts[split_of(document.title)].append(document)

@@ -7,6 +7,8 @@ go through one analysis: words, lower case, no English stop words, Porter stems.
 import contextlib
 import platform
 import sqlite3
+import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -120,7 +122,9 @@ def _readable_errors(folder: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise IndexFolderError(f"index {folder} cannot be written: {reason}") from error
     except (ValueError, sqlite3.Error) as error:
-        raise IndexFolderError(f"index {folder} cannot be written: {error}") from error
+        raise IndexFolderError(
+            f"index {folder} cannot be written: {error} (is the disk full?)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -163,10 +167,28 @@ def _readable_damage(folder: Path) -> Iterator[None]:
     except BaseException as error:
         # A Rust panic is a BaseException of a class that cannot be imported.
         if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
+            reason = textwrap.shorten(str(error), 200)  # it may quote a whole file
             raise IndexFolderError(
-                f"index {folder}: damaged ({error}); build it again with `flashback index`"
+                f"index {folder}: damaged ({reason}); build it again with `flashback index`"
             ) from error
         raise
+
+
+def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
+    """Open the data of an index that may be read-only.
+
+    tantivy creates lock files beside what it opens; it gets a folder of links to do so. What it has
+    mapped stays mapped when that folder goes.
+    """
+    with tempfile.TemporaryDirectory(prefix="flashback-") as links:
+        for name in manifest.files:
+            if not name.endswith(".lock"):
+                Path(links, name).symlink_to((folder / manifest.data / name).resolve())
+        index = tantivy.Index.open(links)
+        index.register_tokenizer(_ANALYSIS, _analyzer())
+        index.config_reader(reload_policy="manual")  # maps the files; nothing is reloaded later
+        index.searcher()
+        return index
 
 
 class BM25Index:
@@ -193,9 +215,7 @@ class BM25Index:
                 f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
             )
         with _readable_damage(folder):
-            index = tantivy.Index.open(str(folder / manifest.data))
-            index.register_tokenizer(_ANALYSIS, _analyzer())
-            opened = cls(folder, manifest, index)
+            opened = cls(folder, manifest, _open_without_writing(folder, manifest))
         expected = manifest.content.counts.get("passages")
         if opened._searcher.num_docs != expected:
             raise IndexFolderError(
@@ -219,7 +239,8 @@ class BM25Index:
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
-        terms = Counter(self._analyzer.analyze(text))
+        storable = text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+        terms = Counter(self._analyzer.analyze(storable))
         if not terms:
             return []
         clauses = [

@@ -114,12 +114,13 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: str | Path) -> Manifest:
     """Read every byte of an index and compare checksums.
 
     Raises:
         IndexFolderError: naming the first file that is not as it was written.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     for name, stored in manifest.files.items():
         try:
@@ -181,6 +182,8 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 def publish(folder: Path, data: Path, content: Content) -> Manifest:
     """Seal a finished data folder: make it durable, then switch the manifest over to it."""
+    for path in data.iterdir():
+        path.chmod(0o644)  # an index may be shared; the search library keeps some files to itself
     sync_files(data)
     files = {
         path.name: StoredFile(path.stat().st_size, _sha256(path)) for path in sorted(data.iterdir())

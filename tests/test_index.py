@@ -1,0 +1,551 @@
+"""The BM25 index: what it finds, and that its folder is whole, refused or absent."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashback.corpus.documents import BadRecord, CorpusReport
+from flashback.corpus.passages import Passage
+from flashback.errors import CorpusError, IndexFolderError, SettingsError
+from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
+from flashback.retrieval.index_folder import MANIFEST, Manifest, read_manifest, verify
+from flashback.retrieval.protocol import Hit, SearchOptions
+
+PETS = {
+    "Cats": "The cat sleeps on the mat, warm & quiet; it purrs.",
+    "Dogs": "A dog barks at the cat, and the dog runs.",
+    "Birds": "A bird sings (loudly) on a naïve roof: cuckoo AND cuckoo.",
+    "Fish": "The fish says nothing about cuckoos or mats.",
+}
+
+
+def passages_of(texts: dict[str, str]) -> list[Passage]:
+    return [
+        Passage(f"{title.lower()}#0", title.lower(), title, text) for title, text in texts.items()
+    ]
+
+
+def build(
+    folder: Path, passages: Iterable[Passage], *, overwrite: bool = False, **values: Any
+) -> Manifest:
+    return build_index(
+        folder, passages, IndexSettings(**values), CorpusReport(), overwrite=overwrite
+    )
+
+
+def found(index: BM25Index, query: str, **options: Any) -> list[str]:
+    """The document ids of the hits."""
+    hits = index.search([query], SearchOptions(**{"k": 10} | options))[0]
+    return [hit.document_id for hit in hits]
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message, one line, with which an action refuses an index folder."""
+    with pytest.raises(IndexFolderError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> BM25Index:
+    folder = tmp_path_factory.mktemp("index") / "pets"
+    build(folder, passages_of(PETS))
+    return BM25Index.open(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A fresh index of the pets, to be damaged or replaced."""
+    build(tmp_path / "IDX", passages_of(PETS))
+    return tmp_path / "IDX"
+
+
+# Searching
+
+
+def test_what_was_stored_is_found_again(pets: BM25Index) -> None:
+    [[hit]] = pets.search(["singing birds"], SearchOptions())
+    text = f"Birds\n{PETS['Birds']}"
+    assert hit == Hit("birds#0", "birds", "Birds", text, hit.score)
+    assert hit.score > 0
+    assert len(pets) == 4
+
+
+def test_hits_come_best_first_and_k_at_most(pets: BM25Index) -> None:
+    assert found(pets, "dog cat", k=1) == ["dogs"]
+    assert found(pets, "dog cat", k=2) == ["dogs", "cats"]
+    assert found(pets, "dog cat", k=10) == ["dogs", "cats"]
+    assert found(pets, "dog cat", k=1 << 70) == ["dogs", "cats"]
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_refused(pets: BM25Index, k: int) -> None:
+    with pytest.raises(SettingsError, match="at least 1 passage"):
+        pets.search(["cat"], SearchOptions(k=k))
+
+
+def test_hits_below_the_least_score_are_left_out(pets: BM25Index) -> None:
+    [[first, second]] = pets.search(["dog cat"], SearchOptions(k=10))
+    assert first.score > second.score
+    assert found(pets, "dog cat", min_score=second.score) == ["dogs", "cats"]
+    assert found(pets, "dog cat", min_score=second.score + 1e-3) == ["dogs"]
+    assert found(pets, "dog cat", min_score=first.score + 1e-3) == []
+
+
+def test_forbidden_titles_and_documents_are_left_out(pets: BM25Index) -> None:
+    everything = found(pets, "cuckoo cat")
+    assert sorted(everything) == ["birds", "cats", "dogs", "fish"]
+    for title, document in (("Birds", "birds"), ("Cats", "cats")):
+        rest = [other for other in everything if other != document]
+        assert found(pets, "cuckoo cat", forbid_titles=(title,)) == rest
+        assert found(pets, "cuckoo cat", forbid_documents=(document,)) == rest
+    both = SearchOptions(k=1, forbid_titles=("Birds", "Fish"), forbid_documents=("cats",))
+    assert [hit.title for hit in pets.search(["cuckoo cat"], both)[0]] == ["Dogs"]
+
+
+def test_forbidden_names_are_compared_whole_and_exactly(pets: BM25Index) -> None:
+    everything = found(pets, "cuckoo cat")
+    for title in ("birds", "Bird", "Birds Cats", "", "*", 'B"irds'):
+        assert found(pets, "cuckoo cat", forbid_titles=(title,)) == everything
+    for document in ("Cats", "cats#0", "cat"):
+        assert found(pets, "cuckoo cat", forbid_documents=(document,)) == everything
+
+
+def test_a_title_of_several_words_can_be_forbidden(tmp_path: Path) -> None:
+    titles = ["os.path: Common (Unix) paths", "os.path"]
+    build(tmp_path / "IDX", [Passage(f"{n}#0", str(n), t, t) for n, t in enumerate(titles)])
+    index = BM25Index.open(tmp_path / "IDX")
+    assert found(index, "path", forbid_titles=(titles[0],)) == ["1"]
+    assert found(index, "path", forbid_titles=tuple(titles)) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '"sings (loudly)"',
+        "sings AND NOT bird",
+        "+sings -bird",
+        "text:sings",
+        "sings^2 ~1 [a TO b] {",
+        "SINGING\\",
+        "Sings!🙂",
+        "naïve",
+        "sings\0sings",
+    ],
+)
+def test_queries_are_plain_text_without_a_syntax(pets: BM25Index, query: str) -> None:
+    assert found(pets, query, k=1) == ["birds"]
+
+
+@pytest.mark.parametrize("query", ["", " \n", "the of and", "zebra", "🙂 ()", "s" * 10_000])
+def test_a_query_without_known_words_finds_nothing(pets: BM25Index, query: str) -> None:
+    assert found(pets, query) == []
+    assert found(pets, query, forbid_titles=("Cats",)) == []
+
+
+def test_a_query_may_be_very_long(pets: BM25Index) -> None:
+    unknown = " ".join(f"unknown{n}" for n in range(5000))
+    assert found(pets, f"{'dog ' * 5000} {unknown}") == ["dogs"]
+
+
+def test_a_repeated_query_word_counts_as_often(pets: BM25Index) -> None:
+    [[once], [thrice]] = pets.search(["sings", "sings Singing sing"], SearchOptions())
+    assert thrice.score == pytest.approx(3 * once.score)
+    assert found(pets, "barks sings sings") == ["birds", "dogs"]
+    assert found(pets, "barks barks sings") == ["dogs", "birds"]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    queries=st.lists(
+        st.text(st.characters(codec="utf-8"), max_size=30)
+        | st.lists(st.sampled_from(["cat", "dog", "bird", "cuckoo", "the"])).map(" ".join),
+        max_size=5,
+    )
+)
+def test_a_batch_gives_what_its_queries_give_one_by_one(
+    pets: BM25Index, queries: list[str]
+) -> None:
+    options = SearchOptions(k=3, forbid_titles=("Fish",))
+    alone = [pets.search([query], options)[0] for query in queries]
+    assert pets.search(queries, options) == alone
+
+
+def test_the_title_is_searched_and_shown_only_if_the_index_was_made_so(tmp_path: Path) -> None:
+    passages = [Passage("a#0", "a", "Zebra", "Striped."), Passage("b#0", "b", "", "Dotted.")]
+    build(tmp_path / "with", passages, title=True)
+    build(tmp_path / "without", passages, title=False)
+    titled, bare = (BM25Index.open(tmp_path / name) for name in ("with", "without"))
+    assert (found(titled, "zebra"), found(bare, "zebra")) == (["a"], [])
+    for index, text in ((titled, "Zebra\nStriped."), (bare, "Striped.")):
+        [[hit]] = index.search(["striped"], SearchOptions())
+        assert (hit.text, hit.title) == (text, "Zebra")
+    [[hit]] = titled.search(["dotted"], SearchOptions())
+    assert hit.text == "Dotted."
+
+
+def test_repeated_passages_are_stored_once_if_the_index_is_made_so(tmp_path: Path) -> None:
+    passages = passages_of(PETS)
+    again = [dataclasses.replace(passage, id=f"{passage.id}-2") for passage in passages]
+    manifest = build(tmp_path / "once", passages + again, deduplicate=True)
+    assert manifest.content.counts["passages"] == 4
+    assert manifest.content.counts["repeated_passages"] == 4
+    manifest = build(tmp_path / "twice", passages + again, deduplicate=False)
+    assert manifest.content.counts["passages"] == 8
+    assert manifest.content.counts["repeated_passages"] == 0
+    assert found(BM25Index.open(tmp_path / "once"), "dog") == ["dogs"]
+    assert found(BM25Index.open(tmp_path / "twice"), "dog") == ["dogs", "dogs"]
+
+
+def test_equal_scores_are_ranked_in_the_order_of_the_corpus(tmp_path: Path) -> None:
+    passages = [Passage(f"{n}#0", str(n), "", f"alpha beta{n}") for n in range(2000)]
+    build(tmp_path / "IDX", passages, deduplicate=False)
+    assert found(BM25Index.open(tmp_path / "IDX"), "alpha") == [str(n) for n in range(10)]
+
+
+def reference_bm25(query: Sequence[str], documents: Sequence[Sequence[str]]) -> list[float]:
+    """The formula of Robertson and Zaragoza (2009) with k1 = 1.2 and b = 0.75, word by word."""
+    k1, b = 1.2, 0.75
+    average = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        score = 0.0
+        for term in query:
+            n = sum(term in other for other in documents)
+            idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+            tf = document.count(term)
+            score += idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * len(document) / average))
+        scores.append(score)
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_the_bm25_formula(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    words = [f"w{n}x" for n in range(12)]  # neither stemmed nor stop words
+    documents = [rng.choices(words, k=rng.randint(2, 39)) for _ in range(9)]
+    passages = [Passage(f"{n}#0", str(n), "", " ".join(t)) for n, t in enumerate(documents)]
+    build(tmp_path / "IDX", passages, deduplicate=False)
+    index = BM25Index.open(tmp_path / "IDX")
+    for _ in range(20):
+        query = rng.choices(words, k=rng.randint(1, 6))
+        expected = {
+            str(n): pytest.approx(score, rel=1e-4)
+            for n, score in enumerate(reference_bm25(query, documents))
+            if score
+        }
+        hits = index.search([" ".join(query)], SearchOptions(k=9))[0]
+        assert {hit.document_id: hit.score for hit in hits} == expected
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+# The folder
+
+
+def test_the_manifest_says_what_was_counted_and_how_the_index_was_made(tmp_path: Path) -> None:
+    report = CorpusReport(documents=4, bad_records=2, ignored_files=3)
+    asked = IndexSettings(passage_words=50, title=False)
+    steps: list[None] = []
+    manifest = build_index(
+        tmp_path / "IDX",
+        passages_of(PETS) + passages_of(PETS),
+        asked,
+        report,
+        on_passage=lambda: steps.append(None),
+    )
+    assert manifest.content.counts == {
+        "documents": 4,
+        "passages": 4,
+        "repeated_passages": 4,
+        "bad_records": 2,
+        "ignored_files": 3,
+    }
+    assert len(steps) == 8
+    assert manifest.content.settings == dataclasses.asdict(asked)
+    assert read_manifest(tmp_path / "IDX") == manifest
+    assert verify(tmp_path / "IDX") == manifest
+    files = listing(tmp_path / "IDX")
+    assert set(files) == {MANIFEST, *(f"{manifest.data}/{name}" for name in manifest.files)}
+    assert manifest.bytes == sum(map(len, files.values())) - len(files[MANIFEST])
+
+
+def data_files(folder: Path) -> list[Path]:
+    manifest = read_manifest(folder)
+    return [folder / manifest.data / name for name in manifest.files]
+
+
+def with_a_flipped_bit(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+
+
+def test_verify_finds_a_flipped_bit_in_every_file(folder: Path) -> None:
+    rng = random.Random(0)
+    checked = 0
+    for path in data_files(folder):
+        if data := path.read_bytes():  # a lock file is empty
+            path.write_bytes(with_a_flipped_bit(data, rng))
+            assert f"/{path.name} has changed" in refusal(lambda: verify(folder))
+            path.write_bytes(data)
+            checked += 1
+    assert checked >= 7
+    verify(folder)
+
+
+def use(folder: Path) -> None:
+    BM25Index.open(folder).search(["dog cat"], SearchOptions(forbid_titles=("Fish",)))
+
+
+@pytest.mark.parametrize("suffix", [".term", ".store", ".json"])
+def test_data_of_zeros_is_refused_when_opened_or_searched(folder: Path, suffix: str) -> None:
+    for path in data_files(folder):
+        if path.suffix == suffix:
+            data = path.read_bytes()
+            for zeros in (len(data), len(data) // 2):
+                path.write_bytes(bytes(zeros) + data[zeros:])
+                message = refusal(lambda: use(folder))
+                assert "damaged (" in message
+                assert len(message) < 400 + len(str(folder))
+            path.write_bytes(data)
+    use(folder)
+
+
+@pytest.mark.parametrize("suffix", [".fast", ".term"])
+def test_flipped_bits_make_no_other_error_even_where_the_search_library_panics(
+    folder: Path, suffix: str
+) -> None:
+    rng = random.Random(0)
+    [path] = (path for path in data_files(folder) if path.suffix == suffix)
+    data = path.read_bytes()
+    for _ in range(60):
+        path.write_bytes(with_a_flipped_bit(data, rng))
+        with contextlib.suppress(IndexFolderError):
+            use(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0"])
+def test_a_data_file_of_another_size_is_refused(
+    folder: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    for path in data_files(folder):
+        data = path.read_bytes()
+        if changed := damage(data):
+            path.write_bytes(changed)
+            assert f"/{path.name} has {len(changed)} bytes, expected {len(data)}" in refusal(
+                lambda: BM25Index.open(folder)
+            )
+            path.write_bytes(data)
+    BM25Index.open(folder)
+
+
+def test_a_missing_data_file_is_refused(folder: Path) -> None:
+    for path in data_files(folder):
+        data = path.read_bytes()
+        path.unlink()
+        assert f"/{path.name} is missing" in refusal(lambda: BM25Index.open(folder))
+        path.write_bytes(data)
+    BM25Index.open(folder)
+
+
+def test_a_data_file_that_cannot_be_read_is_named_by_verify(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    assert "cannot be read: Input/output error" in refusal(lambda: verify(folder))
+
+
+def test_a_folder_that_holds_no_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").write_text("Dear reader")
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "half" / "flashback-data-abcdefgh").mkdir(parents=True)
+    (tmp_path / "manifest" / MANIFEST).mkdir(parents=True)
+    for name in ("absent", "file"):
+        assert "no such folder" in refusal(lambda name=name: BM25Index.open(tmp_path / name))  # type: ignore[misc]
+    for name in ("empty", "foreign", "half", "manifest"):
+        assert f"no {MANIFEST} in it" in refusal(lambda name=name: BM25Index.open(tmp_path / name))  # type: ignore[misc]
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "format 2, but this version reads format 1"),
+        ({"format": None}, "format None, but this version reads format 1"),
+        ({"data": "../elsewhere"}, "names '../elsewhere', which is no file"),
+        ({"data": "/etc"}, "names '/etc', which is no file"),
+        ({"data": ".."}, "names '..', which is no file"),
+        ({"data": ""}, "names '', which is no file"),
+        ({"data": 5}, "names 5, which is no file"),
+        ({"data": "flashback-data-otherone"}, "is missing"),
+        ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "names '../x', which is no file"),
+        ({"files": {}}, "names no files"),
+        ({"files": []}, "is damaged"),
+        ({"files": {"x": {"bytes": 1}}}, "is damaged"),
+        ({"content": {}}, "is damaged"),
+        ({"unknown": 1}, "is damaged"),
+        ({"content": {"kind": "x", "counts": {}, "settings": {}, "versions": {}}}, "kind 'x'"),
+        ({"content": {"kind": "bm25", "counts": [], "settings": {}, "versions": {}}}, "is damaged"),
+        (
+            {
+                "content": {
+                    "kind": "bm25",
+                    "counts": {"passages": 9},
+                    "settings": {},
+                    "versions": {},
+                }
+            },
+            "holds 4 passages, but its manifest says 9",
+        ),
+    ],
+)
+def test_a_changed_manifest_is_refused(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    change_manifest(folder, **changes)
+    assert message in refusal(lambda: BM25Index.open(folder))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b"\0" * 100, b"[" * 100_000]
+)
+def test_a_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes) -> None:
+    (folder / MANIFEST).write_bytes(data)
+    assert f"{MANIFEST} is damaged" in refusal(lambda: BM25Index.open(folder))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_damage_to_a_manifest_makes_anything_but_a_refusal(
+    pets: BM25Index, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = (pets.folder / MANIFEST).read_bytes()
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, min(len(whole), start + 10)))
+    copy = tmp_path_factory.getbasetemp() / "manifest"
+    copy.mkdir(exist_ok=True)
+    if not (copy / pets.manifest.data).exists():
+        (copy / pets.manifest.data).symlink_to(pets.folder / pets.manifest.data)
+    (copy / MANIFEST).write_bytes(whole[:start] + data.draw(st.binary(max_size=3)) + whole[end:])
+    with contextlib.suppress(IndexFolderError):
+        assert found(BM25Index.open(copy), "dog") == ["dogs"]
+
+
+# Building
+
+
+@pytest.mark.parametrize("name", ["letter.txt", "data-raw/table.csv", "flashback/notes.md"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_foreign_folder_is_refused_and_left_alone(
+    tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("Dear reader")
+    message = refusal(lambda: build(tmp_path, passages_of(PETS), overwrite=overwrite))
+    assert "not empty and no FlashBack index" in message
+    assert listing(tmp_path) == {name: b"Dear reader"}
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("Dear reader")
+    assert "a file is in the way" in refusal(lambda: build(tmp_path / "file", passages_of(PETS)))
+    message = refusal(lambda: build(tmp_path / "file" / "IDX", passages_of(PETS)))
+    assert "cannot be written: " in message
+
+
+def test_an_index_that_is_there_is_replaced_only_when_asked(folder: Path) -> None:
+    before = listing(folder)
+    assert "exists already; use --overwrite" in refusal(lambda: build(folder, passages_of(PETS)))
+    assert listing(folder) == before
+
+
+def test_overwriting_replaces_and_clears_the_old_index(folder: Path) -> None:
+    (folder / "flashback-data-leftover").mkdir()
+    (folder / "flashback-data-leftover" / "x").write_text("debris")
+    (folder / f".{MANIFEST}.leftover").write_text("debris")
+    (folder / "mine.txt").write_text("no debris")
+    manifest = build(folder, passages_of({"Zebra": "Stripes."}), overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, manifest.data, "mine.txt"}
+    assert found(BM25Index.open(folder), "stripes dog") == ["zebra"]
+    verify(folder)
+
+
+def test_an_opened_index_still_answers_after_it_was_overwritten(folder: Path) -> None:
+    opened = BM25Index.open(folder)
+    build(folder, passages_of({"Zebra": "Stripes."}), overwrite=True)
+    assert found(opened, "dog") == ["dogs"]
+    assert found(opened, "stripes") == []
+    assert opened.search(["dog"], SearchOptions())[0][0].text == f"Dogs\n{PETS['Dogs']}"
+
+
+def test_debris_of_an_interrupted_first_build_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "flashback-data-leftover").mkdir()
+    (tmp_path / f".{MANIFEST}.leftover").write_text("{")
+    manifest = build(tmp_path, passages_of(PETS))
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, manifest.data}
+
+
+def test_a_corpus_without_passages_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"the corpus is empty: no passage was found$"):
+        build(tmp_path / "IDX", [])
+    report = CorpusReport(ignored_files=2)
+    report.refuse(BadRecord("c.jsonl", 1, "not JSON"))
+    explained = r"1 bad records, 2 files of other formats; the first: c\.jsonl:1: not JSON$"
+    with pytest.raises(CorpusError, match=explained):
+        build_index(tmp_path / "IDX", [], IndexSettings(), report)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(passages: Iterable[Passage], error: BaseException) -> Iterator[Passage]:
+    yield from passages
+    raise error
+
+
+FAILURES = [CorpusError("bad record"), KeyboardInterrupt(), RuntimeError("bug")]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_failure_while_reading_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        build(tmp_path / "IDX", interrupted(passages_of(PETS), error))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_failure_while_overwriting_leaves_the_old_index(
+    folder: Path, error: BaseException
+) -> None:
+    before = listing(folder)
+    with pytest.raises(type(error)):
+        build(folder, interrupted(passages_of({"Zebra": "x"}), error), overwrite=True)
+    assert listing(folder) == before
+    assert len(list(folder.iterdir())) == 2
+    assert found(BM25Index.open(folder), "dog") == ["dogs"]
