@@ -33,8 +33,8 @@ format: install  ## Rewrite the sources the way `check` wants them.
 docs: install  ## Write docs/cli.md anew from the commands' help.
 	$(BIN)/python docs/write_cli_help.py
 
-bench: install  ## The run-time comparison of docs/benchmarks.md.
-	$(BIN)/python benchmarks/stride_speed.py
+bench: install  ## The paper's run-time test on this machine.
+	$(BIN)/flashback bench runtime
 
 mini: install  ## Train the shipped reader anew: about an hour on two cores.
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r recipes/mini/requirements.txt

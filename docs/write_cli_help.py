@@ -19,21 +19,21 @@ a text or a corpus is expected. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 
 def render() -> str:
     """The page as it should be."""
-    sections = [_INTRODUCTION]
-    for path, command in _commands((), app):
-        name = " ".join(("flashback", *path))
-        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
-        sections.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
-    return "\n".join(sections)
+    root = click.Context(app, info_name="flashback", terminal_width=100, **app.context_settings)
+    return "\n".join([_INTRODUCTION, *map(_section, _contexts(root))])
 
 
-def _commands(
-    path: tuple[str, ...], command: click.Command
-) -> list[tuple[tuple[str, ...], click.Command]]:
-    found = [(path, command)]
+def _section(context: click.Context) -> str:
+    return f"## {context.command_path}\n\n```text\n{context.get_help().rstrip()}\n```\n"
+
+
+def _contexts(context: click.Context) -> list[click.Context]:
+    """Every command as it is met on the command line, below its groups."""
+    found = [context]
+    command = context.command
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            found += _commands((*path, name), command.commands[name])
+        for name, child in sorted(command.commands.items()):
+            found += _contexts(click.Context(child, info_name=name, parent=context))
     return found
 
 

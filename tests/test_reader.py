@@ -170,8 +170,8 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_says_so(bos: bool) -> None
 
 
 def test_configurations_of_large_models_give_their_windows() -> None:
-    from flashback.reader import _window
+    from flashback.reader import window_of
 
     tokenizer = byte_tokenizer()
-    assert _window(LlamaConfig(max_position_embeddings=4096), tokenizer)[0] == 4096
-    assert _window(Phi3Config(max_position_embeddings=4096), tokenizer)[0] == 4096
+    assert window_of(LlamaConfig(max_position_embeddings=4096), tokenizer)[0] == 4096
+    assert window_of(Phi3Config(max_position_embeddings=4096), tokenizer)[0] == 4096

@@ -208,7 +208,7 @@ def load_reader(
     model, report = loaded
     _check_weights(name, report)
     model = model.to(placement.device).eval()
-    size, reason = _window(config, tokenizer)
+    size, reason = window_of(config, tokenizer)
     if window is not None:
         if not 1 <= window <= size:
             raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
@@ -265,7 +265,7 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
         )
 
 
-def _window(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
+def window_of(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
     """The positions a model can use, and where that number comes from."""
     text = config.get_text_config()
     scaling = getattr(text, "rope_parameters", None) or {}

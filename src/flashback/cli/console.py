@@ -79,3 +79,12 @@ def read_standard_input() -> str:
         raise click.UsageError(
             f"standard input cannot be read: {error.strerror}; expected text"
         ) from None
+
+
+@contextlib.contextmanager
+def stride_progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar of measured strides."""
+    columns = (*Progress.get_default_columns(), TextColumn("{task.completed:.0f} strides"))
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+        task = progress.add_task("measuring", total=total)
+        yield lambda: progress.advance(task)

@@ -8,6 +8,7 @@ import sys
 import click
 
 from flashback import __version__
+from flashback.cli.bench import bench
 from flashback.cli.demo import demo
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
@@ -31,7 +32,7 @@ def app() -> None:
     """
 
 
-for command in (index, search, generate, demo):
+for command in (index, search, generate, demo, bench):
     app.add_command(command)
 
 
@@ -45,7 +46,8 @@ def main() -> None:
 def _run() -> int:
     try:
         _check_arguments(sys.argv[1:])
-        app(standalone_mode=False)  # exits with 1 when the reader of our output leaves (`| head`)
+        # Exits with 1 by itself when the reader of our output has left, as `| head` does.
+        app(prog_name="flashback", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2

@@ -70,7 +70,7 @@ class BufferedLayer(DynamicLayer):
     """Full attention, in a buffer."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffer = _Buffer()
 
     def update(

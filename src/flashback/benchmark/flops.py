@@ -1,0 +1,132 @@
+"""The cost of passes and strides: the paper's formulas and exact counts, as small pure functions.
+
+Symbols, the paper's where it has them:
+
+    T   length of the whole sequence      s   stride            l   layers
+    h   hidden size                       b   batch size        r   rank of LoRA
+    d   tokens of a passage with frame    c   tokens already cached
+    n   tokens encoded in a pass          k   positions whose logits are computed
+    V   vocabulary
+
+A multiplication and the addition that follows it are two floating-point operations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from flashback.settings import Pattern
+
+
+def paper_recomputation(length: int, stride: int, batch: int, hidden: int, layers: int) -> float:
+    """C0 = 2T(T+s)bh²l/s: what prepending spends on computing keys and values again (paper)."""
+    return 2 * length * (length + stride) * batch * hidden**2 * layers / stride
+
+
+def paper_lora(
+    length: int, stride: int, passage: int, batch: int, hidden: int, layers: int, rank: int
+) -> float:
+    """C1 = 2l(4r+1)bhT(d+2s)/s: what unmerged LoRA adds to appending (paper)."""
+    return 2 * layers * (4 * rank + 1) * batch * hidden * length * (passage + 2 * stride) / stride
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's cost depends on."""
+
+    layers: int
+    """l"""
+    hidden: int
+    """h"""
+    vocabulary: int
+    """V"""
+    layer_weights: int
+    """Weights of all matrices in all layers: each is used once per token."""
+    attention_width: int
+    """Heads x head size: what a query is compared over."""
+    cache_width: int
+    """Key-value heads x head size: what a cached key or value takes per layer."""
+    bytes_per_value: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Shape":
+        """Read the shape off a loaded model."""
+        config = model.config.get_text_config()
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        matrices = [
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and not _is_head(module, model)
+        ]
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            vocabulary=config.vocab_size,
+            layer_weights=sum(matrices),
+            attention_width=heads * head_size,
+            cache_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
+            bytes_per_value=next(model.parameters()).element_size(),
+        )
+
+
+def _is_head(module: nn.Module, model: PreTrainedModel) -> bool:
+    return module is model.get_output_embeddings()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass."""
+
+    new: int
+    """n"""
+    cached: int
+    """c"""
+    logits: int = 1
+    """k"""
+
+
+def pass_operations(shape: Shape, one: Pass) -> float:
+    """Floating-point operations of a pass: 2nW + 4n(c+n)al + 2khV.
+
+    W are the layers' weights and a the attention width; attention is counted over all pairs, masked
+    ones too, as kernels without block skipping compute it.
+    """
+    matrices = 2 * one.new * shape.layer_weights
+    seen = one.cached + one.new
+    attention = 4 * one.new * seen * shape.attention_width * shape.layers
+    head = 2 * one.logits * shape.hidden * shape.vocabulary
+    return matrices + attention + head
+
+
+def pass_bytes(shape: Shape, one: Pass) -> float:
+    """Bytes that a pass must move at least: every weight once, the cache read and written once."""
+    weights = shape.layer_weights + shape.hidden * shape.vocabulary
+    read = 2 * (one.cached + one.new) * shape.cache_width * shape.layers
+    written = 2 * one.new * shape.cache_width * shape.layers
+    return (weights + read + written) * shape.bytes_per_value
+
+
+def stride_passes(
+    pattern: Pattern, context: int, stride: int, passage: int, *, every_logit: bool = False
+) -> Iterator[Pass]:
+    """The passes of a stride that is not the first, the passage changed, no jump.
+
+    Args:
+        context: c, tokens of the context at the boundary.
+        passage: d, tokens of passage and frame.
+        every_logit: logits at every position of the boundary pass, as the authors' code has it.
+    """
+    if pattern is Pattern.NONE:
+        passage, new = 0, 1  # all but the token chosen last is cached
+    elif pattern is Pattern.APPEND:
+        new = stride + passage
+    else:
+        new = context + passage
+    prompt = context + passage
+    yield Pass(new, prompt - new, new if every_logit else 1)
+    for length in range(prompt, prompt + stride - 1):
+        yield Pass(1, length)

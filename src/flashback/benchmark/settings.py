@@ -1,0 +1,31 @@
+"""What is measured; light enough for the command line to import without PyTorch."""
+
+from dataclasses import dataclass
+
+from flashback.errors import SettingsError
+from flashback.settings import CheckedSettings, setting
+
+ARMS = ("none", "append", "prepend", "authors_prepend")
+"""`authors_prepend` computes the logits of every position, as the authors' code does."""
+
+
+@dataclass(frozen=True)
+class RuntimeSettings(CheckedSettings):
+    """The paper's run-time test (section 4.3)."""
+
+    shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
+    lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
+    sampled: bool = setting(False, "Measure strides at a few lengths only, and interpolate.")
+    arms: tuple[str, ...] = setting(
+        ARMS, f"Measure only these of {', '.join(ARMS)} (repeatable).", flag="--pattern"
+    )
+    stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
+    passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
+    repeats: int = setting(1, "Measure everything so many times; medians count.", low=1, high=100)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = setting("float32", "auto, float32 or bfloat16.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise SettingsError(f"--pattern {unknown[0]}: expected one of {', '.join(ARMS)}")

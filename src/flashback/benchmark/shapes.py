@@ -1,0 +1,84 @@
+"""Readers with random weights in the shapes of known models: run time needs no trained weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from flashback.errors import SettingsError
+from flashback.reader import Placement, Reader, choose_placement, load_reader, window_of
+
+SHAPES: dict[str, Callable[[], Any]] = {
+    "gpt2": GPT2Config,
+    "opt-125m": OPTConfig,
+    "opt-1.3b": lambda: OPTConfig(
+        hidden_size=2048,
+        word_embed_proj_dim=2048,
+        ffn_dim=8192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+    ),
+    "opt-6.7b": lambda: OPTConfig(
+        hidden_size=4096,
+        word_embed_proj_dim=4096,
+        ffn_dim=16384,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    ),
+    "llama-2-7b": lambda: LlamaConfig(max_position_embeddings=4096),
+    "llama-2-7b-16k": lambda: LlamaConfig(max_position_embeddings=16384 + 512),
+    "qwen3-0.6b": lambda: Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+def shaped_reader(name: str, *, device: str = "auto", dtype: str = "auto") -> Reader:
+    """A random-weight reader by the name of a shape, or a real one by its folder.
+
+    Raises:
+        SettingsError: neither a known shape nor a folder.
+        ReaderError: the folder holds no usable model.
+    """
+    if Path(name).is_dir():
+        return load_reader(name, device=device, dtype=dtype)
+    if name not in SHAPES:
+        known = ", ".join(SHAPES)
+        raise SettingsError(f"--shape {name}: expected a model's folder or one of {known}")
+    return random_reader(name, SHAPES[name](), choose_placement(device, dtype))
+
+
+def random_reader(name: str, config: Any, placement: Placement) -> Reader:
+    """A model of this configuration with seeded random weights, and one word per token."""
+    torch.manual_seed(0)
+    with placement.device:
+        model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype).eval()
+    vocabulary = {word(i): i for i in range(config.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=word(0)))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    window, reason = window_of(config, fast)
+    return Reader(name, model, fast, placement, window, reason)
+
+
+def word(token: int) -> str:
+    """The word that a random reader's tokenizer takes for this id."""
+    return f"w{token}"

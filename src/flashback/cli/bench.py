@@ -1,0 +1,130 @@
+"""`flashback bench`: the project's claims of speed, rerun by anyone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from flashback.benchmark.settings import RuntimeSettings
+from flashback.cli.console import notes, stride_progress
+from flashback.cli.options import options_of, take
+
+if TYPE_CHECKING:
+    from flashback.benchmark.runtime import Measured, Runtime
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine.
+
+    \b
+    flashback bench runtime --shape opt-125m --lengths 512:1024
+    flashback bench runtime --shape opt-125m --lengths 512:2048 --sampled --plot speed.png
+    """
+
+
+@bench.command()
+@options_of(RuntimeSettings)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: PyTorch's choice).")
+@click.option("--plot", type=Path, help="Write the figure to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any) -> None:
+    """The paper's run-time test: random tokens, passages all different, batch 1.
+
+    Four arms take turns: none, append, prepend (logits of the last position only) and
+    authors_prepend (logits of every position, as the authors' code computes them). The bound is
+    what the measured memory bandwidth and matrix rate allow.
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    settings = take(RuntimeSettings, values)
+    quiet_transformers()
+    import torch
+
+    from flashback.benchmark.runtime import prepare, ratios
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with notes.status("making the model, measuring the machine"):
+        machine = prepare(settings)
+    with stride_progress(machine.strides_to_measure) as on_stride:
+        rows = machine.run(on_stride)
+    if plot is not None:
+        _plot(machine, rows, plot)
+    if as_json:
+        click.echo(json.dumps(_record(machine, rows), indent=2))
+        return
+    _print_table(machine, rows)
+    for name, value in ratios(rows, machine.lengths).items():
+        click.echo(f"{name}: {value:.2f}")
+
+
+def _plot(machine: "Runtime", rows: "Sequence[Measured]", path: Path) -> None:
+    from flashback.benchmark.plot import plot_runtime
+
+    plot_runtime(rows, _title(machine), path)
+
+
+def _title(machine: "Runtime") -> str:
+    placement, settings = machine.reader.placement, machine.settings
+    dtype = str(placement.dtype).removeprefix("torch.")
+    return (
+        f"{machine.reader.name}, {dtype} on {placement.device}, contexts {machine.lengths[0]} to "
+        f"{machine.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
+    )
+
+
+def _record(machine: "Runtime", rows: "Sequence[Measured]") -> dict[str, Any]:
+    from flashback.benchmark.runtime import ratios, total_seconds
+    from flashback.records import versions
+
+    return {
+        "shape": machine.reader.name,
+        "device": str(machine.reader.placement.device),
+        "dtype": str(machine.reader.placement.dtype).removeprefix("torch."),
+        "batch": 1,
+        "versions": versions(),
+        "ceilings": {
+            "bytes_per_second": machine.ceilings.bytes_per_second,
+            "operations_per_second": machine.ceilings.operations_per_second,
+        },
+        "rows": [
+            {
+                "pattern": row.arm,
+                "length": row.length,
+                "stride_seconds": row.stride_seconds,
+                "encode_seconds": row.encode_seconds,
+                "decode_seconds": row.decode_seconds,
+                "bound_share": row.bound_share,
+            }
+            for row in rows
+        ],
+        "seconds": {
+            arm: total_seconds(rows, arm, machine.lengths) for arm in machine.settings.arms
+        },
+        "ratios": ratios(rows, machine.lengths),
+    }
+
+
+def _print_table(machine: "Runtime", rows: "Sequence[Measured]") -> None:
+    from flashback.benchmark.runtime import total_seconds
+
+    table = Table(title=_title(machine))
+    table.add_column("pattern")
+    for heading in ("seconds", "first stride, ms", "last stride, ms", "share of the bound"):
+        table.add_column(heading, justify="right")
+    for arm in machine.settings.arms:
+        own = sorted((row for row in rows if row.arm == arm), key=lambda row: row.length)
+        share = sum(row.bound_seconds for row in own) / sum(row.stride_seconds for row in own)
+        table.add_row(
+            arm,
+            f"{total_seconds(rows, arm, machine.lengths):.2f}",
+            f"{1000 * own[0].stride_seconds:.0f}",
+            f"{1000 * own[-1].stride_seconds:.0f}",
+            f"{share:.0%}",
+        )
+    Console().print(table)
