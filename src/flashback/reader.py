@@ -128,8 +128,17 @@ class Reader:
         return self.marks or ()
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to ids, without special tokens."""
+        """Plain text to ids, without special tokens.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if ids and max(ids) >= self.vocabulary_size:
+            raise ReaderError(
+                f"model {self.name}: its tokenizer gives the id {max(ids)}, but the model has only "
+                f"{self.vocabulary_size}; the two do not belong together"
+            )
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -52,7 +52,11 @@ def _check_number(flag: str, value: Any, kind: Any, low: float, high: float) -> 
     good = isinstance(value, numbers) and not isinstance(value, bool)
     if not good or not low <= value <= high:  # NaN is not within any range
         noun = "a whole number" if kind is int else "a number"
-        raise SettingsError(f"{flag} {value}: expected {noun} from {low:g} to {high:g}")
+        raise SettingsError(f"{flag} {value}: expected {noun} from {_shown(low)} to {_shown(high)}")
+
+
+def _shown(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 class Pattern(StrEnum):

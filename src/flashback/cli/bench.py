@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure this machine.
+    """Measure this machine's speed.
 
     \b
     flashback bench runtime --shape opt-125m --lengths 512:1024
@@ -33,11 +33,16 @@ def bench() -> None:
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any) -> None:
-    """The paper's run-time test: random tokens, passages all different, batch 1.
+    """Run the paper's run-time test.
 
-    Four arms take turns: none, append, prepend (logits of the last position only) and
-    authors_prepend (logits of every position, as the authors' code computes them). The bound is
-    what the measured memory bandwidth and matrix rate allow.
+    \b
+    flashback bench runtime --shape opt-125m --lengths 512:1024
+    flashback bench runtime --shape gpt2 --sampled --json
+
+    Random tokens, passages all different, batch 1. Four arms take turns: none, append, prepend
+    (logits of the last position only) and authors_prepend (logits of every position, as the
+    authors' code computes them). The bound is what the measured memory bandwidth and matrix rate
+    allow.
     """
     from flashback.cli.quiet import quiet_transformers
 

@@ -1,9 +1,9 @@
 """`flashback generate`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+
+if TYPE_CHECKING:
+    from flashback.generation import Generation, Writing
 
 
 def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +126,7 @@ def _settings(values: dict[str, Any], before: str | None, after: str | None) -> 
     )
 
 
-def _print_stream(writing: Any, show: Callable[[Any], str], explain: bool) -> None:
+def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], explain: bool) -> None:
     from flashback.generation import StrideStart, TextPiece
 
     for event in writing:
@@ -131,12 +134,12 @@ def _print_stream(writing: Any, show: Callable[[Any], str], explain: bool) -> No
             click.echo(event.text, nl=False)
         elif isinstance(event, StrideStart) and explain:
             titles = ", ".join(hit.title or hit.id for hit in event.passages) or "no passage"
-            click.echo(f"\n=== stride {event.number}: {titles}; {len(event.arranged)} tokens")
+            click.echo(f"\n=== stride {event.number + 1}: {titles}; {len(event.arranged)} tokens")
             click.echo(f"{show(event.arranged)}\n--- continues")
     click.echo()
 
 
-def _print_summary(result: Any) -> None:
+def _print_summary(result: "Generation") -> None:
     jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
     notes.print(
         f"{len(result.tokens)} tokens in {result.seconds:.2f} s "

@@ -66,6 +66,8 @@ def build(
     flashback index build notes/ --out IDX --passage-words 200
     flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
     """
+    if out == Path():  # what an unset shell variable gives
+        raise click.UsageError("--out '': expected a folder's name")
     settings = take(IndexSettings, values)
     report = CorpusReport(strict=strict)
     with indexing_progress() as progress:
@@ -137,6 +139,8 @@ def search(folder: Path, query: str, as_json: bool, **values: Any) -> None:
         if as_json:
             click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
             continue
+        if query == "-":
+            click.echo(f"=== {text}")
         if not hits:
             notes.print(f"nothing found for {text!r}", markup=False)
         for rank, hit in enumerate(hits, 1):

@@ -1,9 +1,14 @@
 """Turn off what libraries print on their own; our messages say what matters."""
 
+import sys
+
 
 def quiet_transformers() -> None:
     """No weight-loading bars and no advice; errors are raised, not printed."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if sys.stderr.isatty():  # a download takes long enough to be shown
+        enable_progress_bars()

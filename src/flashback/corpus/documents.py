@@ -95,6 +95,10 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
     Raises:
         CorpusError: a name is neither a file of a known format, nor a folder, nor `-`.
     """
+    if "" in names:
+        raise CorpusError("corpus '': expected a file, a folder or -, found an empty name")
+    if "-" in names and sys.stdin is None:
+        raise CorpusError("corpus -: standard input is closed")
     if names.count("-") > 1:
         raise CorpusError("corpus -: standard input can be read only once; name it once")
     sources: list[Source] = []

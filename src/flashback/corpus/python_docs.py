@@ -6,7 +6,9 @@ One document per module; its title is the module's dotted name.
 """
 
 import ast
+import contextlib
 import os
+import signal
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,10 +50,25 @@ def read_python_docs(
     # Spawned, not forked: the parent may hold the threads of a loaded model.
     workers = min(os.cpu_count() or 1, 8)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for size, document in zip(sizes, pool.map(read_module, modules, chunksize=64), strict=True):
+        with _interrupts_blocked():  # and so in the workers, which it starts
+            documents = pool.map(read_module, modules, chunksize=64)
+        for size, document in zip(sizes, documents, strict=True):
             advance(size)
             if document is not None:
                 yield document
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C is for the parent: a worker that dies while it answers would leave it waiting."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_package() -> Path:

@@ -241,7 +241,7 @@ def refuse_uncuttable(model: PreTrainedModel) -> None:
         UnsupportedReader: naming the layer type.
     """
     config = model.config.get_text_config()
-    name = config.model_type
+    name = _label(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedReader(f"{name} is an encoder-decoder; expected a decoder-only model")
     parameters = inspect.signature(model.forward).parameters
@@ -258,6 +258,11 @@ def refuse_uncuttable(model: PreTrainedModel) -> None:
                 f"{name} has layers of type {type(layer).__name__}, whose state cannot be cut back "
                 "to a prefix; expected full or sliding-window attention only"
             )
+
+
+def _label(model: PreTrainedModel) -> str:
+    kind = model.config.model_type
+    return f"model {model.name_or_path} ({kind})" if model.name_or_path else f"model {kind}"
 
 
 @torch.inference_mode()
@@ -284,7 +289,7 @@ def check_cache_reuse(engine: LocalEngine) -> None:
         error = float((cached - recomputed.float()).abs().max())
         if not error <= tolerance * max(1.0, float(recomputed.abs().max())):
             raise UnsupportedReader(
-                f"{model.config.model_type} fails the self-check: logits from a cut-back cache "
+                f"{_label(model)} fails the self-check: logits from a cut-back cache "
                 f"differ from recomputed ones by {error:.2g} (allowed: {tolerance:g} relative)"
             )
     engine.forget()
