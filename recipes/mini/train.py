@@ -210,6 +210,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     shutil.rmtree(partial, ignore_errors=True)
     model.half().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    shutil.copy(Path(__file__).parent / "NOTICE", partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -217,7 +218,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished reader")
-    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="logs and report")
+    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="for the log")
     arguments = parser.parse_args()
     recipe = Recipe()
     torch.manual_seed(recipe.seed)
@@ -240,7 +241,7 @@ def main() -> None:
         "training": {"documents": len(texts), "tokens": len(stream)},
         "evaluation": {"documents": len(held_out), **bits_per_byte(shipped, tokenizer, held_out)},
     }
-    (arguments.work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (Path(__file__).parent / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["evaluation"], indent=2))
 
 
