@@ -1,5 +1,6 @@
 """The stride loop: what is retrieved, written, shown and counted."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,8 +102,31 @@ def test_events_come_in_order() -> None:
 
 def test_a_result_before_the_end_is_refused() -> None:
     writing = Generator(READER, Script("abc"), None).stream("x", small(Pattern.NONE))
+    for event in writing:
+        with pytest.raises(RuntimeError, match="not finished"):
+            _ = writing.result
+    assert isinstance(event, Stride)
+    assert writing.result.text == "abc"
+
+
+def test_stopping_early_closes_the_completion() -> None:
+    engine = LocalEngine(READER.model, 192)
+    writing = Generator(READER, engine, None).stream("x", small(Pattern.NONE, ignore_eos=True))
+    events = iter(writing)
+    for _ in range(3):
+        next(events)
+    writing.close()
+    assert not engine._leased
     with pytest.raises(RuntimeError, match="not finished"):
         _ = writing.result
+
+
+def test_time_spent_by_the_caller_is_not_counted() -> None:
+    result = write("0123456789", small(new=10))
+    writing = Generator(READER, Script("0123456789"), OnePassage()).stream("Once", small(new=10))
+    for _ in writing:
+        time.sleep(0.1)
+    assert writing.result.seconds < 0.1 * 10 + result.seconds
 
 
 @pytest.mark.parametrize(

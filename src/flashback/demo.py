@@ -101,6 +101,12 @@ class Demo:
         self.prompt = ids[: settings.prompt_tokens]
         self.results: dict[Pattern, Generation] = {}
 
+    @property
+    def prompt_end(self) -> str:
+        """The last few lines of the prompt."""
+        text = self._writer.reader.decode(self.prompt).rstrip()
+        return "\n".join(text.splitlines()[-4:])
+
     def warm_up(self) -> None:
         """Let libraries allocate and tune themselves before anything is timed."""
         settings = Settings(RetrievalSettings(), stopping=StoppingSettings(max_new_tokens=17))

@@ -5,7 +5,9 @@ Knows the protocols of engines and retrievers, never a concrete one; the pattern
 strides.
 """
 
+import contextlib
 import time
+from collections import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -53,6 +55,7 @@ class Stride:
 
 
 Event = StrideStart | TextPiece | Stride
+Events = abc.Generator[Event, None, None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Generation:
     jumps: tuple[int, ...]
     """Text lengths in tokens at which the context jumped."""
     seconds: float
+    """Spent on writing; what a caller does between events is not counted."""
 
     @property
     def text(self) -> str:
@@ -95,7 +99,7 @@ class Generation:
 class Writing:
     """One text being written: iterate over its events, then ask for its `result`."""
 
-    def __init__(self, events: Iterator[Event], progress: "_Progress") -> None:
+    def __init__(self, events: "Events", progress: "_Progress") -> None:
         self._events = events
         self._progress = progress
 
@@ -104,20 +108,19 @@ class Writing:
 
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
+        self._events.close()
 
     @property
     def result(self) -> Generation:
-        """Everything written so far; after the last event, the whole text.
+        """The whole text and how it came about.
 
         Raises:
-            RuntimeError: the text is not finished yet.
+            RuntimeError: there are events to come, or writing was stopped.
         """
-        if self._progress.finish_reason is None:
+        reason = self._progress.finish_reason
+        if reason is None or not self._progress.complete:
             raise RuntimeError("the text is not finished: iterate over all events first")
-        return self._progress.result(self._progress.finish_reason)
+        return self._progress.result(reason)
 
 
 @dataclass
@@ -131,12 +134,26 @@ class _Progress:
     stops: StopFinder
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
+    complete: bool = False
+    """Whether the last event was given out."""
 
     def result(self, reason: FinishReason) -> Generation:
         jumps = tuple(self.context.jumps)
         return Generation(self.prompt_tokens, tuple(self.strides), reason, jumps, self.seconds)
+
+
+def _timed(events: Events, progress: _Progress) -> Events:
+    """The same events; counts the time they take, and not what is done with them in between."""
+    with contextlib.closing(events):
+        while True:
+            began = time.perf_counter()
+            event = next(events, None)
+            progress.seconds += time.perf_counter() - began
+            if event is None:
+                progress.complete = True
+                return
+            yield event
 
 
 class Generator:
@@ -192,7 +209,7 @@ class Generator:
             Detokenizer(self.reader, context.ids),
             StopFinder(settings.stopping.stop),
         )
-        return Writing(self._write(progress, settings, frame), progress)
+        return Writing(_timed(self._write(progress, settings, frame), progress), progress)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -202,7 +219,7 @@ class Generator:
             raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
         return list(prompt)
 
-    def _write(self, progress: _Progress, settings: Settings, frame: Frame) -> Iterator[Event]:
+    def _write(self, progress: _Progress, settings: Settings, frame: Frame) -> Events:
         left = settings.stopping.max_new_tokens
         while progress.finish_reason is None:
             length = min(settings.retrieval.stride, left)
@@ -211,7 +228,7 @@ class Generator:
 
     def _write_stride(
         self, progress: _Progress, settings: Settings, frame: Frame, length: int, last: bool
-    ) -> Iterator[Event]:
+    ) -> Events:
         progress.context.jump_if_full()
         began = time.perf_counter()
         hits = self._retrieve(progress.context.visible, settings.retrieval)
@@ -244,7 +261,6 @@ class Generator:
             retrieve_seconds=retrieve_seconds,
         )
         progress.strides.append(stride)
-        progress.seconds = time.perf_counter() - progress.started
         yield stride
 
     def _retrieve(self, context: Ids, settings: RetrievalSettings) -> tuple[Hit, ...]:

@@ -75,16 +75,16 @@ def _print_append(console: Console, show: "Demo") -> None:
 
     console.print(
         f"Continuing a page no training or index has seen, [bold]{PAGE}[/], after "
-        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every 16 tokens:\n"
+        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every 16 tokens "
+        "(its title and score on the right):\n"
     )
-    number = 0
+    console.print(Text(f"… {show.prompt_end}\n", style="dim"))
     for event in show.run(Pattern.APPEND):
         if isinstance(event, Stride):
-            _print_stride(console, number, event)
-            number += 1
+            _print_stride(console, event)
 
 
-def _print_stride(console: Console, number: int, stride: "Stride") -> None:
+def _print_stride(console: Console, stride: "Stride") -> None:
     titles = "\n".join(f"{hit.title} ({hit.score:.0f})" for hit in stride.passages)
     row = Table.grid(padding=(0, 3))
     row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
@@ -117,3 +117,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
             f"{result.tokens_per_second:.1f}",
         )
     console.print(table)
+    console.print(
+        "flashback-mini has not been trained to read appended passages: append shows its speed "
+        "here, not its best text."
+    )
