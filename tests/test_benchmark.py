@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import run
+from command_line import run, write_notes
 from flashback.benchmark.ceilings import Ceilings, bound_seconds
 from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.plot import plot_runtime
@@ -137,3 +137,12 @@ def test_the_command_prints_json(model_folder: Path) -> None:
     assert set(record["ratios"]) == {"prepend/append", "append/none", "authors_prepend/append"}
     keys = {"pattern", "length", "stride_seconds", "encode_seconds", "decode_seconds"}
     assert set(record["rows"][0]) == keys | {"bound_share"}
+
+
+def test_retrieval_is_measured_on_the_given_corpus(tmp_path: Path) -> None:
+    notes = write_notes(tmp_path / "notes")
+    record = run("bench", "retrieval", notes, "--queries", "10", "--json").record
+    assert record["passages"] == 4
+    assert [latency["k"] for latency in record["latencies"]] == [1, 10]
+    assert all(0 < latency["p50"] <= latency["p95"] for latency in record["latencies"])
+    assert "4 passages in" in run("bench", "retrieval", notes, "--queries", "10").out

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
 from flashback.benchmark.settings import RuntimeSettings
 from flashback.cli.console import notes, stride_progress
 from flashback.cli.options import options_of, take
@@ -24,7 +26,34 @@ def bench() -> None:
     \b
     flashback bench runtime --shape opt-125m --lengths 512:1024
     flashback bench runtime --shape opt-125m --lengths 512:2048 --sampled --plot speed.png
+    flashback bench retrieval my-texts/
     """
+
+
+@bench.command()
+@click.argument("corpus", nargs=-1, required=True)
+@options_of(RetrievalBenchSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def retrieval(corpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
+    """Index a corpus into a temporary folder and search it.
+
+    \b
+    flashback bench retrieval my-texts/ --queries 1000
+    flashback bench retrieval corpus.jsonl.gz --json
+    """
+    with notes.status("indexing and searching"):
+        figures = measure_retrieval(corpus, take(RetrievalBenchSettings, values))
+    if as_json:
+        click.echo(json.dumps(asdict(figures), indent=2))
+        return
+    click.echo(
+        f"{figures.passages:,} passages in {figures.build_seconds:.1f} s "
+        f"({figures.passages_per_second:,.0f}/s), {figures.index_megabytes:.1f} MB, opened in "
+        f"{figures.open_milliseconds:.1f} ms"
+    )
+    for latency in figures.latencies:
+        click.echo(f"k={latency.k}: p50 {latency.p50:.2f} ms, p95 {latency.p95:.2f} ms")
+    click.echo(f"peak resident memory {figures.peak_resident_megabytes:.0f} MB")
 
 
 @bench.command()

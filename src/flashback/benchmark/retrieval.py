@@ -1,0 +1,114 @@
+"""Building, opening and searching an index, timed on the user's own corpus."""
+
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from flashback.corpus.building import index_corpus, open_corpus
+from flashback.corpus.documents import CorpusReport
+from flashback.corpus.passages import cut_documents
+from flashback.retrieval.bm25 import BM25Index, IndexSettings
+from flashback.retrieval.protocol import SearchOptions
+from flashback.settings import CheckedSettings, setting
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetrievalBenchSettings(CheckedSettings):
+    """What is measured."""
+
+    queries: int = setting(500, "Queries, each a seeded piece of the corpus.", low=10, high=1 << 20)
+    query_words: int = setting(24, "Words per query; 24 are about 32 tokens.", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of single queries."""
+
+    k: int
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class RetrievalFigures:
+    """What one corpus cost."""
+
+    passages: int
+    build_seconds: float
+    """Reading, cutting, deduplicating and indexing the corpus."""
+    passages_per_second: float
+    index_megabytes: float
+    open_milliseconds: float
+    latencies: tuple[Latency, ...]
+    peak_resident_megabytes: float
+    """The most memory this process had, Python and libraries included."""
+
+
+def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -> RetrievalFigures:
+    """Index `corpus` into a temporary folder, open it and search it.
+
+    Raises:
+        CorpusError: the corpus is missing, unreadable or empty.
+    """
+    with tempfile.TemporaryDirectory(prefix="flashback-") as folder:
+        target = Path(folder, "index")
+        build, manifest = _seconds(
+            lambda: index_corpus(corpus, target, IndexSettings(), CorpusReport())
+        )
+        opening, index = _seconds(lambda: BM25Index.open(target))
+        queries = _queries(corpus, settings)
+        latencies = tuple(_latency(index, queries, k) for k in (1, 10))
+        return RetrievalFigures(
+            passages=len(index),
+            build_seconds=build,
+            passages_per_second=len(index) / build,
+            index_megabytes=manifest.bytes / 1e6,
+            open_milliseconds=1000 * opening,
+            latencies=latencies,
+            peak_resident_megabytes=_peak_megabytes(),
+        )
+
+
+def _seconds(work: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def _queries(corpus: Sequence[str], settings: RetrievalBenchSettings) -> list[str]:
+    """Pieces of seeded passages, as the last tokens of a context would be (reservoir sampling)."""
+    generator = random.Random(0)
+    kept: list[str] = []
+    passages = cut_documents(open_corpus(corpus, CorpusReport()).read(lambda _: None))
+    for number, passage in enumerate(passages):
+        place = number if number < settings.queries else generator.randrange(number + 1)
+        if place < settings.queries:
+            kept[place : place + 1] = [passage.text]
+    starts = (generator.randrange(max(1, len(t.split()) - settings.query_words)) for t in kept)
+    return [
+        " ".join(text.split()[start : start + settings.query_words])
+        for text, start in zip(kept, starts, strict=True)
+    ]
+
+
+def _latency(index: BM25Index, queries: Sequence[str], k: int) -> Latency:
+    options = SearchOptions(k=k)
+    index.search(queries[:10], options)  # map the files
+    seconds = [_seconds(partial(index.search, [query], options))[0] for query in queries]
+    cuts = statistics.quantiles(seconds, n=20)
+    return Latency(k, 1000 * statistics.median(seconds), 1000 * cuts[-1])
+
+
+def _peak_megabytes() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
