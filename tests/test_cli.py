@@ -404,7 +404,7 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
 def test_a_prompt_too_long_is_cut_from_the_left_if_asked(generate: Generate) -> None:
     long = "The moon. " * 40
     record = generate.record("--truncate", prompt=long)
-    budget = 192 - (40 + len("\n\nReference: ") + len("\n\n")) - 8
+    budget = 192 - (40 + len(" [Reference: ") + len("]\n\n")) - 8
     assert len(record["prompt_tokens"]) == budget
     assert record["prompt_tokens"][0] == 0  # BOS
     short = generate.record("--pattern", "none", prompt=long[-(budget - 1) :])

@@ -40,7 +40,7 @@ class DemoSettings:
     prompt_tokens: int = 1024
     """The beginning of the page, tokens."""
     new_tokens: int = 128
-    sampling: SamplingSettings = SamplingSettings(temperature=0.7, top_p=0.9, seed=1)
+    sampling: SamplingSettings = SamplingSettings(temperature=0.8, top_p=0.9, seed=1)
 
     def of(self, pattern: Pattern) -> Settings:
         """The same settings for every pattern."""

@@ -71,8 +71,10 @@ class Pattern(StrEnum):
 class FrameText:
     """Plain text around a passage, for readers that were not trained with marking tokens."""
 
-    before: str = "\n\nReference: "
-    after: str = "\n\n"
+    # A bracket rarely comes next in a text, so that what is cached of a frame that was dropped is
+    # not taken for text that was written.
+    before: str = " [Reference: "
+    after: str = "]\n\n"
 
 
 _MOST_TOKENS = 1 << 20

@@ -50,7 +50,7 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @reader_options
 @options_of(RetrievalSettings)
-@click.option("--frame-before", help="Text before a passage; replaces marks or 'Reference: '.")
+@click.option("--frame-before", help="Text before a passage; replaces marks or ' [Reference: '.")
 @click.option("--frame-after", help="Text after a passage; likewise.")
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
