@@ -9,10 +9,10 @@ import click
 import pytest
 
 from flashback.cli.main import app
-from flashback.corpus.building import index_corpus
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.split import split_of
 from flashback.demo import PAGE
+from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import IndexSettings
 
 ROOT = Path(__file__).parent.parent

@@ -14,12 +14,12 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 import flashback
-from flashback.corpus.building import ProgressStart, index_corpus
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.python_docs import NAME, find_modules, read_module
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, IndexFolderError
 from flashback.generation import Event, Generation, Generator
+from flashback.indexing import ProgressStart, index_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.settings import (
     Pattern,

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from flashback.corpus.building import index_corpus, open_corpus
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
+from flashback.indexing import index_corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.protocol import SearchOptions
 from flashback.settings import CheckedSettings, setting

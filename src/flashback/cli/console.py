@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flashback.corpus.building import ProgressStart
 from flashback.corpus.documents import Advance, CorpusReport
+from flashback.indexing import ProgressStart
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 """For people; results go to standard output."""
