@@ -74,6 +74,10 @@ def test_a_prompt_that_does_not_begin_with_bos_never_gets_one() -> None:
     assert context.visible == (5, 5, 5, 5, 6)
 
 
+def test_truncation_gives_no_bos_to_a_prompt_that_had_none() -> None:
+    assert Context.of_prompt([5] * 20, (0,), 10, truncate=True).visible == (5,) * 10
+
+
 @given(
     budget=st.integers(20, 60),
     length=st.integers(1, 20),

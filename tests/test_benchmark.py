@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import run, write_notes
+from command_line import refused, run, write_notes
 from flashback.benchmark.ceilings import Ceilings, bound_seconds
 from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.plot import plot_runtime
@@ -146,3 +146,15 @@ def test_retrieval_is_measured_on_the_given_corpus(tmp_path: Path) -> None:
     assert [latency["k"] for latency in record["latencies"]] == [1, 10]
     assert all(0 < latency["p50"] <= latency["p95"] for latency in record["latencies"])
     assert "4 passages in" in run("bench", "retrieval", notes, "--queries", "10").out
+
+
+def test_a_corpus_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("One passage.")
+    assert "one passage" in refused("bench", "retrieval", tmp_path / "one.txt", code=1)
+    assert "read twice" in refused("bench", "retrieval", "-", code=1)
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert "--plot" in refused("bench", "runtime", "--plot", tmp_path / "x.nothing", code=2)
+    assert "no such folder" in refused("bench", "runtime", "--plot", "nowhere/x.png", code=2)

@@ -30,6 +30,15 @@ def test_an_unfinished_character_comes_last_as_the_tokenizer_shows_it(text: str,
     assert detokenizer.finish() == READER.decode(ids)[len(text) :] == "\ufffd"
 
 
+@given(text=TEXT, cut=st.integers(1, 3))
+def test_a_character_that_the_context_leaves_unfinished_is_shown_when_complete(
+    text: str, cut: int
+) -> None:
+    ids = READER.encode(text + "🙂")
+    detokenizer = Detokenizer(READER, ids[:-cut])
+    assert "".join(map(detokenizer.push, ids[-cut:])) == "🙂"
+
+
 @given(ids=st.lists(st.integers(2, 257), max_size=120))
 def test_arbitrary_bytes_give_what_decoding_them_at_once_gives(ids: list[int]) -> None:
     detokenizer = Detokenizer(READER, [])

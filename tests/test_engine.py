@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -110,15 +110,13 @@ def test_a_failure_inside_a_pass_drops_the_cache(
 
 
 def test_idle_caches_are_kept_up_to_the_limit() -> None:
+    """Prompts in turn, with nothing in common but a beginning of text."""
     engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=2)
-    prompts = [tuple(range(start, start + 20)) for start in (0, 50, 100)]
-    running = [engine.complete(Prompt(prompt), 2, greedy()) for prompt in prompts]
-    begun: list[Iterator[int]] = [iter(completion) for completion in running]
-    for tokens in (*begun, *begun):
-        next(tokens)
-    for completion in running:
-        completion.close()
-    assert [complete(engine, prompt, 1)[1] for prompt in prompts[1:]] == [19, 19]
+    first, second, third = ((0, *range(start, start + 20)) for start in (10, 60, 110))
+    reused = [complete(engine, ids, 2)[1] for ids in (first, second, first, second)]
+    assert reused == [0, 0, 20, 20]
+    assert complete(engine, third, 2)[1] == 1  # cuts one of the two
+    assert len(engine._idle) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

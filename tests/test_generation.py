@@ -329,6 +329,11 @@ def wrong(**values: Any) -> Any:
     return values
 
 
+def test_whole_numbers_are_good_real_ones() -> None:
+    settings = SamplingSettings(temperature=2, repetition_penalty=2)
+    assert Sampler(settings, [1]).choose(torch.zeros(5)) in range(5)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -344,6 +349,9 @@ def wrong(**values: Any) -> Any:
         (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1"),
         (lambda: SamplingSettings(top_p=2.0), r"--top-p 2.0: expected a number from 1e-06 to 1"),
         (lambda: SamplingSettings(seed=-1), r"--seed -1"),
+        (lambda: SamplingSettings(temperature=1e-9), r"--temperature 1e-09: expected 0 or"),
+        (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
+        (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
         (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),
         (lambda: StoppingSettings(stop=("",)), r"--stop ''"),
         (lambda: StoppingSettings(**wrong(stop="abc")), r"--stop 'abc': expected a tuple"),

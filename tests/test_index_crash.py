@@ -3,6 +3,7 @@
 Run as a program, this file is the builder that the tests kill.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import pytest
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import IndexFolderError
+from flashback.files import folder_locked
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, verify
 from flashback.retrieval.protocol import SearchOptions
@@ -31,7 +33,7 @@ STEPS = {
     "os.fsync": "old",
     "tempfile.mkstemp": "old",
     "os.replace": "old",
-    "flashback.retrieval.index_folder.read_manifest": "new",
+    "flashback.retrieval.index_folder._clear_debris": "new",
     "shutil.rmtree": "new",
 }
 """What a builder calls, in this order, and which index is there if it is killed then."""
@@ -152,6 +154,38 @@ def test_a_kill_at_every_step_of_the_first_build_is_no_obstacle(
     kill_at(tmp_path, step)
     assert whole_or_refused(tmp_path) == (left == "new")
     check_that_debris_is_cleared(tmp_path)
+
+
+@pytest.mark.parametrize("nth", range(1, 22))
+def test_an_interrupt_at_any_sync_leaves_the_old_index_or_the_new_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """Unlike a kill, Ctrl-C runs the clean-up: it must not clear what was just published."""
+    build(tmp_path, "old", 500)
+    sync, calls = os.fsync, 0
+
+    def interrupted(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        build(tmp_path, "new", 700)
+    monkeypatch.undo()
+    assert content(tmp_path) in (("old", 500), ("new", 700))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_builders_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with folder_locked(tmp_path) as ours:
+        assert ours
+        with pytest.raises(IndexFolderError, match="another process is building it"):
+            build(tmp_path, "new", 100)
+    build(tmp_path, "new", 100)
+    assert content(tmp_path) == ("new", 100)
 
 
 LIMITS = [100, 2_000, 20_000, 100_000]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, Phi3Config
 
 from families import FAMILIES, tiny_config, tiny_model
 from flashback.errors import ReaderError, SettingsError
-from flashback.reader import MARK_LEFT, MARK_RIGHT, choose_placement, load_reader
+from flashback.reader import MARK_LEFT, MARK_RIGHT, choose_placement, load_reader, window_of
 from flashback.settings import FrameText
 from readers import byte_tokenizer, tiny_reader
 
@@ -170,8 +170,28 @@ def test_a_prompt_begins_with_bos_where_the_tokenizer_says_so(bos: bool) -> None
 
 
 def test_configurations_of_large_models_give_their_windows() -> None:
-    from flashback.reader import window_of
 
     tokenizer = byte_tokenizer()
     assert window_of(LlamaConfig(max_position_embeddings=4096), tokenizer)[0] == 4096
     assert window_of(Phi3Config(max_position_embeddings=4096), tokenizer)[0] == 4096
+
+
+def test_special_tokens_in_a_passage_are_text_and_in_a_prompt_are_meant() -> None:
+    reader = tiny_reader(marks=True)
+    assert reader.marks is not None
+    text = f"a</s>b<s>c{MARK_RIGHT}"
+    ids = reader.encode(text)
+    assert not {0, 1, *reader.marks} & set(ids)
+    assert reader.decode(ids) == text
+    assert reader.encode_prompt("a</s>") == [0, *reader.encode("a"), 1]
+
+
+def test_rotations_of_single_kinds_of_layers_end_the_window_too() -> None:
+    config = tiny_config("gemma3")
+    config.rope_parameters["sliding_attention"] = {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+    }
+    assert window_of(config, byte_tokenizer())[0] == 64

@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine
+    from flashback.engines.protocol import Engine, Usage
     from flashback.errors import FlashBackError
-    from flashback.generation import Generation, Generator, Stride, StrideStart, TextPiece
+    from flashback.generation import (
+        Generation,
+        Generator,
+        Stride,
+        StrideStart,
+        TextPiece,
+        Writing,
+    )
+    from flashback.indexing import index_corpus
     from flashback.loading import load
     from flashback.reader import Reader, load_reader
-    from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.bm25 import BM25Index, IndexSettings
     from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
     from flashback.settings import (
         FrameText,
@@ -32,11 +41,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BM25Index",
+    "Engine",
     "FlashBackError",
     "FrameText",
     "Generation",
     "Generator",
     "Hit",
+    "IndexSettings",
     "LocalEngine",
     "Pattern",
     "Reader",
@@ -49,6 +60,9 @@ __all__ = [
     "Stride",
     "StrideStart",
     "TextPiece",
+    "Usage",
+    "Writing",
+    "index_corpus",
     "load",
     "load_reader",
 ]
@@ -56,10 +70,12 @@ __all__ = [
 _MODULES = {
     "engines.local": ("LocalEngine",),
     "errors": ("FlashBackError",),
-    "generation": ("Generation", "Generator", "Stride", "StrideStart", "TextPiece"),
+    "engines.protocol": ("Engine", "Usage"),
+    "generation": ("Generation", "Generator", "Stride", "StrideStart", "TextPiece", "Writing"),
+    "indexing": ("index_corpus",),
     "loading": ("load",),
     "reader": ("Reader", "load_reader"),
-    "retrieval.bm25": ("BM25Index",),
+    "retrieval.bm25": ("BM25Index", "IndexSettings"),
     "retrieval.protocol": ("Hit", "Retriever", "SearchOptions"),
     "settings": (
         "FrameText",

@@ -106,6 +106,8 @@ class Context:
         """
         if not ids:
             raise SettingsError("the prompt is empty; expected at least one token of text")
+        if tuple(ids[: len(bos)]) != bos:
+            bos = ()
         if len(ids) > budget:
             if not truncate:
                 raise PromptTooLong(
@@ -113,8 +115,7 @@ class Context:
                     "beside passages and new tokens; shorten it, or use --truncate to keep its end"
                 )
             ids = [*bos, *ids[len(ids) - budget + len(bos) :]]
-        begins_with_bos = tuple(ids[: len(bos)]) == bos
-        return cls(bos if begins_with_bos else (), budget, list(ids))
+        return cls(bos, budget, list(ids))
 
     @property
     def visible(self) -> Ids:

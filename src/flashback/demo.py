@@ -14,13 +14,12 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 import flashback
-from flashback.corpus.documents import CorpusReport
 from flashback.corpus.python_docs import NAME, find_modules, read_module
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, IndexFolderError
 from flashback.generation import Event, Generation, Generator
 from flashback.indexing import ProgressStart, index_corpus
-from flashback.retrieval.bm25 import BM25Index, IndexSettings
+from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import (
     Pattern,
     RetrievalSettings,
@@ -72,8 +71,7 @@ def open_or_build_index(progress: ProgressStart) -> tuple[BM25Index, bool]:
     try:
         return BM25Index.open(folder), False
     except IndexFolderError:
-        settings, report = IndexSettings(), CorpusReport()
-        index_corpus([f"{NAME}:train"], folder, settings, report, overwrite=True, progress=progress)
+        index_corpus([f"{NAME}:train"], folder, overwrite=True, progress=progress)
         return BM25Index.open(folder), True
 
 

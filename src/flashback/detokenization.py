@@ -25,7 +25,8 @@ class Detokenizer:
     def __init__(self, decoder: Decoder, context: Sequence[int]) -> None:
         self._decoder = decoder
         self._ids = list(context[-_TAIL:])
-        self._done = len(decoder.decode(self._ids))
+        # A character that the context leaves unfinished is shown when it is completed.
+        self._done = len(decoder.decode(self._ids).rstrip(_REPLACEMENT))
         """Characters of the text of `_ids` that belong to the context or were given out."""
 
     def push(self, token: int) -> str:

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -29,16 +32,28 @@ def write_atomically(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def fresh_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder inside `parent` with a unique name; removed again if the block fails."""
+def fresh_folder(parent: Path, prefix: str) -> Path:
+    """A new folder inside `parent` with a unique name, readable by all."""
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     os.chmod(folder, 0o755)
+    return folder
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder for this process; whether that was possible (always, where unsupported)."""
+    if sys.platform == "win32":
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(handle)  # and with it the lock
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,9 +17,9 @@ from flashback.detokenization import Detokenizer, StopFinder
 from flashback.engines.protocol import Engine, Usage
 from flashback.errors import SettingsError
 from flashback.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.retrieval.protocol import Hit, NoRetriever, Retriever, SearchOptions
 from flashback.sampling import Sampler
-from flashback.settings import Pattern, RetrievalSettings, Settings
+from flashback.settings import RetrievalSettings, Settings
 
 FinishReason = Literal["length", "stop", "eos"]
 
@@ -132,6 +132,7 @@ class _Progress:
     sampler: Sampler
     detokenizer: Detokenizer
     stops: StopFinder
+    retriever: Retriever
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
@@ -187,11 +188,7 @@ class Generator:
         """
         settings = settings or Settings()
         retrieval = settings.retrieval
-        if retrieval.pattern is not Pattern.NONE and self.retriever is None:
-            raise SettingsError(
-                f"--pattern {retrieval.pattern} retrieves, but there is no index; give --index, "
-                "or use --pattern none"
-            )
+        retrieval.check_retriever(self.retriever)
         frame = self.reader.frame(retrieval.frame)
         budget = context_budget(
             self.engine.capabilities.window,
@@ -208,6 +205,7 @@ class Generator:
             Sampler(settings.sampling, context.ids, self.reader.forbidden),
             Detokenizer(self.reader, context.ids),
             StopFinder(settings.stopping.stop),
+            self.retriever if retrieval.pattern.retrieves and self.retriever else NoRetriever(),
         )
         return Writing(_timed(self._write(progress, settings, frame), progress), progress)
 
@@ -231,7 +229,7 @@ class Generator:
     ) -> Events:
         progress.context.jump_if_full()
         began = time.perf_counter()
-        hits = self._retrieve(progress.context.visible, settings.retrieval)
+        hits = self._retrieve(progress, settings.retrieval)
         retrieve_seconds = time.perf_counter() - began
         prompt = self._arrange(progress.context, hits, settings.retrieval, frame)
         yield StrideStart(len(progress.strides), hits, prompt.context)
@@ -263,17 +261,15 @@ class Generator:
         progress.strides.append(stride)
         yield stride
 
-    def _retrieve(self, context: Ids, settings: RetrievalSettings) -> tuple[Hit, ...]:
-        if settings.pattern is Pattern.NONE or self.retriever is None:
-            return ()
-        query = self.reader.decode(context[-settings.query_tokens :])
+    def _retrieve(self, progress: _Progress, settings: RetrievalSettings) -> tuple[Hit, ...]:
+        query = self.reader.decode(progress.context.visible[-settings.query_tokens :])
         options = SearchOptions(
             settings.passages,
             settings.min_score,
             settings.forbid_titles,
             settings.forbid_documents,
         )
-        return tuple(self.retriever.search([query], options)[0])
+        return tuple(progress.retriever.search([query], options)[0])
 
     def _arrange(
         self, context: Context, hits: Sequence[Hit], settings: RetrievalSettings, frame: Frame

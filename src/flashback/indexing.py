@@ -72,9 +72,9 @@ def _open_python_docs(part: str, report: CorpusReport) -> Corpus:
 
 def index_corpus(
     names: Sequence[str],
-    folder: Path,
-    settings: IndexSettings,
-    report: CorpusReport,
+    folder: str | Path,
+    settings: IndexSettings | None = None,
+    report: CorpusReport | None = None,
     *,
     overwrite: bool = False,
     progress: ProgressStart = lambda _: (lambda _: None, lambda: None),
@@ -82,11 +82,17 @@ def index_corpus(
     """Read a corpus, cut it into passages and index them.
 
     Args:
+        names: files, folders, `-`, or `python-docs`.
+        folder: of the index to make.
+        report: filled with what was met: documents, bad records, ignored files.
         progress: starts a progress bar.
 
     Raises:
         FlashBackError: the corpus or the folder is not usable.
     """
+    folder = Path(folder)
+    settings = settings or IndexSettings()
+    report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
     corpus = open_corpus(names, report)
     advance, on_passage = progress(corpus.bytes)

@@ -128,24 +128,35 @@ class Reader:
         return self.marks or ()
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to ids, without special tokens.
+        """Plain text to ids; what looks like a special token in it is text like any other.
 
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._checked(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        )
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A text's beginning to ids: BOS, if the reader has one, and the text.
+
+        Special tokens written in a prompt are meant: it comes from the user, not from a corpus.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        ids = self._checked(self.tokenizer(text, add_special_tokens=False, verbose=False))
+        if not ids and not self.bos and self.tokenizer.bos_token_id is not None:
+            return [self.tokenizer.bos_token_id]
+        return [*self.bos, *ids]
+
+    def _checked(self, encoding: Any) -> list[int]:
+        ids: list[int] = encoding["input_ids"]
         if ids and max(ids) >= self.vocabulary_size:
             raise ReaderError(
                 f"model {self.name}: its tokenizer gives the id {max(ids)}, but the model has only "
                 f"{self.vocabulary_size}; the two do not belong together"
             )
-        return ids
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """A text's beginning to ids: BOS, if the reader has one, and the text."""
-        ids = [*self.bos, *self.encode(text)]
-        if not ids and self.tokenizer.bos_token_id is not None:
-            return [self.tokenizer.bos_token_id]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -205,6 +216,11 @@ def load_reader(
         )
     with _readable(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    size, reason = window_of(config, tokenizer)
+    if window is not None:
+        if not 1 <= window <= size:
+            raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
+        size, reason = window, "as asked"
     with _readable(name, "weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -217,11 +233,6 @@ def load_reader(
     model, report = loaded
     _check_weights(name, report)
     model = model.to(placement.device).eval()
-    size, reason = window_of(config, tokenizer)
-    if window is not None:
-        if not 1 <= window <= size:
-            raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
-        size, reason = window, "as asked"
     return Reader(name, model, tokenizer, placement, size, reason)
 
 
@@ -277,17 +288,29 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
 def window_of(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
     """The positions a model can use, and where that number comes from."""
     text = config.get_text_config()
-    scaling = getattr(text, "rope_parameters", None) or {}
-    if scaling.get("rope_type") in ("dynamic", "longrope"):
-        # Past this length such models change their rotation of *all* keys, cached ones included.
-        original = scaling.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        if original:
-            return int(original), f"{scaling['rope_type']} rotation is constant up to there"
+    if changing := _changing_rotation(text):
+        return changing
     size = getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None)
     if size:
         return int(size), "the model's positions"
     if tokenizer.model_max_length < 1 << 24:
         return int(tokenizer.model_max_length), "the tokenizer's limit"
     return _DEFAULT_WINDOW, "a default: the model states none"
+
+
+def _changing_rotation(config: Any) -> tuple[int, str] | None:
+    """Where rotations begin to depend on the length, if they do.
+
+    Past it such a model rotates *all* keys differently, those that are cached included.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # Models that mix kinds of layers have one set of parameters for each kind.
+    sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    for rope in sets:
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            original = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            if original:
+                return int(original), f"{rope['rope_type']} rotation is constant up to there"
+    return None

@@ -38,6 +38,7 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
     """All settings, and what the reader made of them."""
     frame = reader.frame(settings.retrieval.frame)
     return asdict(settings) | {
+        "placement": str(reader.placement),
         "device": str(reader.placement.device),
         "dtype": str(reader.placement.dtype).removeprefix("torch."),
         "window": reader.window,

@@ -59,7 +59,7 @@ class Sampler:
         position = len(self.history)
         bits = np.random.Philox(key=self.settings.seed, counter=[0, 0, 0, position])
         uniform = np.random.Generator(bits).random()
-        cumulative = scores.double().cpu().softmax(-1).cumsum(-1)
+        cumulative = scores.cpu().double().softmax(-1).cumsum(-1)
         target = torch.tensor(uniform * float(cumulative[-1]), dtype=torch.float64)
         drawn = int(torch.searchsorted(cumulative, target, right=True))
         return min(drawn, int(scores.isfinite().nonzero()[-1]))

@@ -42,9 +42,19 @@ class CheckedSettings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            low, high = field.metadata.get("low"), field.metadata.get("high")
-            if low is not None and high is not None:
-                _check_number(flag_of(field), getattr(self, field.name), field.type, low, high)
+            value, low = getattr(self, field.name), field.metadata.get("low")
+            if low is not None:
+                _check_number(flag_of(field), value, field.type, low, field.metadata["high"])
+                if field.type is float:  # 1 is as good as 1.0, but libraries mind
+                    object.__setattr__(self, field.name, float(value))
+            elif isinstance(field.default, tuple):
+                _check_texts(flag_of(field), value)
+
+
+def _check_texts(flag: str, value: Any) -> None:
+    # A bare string would be taken letter by letter.
+    if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+        raise SettingsError(f"{flag} {value!r}: expected a tuple of texts")
 
 
 def _check_number(flag: str, value: Any, kind: Any, low: float, high: float) -> None:
@@ -65,6 +75,11 @@ class Pattern(StrEnum):
     NONE = "none"
     PREPEND = "prepend"
     APPEND = "append"
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the pattern has passages at all."""
+        return self is not Pattern.NONE
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,18 @@ class RetrievalSettings(CheckedSettings):
     """What stands around passages. None: the reader's marking tokens if it has them, else the
     default `FrameText`."""
 
+    def check_retriever(self, retriever: object | None) -> None:
+        """Refuse to retrieve from nothing.
+
+        Raises:
+            SettingsError: the pattern has passages, but there is no retriever.
+        """
+        if self.pattern.retrieves and retriever is None:
+            raise SettingsError(
+                f"--pattern {self.pattern} retrieves, but there is no index; give --index, or use "
+                "--pattern none"
+            )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
@@ -113,6 +140,10 @@ class RetrievalSettings(CheckedSettings):
         except ValueError:
             known = ", ".join(Pattern)
             raise SettingsError(f"--pattern {self.pattern}: expected one of {known}") from None
+
+
+_COLDEST = 0.01
+"""Below it, probabilities overflow."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +168,21 @@ class SamplingSettings(CheckedSettings):
     )
     seed: int = setting(0, "Decides what is drawn.", low=0, high=(1 << 64) - 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.temperature < _COLDEST:
+            raise SettingsError(
+                f"--temperature {self.temperature}: expected 0 or {_COLDEST} to 100"
+            )
+        if self.greedy:
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in ("top_k", "top_p", "min_p") and value != field.default:
+                    raise SettingsError(
+                        f"{flag_of(field)} {value}: has no effect on greedy writing; give a "
+                        "--temperature above 0, such as 0.8"
+                    )
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
@@ -152,8 +198,6 @@ class StoppingSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.stop, tuple):  # a bare string would be taken letter by letter
-            raise SettingsError(f"--stop {self.stop!r}: expected a tuple of texts")
         if "" in self.stop:
             raise SettingsError("--stop '': expected a text that is not empty")
 

@@ -1,6 +1,5 @@
 """The machine's two ceilings, memory bandwidth and matrix rate, and the time they allow."""
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ def measure_ceilings(placement: Placement) -> Ceilings:
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The median of a few runs after a warm-up."""
+    """The fastest of a few runs after a warm-up."""
     seconds = []
     for _ in range(_REPEATS + 1):
         _synchronize(device)
@@ -48,12 +47,12 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
         work()
         _synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return min(seconds[1:])
 
 
 def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def bound_seconds(shape: Shape, one: Pass, ceilings: Ceilings) -> float:

@@ -14,11 +14,11 @@ _NAMES = {
 }
 
 
-def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
-    """Write the figure; its format is the path's suffix.
+def check_plot(path: Path) -> None:
+    """Whether a figure can be written there.
 
     Raises:
-        SettingsError: matplotlib is not installed, or it does not know the suffix.
+        SettingsError: matplotlib is not installed or does not know the suffix, or no such folder.
     """
     try:
         from matplotlib.figure import Figure
@@ -26,6 +26,22 @@ def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
         raise SettingsError(
             "--plot needs matplotlib; install it with pip install 'flashback-ralm[bench]'"
         ) from None
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in known:
+        raise SettingsError(f"--plot {path}: expected a name ending in one of {', '.join(known)}")
+    if not path.absolute().parent.is_dir():
+        raise SettingsError(f"--plot {path}: no such folder as {path.parent}")
+
+
+def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
+    """Write the figure; its format is the path's suffix.
+
+    Raises:
+        SettingsError: see `check_plot`.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     seconds, speedup = figure.subplots(1, 2)
     by_arm: dict[str, list[Measured]] = {}
@@ -48,7 +64,4 @@ def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
     seconds.legend()
     speedup.legend()
     figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise SettingsError(f"--plot {path}: {error}") from error
+    figure.savefig(path, dpi=120)

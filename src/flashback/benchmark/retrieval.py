@@ -1,7 +1,6 @@
 """Building, opening and searching an index, timed on the user's own corpus."""
 
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
+from flashback.errors import CorpusError
 from flashback.indexing import index_corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.protocol import SearchOptions
@@ -51,7 +51,7 @@ class RetrievalFigures:
     open_milliseconds: float
     latencies: tuple[Latency, ...]
     peak_resident_megabytes: float
-    """The most memory this process had, Python and libraries included."""
+    """The most memory this process had, Python and libraries included, helpers' not."""
 
 
 def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -> RetrievalFigures:
@@ -60,6 +60,8 @@ def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -
     Raises:
         CorpusError: the corpus is missing, unreadable or empty.
     """
+    if "-" in corpus:
+        raise CorpusError("corpus -: standard input cannot be read twice; name files or folders")
     with tempfile.TemporaryDirectory(prefix="flashback-") as folder:
         target = Path(folder, "index")
         build, manifest = _seconds(
@@ -67,6 +69,8 @@ def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -
         )
         opening, index = _seconds(lambda: BM25Index.open(target))
         queries = _queries(corpus, settings)
+        if len(queries) < 2:
+            raise CorpusError("the corpus has one passage; expected at least 2 to search for")
         latencies = tuple(_latency(index, queries, k) for k in (1, 10))
         return RetrievalFigures(
             passages=len(index),
@@ -110,5 +114,7 @@ def _latency(index: BM25Index, queries: Sequence[str], k: int) -> Latency:
 
 
 def _peak_megabytes() -> float:
+    import resource  # not on every system
+
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -79,7 +79,11 @@ def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any
     quiet_transformers()
     import torch
 
+    from flashback.benchmark.plot import check_plot, plot_runtime
     from flashback.benchmark.runtime import prepare, ratios
+
+    if plot is not None:
+        check_plot(plot)  # now, not after minutes of measuring
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -87,20 +91,14 @@ def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any
         machine = prepare(settings)
     with stride_progress(machine.strides_to_measure) as on_stride:
         rows = machine.run(on_stride)
-    if plot is not None:
-        _plot(machine, rows, plot)
     if as_json:
         click.echo(json.dumps(_record(machine, rows), indent=2))
-        return
-    _print_table(machine, rows)
-    for name, value in ratios(rows, machine.lengths).items():
-        click.echo(f"{name}: {value:.2f}")
-
-
-def _plot(machine: "Runtime", rows: "Sequence[Measured]", path: Path) -> None:
-    from flashback.benchmark.plot import plot_runtime
-
-    plot_runtime(rows, _title(machine), path)
+    else:
+        _print_table(machine, rows)
+        for name, value in ratios(rows, machine.lengths).items():
+            click.echo(f"{name}: {value:.2f}")
+    if plot is not None:
+        plot_runtime(rows, _title(machine), plot)
 
 
 def _title(machine: "Runtime") -> str:

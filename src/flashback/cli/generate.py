@@ -9,10 +9,8 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.errors import SettingsError
 from flashback.settings import (
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -82,13 +80,9 @@ def generate(
     if as_json and explain:
         raise click.UsageError("--json holds what --explain shows; give one of them")
     settings = _settings(values, frame_before, frame_after)
-    if index is None and settings.retrieval.pattern is not Pattern.NONE:
-        # Known before a model is loaded, or even downloaded.
-        raise SettingsError(
-            f"--pattern {settings.retrieval.pattern} retrieves, but there is no index; give "
-            "--index, or use --pattern none"
-        )
-    text = read_standard_input() if prompt == "-" else prompt
+    settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
+    # A pipe ends its text with a line break that is not part of it.
+    text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt
 
     from flashback.cli.quiet import quiet_transformers
 
@@ -116,7 +110,10 @@ def generate(
 def _settings(values: dict[str, Any], before: str | None, after: str | None) -> Settings:
     frame = None
     if before is not None or after is not None:
-        frame = FrameText(before or "", after or "")
+        default = FrameText()
+        frame = FrameText(
+            default.before if before is None else before, default.after if after is None else after
+        )
     return take(
         Settings,
         values,

@@ -227,11 +227,15 @@ def _decoded(
 def _text_documents(
     source: Source, lines: Iterator[tuple[int, str]], report: CorpusReport
 ) -> Iterator[Document]:
-    found, refused = False, report.bad_records
-    for text in _blocks(line for _, line in lines):
-        found = found or bool(text.strip())
-        if text:
-            yield Document(source.name, source.title, text)
+    refused = report.bad_records
+    pending = ""  # blank so far
+    found = False
+    for block in _blocks(line for _, line in lines):
+        pending += block
+        if pending.strip():
+            found = True
+            yield Document(source.name, source.title, pending)
+            pending = ""
     if not found and report.bad_records == refused:
         report.refuse(BadRecord(source.name, 1, "no text in this file"))
 

@@ -36,14 +36,16 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
 
 
+_WORTH_SHARING = 8
+"""Tokens; less in common does not justify copying a cache."""
+
+
 @dataclass(eq=False)
 class CachedSequence:
     """A cache and the ids whose keys and values it holds."""
 
     cache: DynamicCache
     ids: list[int] = field(default_factory=list)
-    used: int = 0
-    """When it was last leased, for eviction."""
 
     def common_prefix(self, ids: Sequence[int]) -> int:
         """The length of the longest common prefix, short of `ids` by at least one token."""
@@ -99,7 +101,6 @@ class LocalEngine:
         self._idle_limit = idle_sequences
         self._idle: list[CachedSequence] = []
         self._leased: list[CachedSequence] = []
-        self._leases = 0
         self._lock = threading.RLock()
         if self_check:
             check_cache_reuse(self)
@@ -132,7 +133,7 @@ class LocalEngine:
             with self._lock:
                 logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
         except BaseException:
-            self._discard(sequence)
+            self._end_lease(sequence)
             raise
         self._release(sequence)
         targets = torch.tensor(ids[start:], device=logits.device)
@@ -173,7 +174,7 @@ class LocalEngine:
             self._release(sequence)
             raise
         except BaseException:  # inside a pass: some layers may have grown, others not
-            self._discard(sequence)
+            self._end_lease(sequence)
             raise
         self._release(sequence)
 
@@ -203,14 +204,18 @@ class LocalEngine:
     def _lease(self, ids: Sequence[int]) -> tuple[CachedSequence, int]:
         """Take, fork or start the sequence that saves most; cut it to what it shares with `ids`."""
         with self._lock:
-            self._leases += 1
-            candidates = [
-                (sequence.common_prefix(ids), sequence not in self._leased, sequence)
-                for sequence in (*self._idle, *self._leased)
+            # With room for one more, a few common tokens are not worth cutting another's cache.
+            least = _WORTH_SHARING if len(self._idle) < self._idle_limit else 1
+            found = [
+                *((sequence.common_prefix(ids), least, True, sequence) for sequence in self._idle),
+                *(
+                    (sequence.common_prefix(ids), _WORTH_SHARING, False, sequence)
+                    for sequence in self._leased
+                ),
             ]
-            usable = [item for item in candidates if item[0] and item[2].reaches(item[0])]
+            usable = [item for item in found if item[0] >= item[1] and item[3].reaches(item[0])]
             if usable:
-                shared, idle, sequence = max(usable, key=lambda item: item[:2])
+                shared, _, idle, sequence = max(usable, key=lambda item: (item[0], item[2]))
                 if idle:
                     self._idle.remove(sequence)
                 else:  # in use by another completion, which still needs all of it
@@ -218,20 +223,19 @@ class LocalEngine:
             else:
                 shared, sequence = 0, CachedSequence(new_cache(self.model))
             sequence.cut(shared)
-            sequence.used = self._leases
             self._leased.append(sequence)
             return sequence, shared
 
     def _release(self, sequence: CachedSequence) -> None:
+        """Keep a sequence for later; the one that was used longest ago goes if there are many."""
         with self._lock:
-            self._discard(sequence)
+            self._end_lease(sequence)
             self._idle.append(sequence)
-            self._idle.sort(key=lambda idle: idle.used)
             del self._idle[: len(self._idle) - self._idle_limit]
 
-    def _discard(self, sequence: CachedSequence) -> None:
+    def _end_lease(self, sequence: CachedSequence) -> None:
         with self._lock:
-            self._leased = [leased for leased in self._leased if leased is not sequence]
+            self._leased.remove(sequence)
 
 
 def refuse_uncuttable(model: PreTrainedModel) -> None:
@@ -273,15 +277,16 @@ def check_cache_reuse(engine: LocalEngine) -> None:
         UnsupportedReader: they differ by more than the dtype's tolerance.
     """
     model = engine.model
-    length = min(24, engine.capabilities.window)
+    length = max(2, min(24, engine.capabilities.window))
     generator = torch.Generator().manual_seed(0)
     size = model.config.get_text_config().vocab_size
     base, other = torch.randint(size, (2, length), generator=generator).tolist()
     tolerance = _TOLERANCE.get(model.dtype, 5e-2)
     for kept in (length, 2 * length // 3, length // 3):
         ids = base[:kept] + other[kept:]
-        sequence, _ = engine._lease(ids)
-        cached = engine._forward(sequence, ids[len(sequence.ids) :], 1)[-1].float()
+        sequence, shared = engine._lease(ids[:-1])
+        engine._forward(sequence, ids[shared:-1], 1)  # several tokens behind the cache,
+        cached = engine._forward(sequence, ids[-1:], 1)[-1].float()  # and a single one
         engine._release(sequence)
         recomputed = model(
             input_ids=torch.tensor([ids], device=model.device), use_cache=False

@@ -180,7 +180,7 @@ def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
     tantivy creates lock files beside what it opens; it gets a folder of links to do so. What it has
     mapped stays mapped when that folder goes.
     """
-    with tempfile.TemporaryDirectory(prefix="flashback-") as links:
+    with tempfile.TemporaryDirectory(prefix="flashback-") as links, _readable_damage(folder):
         for name in manifest.files:
             if not name.endswith(".lock"):
                 Path(links, name).symlink_to((folder / manifest.data / name).resolve())
@@ -214,8 +214,7 @@ class BM25Index:
             raise IndexFolderError(
                 f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
             )
-        with _readable_damage(folder):
-            opened = cls(folder, manifest, _open_without_writing(folder, manifest))
+        opened = cls(folder, manifest, _open_without_writing(folder, manifest))
         expected = manifest.content.counts.get("passages")
         if opened._searcher.num_docs != expected:
             raise IndexFolderError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import IndexFolderError
-from flashback.files import fresh_folder, sync_files, write_atomically
+from flashback.files import folder_locked, fresh_folder, sync_files, write_atomically
 
 MANIFEST = "flashback-index.json"
 FORMAT = 1
@@ -147,17 +147,14 @@ def new_version(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         IndexFolderError: the folder holds an index and `overwrite` is false, or something else.
     """
     check_target(folder, overwrite=overwrite)
-    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with fresh_folder(folder, _DATA_PREFIX) as data:
-            yield data
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-    _clear_debris(folder)
+    with folder_locked(folder) as ours:
+        if not ours:
+            raise IndexFolderError(f"index {folder}: another process is building it; wait for it")
+        try:
+            yield fresh_folder(folder, _DATA_PREFIX)
+        finally:
+            _clear_debris(folder)
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -199,14 +196,25 @@ def _is_ours(name: str) -> bool:
 
 
 def _clear_debris(folder: Path) -> None:
-    current = read_manifest(folder).data
+    """Remove what no manifest names: old versions, unfinished ones; a folder left empty, too.
+
+    What is kept is read from the manifest on disk: an interruption may come just after it changed.
+    """
+    kept = {MANIFEST}
+    if (folder / MANIFEST).exists():
+        try:
+            kept.add(json.loads((folder / MANIFEST).read_text("utf-8"))["data"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # damaged: what it named cannot be told from debris
     for path in folder.iterdir():
-        if not _is_ours(path.name) or path.name in (MANIFEST, current):
+        if not _is_ours(path.name) or path.name in kept:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def _sha256(path: Path) -> str:

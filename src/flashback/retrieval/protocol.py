@@ -37,3 +37,11 @@ class Retriever(Protocol):
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """The best `options.k` hits of each query, best first; fewer or none if there are none."""
         ...
+
+
+class NoRetriever:
+    """Finds nothing: what a pattern without passages asks."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`."""
+        return [[] for _ in queries]
