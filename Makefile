@@ -36,7 +36,7 @@ docs: install  ## Write docs/cli.md anew from the commands' help.
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime
 
-mini: install  ## Train the shipped reader anew: about an hour on two cores.
+mini: install  ## Train the shipped reader anew: about 75 minutes on two cores.
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r recipes/mini/requirements.txt
 	$(BIN)/python recipes/mini/train.py --out src/flashback/readers/flashback-mini
 

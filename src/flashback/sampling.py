@@ -1,8 +1,8 @@
 """From logits to a token: transformers' own logits processors and one reproducible draw.
 
 Penalties and randomness belong to the text that is written, not to the engine: a `Sampler` knows
-the context and the continuation, never the passage, and draws from (seed, position), so a sample
-does not depend on the pattern, the engine or the timing.
+the context and the continuation, never the passage, and draws at one number of (seed, position), so
+a sample depends on the logits and the seed alone, not on the engine or the timing.
 """
 
 from collections.abc import Iterable, Sequence
