@@ -1,10 +1,12 @@
 """`flashback demo`."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -12,8 +14,9 @@ from flashback.cli.console import indexing_progress, notes
 
 if TYPE_CHECKING:
     from flashback.demo import Demo
-    from flashback.generation import Generation, Stride
+    from flashback.generation import Generation
     from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.protocol import Hit
 
 _TITLE_WIDTH = 34
 
@@ -70,7 +73,7 @@ def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
 
 def _print_append(console: Console, show: "Demo") -> None:
     from flashback.demo import PAGE
-    from flashback.generation import Stride
+    from flashback.generation import StrideStart, TextPiece
     from flashback.settings import Pattern
 
     console.print(
@@ -79,18 +82,28 @@ def _print_append(console: Console, show: "Demo") -> None:
         "(its title and score on the right):\n"
     )
     console.print(Text(f"… {show.prompt_end}\n", style="dim"))
-    for event in show.run(Pattern.APPEND):
-        if isinstance(event, Stride):
-            _print_stride(console, event)
+    events = show.run(Pattern.APPEND)
+    for start in events:
+        assert isinstance(start, StrideStart)
+        text = ""
+        # Refreshed by hand: a refreshing thread would take time from the reader.
+        with Live(console=console, auto_refresh=False) as live:
+            for event in events:
+                if not isinstance(event, TextPiece):
+                    break
+                text += event.text
+                live.update(_stride_row(console, text, start.passages), refresh=True)
+        if not console.is_terminal:  # where it prints only the last state, and no line's end
+            console.line()
 
 
-def _print_stride(console: Console, stride: "Stride") -> None:
-    titles = "\n".join(f"{hit.title} ({hit.score:.0f})" for hit in stride.passages)
+def _stride_row(console: Console, text: str, passages: Sequence["Hit"]) -> Table:
+    titles = "\n".join(f"{hit.title} ({hit.score:.0f})" for hit in passages)
     row = Table.grid(padding=(0, 3))
     row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
     row.add_column(width=_TITLE_WIDTH, style="dim", overflow="ellipsis", no_wrap=True)
-    row.add_row(Text(stride.text.strip("\n")), titles or "no passage")
-    console.print(row)
+    row.add_row(Text(text.strip("\n")), titles or "no passage")
+    return row
 
 
 def _row(result: "Generation") -> dict[str, Any]:
