@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check install format docs mini bench lock clean
@@ -23,7 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"FlashBack needs Python 3.11 or newer, found {sys.version.split()[0]}; use PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 
 format: install  ## Rewrite the sources the way `check` wants them.
@@ -36,13 +38,14 @@ docs: install  ## Write docs/cli.md anew from the commands' help.
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime
 
-mini: install  ## Train the shipped reader anew: about 75 minutes on two cores.
-	$(BIN)/python -m pip install --quiet -c constraints.txt -r recipes/mini/requirements.txt
-	$(BIN)/python recipes/mini/train.py --out src/flashback/readers/flashback-mini
+mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
+	$(PYTHON) -m venv build/mini/venv
+	build/mini/venv/bin/python -m pip install --quiet -r recipes/mini/environment.txt -e .
+	build/mini/venv/bin/python recipes/mini/train.py --out src/flashback/readers/flashback-mini
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet -e '.[dev]' -r recipes/mini/requirements.txt torch==2.13.0
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 
