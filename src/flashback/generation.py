@@ -17,7 +17,7 @@ from flashback.detokenization import Detokenizer, StopFinder
 from flashback.engines.protocol import Engine, Usage
 from flashback.errors import SettingsError
 from flashback.reader import Reader
-from flashback.retrieval.protocol import Hit, NoRetriever, Retriever, SearchOptions
+from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings, Settings
 
@@ -263,13 +263,7 @@ class Generator:
 
     def _retrieve(self, progress: _Progress, settings: RetrievalSettings) -> tuple[Hit, ...]:
         query = self.reader.decode(progress.context.visible[-settings.query_tokens :])
-        options = SearchOptions(
-            settings.passages,
-            settings.min_score,
-            settings.forbid_titles,
-            settings.forbid_documents,
-        )
-        return tuple(progress.retriever.search([query], options)[0])
+        return tuple(progress.retriever.search([query], settings.search_options)[0])
 
     def _arrange(
         self, context: Context, hits: Sequence[Hit], settings: RetrievalSettings, frame: Frame

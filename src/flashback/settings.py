@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from flashback.errors import SettingsError
+from flashback.retrieval.protocol import SearchOptions
 
 
 def setting(
@@ -120,6 +121,13 @@ class RetrievalSettings(CheckedSettings):
     frame: FrameText | None = None
     """What stands around passages. None: the reader's marking tokens if it has them, else the
     default `FrameText`."""
+
+    @property
+    def search_options(self) -> SearchOptions:
+        """What a retriever is asked."""
+        return SearchOptions(
+            self.passages, self.min_score, self.forbid_titles, self.forbid_documents
+        )
 
     def check_retriever(self, retriever: object | None) -> None:
         """Refuse to retrieve from nothing.

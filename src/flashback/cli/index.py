@@ -1,7 +1,7 @@
 """`flashback index` and `flashback search`."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
-from flashback.retrieval.protocol import SearchOptions
-from flashback.settings import CheckedSettings, setting
+from flashback.settings import RetrievalSettings
 
 
 class _BuildByDefault(click.Group):
@@ -104,35 +103,22 @@ def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
     )
 
 
-@dataclass(frozen=True)
-class SearchSettings(CheckedSettings):
-    """The options of `flashback search`."""
-
-    k: int = setting(5, "Hits per query.", low=1, high=1000, flag="-k")
-    min_score: float = setting(0.0, "Leave out hits that score less.", low=0.0, high=1e9)
-    forbid_titles: tuple[str, ...] = setting(
-        (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
-    )
-    forbid_documents: tuple[str, ...] = setting(
-        (),
-        "Leave out passages of the document with this id (repeatable).",
-        flag="--forbid-document",
-    )
-
-
 @click.command(short_help="Search an index.")
 @click.argument("folder", type=Path)
 @click.argument("query")
-@options_of(SearchSettings)
+@click.option(
+    "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
+)
+@options_of(RetrievalSettings, only=("min_score", "forbid_titles", "forbid_documents"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
-def search(folder: Path, query: str, as_json: bool, **values: Any) -> None:
+def search(folder: Path, query: str, k: int, as_json: bool, **values: Any) -> None:
     """Search an index; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
     flashback search IDX - --json < queries.txt
     """
-    options = SearchOptions(**asdict(take(SearchSettings, values)))
+    options = RetrievalSettings(passages=k, **values).search_options
     opened = BM25Index.open(folder)
     queries = _lines(read_standard_input()) if query == "-" else [query]
     for text, hits in zip(queries, opened.search(queries, options), strict=True):

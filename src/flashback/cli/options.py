@@ -1,7 +1,7 @@
 """Command-line options made from settings classes, and settings made from options."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import EnumType
 from typing import Any, TypeVar
 
@@ -13,11 +13,17 @@ Command = Callable[..., Any]
 SettingsT = TypeVar("SettingsT")
 
 
-def options_of(settings: type) -> Callable[[Command], Command]:
-    """A decorator that adds one option for every declared field of a settings class."""
+def options_of(settings: type, only: Collection[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that adds one option for every declared field of a settings class.
+
+    Args:
+        only: the names of the fields wanted; none: all.
+    """
 
     def add(command: Command) -> Command:
         for field in reversed(_declared(settings)):
+            if only and field.name not in only:
+                continue
             command = click.option(*_names(field), field.name, **_behaviour(field))(command)
         return command
 
