@@ -189,6 +189,9 @@ class Generator:
         settings = settings or Settings()
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
+        retriever = self.retriever
+        if retriever is None or not retrieval.pattern.retrieves:
+            retriever = NoRetriever()
         frame = self.reader.frame(retrieval.frame)
         budget = context_budget(
             self.engine.capabilities.window,
@@ -205,7 +208,7 @@ class Generator:
             Sampler(settings.sampling, context.ids, self.reader.forbidden),
             Detokenizer(self.reader, context.ids),
             StopFinder(settings.stopping.stop),
-            self.retriever if retrieval.pattern.retrieves and self.retriever else NoRetriever(),
+            retriever,
         )
         return Writing(_timed(self._write(progress, settings, frame), progress), progress)
 
