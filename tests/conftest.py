@@ -39,3 +39,19 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("llama").save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the small corpus of `command_line`."""
+    from command_line import index_notes
+
+    return index_notes(tmp_path_factory.mktemp("indexed"))
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """The small corpus of `command_line`, as files."""
+    from command_line import write_notes
+
+    return write_notes(tmp_path / "notes")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flashback
-from command_line import NOTES, Outcome, index_notes, run, start, write_notes
+from command_line import NOTES, Outcome, run, start
 from flashback.cli.main import app
 from recompute import TOLERANCE, recomputed_logits
 
@@ -19,16 +19,6 @@ PROMPT = "What pulls at the tides? Moon, moon. Network: "
 """Its words leave the query one by one while the text grows, so that passages change."""
 EXACT = ("--device", "cpu", "--dtype", "float32")
 PATTERNS = ("none", "prepend", "append")
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return index_notes(tmp_path_factory.mktemp("indexed"))
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    return write_notes(tmp_path / "notes")
 
 
 class Generate:

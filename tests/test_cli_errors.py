@@ -23,22 +23,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from command_line import index_notes, refused, run, start, write_notes
+from command_line import refused, run, start
 from readers import byte_tokenizer
 
 SMALL = ("--passage-tokens", "40", "--stride", "8", "--max-new-tokens", "24")
 DEADLINE = 120
 """Seconds a process may take to get anywhere, on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return index_notes(tmp_path_factory.mktemp("indexed"))
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    return write_notes(tmp_path / "notes")
 
 
 @pytest.fixture

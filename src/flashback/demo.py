@@ -41,6 +41,11 @@ class DemoSettings:
     new_tokens: int = 128
     sampling: SamplingSettings = SamplingSettings(temperature=0.8, top_p=0.9, seed=1)
 
+    @property
+    def stride(self) -> int:
+        """Tokens between two retrievals."""
+        return self.of(Pattern.APPEND).retrieval.stride
+
     def of(self, pattern: Pattern) -> Settings:
         """The same settings for every pattern."""
         return Settings(
@@ -94,7 +99,7 @@ class Demo:
     def __init__(self, writer: Generator, engine: LocalEngine, settings: DemoSettings) -> None:
         self._writer = writer
         self._engine = engine
-        self._settings = settings
+        self.settings = settings
         ids = writer.reader.encode_prompt(held_out_page())
         self.prompt = ids[: settings.prompt_tokens]
         self.results: dict[Pattern, Generation] = {}
@@ -113,6 +118,6 @@ class Demo:
     def run(self, pattern: Pattern) -> Iterator[Event]:
         """Write with one pattern; its result is in `results` afterwards."""
         self._engine.forget()
-        writing = self._writer.stream(self.prompt, self._settings.of(pattern))
+        writing = self._writer.stream(self.prompt, self.settings.of(pattern))
         yield from writing
         self.results[pattern] = writing.result

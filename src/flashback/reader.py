@@ -39,8 +39,13 @@ class Placement:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def dtype_name(self) -> str:
+        """As on the command line: `float32`, `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} on {self.device} ({self.reason})"
+        return f"{self.dtype_name} on {self.device} ({self.reason})"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:

@@ -40,7 +40,7 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
     return asdict(settings) | {
         "placement": str(reader.placement),
         "device": str(reader.placement.device),
-        "dtype": str(reader.placement.dtype).removeprefix("torch."),
+        "dtype": reader.placement.dtype_name,
         "window": reader.window,
         "frame_tokens": {"before": list(frame.before), "after": list(frame.after)},
     }
@@ -48,7 +48,7 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What decides a result besides the settings."""
-    packages = ("torch", "transformers", "tokenizers", "tantivy")
+    packages = ("torch", "transformers", "tokenizers", "tantivy", "numpy")
     return {
         "flashback": flashback.__version__,
         "python": platform.python_version(),

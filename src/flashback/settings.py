@@ -100,7 +100,9 @@ _MOST_TOKENS = 1 << 20
 class RetrievalSettings(CheckedSettings):
     """When to retrieve, what with, and how much of it (paper section 3)."""
 
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages stand.")
+    pattern: Pattern = setting(
+        Pattern.APPEND, "Where passages stand; none: nothing is retrieved, an index is not used."
+    )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=_MOST_TOKENS)
     query_tokens: int = setting(
         32, "ℓ: the last tokens of the context that become the query.", low=1, high=_MOST_TOKENS

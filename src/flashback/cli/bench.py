@@ -103,10 +103,10 @@ def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any
 
 def _title(machine: "Runtime") -> str:
     placement, settings = machine.reader.placement, machine.settings
-    dtype = str(placement.dtype).removeprefix("torch.")
     return (
-        f"{machine.reader.name}, {dtype} on {placement.device}, contexts {machine.lengths[0]} to "
-        f"{machine.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
+        f"{machine.reader.name}, {placement.dtype_name} on {placement.device}, "
+        f"contexts {machine.lengths[0]} to {machine.lengths[-1]}, "
+        f"s={settings.stride}, m={settings.passage_tokens}"
     )
 
 
@@ -117,7 +117,7 @@ def _record(machine: "Runtime", rows: "Sequence[Measured]") -> dict[str, Any]:
     return {
         "shape": machine.reader.name,
         "device": str(machine.reader.placement.device),
-        "dtype": str(machine.reader.placement.dtype).removeprefix("torch."),
+        "dtype": machine.reader.placement.dtype_name,
         "batch": 1,
         "versions": versions(),
         "ceilings": {

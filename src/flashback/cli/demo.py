@@ -78,8 +78,8 @@ def _print_append(console: Console, show: "Demo") -> None:
 
     console.print(
         f"Continuing a page no training or index has seen, [bold]{PAGE}[/], after "
-        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every 16 tokens "
-        "(its title and score on the right):\n"
+        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every "
+        f"{show.settings.stride} tokens (its title and score on the right):\n"
     )
     console.print(Text(f"… {show.prompt_end}\n", style="dim"))
     events = show.run(Pattern.APPEND)

@@ -111,8 +111,8 @@ class LocalEngine:
         Raises:
             SettingsError: the prompt has a slot, is empty, or exceeds the window.
         """
-        if prompt.slot:
-            raise SettingsError("the local engine has no passage slot yet")
+        if prompt.slot and not self.capabilities.slot:
+            raise SettingsError("this engine has no passage slot; put the passage into the context")
         self._check_length(len(prompt.context), max_tokens)
         usage = Usage()
         return Completion(self._complete(prompt.context, max_tokens, sampler, usage), usage)
