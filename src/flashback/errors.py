@@ -4,6 +4,8 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── SettingsError           exit code 2: a setting is out of range or contradicts another
 ├── CorpusError             a document source is missing, unreadable or empty
 ├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
+├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
+├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
 ├── ReaderError             a model folder is missing or cannot be loaded
 │   └── UnsupportedReader   the model loads, but its cache cannot be cut back exactly
 └── PromptTooLong           the prompt leaves no room for passages and new tokens
@@ -30,6 +32,14 @@ class IndexFolderError(FlashBackError):
     """A folder is not a whole index of a format this version reads."""
 
 
+class AdapterError(FlashBackError):
+    """A folder is no whole adapter, or not one for the model it was asked for."""
+
+
+class TrainingError(FlashBackError):
+    """A training cannot begin or go on."""
+
+
 class ReaderError(FlashBackError):
     """A model or tokenizer cannot be found or loaded."""
 
@@ -40,3 +50,7 @@ class UnsupportedReader(ReaderError):
 
 class PromptTooLong(FlashBackError):
     """The prompt does not fit the reader's window beside the passages and the next stride."""
+
+
+class FlashBackWarning(UserWarning):
+    """Something was done as asked, but is probably not what was meant; one line for the user."""

@@ -7,6 +7,7 @@ strides.
 
 import contextlib
 import time
+import warnings
 from collections import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Literal
 from flashback.arrangement import Context, Frame, Ids, Prompt, arrange, context_budget
 from flashback.detokenization import Detokenizer, StopFinder
 from flashback.engines.protocol import Engine, Usage
-from flashback.errors import SettingsError
+from flashback.errors import FlashBackWarning, SettingsError
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import Sampler
@@ -189,6 +190,7 @@ class Generator:
         settings = settings or Settings()
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
+        self._warn_if_untrained(retrieval)
         retriever = self.retriever
         if retriever is None or not retrieval.pattern.retrieves:
             retriever = NoRetriever()
@@ -211,6 +213,15 @@ class Generator:
             retriever,
         )
         return Writing(_timed(self._write(progress, settings, frame), progress), progress)
+
+    def _warn_if_untrained(self, retrieval: RetrievalSettings) -> None:
+        card = self.reader.adapter
+        if card is not None and (found := card.differences(retrieval)):
+            warnings.warn(
+                f"the adapter on {self.reader.name} was trained for {'; '.join(found)}",
+                FlashBackWarning,
+                stacklevel=3,
+            )
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -20,6 +20,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.arrangement import Frame, Ids
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
 from flashback.settings import FrameText
+
+if TYPE_CHECKING:
+    from flashback.adapter import AdapterCard
 
 MINI = "flashback-mini"
 """The reader that ships with the package."""
@@ -95,6 +98,8 @@ class Reader:
     window: int
     """Positions a sequence may take."""
     window_reason: str
+    adapter: "AdapterCard | None" = None
+    """What was merged into the model, if anything was."""
 
     @cached_property
     def bos(self) -> Ids:
@@ -182,9 +187,14 @@ class Reader:
         return text
 
     def frame(self, text: FrameText | None) -> Frame:
-        """The ids around passages: of the given text, else marks if any, else of a default text."""
+        """The ids around passages: of the given text, else marks if any, else of a default text.
+
+        A reader whose adapter was trained without marks gets nothing instead of the default text.
+        """
         if text is None and self.marks is not None:
             return Frame((self.marks[0],), (self.marks[1],))
+        if text is None and self.adapter is not None:
+            return Frame()  # as it was trained
         text = text or FrameText()
         return Frame(tuple(self.encode(text.before)), tuple(self.encode(text.after)))
 
@@ -241,9 +251,14 @@ def load_reader(
     return Reader(name, model, tokenizer, placement, size, reason)
 
 
+def shipped(name: str) -> Path:
+    """The folder of a reader or adapter that ships with the package; it may not exist."""
+    return Path(str(files("flashback") / "readers" / name))
+
+
 def _locate(name: str) -> str:
     if name == MINI:
-        return str(files("flashback") / "readers" / MINI)
+        return str(shipped(MINI))
     path = Path(name).expanduser()
     if name and path.is_dir():
         if not (path / "config.json").is_file():

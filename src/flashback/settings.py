@@ -83,6 +83,17 @@ class Pattern(StrEnum):
         return self is not Pattern.NONE
 
 
+class Marks(StrEnum):
+    """What stands around passages during training."""
+
+    TRAINED = "trained"
+    """Marking tokens whose embeddings are trained (the paper's)."""
+    FROZEN = "frozen"
+    """Marking tokens whose embeddings stay as they were made."""
+    NONE = "none"
+    """Nothing."""
+
+
 @dataclass(frozen=True)
 class FrameText:
     """Plain text around a passage, for readers that were not trained with marking tokens."""

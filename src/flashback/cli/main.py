@@ -10,8 +10,10 @@ import click
 from flashback import __version__
 from flashback.cli.bench import bench
 from flashback.cli.demo import demo
+from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
+from flashback.cli.train import export, train
 from flashback.errors import FlashBackError
 
 INTERRUPTED = 130
@@ -32,7 +34,7 @@ def app() -> None:
     """
 
 
-for command in (index, search, generate, demo, bench):
+for command in (index, search, generate, demo, train, export, evaluate, reproduce, bench):
     app.add_command(command)
 
 

@@ -31,8 +31,12 @@ def options_of(settings: type, only: Collection[str] = ()) -> Callable[[Command]
 
 
 def take(settings: type[SettingsT], values: dict[str, Any], **more: Any) -> SettingsT:
-    """Build `settings` from the option values, removing from `values` what was used."""
-    used = {field.name: values.pop(field.name) for field in _declared(settings)}
+    """Build `settings` from the option values, removing from `values` what was used.
+
+    Fields that are no options of the command keep their defaults.
+    """
+    names = [field.name for field in _declared(settings) if field.name in values]
+    used = {name: values.pop(name) for name in names}
     return settings(**used, **more)
 
 

@@ -1,0 +1,225 @@
+"""The adapter folder: LoRA weights, the trained marking rows, and what they were trained for.
+
+    ADAPTER/
+    ├── adapter_config.json, adapter_model.safetensors    PEFT's format
+    ├── flashback.json                                    what this module reads and writes
+    └── README.md                                         the model card
+
+Knows the folder and how it is put onto a reader. Knows nothing of how it is trained.
+"""
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from flashback.errors import AdapterError
+from flashback.reader import MARK_LEFT, MARK_RIGHT, Reader
+from flashback.settings import Marks, Pattern, RetrievalSettings
+
+CARD = "flashback.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+FORMAT = 1
+_SAMPLED = 64
+"""Values of each weight that go into a model's fingerprint."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter belongs to."""
+
+    name: str
+    model_type: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What an adapter says about itself (`flashback.json`)."""
+
+    base: Base
+    pattern: Pattern
+    marks: Marks
+    mark_ids: tuple[int, int] | None
+    """Of `<MARK_L>` and `<MARK_R>`; None without marks."""
+    stride: int
+    query_tokens: int
+    passage_tokens: int
+    passages: int
+    window_tokens: int
+    training: dict[str, Any] = field(default_factory=dict)
+    """The settings of the run."""
+    data: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def differences(self, retrieval: RetrievalSettings) -> list[str]:
+        """How a generation's settings differ from what the adapter was trained for."""
+        wanted = {name: getattr(retrieval, name) for name in _TRAINED_FOR}
+        found = [
+            f"{name.replace('_', ' ')} {getattr(self, name)}, not {value}"
+            for name, value in wanted.items()
+            if getattr(self, name) != value
+        ]
+        if retrieval.frame is not None:
+            frame = "marking tokens" if self.marks is not Marks.NONE else "nothing"
+            found.append(f"{frame} around passages, not a text")
+        return found
+
+
+_TRAINED_FOR = ("pattern", "stride", "query_tokens", "passage_tokens", "passages")
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short name for a model's weights, the same in every dtype, in milliseconds.
+
+    SHA-256 of every weight's name, shape and 64 evenly spaced values as bfloat16: it tells models
+    apart, also a model from its further training, and finds no single flipped bit.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        at = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel())).long()
+        sample = flat[at.to(flat.device)].to("cpu", torch.bfloat16)
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_of(reader: Reader) -> Base:
+    """The identity of a reader without an adapter."""
+    return Base(reader.name, str(reader.model.config.model_type), fingerprint(reader.model))
+
+
+def add_marks(tokenizer: Tokenizer, model: PreTrainedModel) -> tuple[int, int]:
+    """Give a reader the two marking tokens, and embedding rows for them if it has none to spare.
+
+    New rows are drawn around the mean of the others, as transformers does it, from PyTorch's
+    generator.
+    """
+    tokenizer.add_tokens([MARK_LEFT, MARK_RIGHT], special_tokens=True)
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor)
+    if len(tokenizer) > embedding.shape[0]:
+        with _quiet_resizing():
+            model.resize_token_embeddings(len(tokenizer))
+    known = tokenizer.get_vocab()
+    return known[MARK_LEFT], known[MARK_RIGHT]
+
+
+@contextmanager
+def _quiet_resizing() -> Iterator[None]:
+    """transformers explains at length how it draws the new rows."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def read_card(folder: Path) -> AdapterCard:
+    """Read and check what an adapter folder says about itself.
+
+    Raises:
+        AdapterError: missing, no adapter of ours, damaged, or of another format.
+    """
+    path = folder / CARD
+    if not folder.is_dir():
+        raise AdapterError(f"adapter {folder}: no such folder; make it with `flashback train`")
+    for name in (CARD, CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterError(
+                f"adapter {folder}: no {name} in it; expected a folder made by `flashback train`"
+            )
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if record["format"] != FORMAT:
+            raise AdapterError(
+                f"adapter {folder}: format {record['format']}, but this version reads {FORMAT}"
+            )
+        return _card_of(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise AdapterError(f"adapter {folder}: {CARD} is damaged ({error})") from error
+
+
+def _card_of(record: dict[str, Any]) -> AdapterCard:
+    known = {item.name for item in dataclasses.fields(AdapterCard)}
+    values = {name: value for name, value in record.items() if name in known}
+    marks = values.pop("mark_ids")
+    card = AdapterCard(
+        base=Base(**values.pop("base")),
+        pattern=Pattern(values.pop("pattern")),
+        marks=Marks(values.pop("marks")),
+        mark_ids=None if marks is None else (int(marks[0]), int(marks[1])),
+        **values,
+    )
+    for name in ("stride", "query_tokens", "passage_tokens", "passages", "window_tokens"):
+        if not isinstance(getattr(card, name), int):
+            raise ValueError(f"{name} is {getattr(card, name)!r}")
+    return card
+
+
+def card_record(card: AdapterCard) -> str:
+    """The text of `flashback.json`."""
+    return json.dumps(dataclasses.asdict(card), indent=2) + "\n"
+
+
+def put_on(reader: Reader, folder: str | Path) -> Reader:
+    """A reader with an adapter merged into its weights: as fast as without.
+
+    Raises:
+        AdapterError: the adapter is missing, damaged, or belongs to another model.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    found = base_of(reader)
+    if found.fingerprint != card.base.fingerprint:
+        raise AdapterError(
+            f"adapter {folder} was trained on {card.base.name} ({card.base.model_type}, "
+            f"{card.base.fingerprint[:12]}), but {reader.name} ({found.model_type}, "
+            f"{found.fingerprint[:12]}) is another model; load the adapter's own"
+        )
+    if card.mark_ids is not None:
+        given = add_marks(reader.tokenizer, reader.model)
+        if given != card.mark_ids:
+            raise AdapterError(
+                f"adapter {folder}: its marking tokens are {card.mark_ids}, but this tokenizer "
+                f"gives them {given}; it is not the one the adapter was trained with"
+            )
+    model = _merged(reader.model, folder)
+    return dataclasses.replace(reader, model=model, adapter=card)
+
+
+def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if kind != "LORA":
+            raise ValueError(f"a {kind} adapter, expected LORA")
+        adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+        merged: Any = adapted.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT raises almost anything for a bad folder
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(f"adapter {folder}: cannot be put onto the model: {reason}") from error
+    assert isinstance(merged, PreTrainedModel)
+    merged.eval()
+    return merged

@@ -1,0 +1,203 @@
+"""`flashback train` and `flashback export`."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from flashback.cli.console import notes
+from flashback.cli.generate import reader_options
+from flashback.cli.options import options_of, take
+from flashback.finetuning.settings import TrainingSettings
+from flashback.packing.settings import WindowSettings
+from flashback.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from flashback.finetuning.training import OnStep
+
+RETRIEVED = (
+    "pattern",
+    "stride",
+    "query_tokens",
+    "passage_tokens",
+    "passages",
+    "min_score",
+    "forbid_titles",
+    "forbid_documents",
+)
+"""The retrieval settings of a training: what stands around passages is `--marks`."""
+
+
+@click.command(short_help="Train an adapter that reads passages.")
+@click.argument("documents", nargs=-1, required=True)
+@click.option("--index", type=Path, help="Index folder that passages come from.")
+@click.option("--out", type=Path, required=True, help="The adapter folder to make.")
+@click.option(
+    "--held-out", multiple=True, metavar="CORPUS", help="Documents to evaluate on (repeatable)."
+)
+@click.option(
+    "--held-out-windows",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="How many windows of them.",
+)
+@reader_options
+@options_of(TrainingSettings)
+@options_of(RetrievalSettings, only=RETRIEVED)
+@options_of(WindowSettings, only=("window_tokens", "first_boundary", "max_windows"))
+@click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 where that is safe.")
+@click.option(
+    "--log-to", multiple=True, metavar="NAME", help="tensorboard, wandb or trackio (repeatable)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
+def train(
+    documents: tuple[str, ...],
+    index: Path | None,
+    out: Path,
+    held_out: tuple[str, ...],
+    held_out_windows: int,
+    model: str,
+    device: str,
+    dtype: str,
+    window: int | None,
+    trust_remote_code: bool,
+    bfloat16: bool,
+    log_to: tuple[str, ...],
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Train LoRA and the marking tokens on DOCUMENTS (corpora, as 'flashback index' takes them).
+
+    \b
+    flashback train python-docs:adapter --index IDX --out ADAPTER
+    flashback train texts/ --model facebook/opt-125m --index IDX --out ADAPTER --bfloat16
+    flashback train texts/ --pattern none --out BASELINE
+
+    The same command goes on where an interrupted one was. On several GPUs:
+    torchrun --nproc-per-node 4 -m flashback train ...
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    settings = take(TrainingSettings, values)
+    retrieval = take(RetrievalSettings, values)
+    windows = take(WindowSettings, values)
+    retrieval.check_retriever(index)
+    from flashback.cli.documents import prepare_documents
+    from flashback.finetuning.training import (
+        Run,
+        check_output,
+        check_positions,
+    )
+    from flashback.finetuning.training import (
+        train as run_training,
+    )
+    from flashback.reader import load_reader
+
+    check_output(out)
+    reader = load_reader(
+        model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+    )
+    data = {"documents": list(documents), "index": None if index is None else str(index)}
+    run = Run(settings, retrieval, windows, data)
+    check_positions(reader, windows, retrieval)
+    examples = prepare_documents(documents, reader, index, [retrieval], windows)[0].examples(
+        reader, retrieval
+    )
+    judged = []
+    if held_out:
+        few = replace(windows, max_windows=held_out_windows)
+        judged = prepare_documents(held_out, reader, index, [retrieval], few)[0].examples(
+            reader, retrieval
+        )
+    notes.print(f"{len(examples):,} windows of {model}, {reader.placement}", style="dim")
+    with training_progress() as on_step:
+        card = run_training(
+            reader,
+            examples,
+            run,
+            out,
+            held_out=judged,
+            log_to=log_to,
+            on_step=on_step,
+            bfloat16=bfloat16,
+        )
+    if as_json:
+        click.echo((out / "flashback.json").read_text("utf-8"), nl=False)
+    else:
+        click.echo(f"{out}: trained, last loss {card.results['training_loss']:.3f} nats per target")
+
+
+@contextlib.contextmanager
+def training_progress(title: str = "training") -> "Iterator[OnStep]":
+    """A bar of optimizer steps with the loss, targets per second and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[rate]:,.0f} targets/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+        task = progress.add_task(title, total=None, loss=float("nan"), rate=0.0)
+        began = time.perf_counter()
+
+        def on_step(state: Any) -> None:
+            rate = state.targets / (time.perf_counter() - began)
+            progress.update(
+                task, completed=state.step, total=state.steps, loss=state.loss, rate=rate
+            )
+
+        yield on_step
+
+
+@click.command(short_help="Write a reader and its adapter as a plain checkpoint.")
+@click.option("--adapter", type=Path, required=True, help="Made by 'flashback train'.")
+@click.option("--out", type=Path, required=True, help="The model folder to make.")
+@reader_options
+def export(
+    adapter: Path,
+    out: Path,
+    model: str,
+    device: str,
+    dtype: str,
+    window: int | None,
+    trust_remote_code: bool,
+) -> None:
+    """Merge an adapter into its reader: a folder for transformers, vLLM and others.
+
+    \b
+    flashback export --model facebook/opt-125m --adapter ADAPTER --out MERGED
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    from flashback.finetuning.export import check_export
+    from flashback.finetuning.export import export as write_export
+    from flashback.loading import load_adapted
+
+    check_export(out)
+    reader = load_adapted(
+        model,
+        adapter,
+        device=device,
+        dtype=dtype,
+        window=window,
+        trust_remote_code=trust_remote_code,
+    )
+    write_export(reader, out)
+    click.echo(f"{out}: {model} with {adapter} in it, {reader.placement.dtype_name}")

@@ -1,0 +1,198 @@
+"""Perplexity of the context patterns, in one run, on the same targets and the same passages.
+
+A row is an arm scored on every window. All rows have the same targets and share what was found.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flashback.evaluation.arms import Arm
+from flashback.evaluation.statistics import Array, Bootstrap, Interval
+from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.lookup import Found
+from flashback.reader import Reader
+
+_TOGETHER = 4
+"""Windows scored in one call, so that sequences of like length meet."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The documents that targets come from, by number, and how much text the targets are."""
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    of_window: tuple[int, ...]
+    """The document of each window."""
+    tokens: Array
+    words: Array
+    bytes: Array
+    """(D,) each, of the targets."""
+
+    def per_document(self, of_windows: Sequence[float]) -> Array:
+        """Sums per document, (D,), of figures per window."""
+        sums = np.bincount(self.of_window, weights=of_windows, minlength=len(self.ids))
+        return sums.astype(np.float64)
+
+
+def texts_of(examples: Sequence[Example], reader: Reader) -> Texts:
+    """Count the targets' tokens, words (between spaces) and bytes."""
+    numbers: dict[str, int] = {}
+    titles: dict[str, str] = {}
+    counts = []
+    for example in examples:
+        document = example.window.document
+        numbers.setdefault(document.id, len(numbers))
+        titles.setdefault(document.id, document.title)
+        text = reader.decode(
+            [token for cut in example.window.cuts for token in example.window.targets(cut)]
+        )
+        counts.append((example.window.target_count, len(text.split()), len(text.encode())))
+    of_window = [numbers[example.window.document.id] for example in examples]
+    sums = [
+        np.bincount(of_window, weights=column, minlength=len(numbers)).astype(np.float64)
+        for column in zip(*counts, strict=True)
+    ]
+    return Texts(tuple(numbers), tuple(titles.values()), tuple(of_window), *sums)
+
+
+@torch.no_grad()
+def score(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    arrangement: Arrangement,
+    on_window: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """The nats of every example's targets, summed per example."""
+    scorer = TargetScorer(model)
+    nats: list[float] = []
+    for at in range(0, len(examples), _TOGETHER):
+        some = examples[at : at + _TOGETHER]
+        for log_probs in scorer.log_probs(some, arrangement):
+            nats.append(-float(log_probs.double().sum()))
+            on_window()
+    return nats
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm's figures."""
+
+    arm: Arm
+    perplexity: Interval
+    """Per token of the reader."""
+    word_perplexity: float
+    bits_per_byte: float
+    nats: Array
+    """(D,), per document."""
+
+
+def row_of(arm: Arm, nats: Array, texts: Texts, bootstrap: Bootstrap) -> Row:
+    """The figures of an arm from its nats per document.
+
+    Raises:
+        FloatingPointError: the model gave no numbers.
+    """
+    if not np.isfinite(nats).all():
+        raise FloatingPointError(f"{arm.name}: the model's log-probabilities are not finite")
+    total = float(nats.sum())
+    return Row(
+        arm,
+        bootstrap.exponential(nats, texts.tokens),
+        math.exp(min(700.0, total / float(texts.words.sum()))),
+        total / math.log(2) / float(texts.bytes.sum()),
+        nats,
+    )
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """How close the passages came to the documents they were found for (k = 1: the first hits)."""
+
+    cuts: int
+    empty: int
+    """Cuts for which nothing was found."""
+    from_document: int
+    """First hits that are of the document itself."""
+    overlapping: int
+    """First hits with at least one 8-gram in common with the document."""
+    copies_left_out: int
+    """Better hits that repeat the document, which were not used."""
+
+
+def contamination(examples: Sequence[Example], found: Sequence[Found]) -> Contamination:
+    """Count over all cuts."""
+    firsts = [
+        (example.window.document.id, hits[0].document_id if hits else None)
+        for example, one in zip(examples, found, strict=True)
+        for hits in one.hits
+    ]
+    return Contamination(
+        cuts=len(firsts),
+        empty=sum(hit is None for _, hit in firsts),
+        from_document=sum(own == hit for own, hit in firsts),
+        overlapping=sum(sum(one.overlapping) for one in found),
+        copies_left_out=sum(sum(one.copies) for one in found),
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows on the same targets, each against the first row without retrieval and training."""
+
+    rows: tuple[Row, ...]
+    texts: Texts
+    bootstrap: Bootstrap
+    contamination: Contamination
+    settings: Mapping[str, Any]
+
+    def against(self, row: Row, other: Row) -> Interval:
+        """The ratio of two rows' perplexities, paired over documents."""
+        return self.bootstrap.ratio(row.nats, other.nats, self.texts.tokens)
+
+    def record(self) -> dict[str, Any]:
+        """The table as plain data."""
+        return {
+            "settings": dict(self.settings),
+            "documents": len(self.texts.ids),
+            "tokens": int(self.texts.tokens.sum()),
+            "contamination": asdict(self.contamination),
+            "rows": [self._row_record(row) for row in self.rows],
+        }
+
+    def _row_record(self, row: Row) -> dict[str, Any]:
+        ratio = self.against(row, self.rows[0])
+        return {
+            "name": row.arm.name,
+            "pattern": str(row.arm.pattern),
+            "training": row.arm.training,
+            "marks": str(row.arm.marks),
+            "frame": str(row.arm.frame),
+            "context": "shortened" if row.arm.shortened else "full",
+            "perplexity": row.perplexity.value,
+            "low": row.perplexity.low,
+            "high": row.perplexity.high,
+            "tokens": int(self.texts.tokens.sum()),
+            "word_perplexity": row.word_perplexity,
+            "bits_per_byte": row.bits_per_byte,
+            "against_first_row": asdict(ratio),
+        }
+
+    def document_records(self) -> Iterable[dict[str, Any]]:
+        """One record per document: its targets and every row's nats."""
+        for at, (identifier, title) in enumerate(
+            zip(self.texts.ids, self.texts.titles, strict=True)
+        ):
+            yield {
+                "id": identifier,
+                "title": title,
+                "tokens": int(self.texts.tokens[at]),
+                "words": int(self.texts.words[at]),
+                "bytes": int(self.texts.bytes[at]),
+                "nats": {row.arm.name: float(row.nats[at]) for row in self.rows},
+            }

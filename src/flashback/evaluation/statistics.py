@@ -1,0 +1,49 @@
+"""Perplexities with intervals: a bootstrap over documents, paired between rows.
+
+Symbols: D documents, B resamples, T_d targets and L_d nats of document d. Everything a row states
+is a ratio of sums, such as exp(ΣL/ΣT); documents are drawn with replacement, the same draw for
+every row (Efron and Tibshirani 1993; Koehn 2004 for pairing).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Bootstrap:
+    """Draws documents; the same draws for everything that is asked."""
+
+    def __init__(self, documents: int, resamples: int = 2000, seed: int = 0) -> None:
+        """Draw.
+
+        Args:
+            documents: D, at least 1.
+            resamples: B.
+        """
+        generator = np.random.default_rng(seed)
+        self._times: Array = generator.multinomial(
+            documents, np.full(documents, 1 / documents), size=resamples
+        ).astype(np.float64)
+        """(B, D): how often a document stands in a resample."""
+
+    def exponential(self, nats: Array, units: Array) -> Interval:
+        """exp(Σ nats / Σ units): a perplexity per unit, from (D,) sums per document."""
+        resampled = np.exp((self._times @ nats) / (self._times @ units))
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        return Interval(float(np.exp(nats.sum() / units.sum())), float(low), float(high))
+
+    def ratio(self, nats: Array, other: Array, units: Array) -> Interval:
+        """The perplexity of `nats` divided by that of `other` on the same units: paired."""
+        return self.exponential(nats - other, units)

@@ -1,0 +1,51 @@
+"""Every setting of a training, typed, with its unit, checked when it is made."""
+
+from dataclasses import dataclass
+
+from flashback.errors import SettingsError
+from flashback.settings import CheckedSettings, Marks, setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings(CheckedSettings):
+    """How an adapter is trained (paper section 4.1 and its code)."""
+
+    marks: Marks = setting(
+        Marks.TRAINED, "What stands around passages: trained or frozen marking tokens, or nothing."
+    )
+    rank: int = setting(16, "r of LoRA.", low=1, high=4096)
+    alpha: int = setting(32, "α of LoRA; its weights are scaled by α/r.", low=1, high=65536)
+    dropout: float = setting(0.05, "Dropout of LoRA's input.", low=0.0, high=0.99)
+    lora_targets: tuple[str, ...] = setting(
+        (),
+        "Linear layers that get LoRA, by the end of their names (repeatable; default: query and "
+        "value projections).",
+        flag="--lora-target",
+    )
+    learning_rate: float = setting(1e-3, "Of AdamW, at its peak.", low=0.0, high=10.0)
+    steps: int = setting(500, "Optimizer steps.", low=1, high=10_000_000)
+    windows_per_step: int = setting(4, "Windows in a batch, on each device.", low=1, high=1 << 20)
+    accumulation: int = setting(1, "Batches to an optimizer step.", low=1, high=1 << 20)
+    warmup: float = setting(
+        0.1,
+        "Share of the steps in which the learning rate rises; a cosine follows.",
+        low=0.0,
+        high=1.0,
+    )
+    clip: float = setting(1.0, "Largest norm of a step's gradient.", low=1e-6, high=1e6)
+    seed: int = setting(
+        0, "Decides new weights, the order of windows, dropout.", low=0, high=(1 << 32) - 1
+    )
+    checkpoint_steps: int = setting(100, "Steps between checkpoints.", low=1, high=10_000_000)
+    evaluation_steps: int = setting(
+        100, "Steps between evaluations, if there are documents for it.", low=1, high=10_000_000
+    )
+    log_steps: int = setting(10, "Steps between logged losses.", low=1, high=10_000_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            object.__setattr__(self, "marks", Marks(self.marks))
+        except ValueError:
+            known = ", ".join(Marks)
+            raise SettingsError(f"--marks {self.marks}: expected one of {known}") from None
