@@ -1,7 +1,8 @@
 """Corpus names to an index: what `flashback index` and `flashback demo` do."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flashback.corpus.documents import (
@@ -10,6 +11,12 @@ from flashback.corpus.documents import (
     Document,
     find_sources,
     read_documents,
+)
+from flashback.corpus.paper_datasets import (
+    PAPER_DATASETS,
+    PaperDataset,
+    find_data_files,
+    read_data_files,
 )
 from flashback.corpus.passages import cut_documents
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
@@ -32,42 +39,99 @@ class Corpus:
     read: Callable[[Advance], Iterable[Document]]
 
 
-def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
-    """Find what `names` stand for: files, folders, `-`, or `python-docs`.
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus that is asked for as `NAME`, `NAME:PART`, `NAME@FOLDER` or `NAME:PART@FOLDER`."""
 
-    `python-docs:base`, `:adapter`, `:evaluation` are the parts of its fixed split, and
-    `python-docs:train` is all but the evaluation part and what repeats it.
+    parts: tuple[str, ...]
+    """Without the whole, which is the part ''."""
+    open: Callable[[str, str | None, CorpusReport], Corpus]
+    """Given a part, a folder and where bad records go; documents are counted by the caller."""
+    takes_folder: bool = False
+
+
+def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
+    """Find what `names` stand for: files, folders, `-`, or one of `NAMED_CORPORA`.
 
     Raises:
         CorpusError: something is missing or of no known format.
     """
-    if any(name.partition(":")[0] == PYTHON_DOCS for name in names):
+    named = [name for name in names if _parse(name)[0] in NAMED_CORPORA]
+    if named:
         if len(names) > 1:
-            raise CorpusError(f"corpus {PYTHON_DOCS} cannot be mixed with files; index one of them")
-        return _open_python_docs(names[0].partition(":")[2], report)
+            raise CorpusError(f"corpus {named[0]} cannot be mixed with others; name one of them")
+        return _open_named(named[0], report)
     sources = find_sources(names, report)
     size = sum(source.bytes for source in sources)
     return Corpus(size, lambda advance: read_documents(sources, report, advance))
 
 
-def _open_python_docs(part: str, report: CorpusReport) -> Corpus:
-    parts: dict[str, tuple[Split, ...]] = {"": SPLITS, "train": ("base", "adapter")}
-    parts |= {name: (name,) for name in SPLITS}
-    if part not in parts:
-        known = ", ".join(name for name in parts if name)
-        raise CorpusError(f"corpus {PYTHON_DOCS}:{part}: unknown part; expected one of {known}")
+def _parse(name: str) -> tuple[str, str, str | None]:
+    """The parts of `NAME:PART@FOLDER`."""
+    head, at, folder = name.partition("@")
+    base, _, part = head.partition(":")
+    return base, part, folder if at else None
+
+
+def _open_named(name: str, report: CorpusReport) -> Corpus:
+    base, part, folder = _parse(name)
+    corpus = NAMED_CORPORA[base]
+    if part and part not in corpus.parts:
+        known = ", ".join(corpus.parts)
+        raise CorpusError(f"corpus {base}:{part}: unknown part; expected one of {known}")
+    if folder is not None and not corpus.takes_folder:
+        raise CorpusError(f"corpus {name}: {base} is not read from a folder; leave out '@{folder}'")
+    if folder == "":
+        raise CorpusError(f"corpus {name}: expected a folder after '@', found an empty name")
+    return _counted(corpus.open(part, folder, report), report)
+
+
+_PYTHON_DOCS_PARTS: dict[str, tuple[Split, ...]] = {
+    "train": ("base", "adapter"),
+    **{name: (name,) for name in SPLITS},
+}
+
+
+def _open_python_docs(part: str, _folder: str | None, _report: CorpusReport) -> Corpus:
     modules = find_modules()
 
     def read(advance: Advance) -> Iterable[Document]:
         documents: Iterable[Document] = read_python_docs(modules, advance)
         if part:
             split = split_documents(documents)
-            documents = (document for name in parts[part] for document in split[name])
-        for document in documents:
+            documents = (document for name in _PYTHON_DOCS_PARTS[part] for document in split[name])
+        return documents
+
+    return Corpus(sum(path.stat().st_size for _, path in modules), read)
+
+
+def _open_paper_dataset(
+    dataset: PaperDataset, part: str, folder: str | None, report: CorpusReport
+) -> Corpus:
+    files = find_data_files(dataset, part, folder)
+    return Corpus(
+        sum(file.bytes for file in files),
+        lambda advance: read_data_files(dataset, files, report, advance),
+    )
+
+
+def _counted(corpus: Corpus, report: CorpusReport) -> Corpus:
+    def read(advance: Advance) -> Iterator[Document]:
+        for document in corpus.read(advance):
             report.documents += 1
             yield document
 
-    return Corpus(sum(path.stat().st_size for _, path in modules), read)
+    return Corpus(corpus.bytes, read)
+
+
+NAMED_CORPORA = {PYTHON_DOCS: NamedCorpus(tuple(_PYTHON_DOCS_PARTS), _open_python_docs)} | {
+    name: NamedCorpus(
+        tuple(filter(None, dataset.parts)), partial(_open_paper_dataset, dataset), takes_folder=True
+    )
+    for name, dataset in PAPER_DATASETS.items()
+}
+"""`python-docs` has the parts of its fixed split, `base`, `adapter` and `evaluation`, and `train`,
+which is all but the evaluation part and what repeats it. The others are the paper's data sets."""
 
 
 def index_corpus(
@@ -82,7 +146,7 @@ def index_corpus(
     """Read a corpus, cut it into passages and index them.
 
     Args:
-        names: files, folders, `-`, or `python-docs`.
+        names: files, folders, `-`, or one of `NAMED_CORPORA`.
         folder: of the index to make.
         report: filled with what was met: documents, bad records, ignored files.
         progress: starts a progress bar.

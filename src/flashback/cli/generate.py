@@ -46,6 +46,13 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(short_help="Write on from a prompt.")
 @click.argument("prompt")
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
+@click.option(
+    "--adapter",
+    default="auto",
+    show_default=True,
+    help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for the "
+    "pattern, if anything.",
+)
 @reader_options
 @options_of(RetrievalSettings)
 @click.option("--frame-before", help="Text before a passage; replaces marks or ' [Reference: '.")
@@ -58,6 +65,7 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def generate(
     prompt: str,
     index: Path | None,
+    adapter: str,
     model: str,
     device: str,
     dtype: str,
@@ -74,6 +82,7 @@ def generate(
     \b
     flashback generate --index IDX "The json module"
     flashback generate --index IDX --model facebook/opt-125m --temperature 0.8 "Once"
+    flashback generate --index IDX --model facebook/opt-125m --adapter ADAPTER "Once"
     flashback generate --pattern none "The json module"
     flashback generate --index IDX --explain --max-new-tokens 32 - < draft.txt
     """
@@ -91,10 +100,18 @@ def generate(
     from flashback.records import generation_record
 
     writer = load(
-        model, index, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+        model,
+        index,
+        adapter=None if adapter == "none" else adapter,
+        pattern=settings.retrieval.pattern,
+        device=device,
+        dtype=dtype,
+        window=window,
+        trust_remote_code=trust_remote_code,
     )
     if notes.is_terminal:
-        notes.print(f"{model}: {writer.reader.placement}", style="dim")
+        adapted = " with an adapter" if writer.reader.adapter is not None else ""
+        notes.print(f"{model}{adapted}: {writer.reader.placement}", style="dim")
     writing = writer.stream(text, settings)
     if as_json:
         for _ in writing:

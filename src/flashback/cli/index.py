@@ -41,11 +41,22 @@ def index() -> None:
     flashback index corpus.jsonl.gz --out IDX --strict
     zcat dump.gz | flashback index - --out IDX
     flashback index python-docs --out IDX
+    flashback index pile-arxiv:index@FOLDER --out IDX
     flashback index verify IDX
 
     A corpus is .txt, .md, .rst, .jsonl and .jsonl.gz files ('title' and 'text', or BEIR's and
-    Pyserini's names), folders of these, '-' for standard input, or 'python-docs': the docstrings
-    of the Python environment FlashBack runs in.
+    Pyserini's names), folders of these, '-' for standard input, or one of these names:
+
+    \b
+    python-docs[:train|base|adapter|evaluation]
+        the docstrings of the Python environment FlashBack runs in
+    wikitext-2[:train|validation|test]
+    pile-arxiv, pile-freelaw, pile-stackexchange[:index|train|evaluation]
+        the paper's data sets in the authors' splits, fetched from the Hugging Face hub;
+        NAME@FOLDER and NAME:PART@FOLDER read a local copy of the hub's files instead
+
+    The paper's data sets need the extra 'train': pip install 'flashback-ralm[train]'. To index a
+    folder that is called like one of the names, write ./NAME.
     """
 
 

@@ -4,6 +4,7 @@ import errno
 import io
 import re
 import sys
+import warnings
 
 import click
 
@@ -14,7 +15,7 @@ from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.train import export, train
-from flashback.errors import FlashBackError
+from flashback.errors import FlashBackError, FlashBackWarning
 
 INTERRUPTED = 130
 """The shell's convention for Ctrl-C."""
@@ -40,6 +41,7 @@ for command in (index, search, generate, demo, train, export, evaluate, reproduc
 
 def main() -> None:
     """Run the command line and exit."""
+    warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):  # which may be unable to encode every character
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(_run())
@@ -66,6 +68,12 @@ def _run() -> int:
             raise
         return _fail("out of memory; use a smaller model, a smaller --window or bfloat16", 1)
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Our own warnings, in one line; those of libraries are for developers."""
+    if issubclass(category, FlashBackWarning):
+        click.echo(f"flashback: warning: {message}", err=True)
 
 
 def _check_arguments(arguments: list[str]) -> None:

@@ -138,7 +138,10 @@ def train(
     if as_json:
         click.echo((out / "flashback.json").read_text("utf-8"), nl=False)
     else:
-        click.echo(f"{out}: trained, last loss {card.results['training_loss']:.3f} nats per target")
+        click.echo(
+            f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
+            "target"
+        )
 
 
 @contextlib.contextmanager

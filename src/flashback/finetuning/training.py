@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from flashback.adapter import CARD, AdapterCard, base_of, card_record
@@ -253,6 +253,7 @@ def train(
         eval_dataset=ExampleDataset(held_out) if held_out else None,
     )
     per_step = targets * arguments.train_batch_size * run.settings.accumulation
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(on_step, per_step * arguments.world_size))
     last = last_checkpoint(out / CHECKPOINTS)
     result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
