@@ -23,6 +23,18 @@ def test_each_pattern_puts_the_passage_in_its_place() -> None:
     )
 
 
+def test_an_echo_repeats_the_end_of_the_text_behind_an_appended_passage_alone() -> None:
+    frame = Frame((100,), (101,), echo=2)
+    assert len(frame) == 4
+    appended = arrange(Pattern.APPEND, (0, 1, 2, 3), (7,), frame, 1)
+    assert appended == Prompt((0, 1, 2, 3, 100, 7, 101, 2, 3))
+    prepended = arrange(Pattern.PREPEND, (0, 1, 2, 3), (7,), frame, 1)
+    assert prepended == Prompt((0, 100, 7, 101, 1, 2, 3))
+    # BOS is no text; a text shorter than the echo is repeated whole.
+    assert arrange(Pattern.APPEND, (0, 1), (7,), frame, 1) == Prompt((0, 1, 100, 7, 101, 1))
+    assert arrange(Pattern.APPEND, (0, 1, 2), (), frame, 1) == Prompt((0, 1, 2))
+
+
 @given(pattern=st.sampled_from(Pattern), context=IDS)
 def test_an_empty_retrieval_arranges_the_context_alone(
     pattern: Pattern, context: tuple[int, ...]

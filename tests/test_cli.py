@@ -371,7 +371,7 @@ def test_retrieval_and_stopping_flags_reach_the_result(generate: Generate) -> No
 
 
 def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_folder: Path) -> None:
-    record = generate.record("--frame-before", " <<", "--frame-after", ">> ")
+    record = generate.record("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", 3)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
 
     def encode(text: str) -> list[int]:
@@ -379,7 +379,7 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
         return ids
 
     frame = record["settings"]["frame_tokens"]
-    assert frame == {"before": encode(" <<"), "after": encode(">> ")}
+    assert frame == {"before": encode(" <<"), "after": encode(">> "), "echo": 3}
     stride = record["strides"][0]
     passage = encode(stride["passages"][0]["text"])[:40]
     assert stride["arranged"] == [
@@ -387,15 +387,16 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
         *frame["before"],
         *passage,
         *frame["after"],
+        *record["prompt_tokens"][-3:],
     ]
     alone = generate.record("--frame-before", "<")["settings"]["frame_tokens"]
-    assert alone == {"before": encode("<"), "after": encode("]\n\n")}  # the default stays
+    assert alone == {"before": encode("<"), "after": encode("]\n\n"), "echo": 16}  # the default
 
 
 def test_a_prompt_too_long_is_cut_from_the_left_if_asked(generate: Generate) -> None:
     long = "The moon. " * 40
     record = generate.record("--truncate", prompt=long)
-    budget = 192 - (40 + len(" [Reference: ") + len("]\n\n")) - 8
+    budget = 192 - (40 + len(" [Reference: ") + len("]\n\n") + 16) - 8
     assert len(record["prompt_tokens"]) == budget
     assert record["prompt_tokens"][0] == 0  # BOS
     short = generate.record("--pattern", "none", prompt=long[-(budget - 1) :])

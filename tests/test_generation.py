@@ -190,7 +190,9 @@ def test_pattern_none_asks_nobody() -> None:
 def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> None:
     script = Script("0123456789")
     settings = Settings(
-        RetrievalSettings(pattern=pattern, stride=5, passage_tokens=4, frame=FrameText("<", ">")),
+        RetrievalSettings(
+            pattern=pattern, stride=5, passage_tokens=4, frame=FrameText("<", ">", 0)
+        ),
         stopping=StoppingSettings(max_new_tokens=10),
     )
     result = Generator(READER, script, OnePassage()).generate("Once", settings)
@@ -205,7 +207,7 @@ def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> 
 def test_several_passages_stand_best_first_in_one_frame() -> None:
     script = Script("0123456789")
     settings = Settings(
-        RetrievalSettings(stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">"))
+        RetrievalSettings(stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">", 0))
     )
     hits = [Hit("a", "a", "", "best", 2.0), Hit("b", "b", "", "second", 1.0)]
 

@@ -52,13 +52,19 @@ PROMPT = st.lists(st.integers(2, 257), min_size=1, max_size=60)
 @st.composite
 def made_up_settings(draw: st.DrawFn) -> Settings:
     """Small strides and passages, so that a few hundred tokens hold jumps and repeats."""
-    frame = draw(st.sampled_from([None, FrameText("", ""), FrameText("[", "]")]))
+    frame = draw(
+        st.one_of(
+            st.none(),
+            st.builds(FrameText, st.just(""), st.just(""), st.integers(0, 9)),
+            st.builds(FrameText, st.just("["), st.just("]"), st.integers(0, 9)),
+        )
+    )
     return Settings(
         RetrievalSettings(
             pattern=draw(st.sampled_from(Pattern)),
             stride=draw(st.integers(1, 9)),
             query_tokens=draw(st.integers(1, 12)),
-            passage_tokens=draw(st.integers(1, 30)),
+            passage_tokens=draw(st.integers(1, 24)),
             passages=draw(st.integers(1, 2)),
             frame=frame,
         ),
@@ -239,7 +245,7 @@ def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str
     engine = LocalEngine(reader.model, window=190)
     s, m = 6, 20
     made_up = Settings(
-        RetrievalSettings(stride=s, passage_tokens=m, frame=FrameText("<<", ">>>")),
+        RetrievalSettings(stride=s, passage_tokens=m, frame=FrameText("<<", ">>>", 0)),
         stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
     )
     long_passages = MadeUpRetriever(5, longest=40, empty=0, same=0)

@@ -11,12 +11,13 @@ Knows the folder and how it is put onto a reader. Knows nothing of how it is tra
 import dataclasses
 import hashlib
 import json
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -25,6 +26,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.errors import AdapterError
 from flashback.reader import MARK_LEFT, MARK_RIGHT, Reader
 from flashback.settings import Marks, Pattern, RetrievalSettings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -52,6 +56,8 @@ class AdapterCard:
     marks: Marks
     mark_ids: tuple[int, int] | None
     """Of `<MARK_L>` and `<MARK_R>`; None without marks."""
+    echo_tokens: int
+    """How many of the context's last tokens were repeated behind an appended passage."""
     stride: int
     query_tokens: int
     passage_tokens: int
@@ -66,6 +72,8 @@ class AdapterCard:
 
     def differences(self, retrieval: RetrievalSettings) -> list[str]:
         """How a generation's settings differ from what the adapter was trained for."""
+        if not (self.pattern.retrieves or retrieval.pattern.retrieves):
+            return []  # the others are about passages
         wanted = {name: getattr(retrieval, name) for name in _TRAINED_FOR}
         found = [
             f"{name.replace('_', ' ')} {getattr(self, name)}, not {value}"
@@ -106,17 +114,20 @@ def base_of(reader: Reader) -> Base:
 def add_marks(tokenizer: Tokenizer, model: PreTrainedModel) -> tuple[int, int]:
     """Give a reader the two marking tokens, and embedding rows for them if it has none to spare.
 
-    New rows are drawn around the mean of the others, as transformers does it, from PyTorch's
-    generator.
+    New rows are drawn around the mean of the others, as transformers does it, and the same ones
+    every time.
     """
     tokenizer.add_tokens([MARK_LEFT, MARK_RIGHT], special_tokens=True)
+    known = tokenizer.get_vocab()
+    marks = known[MARK_LEFT], known[MARK_RIGHT]
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, torch.Tensor)
-    if len(tokenizer) > embedding.shape[0]:
-        with _quiet_resizing():
-            model.resize_token_embeddings(len(tokenizer))
-    known = tokenizer.get_vocab()
-    return known[MARK_LEFT], known[MARK_RIGHT]
+    if max(marks) >= embedding.shape[0]:
+        devices = [embedding.device] if embedding.is_cuda else []
+        with _quiet_resizing(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(max(marks) + 1)
+    return marks
 
 
 @contextmanager
@@ -155,8 +166,9 @@ def read_card(folder: Path) -> AdapterCard:
                 f"adapter {folder}: format {record['format']}, but this version reads {FORMAT}"
             )
         return _card_of(record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise AdapterError(f"adapter {folder}: {CARD} is damaged ({error})") from error
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, OSError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise AdapterError(f"adapter {folder}: {CARD} is damaged ({found})") from error
 
 
 def _card_of(record: dict[str, Any]) -> AdapterCard:
@@ -170,7 +182,19 @@ def _card_of(record: dict[str, Any]) -> AdapterCard:
         mark_ids=None if marks is None else (int(marks[0]), int(marks[1])),
         **values,
     )
-    for name in ("stride", "query_tokens", "passage_tokens", "passages", "window_tokens"):
+    for name, value in dataclasses.asdict(card.base).items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} of the base is {value!r}")
+    if (card.mark_ids is None) != (card.marks is Marks.NONE):
+        raise ValueError(f"{card.marks} marks with the ids {card.mark_ids}")
+    for name in (
+        "echo_tokens",
+        "stride",
+        "query_tokens",
+        "passage_tokens",
+        "passages",
+        "window_tokens",
+    ):
         if not isinstance(getattr(card, name), int):
             raise ValueError(f"{name} is {getattr(card, name)!r}")
     return card
@@ -183,6 +207,8 @@ def card_record(card: AdapterCard) -> str:
 
 def put_on(reader: Reader, folder: str | Path) -> Reader:
     """A reader with an adapter merged into its weights: as fast as without.
+
+    The given reader is used up: its model and tokenizer become the new one's.
 
     Raises:
         AdapterError: the adapter is missing, damaged, or belongs to another model.
@@ -203,23 +229,69 @@ def put_on(reader: Reader, folder: str | Path) -> Reader:
                 f"adapter {folder}: its marking tokens are {card.mark_ids}, but this tokenizer "
                 f"gives them {given}; it is not the one the adapter was trained with"
             )
-    model = _merged(reader.model, folder)
-    return dataclasses.replace(reader, model=model, adapter=card)
+    return dataclasses.replace(reader, model=_merged(reader.model, folder, card), adapter=card)
 
 
-def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    from peft import PeftConfig, PeftModel
-
+def _merged(model: PreTrainedModel, folder: Path, card: AdapterCard) -> PreTrainedModel:
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
-        if kind != "LORA":
-            raise ValueError(f"a {kind} adapter, expected LORA")
-        adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+        adapted = wrap(model, _lora_config(folder, card))
+        load_lora(adapted, folder)
         merged: Any = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT raises almost anything for a bad folder
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"adapter {folder}: cannot be put onto the model: {reason}") from error
+        found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
+        kind = type(error).__name__
+        raise AdapterError(
+            f"adapter {folder}: cannot be put onto the model: {found} ({kind})"
+        ) from error
     assert isinstance(merged, PreTrainedModel)
     merged.eval()
     return merged
+
+
+def _lora_config(folder: Path, card: AdapterCard) -> "LoraConfig":
+    """What PEFT's file says, as far as `flashback train` writes it; the rest is never acted on."""
+    from peft import LoraConfig
+
+    record = json.loads((folder / CONFIG).read_text("utf-8"))
+    if record["peft_type"] != "LORA":
+        raise ValueError(f"{CONFIG} says {record['peft_type']}, expected LORA")
+    rows = record["trainable_token_indices"]
+    if rows != (None if card.mark_ids is None else list(card.mark_ids)):
+        raise ValueError(f"{CONFIG} has the token rows {rows}, {CARD} {card.mark_ids}")
+    return LoraConfig(
+        r=record["r"],
+        lora_alpha=record["lora_alpha"],
+        target_modules=list(record["target_modules"]),
+        fan_in_fan_out=record["fan_in_fan_out"],
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
+    )
+
+
+def wrap(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
+    """Put fresh LoRA weights, and the token rows that the configuration names, around a model."""
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a name that will go.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def load_lora(model: "PeftModel", folder: Path) -> None:
+    """Read the weights of an adapter folder or a checkpoint into a model that was wrapped for them.
+
+    Raises:
+        ValueError: the folder has not exactly the weights that the model wants.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = load_file(folder / WEIGHTS)
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if differing := sorted(wanted.keys() ^ found.keys()):
+        kind = "lacks" if differing[0] in wanted else "has"
+        raise ValueError(f"{WEIGHTS} {kind} {differing[0]}, unlike {CONFIG}")
+    set_peft_model_state_dict(model, found)

@@ -2,11 +2,11 @@
 
 Knows token ids and lengths. Knows nothing of models, caches or retrieval.
 
-Symbols: s stride, m passage limit, k passages, f frame tokens (before and after), B budget of the
-context, all in tokens; positions are half-open intervals.
+Symbols: s stride, m passage limit, k passages, f frame tokens (before, after, echo), B budget of
+the context, all in tokens; positions are half-open intervals.
 
     none      [0, c) context
-    append    [0, c) context   [c, c+f+p) frame and passage          p <= k·m
+    append    [0, c) context   [c, c+f+p) frame, passage, echo       p <= k·m
     prepend   [0, b) BOS       [b, b+f+p) frame and passage    [b+f+p, c+f+p) rest of the context
 """
 
@@ -25,12 +25,19 @@ class Frame:
 
     before: Ids = ()
     after: Ids = ()
+    echo: int = 0
+    """How many of the context's last tokens are repeated behind an appended passage, so that what
+    is written next has its own text right before it."""
 
     def __len__(self) -> int:
-        return len(self.before) + len(self.after)
+        return len(self.before) + len(self.after) + self.echo
 
     def around(self, passage: Ids) -> Ids:
         return self.before + passage + self.after
+
+    def echoed(self, text: Ids) -> Ids:
+        """The end of the text that is repeated."""
+        return text[max(len(text) - self.echo, 0) :]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def arrange(pattern: Pattern, context: Ids, passage: Ids, frame: Frame, bos: int
         return Prompt(context)
     framed = frame.around(passage)
     if pattern is Pattern.APPEND:
-        return Prompt(context + framed)
+        return Prompt(context + framed + frame.echoed(context[bos:]))
     return Prompt(context[:bos] + framed + context[bos:])
 
 

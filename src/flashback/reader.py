@@ -192,11 +192,16 @@ class Reader:
         A reader whose adapter was trained without marks gets nothing instead of the default text.
         """
         if text is None and self.marks is not None:
-            return Frame((self.marks[0],), (self.marks[1],))
+            return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
         if text is None and self.adapter is not None:
-            return Frame()  # as it was trained
+            return Frame(echo=self._trained_echo)
         text = text or FrameText()
-        return Frame(tuple(self.encode(text.before)), tuple(self.encode(text.after)))
+        before, after = (tuple(self.encode(part)) for part in (text.before, text.after))
+        return Frame(before, after, text.echo_tokens)
+
+    @property
+    def _trained_echo(self) -> int:
+        return 0 if self.adapter is None else self.adapter.echo_tokens
 
 
 def load_reader(

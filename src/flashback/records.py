@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import flashback
+from flashback.adapter import AdapterCard
 from flashback.generation import Generation, Stride
 from flashback.reader import Reader
 from flashback.settings import Settings
@@ -42,7 +43,22 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
         "window": reader.window,
-        "frame_tokens": {"before": list(frame.before), "after": list(frame.after)},
+        "frame_tokens": {
+            "before": list(frame.before),
+            "after": list(frame.after),
+            "echo": frame.echo,
+        },
+        "adapter": None if reader.adapter is None else adapter_record(reader.adapter),
+    }
+
+
+def adapter_record(card: AdapterCard) -> dict[str, Any]:
+    """What was merged into the reader, without how it was trained."""
+    return {
+        "base": card.base.fingerprint,
+        "pattern": str(card.pattern),
+        "marks": str(card.marks),
+        "echo_tokens": card.echo_tokens,
     }
 
 

@@ -94,6 +94,9 @@ class Marks(StrEnum):
     """Nothing."""
 
 
+_MOST_TOKENS = 1 << 20
+
+
 @dataclass(frozen=True)
 class FrameText:
     """Plain text around a passage, for readers that were not trained with marking tokens."""
@@ -102,9 +105,12 @@ class FrameText:
     # not taken for text that was written.
     before: str = " [Reference: "
     after: str = "]\n\n"
+    echo_tokens: int = 16
+    """How many of the context's last tokens are repeated behind an appended passage: without them,
+    an untrained reader does not find the word that it was writing."""
 
-
-_MOST_TOKENS = 1 << 20
+    def __post_init__(self) -> None:
+        _check_number("--echo-tokens", self.echo_tokens, int, 0, _MOST_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class Runtime:
                 pattern_of(arm),
                 self.settings.stride,
                 passage_tokens=self.settings.passage_tokens,
-                frame=FrameText("", ""),
+                frame=FrameText("", "", 0),
             ),
             stopping=StoppingSettings(count * self.settings.stride, ignore_eos=True),
         )

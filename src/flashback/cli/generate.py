@@ -57,6 +57,12 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options_of(RetrievalSettings)
 @click.option("--frame-before", help="Text before a passage; replaces marks or ' [Reference: '.")
 @click.option("--frame-after", help="Text after a passage; likewise.")
+@click.option(
+    "--echo-tokens",
+    type=int,
+    help="Repeat this many of the context's last tokens behind an appended passage (default: 16, "
+    "or as the adapter was trained).",
+)
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
@@ -73,6 +79,7 @@ def generate(
     trust_remote_code: bool,
     frame_before: str | None,
     frame_after: str | None,
+    echo_tokens: int | None,
     as_json: bool,
     explain: bool,
     **values: Any,
@@ -88,7 +95,7 @@ def generate(
     """
     if as_json and explain:
         raise click.UsageError("--json holds what --explain shows; give one of them")
-    settings = _settings(values, frame_before, frame_after)
+    settings = _settings(values, _frame(frame_before, frame_after, echo_tokens))
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt
@@ -124,13 +131,13 @@ def generate(
         _print_summary(writing.result)
 
 
-def _settings(values: dict[str, Any], before: str | None, after: str | None) -> Settings:
-    frame = None
-    if before is not None or after is not None:
-        default = FrameText()
-        frame = FrameText(
-            default.before if before is None else before, default.after if after is None else after
-        )
+def _frame(before: str | None, after: str | None, echo: int | None) -> FrameText | None:
+    given = {"before": before, "after": after, "echo_tokens": echo}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return FrameText(**changed) if changed else None
+
+
+def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
     return take(
         Settings,
         values,

@@ -1,11 +1,13 @@
-"""What is compared: patterns, frames, readers with and without adapters."""
+"""What is compared: patterns, frames, adapters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
 
-from flashback.adapter import AdapterCard, put_on, read_card
+from flashback.adapter import AdapterCard, read_card
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
 from flashback.packing.forward import Arrangement, Example
@@ -21,7 +23,9 @@ class FrameKind(StrEnum):
     BARE = "bare"
     """Nothing."""
     TEXT = "text"
-    """The default `FrameText`."""
+    """The default `FrameText`, without an echo."""
+    ECHO = "text, echo"
+    """The default `FrameText` with its echo: the context's last tokens behind the passage again."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
@@ -37,10 +41,14 @@ class Arm:
     adapter: Path | None = None
     marks: Marks = Marks.NONE
     """Of the adapter."""
+    echo_tokens: int = 0
+    """Of the adapter."""
     trained_for: Pattern | None = None
     """The adapter's pattern."""
     shortened: bool = False
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
+    label: str = ""
+    """Tells it from arms that would have the same name."""
 
     @property
     def training(self) -> str:
@@ -49,19 +57,29 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Such as `append (text)`, `append + LoRA + trained marks`, `none (shortened)`."""
-        if self.shortened:
-            return f"{self.pattern} (shortened)"
+        """Such as `append (text)`, `append + LoRA, trained marks`, `none (shortened)`."""
+        framed = self.pattern.retrieves and self.trained_for is None
+        notes = [
+            *([str(self.frame)] if framed else []),
+            *(["shortened"] if self.shortened else []),
+            *([self.label] if self.label else []),
+        ]
+        return self.pattern + self._adapter_name + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def _adapter_name(self) -> str:
         if self.trained_for is None:
-            return f"{self.pattern} ({self.frame})" if self.pattern.retrieves else self.pattern
-        elsewhere = "" if self.trained_for is self.pattern else f" for {self.trained_for}"
-        shown = self.pattern.retrieves or self.trained_for.retrieves
-        marks = f" + {self.marks} marks" if shown and self.marks is not Marks.NONE else ""
-        return f"{self.pattern} + LoRA{elsewhere}{marks}"
+            return ""
+        whose = "" if self.trained_for is self.pattern else f"{self.trained_for} "
+        passages = self.pattern.retrieves or self.trained_for.retrieves
+        marks = f", {self.marks} marks" if passages and self.marks is not Marks.NONE else ""
+        echo = ", echo" if self.echo_tokens else ""
+        return f" + {whose}LoRA{marks}{echo}"
 
     def arrangement(self, reader: Reader) -> Arrangement:
-        """How this arm's reader is shown passages."""
-        return Arrangement(self.pattern, _frame(self.frame, reader), reader.forbidden)
+        """How this arm's reader is shown passages: with an adapter, as it was trained."""
+        frame = reader.frame(None) if self.adapter is not None else _frame(self.frame, reader)
+        return Arrangement(self.pattern, frame, reader.forbidden)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
         """What this arm is scored on: the same targets, perhaps with shorter contexts."""
@@ -76,6 +94,8 @@ def _frame(kind: FrameKind, reader: Reader) -> Frame:
     if kind is FrameKind.BARE:
         return Frame()
     if kind is FrameKind.TEXT:
+        return reader.frame(FrameText(echo_tokens=0))
+    if kind is FrameKind.ECHO:
         return reader.frame(FrameText())
     if kind is FrameKind.MARKS:
         return reader.frame(None)
@@ -106,17 +126,16 @@ def adapter_arms(folder: Path, patterns: Sequence[Pattern]) -> list[Arm]:
 def arm_of(folder: Path, card: AdapterCard, pattern: Pattern) -> Arm:
     """A pattern with one adapter."""
     frame = FrameKind.BARE if card.marks is Marks.NONE else FrameKind.MARKS
-    return Arm(pattern, frame, folder, card.marks, card.pattern)
+    return Arm(pattern, frame, folder, card.marks, card.echo_tokens, card.pattern)
 
 
-def readers_of(
-    arms: Sequence[Arm], load: Callable[[], Reader]
-) -> Iterator[tuple[Reader, list[Arm]]]:
-    """Each reader that is needed, once, with its arms; one is in memory at a time.
-
-    Args:
-        load: loads the reader without any adapter, anew at every call.
-    """
-    for adapter in dict.fromkeys(arm.adapter for arm in arms):
-        reader = load() if adapter is None else put_on(load(), adapter)
-        yield reader, [arm for arm in arms if arm.adapter == adapter]
+def told_apart(arms: Sequence[Arm]) -> list[Arm]:
+    """The same arms, each once; those of adapters that share a name are told by their folders."""
+    arms = list(dict.fromkeys(arms))
+    for folder in (attrgetter("name"), str):
+        names = Counter(arm.name for arm in arms)
+        arms = [
+            replace(arm, label=folder(arm.adapter)) if names[arm.name] > 1 and arm.adapter else arm
+            for arm in arms
+        ]
+    return arms

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from flashback.errors import AdapterError
 from flashback.files import fresh_folder, sync_files, sync_folder
 from flashback.reader import Reader
@@ -23,14 +25,21 @@ def export(reader: Reader, out: str | Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = fresh_folder(out.parent, f".{out.name}.")
     try:
-        reader.model.save_pretrained(unfinished)
-        reader.tokenizer.save_pretrained(unfinished)
+        _save(reader, unfinished)
         sync_files(unfinished)
         os.replace(unfinished, out)
         sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _save(reader: Reader, folder: Path) -> None:
+    try:
+        reader.model.save_pretrained(folder)
+        reader.tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # a full disk
+        raise OSError(f"{folder}: {error}") from error
 
 
 def check_export(out: Path) -> None:

@@ -1,14 +1,15 @@
 """LoRA and the marking rows on a reader: what is trained, and nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flashback.adapter import add_marks
+from flashback.adapter import add_marks, wrap
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
 from flashback.finetuning.settings import TrainingSettings
@@ -63,40 +64,67 @@ def add_lora(
     Raises:
         SettingsError: a layer that the model does not have.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
+    targets = settings.lora_targets or query_and_value(reader.model)
+    chosen = _chosen_layers(reader, targets)
     torch.manual_seed(settings.seed)
     marks = None if settings.marks is Marks.NONE else add_marks(reader.tokenizer, reader.model)
-    targets = settings.lora_targets or query_and_value(reader.model)
-    chosen = [layer for name in targets for layer in _layers_named(reader.model, name)]
-    missing = [name for name in targets if not _layers_named(reader.model, name)]
-    if missing:
-        raise SettingsError(f"--lora-target {missing[0]}: {reader.name} has no such linear layer")
-    extra: dict[str, Any] = {}
-    if settings.marks is Marks.TRAINED:
-        extra["trainable_token_indices"] = list(marks or ())
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in chosen),
+        # Frozen rows too are kept with the adapter: the base may have none for these tokens.
+        trainable_token_indices=None if marks is None else list(marks),
         task_type="CAUSAL_LM",
-        **extra,
     )
-    frame = Frame((marks[0],), (marks[1],)) if marks else Frame()
-    return get_peft_model(reader.model, config), frame, marks
+    before, after = ((marks[0],), (marks[1],)) if marks else ((), ())
+    frame = Frame(before, after, settings.echo_tokens)
+    model = wrap(reader.model, config)
+    if settings.marks is Marks.FROZEN:
+        _freeze_rows(model)
+    return model, frame, marks
+
+
+def _chosen_layers(reader: Reader, targets: Sequence[str]) -> list[nn.Module]:
+    """The layers of these names.
+
+    Raises:
+        SettingsError: there is none of a name, or one shares its weight with the embedding.
+    """
+    embedding = reader.model.get_input_embeddings().weight
+    chosen = []
+    for name in targets:
+        layers = _layers_named(reader.model, name)
+        if not layers:
+            raise SettingsError(f"--lora-target {name}: {reader.name} has no such linear layer")
+        if any(layer.weight is embedding for layer in layers):
+            raise SettingsError(
+                f"--lora-target {name}: its weight is the embedding's too, and would change with "
+                "it; choose other layers"
+            )
+        chosen += layers
+    return chosen
+
+
+def _freeze_rows(model: "PeftModel") -> None:
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.requires_grad = False
 
 
 def save_lora(model: "PeftModel", folder: Path) -> None:
-    """Write LoRA weights and trained marking rows in PEFT's format; never the whole embedding."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    """Write LoRA weights and marking rows in PEFT's format; never the whole embedding.
+
+    Raises:
+        OSError: the disk is full, or the folder not writable.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from error
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, to be filled in by hand
-
-
-def load_lora(model: "PeftModel", folder: Path) -> None:
-    """Read back what `save_lora` wrote, into the same model."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))

@@ -13,6 +13,13 @@ class TrainingSettings(CheckedSettings):
     marks: Marks = setting(
         Marks.TRAINED, "What stands around passages: trained or frozen marking tokens, or nothing."
     )
+    echo_tokens: int = setting(
+        0,
+        "The last tokens of the context that are repeated behind an appended passage (not the "
+        "paper's).",
+        low=0,
+        high=1 << 20,
+    )
     rank: int = setting(16, "r of LoRA.", low=1, high=4096)
     alpha: int = setting(32, "α of LoRA; its weights are scaled by α/r.", low=1, high=65536)
     dropout: float = setting(0.05, "Dropout of LoRA's input.", low=0.0, high=0.99)
@@ -49,3 +56,8 @@ class TrainingSettings(CheckedSettings):
         except ValueError:
             known = ", ".join(Marks)
             raise SettingsError(f"--marks {self.marks}: expected one of {known}") from None
+
+    @property
+    def frame_tokens(self) -> int:
+        """How many tokens stand around a passage."""
+        return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)

@@ -5,10 +5,12 @@ checkpoints and their exact resumption; ours are the loss, what a checkpoint hol
 with a reason.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from flashback.adapter import CARD, AdapterCard, base_of, card_record
+from flashback.adapter import CARD, AdapterCard, base_of, card_record, load_lora
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import sync_files, write_atomically
-from flashback.finetuning.lora import add_lora, load_lora, save_lora
+from flashback.finetuning.lora import add_lora, save_lora
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.forward import Arrangement, Example, TargetScorer
 from flashback.packing.settings import WindowSettings
@@ -31,6 +39,8 @@ from flashback.records import versions
 from flashback.settings import FrameText, RetrievalSettings
 
 CHECKPOINTS = "checkpoints"
+_LOSSES = {"loss", "eval_loss"}
+"""What the Trainer calls the losses of a training and of an evaluation in its log."""
 _RUN = "run.json"
 _WHOLE = "whole"
 """The file that is written last into a checkpoint."""
@@ -46,10 +56,33 @@ class Run:
     data: dict[str, Any] = field(default_factory=dict)
     """What is recorded of the documents and the index."""
 
-    def identity(self, reader: Reader) -> str:
-        """A text that is equal for runs that may be continued by one another."""
-        parts = [asdict(self.settings), asdict(self.retrieval), asdict(self.windows), self.data]
-        return json.dumps([asdict(base_of(reader)), *parts], indent=1, default=str) + "\n"
+    def identity(self, reader: Reader, examples: Iterable[Example], **more: Any) -> str:
+        """A text that is equal for runs that may be continued by one another.
+
+        Args:
+            more: whatever else decides the result.
+        """
+        parts = {
+            "base": asdict(base_of(reader)),
+            "dtype": reader.placement.dtype_name,
+            "settings": asdict(self.settings),
+            "retrieval": asdict(self.retrieval),
+            "windows": asdict(self.windows),
+            "data": self.data,
+            "examples": _digest(examples),
+            **more,
+        }
+        return json.dumps(parts, indent=1, default=str) + "\n"
+
+
+def _digest(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        window = example.window
+        cuts = [(cut.boundary, cut.start) for cut in window.cuts]
+        own = (window.ids, window.bos, cuts, window.stride, example.passages)
+        digest.update(repr(own).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,7 +94,7 @@ class Progress:
     targets: int
     """Target tokens trained on since this process began."""
     loss: float
-    """Nats per target of the last step."""
+    """Nats per target, the mean of the steps last logged; NaN before the first are."""
 
 
 OnStep = Callable[[Progress], None]
@@ -128,7 +161,9 @@ class _PackedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, *rest)
-        if not math.isfinite(float(loss)):
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        size = float(nn.utils.get_total_norm(gradients))
+        if not math.isfinite(float(loss)) or not math.isfinite(size):
             titles = dict.fromkeys(
                 example.window.document.title or example.window.document.id
                 for example in inputs["examples"]
@@ -136,12 +171,46 @@ class _PackedTrainer(Trainer):
             last = last_checkpoint(Path(str(self.args.output_dir)))
             kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
             raise TrainingError(
-                f"the loss became {float(loss)} at step {self.state.global_step + 1}, on windows "
-                f"of {', '.join(titles)}; {kept}; lower --learning-rate"
+                f"the loss became {float(loss)}, its gradient {size}, at step "
+                f"{self.state.global_step + 1} on windows of {', '.join(titles)}; {kept}; lower "
+                "--learning-rate, with another --out"
             )
         return loss
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss of all held-out targets, whatever windows and devices they are on.
+
+        No random number is drawn: a training is the same with and without.
+        """
+        held_out: Any = self.eval_dataset
+        self.model.eval()
+        total = torch.zeros(2, device=self.args.device)
+        with torch.no_grad():
+            for at in range(self.args.process_index, len(held_out), self.args.world_size):
+                batch = collate([held_out[at]])
+                targets = batch["labels"].numel()
+                total += torch.tensor([float(self.model(**batch)["loss"]) * targets, targets]).to(
+                    total.device
+                )
+        total = self.accelerator.reduce(total)
+        metrics = {"eval_loss": float(total[0] / total[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def run(self, last: Path | None) -> None:
+        """Train to the end, from a checkpoint if there is one; one of the last step is the end."""
+        if last is None or _step_of(last) < self.args.max_steps:
+            self.train(resume_from_checkpoint=None if last is None else str(last))
+        else:  # where `train` would make another step
+            self._load_from_checkpoint(str(last))
+            self.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_lora(self.model.model, folder)  # type: ignore[arg-type]
@@ -153,6 +222,7 @@ class _PackedTrainer(Trainer):
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(*arguments, **named)
+            self.accelerator.wait_for_everyone()  # each writes the state of its random numbers
             if self.args.should_save:
                 sync_files(folder)
                 write_atomically(folder / _WHOLE, "")
@@ -176,6 +246,8 @@ class _Report(TrainerCallback):
         self._loss = math.nan
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % args.save_steps == 0 or state.global_step >= state.max_steps:
+            control.should_log = True  # so that a checkpoint holds the losses of all its steps
         if self._first is None:
             self._first = state.global_step - 1
         done = int((state.global_step - self._first) * self._targets_per_step)
@@ -188,7 +260,11 @@ class _Report(TrainerCallback):
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(found, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def check_output(out: Path) -> None:
@@ -237,31 +313,37 @@ def train(
     check_output(out)
     if not examples:
         raise TrainingError("there is no window to train on; give longer documents")
-    check_positions(reader, run.windows, run.retrieval)
-    _claim(out, run.identity(reader))
+    check_positions(reader, run.windows, run.retrieval, run.settings.frame_tokens)
+    callbacks = loggers(log_to)
+    arguments = _arguments(reader, out, run.settings, bool(held_out), bfloat16)
+    more = {"bfloat16": bfloat16, "processes": arguments.world_size}
+    identity = run.identity(reader, examples, **more)
     base = base_of(reader)
-    set_seed(run.settings.seed)
+    nn.Module.to(reader.model, arguments.device)
     model, frame, marks = add_lora(reader, run.settings)
     loss = PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or ()))
-    targets = sum(example.window.target_count for example in examples) / len(examples)
-    arguments = _arguments(reader, out, run.settings, log_to, bool(held_out), bfloat16)
+    _claim(out, identity, arguments)
     trainer = _PackedTrainer(
         loss,
         arguments,
         data_collator=collate,
         train_dataset=ExampleDataset(examples),
         eval_dataset=ExampleDataset(held_out) if held_out else None,
+        callbacks=callbacks,
     )
+    targets = sum(example.window.target_count for example in examples) / len(examples)
     per_step = targets * arguments.train_batch_size * run.settings.accumulation
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(on_step, per_step * arguments.world_size))
-    last = last_checkpoint(out / CHECKPOINTS)
-    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.run(last_checkpoint(out / CHECKPOINTS))
+    model.eval()
+    losses = [entry for entry in trainer.state.log_history if entry.keys() & _LOSSES]
     card = AdapterCard(
         base=base,
         pattern=run.retrieval.pattern,
         marks=run.settings.marks,
         mark_ids=marks,
+        echo_tokens=run.settings.echo_tokens,
         stride=run.retrieval.stride,
         query_tokens=run.retrieval.query_tokens,
         passage_tokens=run.retrieval.passage_tokens,
@@ -269,7 +351,7 @@ def train(
         window_tokens=run.windows.window_tokens,
         training=asdict(run.settings) | {"bfloat16": bfloat16, "windows": len(examples)},
         data=run.data,
-        results={"training_loss": result.training_loss, "log": trainer.state.log_history},
+        results={"training_loss": _mean_loss(losses), "log": losses},
         versions=versions(),
     )
     if trainer.is_world_process_zero():
@@ -277,51 +359,86 @@ def train(
     return card
 
 
-def check_positions(reader: Reader, windows: WindowSettings, retrieval: RetrievalSettings) -> None:
+def _mean_loss(log: Sequence[dict[str, Any]]) -> float:
+    """Of all steps; an entry is the mean of the steps since the one before."""
+    total, step = 0.0, 0
+    for entry in log:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - step)
+            step = entry["step"]
+    return total / step
+
+
+def check_positions(
+    reader: Reader, windows: WindowSettings, retrieval: RetrievalSettings, frame: int | None = None
+) -> None:
     """Refuse windows that do not fit the reader with a passage.
+
+    Args:
+        frame: tokens around passages; None: the most there are without asking for more.
 
     Raises:
         SettingsError: N + k·m + frame positions are more than it has.
     """
-    needed = windows.window_tokens
+    needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.pattern.retrieves:
-        frame = max(len(reader.frame(FrameText())), 2)
-        needed += retrieval.passages * retrieval.passage_tokens + frame
+        around = max(len(reader.frame(FrameText())), 2) if frame is None else frame
+        needed += retrieval.passages * retrieval.passage_tokens + around
+        passages = (
+            f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {around} frame "
+            "tokens"
+        )
+        advice = " or --passage-tokens"
     if needed > reader.window:
         raise SettingsError(
-            f"windows of {windows.window_tokens} tokens with {retrieval.passages} x "
-            f"{retrieval.passage_tokens} passage tokens need {needed} positions, but {reader.name} "
-            f"has {reader.window} ({reader.window_reason}); lower --window-tokens or "
-            "--passage-tokens"
+            f"windows of {windows.window_tokens} tokens{passages} need {needed} positions, but "
+            f"{reader.name} has {reader.window} ({reader.window_reason}); lower "
+            f"--window-tokens{advice}"
         )
 
 
-def _claim(out: Path, identity: str) -> None:
-    """Make the folder this run's; an interrupted run of other settings is not continued."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / _RUN
-    if not path.exists():
+def _claim(out: Path, identity: str, arguments: TrainingArguments) -> None:
+    """Make the folder this run's, before any other process of it looks.
+
+    Raises:
+        TrainingError: it holds an interrupted run of other settings, with a checkpoint.
+    """
+    state = arguments.distributed_state
+    assert state is not None
+    state.wait_for_everyone()  # all have seen the folder as it was
+    with state.main_process_first():
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / _RUN
+        if path.exists() and path.read_bytes() == identity.encode():
+            return
+        if last_checkpoint(out / CHECKPOINTS) is not None:
+            raise TrainingError(
+                f"adapter {out}: holds an interrupted training with other settings or documents; "
+                "repeat that command to go on with it, or choose another --out"
+            )
         write_atomically(path, identity)
-    elif path.read_text("utf-8") != identity:
-        raise TrainingError(
-            f"adapter {out}: holds an interrupted training with other settings or documents; "
-            "repeat that command to go on with it, or choose another --out"
-        )
+
+
+def loggers(names: Sequence[str]) -> list[TrainerCallback]:
+    """What hands losses on to a service.
+
+    Raises:
+        SettingsError: an unknown name, or one that is not installed.
+    """
+    try:
+        return [callback() for callback in get_reporting_integration_callbacks(list(names))]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"--log-to: {' '.join(str(error).split())}") from error
 
 
 def _arguments(
-    reader: Reader,
-    out: Path,
-    settings: TrainingSettings,
-    log_to: Sequence[str],
-    evaluates: bool,
-    bfloat16: bool,
+    reader: Reader, out: Path, settings: TrainingSettings, evaluates: bool, bfloat16: bool
 ) -> TrainingArguments:
+    chosen = reader.placement.device
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(out / CHECKPOINTS),
             per_device_train_batch_size=settings.windows_per_step,
-            per_device_eval_batch_size=1,
             gradient_accumulation_steps=settings.accumulation,
             max_steps=settings.steps,
             learning_rate=settings.learning_rate,
@@ -334,25 +451,50 @@ def _arguments(
             eval_strategy="steps" if evaluates else "no",
             eval_steps=settings.evaluation_steps,
             logging_steps=settings.log_steps,
-            report_to=list(log_to) or "none",
+            report_to="none",
             disable_tqdm=True,
+            dataloader_pin_memory=False,
             bf16=bfloat16,
-            use_cpu=reader.placement.device.type == "cpu",
+            use_cpu=chosen.type == "cpu",
             remove_unused_columns=False,
             label_names=["labels"],
-            prediction_loss_only=True,
         )
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        raise TrainingError(
+            f"{' '.join(str(error).split())} (or: pip install 'flashback-ralm[train]')"
+        ) from error
+    except ValueError as error:
         raise SettingsError(" ".join(str(error).split())) from error
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
+        if chosen.index not in (None, arguments.device.index):
+            raise SettingsError(
+                f"--device {chosen}: training takes {arguments.device}; use --device cuda with "
+                f"CUDA_VISIBLE_DEVICES={chosen.index}"
+            )
+    return arguments
 
 
 def _publish(model: Any, card: AdapterCard, out: Path) -> None:
-    """Write the adapter; its card last, which makes it one."""
+    """Write the adapter; its card last, which makes it one.
+
+    Raises:
+        TrainingError: the disk is full, or the folder not writable.
+    """
     from flashback.finetuning.model_card import model_card
 
-    save_lora(model, out)
-    write_atomically(out / "README.md", model_card(card))
-    sync_files(out)
-    write_atomically(out / CARD, card_record(card))
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    try:
+        save_lora(model, out)
+        write_atomically(out / "README.md", model_card(card))
+        sync_files(out)
+        write_atomically(out / CARD, card_record(card))
+    except OSError as error:
+        raise TrainingError(
+            f"adapter {out} cannot be written: {' '.join(str(error).split())}; the training is "
+            "kept; make room and run the same command again"
+        ) from error
+    for checkpoint in (out / CHECKPOINTS).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (out / CHECKPOINTS).rmdir()  # unless a logger has written into it
     (out / _RUN).unlink(missing_ok=True)
