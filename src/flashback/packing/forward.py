@@ -11,10 +11,11 @@ strides of a window share their context, so it is encoded once; then the branche
 run as an ordinary batch on its cache, branch b seeing only the first b-1 positions of it. Losses
 and gradients are those of separate sequences; the cost of a target does not grow with the context.
 
-**Without passages** one pass over the window gives every target. **Prepended passages** move the
-context, so there every stride is a sequence of its own; they are sorted by length, and only the
-targets' logits are computed. Readers with sliding windows do the same when passages are appended:
-their window would be measured from cached positions that a branch does not see.
+**Otherwise** strides are sequences of their own, sorted by length, and only the targets' logits are
+computed. A stride whose prompt continues the one before joins its sequence: without passages all
+do, and prepended ones do while the passage stays the same. Readers with sliding windows read
+appended passages this way, too: their window would be measured from cached positions that a branch
+does not see.
 
 Symbols: n branches, L context tokens, w branch width, s stride, V vocabulary.
 """
@@ -22,6 +23,7 @@ Symbols: n branches, L context tokens, w branch width, s stride, V vocabulary.
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -63,10 +65,10 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class _Row:
-    """A sequence whose last s positions give the log-probabilities of s targets."""
+    """A sequence whose last positions give the log-probabilities of the targets of some cuts."""
 
-    at: tuple[int, int]
-    """Which example and which of its cuts."""
+    at: tuple[tuple[int, int], ...]
+    """Which cuts: the number of the example, the number of the cut."""
     ids: Ids
     targets: Ids
     seen: int = 0
@@ -102,14 +104,12 @@ class TargetScorer:
         """
         found: dict[tuple[int, int], Tensor] = {}
         separate: list[_Row] = []
+        appends = arrangement.pattern is Pattern.APPEND and self.packs_appended
         for number, example in enumerate(examples):
-            shared = example.window.shares_context
-            if shared and arrangement.pattern is Pattern.NONE:
-                found |= self._plain(number, example, arrangement)
-            elif shared and arrangement.pattern is Pattern.APPEND and self.packs_appended:
+            if appends and example.window.shares_context:
                 found |= self._branches(number, example, arrangement)
             else:
-                separate.extend(_separate_rows(number, example, arrangement))
+                separate.extend(_sequences(number, example, arrangement))
         for rows in _batches(separate, self._batch_tokens):
             found |= self._run(rows, arrangement)
         return [
@@ -117,26 +117,11 @@ class TargetScorer:
             for number, example in enumerate(examples)
         ]
 
-    def _plain(
-        self, number: int, example: Example, arrangement: Arrangement
-    ) -> dict[tuple[int, int], Tensor]:
-        """One pass over the window."""
-        window = example.window
-        ids = torch.tensor([window.ids[:-1]], device=self._device)
-        first = window.cuts[0].boundary
-        keep = len(window.ids) - first
-        logits = self._logits(ids, keep, {})[0]  # of the inputs from x_{first-1} on
-        found = {}
-        for at, cut in enumerate(window.cuts):
-            rows = logits[cut.boundary - first :][: window.stride]
-            found[number, at] = self._chosen(rows, window.targets(cut), arrangement.forbidden)
-        return found
-
     def _branches(
         self, number: int, example: Example, arrangement: Arrangement
     ) -> dict[tuple[int, int], Tensor]:
         """The window once, then every stride as a branch on its cache."""
-        rows = list(_branch_rows(number, example, arrangement))
+        rows = list(_branches(number, example, arrangement))
         longest = max(row.seen for row in rows)
         context = DynamicCache()
         if longest:
@@ -150,7 +135,7 @@ class TargetScorer:
     def _run(
         self, rows: Sequence[_Row], arrangement: Arrangement, context: DynamicCache | None = None
     ) -> dict[tuple[int, int], Tensor]:
-        """One batch, padded on the left so that its last s positions are everyone's targets."""
+        """One batch, padded on the left so that its last positions are everyone's targets."""
         width = max(len(row.ids) for row in rows)
         seen = max(row.seen for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -166,13 +151,12 @@ class TargetScorer:
         if context is not None and seen:
             inputs["past_key_values"] = _for_branches(context, self._layers, seen, len(rows))
             inputs["use_cache"] = True
-        keep = max(len(row.targets) for row in rows)
-        logits = self._logits(ids.to(self._device), keep, inputs)
+        logits = self._logits(ids.to(self._device), len(rows[0].targets), inputs)
+        log_probs = self._chosen(logits, [row.targets for row in rows], arrangement.forbidden)
         return {
-            row.at: self._chosen(
-                logits[at, keep - len(row.targets) :], row.targets, arrangement.forbidden
-            )
-            for at, row in enumerate(rows)
+            cut: part
+            for row, own in zip(rows, log_probs, strict=True)
+            for cut, part in zip(row.at, own.chunk(len(row.at)), strict=True)
         }
 
     def _logits(self, ids: Tensor, keep: int, inputs: dict[str, Any]) -> Tensor:
@@ -183,44 +167,57 @@ class TargetScorer:
         logits: Tensor = self._model(input_ids=ids, **inputs).logits[:, -keep:]
         return logits
 
-    def _chosen(self, logits: Tensor, targets: Ids, forbidden: Ids) -> Tensor:
-        """Log-probabilities (s,) of the targets from logits (s, V)."""
+    def _chosen(self, logits: Tensor, targets: Sequence[Ids], forbidden: Ids) -> Tensor:
+        """Log-probabilities (B, keep) of the targets from logits (B, keep, V)."""
         logits = logits.float()
         if forbidden:
             never = torch.tensor(forbidden, device=logits.device)
             logits = logits.index_fill(-1, never, float("-inf"))
         wanted = torch.tensor(targets, device=logits.device)
-        return -nn.functional.cross_entropy(logits, wanted, reduction="none")
+        return -nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
 
 
-def _separate_rows(number: int, example: Example, arrangement: Arrangement) -> Iterator[_Row]:
+def _sequences(number: int, example: Example, arrangement: Arrangement) -> Iterator[_Row]:
+    """Every cut's prompt and targets; cuts whose prompts continue each other are one sequence.
+
+    They do without passages, and where a prepended passage stays the same.
+    """
     window = example.window
+    row: _Row | None = None
     for at, cut in enumerate(window.cuts):
         targets = window.targets(cut)
         prompt = arrangement.prompt(window, cut, example.passages[at])
-        yield _Row((number, at), prompt + targets[:-1], targets)
+        if row is not None and prompt == row.ids + row.targets[-1:]:
+            row = _Row((*row.at, (number, at)), prompt + targets[:-1], row.targets + targets)
+            continue
+        if row is not None:
+            yield row
+        row = _Row(((number, at),), prompt + targets[:-1], targets)
+    if row is not None:
+        yield row
 
 
-def _branch_rows(number: int, example: Example, arrangement: Arrangement) -> Iterator[_Row]:
+def _branches(number: int, example: Example, arrangement: Arrangement) -> Iterator[_Row]:
     """Branches begin with the context's last token, so that one without a passage has a token."""
     window = example.window
     for at, cut in enumerate(window.cuts):
         targets = window.targets(cut)
         prompt = arrangement.prompt(window, cut, example.passages[at])
         seen = cut.boundary - 1
-        yield _Row((number, at), prompt[seen:] + targets[:-1], targets, seen)
+        yield _Row(((number, at),), prompt[seen:] + targets[:-1], targets, seen)
 
 
 def _batches(rows: Iterable[_Row], tokens: int) -> Iterator[list[_Row]]:
-    """Rows of similar length together, each batch at most `tokens` tokens with its padding."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (row.seen, len(row.ids))):
-        width = max(len(other.ids) for other in [*batch, row])
-        if batch and width * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
+    """Rows of similar length, and as many targets, together; at most `tokens` with the padding."""
+    ordered = sorted(rows, key=lambda row: (len(row.targets), row.seen, len(row.ids)))
+    for _, same in groupby(ordered, key=lambda row: len(row.targets)):
+        batch: list[_Row] = []
+        for row in same:
+            width = max(len(other.ids) for other in [*batch, row])
+            if batch and width * (len(batch) + 1) > tokens:
+                yield batch
+                batch = []
+            batch.append(row)
         yield batch
 
 
