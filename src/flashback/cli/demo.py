@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashback.cli.console import indexing_progress, notes
+from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
     from flashback.demo import Demo
@@ -35,10 +36,7 @@ def demo(as_json: bool) -> None:
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    from flashback.demo import Demo, DemoSettings, open_or_build_index
-    from flashback.engines.local import LocalEngine
-    from flashback.generation import Generator
-    from flashback.reader import load_reader
+    from flashback.demo import Demo, DemoSettings, open_or_build_index, score_patterns
     from flashback.settings import Pattern
 
     quiet = as_json and not notes.is_terminal
@@ -46,9 +44,7 @@ def demo(as_json: bool) -> None:
     with indexing_progress() as progress:
         index, built = open_or_build_index(progress)
     _print_index(console, index, built)
-    reader = load_reader(device="cpu", dtype="float32")
-    engine = LocalEngine(reader.model, reader.window)
-    show = Demo(Generator(reader, engine, index), engine, DemoSettings())
+    show = Demo(index, DemoSettings())
     show.warm_up()
     _print_append(console, show)
     for pattern in (Pattern.PREPEND, Pattern.NONE):
@@ -56,9 +52,13 @@ def demo(as_json: bool) -> None:
             for _ in show.run(pattern):
                 pass
     _print_comparison(console, show)
+    with counting("scoring windows") as start:
+        table = score_patterns(index, start)
+    _print_perplexity(console, table)
     if as_json:
         rows = [{"pattern": str(name), **_row(result)} for name, result in show.results.items()]
-        click.echo(json.dumps({"prompt_tokens": len(show.prompt), "rows": rows}))
+        record = {"prompt_tokens": len(show.prompt), "rows": rows, "perplexity": table["rows"]}
+        click.echo(json.dumps(record))
 
 
 def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
@@ -130,7 +130,19 @@ def _print_comparison(console: Console, show: "Demo") -> None:
             f"{result.tokens_per_second:.1f}",
         )
     console.print(table)
+
+
+def _print_perplexity(console: Console, record: dict[str, Any]) -> None:
+    table = Table(
+        title=f"\nHow well {record['tokens']:,} tokens of {record['documents']} other unseen pages "
+        "are foretold (perplexity; less is better)"
+    )
+    table.add_column("pattern")
+    table.add_column("perplexity", justify="right")
+    for row in record["rows"]:
+        table.add_row(row["name"], f"{row['perplexity']:.2f}")
+    console.print(table)
     console.print(
-        "flashback-mini has not been trained to read appended passages: append shows its speed "
-        "here, not its best text."
+        "'(text)': the reader as it is, with words around passages. 'LoRA': with the adapter that "
+        "was trained to read appended passages and that wrote the text above."
     )

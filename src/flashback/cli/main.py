@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import warnings
+from typing import TextIO
 
 import click
 
@@ -70,7 +71,14 @@ def _run() -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings, in one line; those of libraries are for developers."""
     if issubclass(category, FlashBackWarning):
         click.echo(f"flashback: warning: {message}", err=True)

@@ -114,7 +114,7 @@ def _whole(
     window = bos + tuple(ids)
     draw = random.Random(f"{settings.seed} {document.id}")
     if settings.protocol is Protocol.RANDOM:
-        low, first = _random_lengths(settings.window_tokens)
+        low, first = random_lengths(settings.window_tokens)
     else:
         low, first = 0, settings.first_boundary
     longest = settings.window_tokens - stride - len(bos)
@@ -127,14 +127,14 @@ def _whole(
         yield Window(document, window, len(bos), some, stride)
 
 
-def _random_lengths(window: int) -> tuple[int, int]:
+def random_lengths(window: int) -> tuple[int, int]:
     """The shortest and the longest context of the paper's code: 128 to 367 of 512 tokens."""
     return window * 128 // 512, window * 367 // 512
 
 
 def shortened(window: Window, settings: WindowSettings) -> Window:
     """The same targets, each with a context cut to a random length as in the paper's code."""
-    low, high = _random_lengths(settings.window_tokens)
+    low, high = random_lengths(settings.window_tokens)
     draw = random.Random(f"{settings.seed} {window.document.id} {window.ids[:64]}")
     cuts = tuple(
         replace(cut, start=max(cut.start, cut.boundary - draw.randint(low, high)))
