@@ -93,10 +93,10 @@ _TRAINED_FOR = ("pattern", "stride", "query_tokens", "passage_tokens", "passages
 def fingerprint(model: PreTrainedModel) -> str:
     """A short name for a model's weights, the same in every dtype, in milliseconds.
 
-    SHA-256 of every weight's name, shape and 64 evenly spaced values as bfloat16: it tells models
-    apart, also a model from its further training, and finds no single flipped bit.
+    SHA-256 of its kind and of every weight's name, shape and 64 evenly spaced values as bfloat16:
+    it tells models apart, also a model from its further training, and finds no single flipped bit.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(model.config.model_type).encode())
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         flat = weight.detach().flatten()

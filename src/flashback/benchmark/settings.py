@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flashback.errors import SettingsError
+from flashback.packing.settings import WindowSettings
 from flashback.settings import CheckedSettings, setting
 
 ARMS = ("none", "append", "prepend", "authors_prepend")
@@ -29,3 +30,34 @@ class RuntimeSettings(CheckedSettings):
         super().__post_init__()
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise SettingsError(f"--pattern {unknown[0]}: expected one of {', '.join(ARMS)}")
+
+
+@dataclass(frozen=True)
+class TrainingBenchSettings(CheckedSettings):
+    """How fast adapters are trained (paper section 3), three ways."""
+
+    shape: str = setting("gpt2-6x512", "A known shape with random weights, or a model's folder.")
+    windows: int = setting(2, "Windows that are trained on, by each way.", low=1, high=10_000)
+    window_tokens: int = setting(512, "N: tokens of a window.", low=8, high=1 << 20)
+    stride: int = setting(16, "s: targets between two retrievals.", low=1, high=4096)
+    passage_tokens: int = setting(
+        128, "m: the most tokens of a passage; the least are three quarters.", low=1, high=1 << 20
+    )
+    batch_size: int = setting(8, "Separate sequences in a batch.", low=1, high=4096)
+    repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = setting("float32", "auto, float32 or bfloat16.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = self.first_boundary + self.stride
+        if self.window_tokens < least:
+            raise SettingsError(
+                f"--window-tokens {self.window_tokens}: expected at least {least}, "
+                f"{self.first_boundary} before the first boundary and a stride of {self.stride}"
+            )
+
+    @property
+    def first_boundary(self) -> int:
+        """Tokens of a window before its first targets: what training takes by default."""
+        return WindowSettings().first_boundary

@@ -20,6 +20,7 @@ from flashback.reader import Placement, Reader, choose_placement, load_reader, w
 
 SHAPES: dict[str, Callable[[], Any]] = {
     "gpt2": GPT2Config,
+    "gpt2-6x512": lambda: GPT2Config(n_layer=6, n_embd=512, n_head=8),
     "opt-125m": OPTConfig,
     "opt-1.3b": lambda: OPTConfig(
         hidden_size=2048,

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
-from flashback.benchmark.settings import RuntimeSettings
+from flashback.benchmark.settings import RuntimeSettings, TrainingBenchSettings
 from flashback.cli.console import notes, stride_progress
 from flashback.cli.options import options_of, take
 
 if TYPE_CHECKING:
     from flashback.benchmark.runtime import Measured, Runtime
+    from flashback.benchmark.training import Measured as MeasuredTraining
+    from flashback.benchmark.training import Training
 
 
 @click.group()
@@ -26,6 +28,7 @@ def bench() -> None:
     \b
     flashback bench runtime --shape opt-125m --lengths 512:1024
     flashback bench runtime --shape opt-125m --lengths 512:2048 --sampled --plot speed.png
+    flashback bench training --shape gpt2-6x512
     flashback bench retrieval my-texts/
     """
 
@@ -56,9 +59,14 @@ def retrieval(corpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
     click.echo(f"peak resident memory {figures.peak_resident_megabytes:.0f} MB")
 
 
+_threads = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads (default: PyTorch's choice)."
+)
+
+
 @bench.command()
 @options_of(RuntimeSettings)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: PyTorch's choice).")
+@_threads
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any) -> None:
@@ -158,5 +166,88 @@ def _print_table(machine: "Runtime", rows: "Sequence[Measured]") -> None:
             f"{1000 * own[0].stride_seconds:.0f}",
             f"{1000 * own[-1].stride_seconds:.0f}",
             f"{share:.0%}",
+        )
+    Console().print(table)
+
+
+@bench.command()
+@options_of(TrainingBenchSettings)
+@_threads
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def training(threads: int | None, as_json: bool, **values: Any) -> None:
+    """Train an adapter three ways: targets per second.
+
+    \b
+    flashback bench training --shape gpt2-6x512
+    flashback bench training --shape opt-125m --windows 1 --json
+
+    Random tokens, passages all different, appended; LoRA on the query and value projections and
+    trained marks; forward and backward passes. Three arms take turns: padded (every stride a
+    sequence of its own, as an ordinary Trainer runs them), sorted (by length, the targets' logits
+    alone) and packed (the context once, branches on its cache). Their losses must agree.
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    settings = take(TrainingBenchSettings, values)
+    quiet_transformers()
+    import torch
+
+    from flashback.benchmark.training import prepare, ratios
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with notes.status("making the model"):
+        machine = prepare(settings)
+    with notes.status("training"):
+        rows = machine.run()
+    if as_json:
+        click.echo(json.dumps(_training_record(machine, rows), indent=2))
+    else:
+        _print_training(machine, rows)
+        for name, value in ratios(rows).items():
+            click.echo(f"{name}: {value:.2f}")
+
+
+def _training_record(machine: "Training", rows: "Sequence[MeasuredTraining]") -> dict[str, Any]:
+    from flashback.benchmark.training import ratios
+    from flashback.records import versions
+
+    return {
+        "shape": machine.reader.name,
+        "device": str(machine.reader.placement.device),
+        "dtype": machine.reader.placement.dtype_name,
+        "settings": asdict(machine.settings),
+        "versions": versions(),
+        "rows": [
+            {
+                "arm": row.arm,
+                "targets_per_second": row.targets_per_second,
+                "seconds": row.seconds,
+                "spread": row.spread,
+                "loss": row.loss,
+            }
+            for row in rows
+        ],
+        "ratios": ratios(rows),
+    }
+
+
+def _print_training(machine: "Training", rows: "Sequence[MeasuredTraining]") -> None:
+    placement, settings = machine.reader.placement, machine.settings
+    table = Table(
+        title=f"{machine.reader.name}, {placement.dtype_name} on {placement.device}, "
+        f"{machine.targets} targets, N={settings.window_tokens}, s={settings.stride}, "
+        f"m={settings.passage_tokens}, batches of {settings.batch_size}"
+    )
+    table.add_column("arm")
+    for heading in ("targets/s", "seconds", "spread", "nats per target"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.arm,
+            f"{row.targets_per_second:.1f}",
+            f"{row.seconds:.2f}",
+            f"{row.spread:.0%}",
+            f"{row.loss:.4f}",
         )
     Console().print(table)

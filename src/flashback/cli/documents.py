@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,15 @@ from rich.progress import (
 )
 
 from flashback.cli.console import notes, print_report
-from flashback.corpus.documents import CorpusReport
-from flashback.indexing import open_corpus
+from flashback.corpus.documents import CorpusReport, Document
+from flashback.errors import CorpusError
+from flashback.indexing import Corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.protocol import NoRetriever, Retriever
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
+    from flashback.packing.lookup import LookupCache
     from flashback.packing.prepare import Prepared
     from flashback.packing.settings import WindowSettings
     from flashback.reader import Reader
@@ -50,21 +53,63 @@ def counting(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
         yield start
 
 
-def open_retriever(index: Path | None, retrieves: bool) -> tuple[Retriever, str]:
-    """The index, and what tells its contents from others'.
+@dataclass(frozen=True)
+class Sources:
+    """Documents and an index that are there; nothing has been read or searched yet."""
+
+    corpus: Corpus
+    report: CorpusReport
+    retriever: BM25Index | None
+    """None: nothing is to be retrieved."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the index's contents from others'."""
+        files = self.retriever.manifest.files.values() if self.retriever else ()
+        return " ".join(sorted(file.sha256 for file in files))
+
+
+def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -> Sources:
+    """Find documents and open the index: what can be wrong with them is found before a model loads.
+
+    Args:
+        names: corpora, as `flashback index` takes them.
+        retrieves: whether passages are wanted; an index is opened only then.
 
     Raises:
         click.UsageError: passages are wanted, but there is no index.
+        FlashBackError: documents or index are missing or unusable.
     """
-    if index is None:
-        if retrieves:
-            raise click.UsageError(
-                "passages are to be retrieved, but there is no index; give --index"
-            )
-        return NoRetriever(), "none"
-    opened = BM25Index.open(index)
-    sums = sorted(file.sha256 for file in opened.manifest.files.values())
-    return opened, " ".join(sums)
+    if index is None and retrieves:
+        raise click.UsageError("passages are to be retrieved, but there is no index; give --index")
+    retriever = BM25Index.open(index) if index is not None and retrieves else None
+    report = CorpusReport()
+    return Sources(open_corpus(names, report), report, retriever)
+
+
+def prepare_sources(
+    sources: Sources,
+    reader: "Reader",
+    settings: Sequence[RetrievalSettings],
+    windows: "WindowSettings",
+) -> "list[Prepared]":
+    """Read documents, cut them into windows, look up passages; with progress bars.
+
+    What was found is kept in the user's cache folder, and taken from there.
+
+    Raises:
+        CorpusError: no document is long enough, or not one passage was found.
+    """
+    from flashback.packing.prepare import check_found, prepare
+
+    documents = _read(sources)
+    retriever: Retriever = sources.retriever or NoRetriever()
+    cache = _cache(sources)
+    with counting("looking up passages, windows") as start:
+        found = prepare(documents, reader, retriever, settings, windows, cache=cache, start=start)
+    if sources.retriever is not None:
+        check_found(found)
+    return found
 
 
 def prepare_documents(
@@ -73,27 +118,33 @@ def prepare_documents(
     index: Path | None,
     settings: Sequence[RetrievalSettings],
     windows: "WindowSettings",
-    *,
-    keep: bool = True,
 ) -> "list[Prepared]":
-    """Read documents, cut them into windows, look up passages; with progress bars.
-
-    Args:
-        names: corpora, as `flashback index` takes them.
-        keep: whether what was found is kept in the user's cache folder, and taken from there.
-    """
-    from flashback.packing.lookup import LookupCache
-    from flashback.packing.prepare import prepare
-
+    """`open_sources` and `prepare_sources` in one."""
     retrieves = any(one.pattern.retrieves for one in settings)
-    retriever, identity = open_retriever(index, retrieves)
-    report = CorpusReport()
-    corpus = open_corpus(names, report)
-    cache: LookupCache | None = None
-    if keep and retrieves:
-        cache = LookupCache(user_cache_path("flashback") / "lookups", identity)
+    sources = open_sources(names, index, retrieves=retrieves)
+    return prepare_sources(sources, reader, settings, windows)
+
+
+def _read(sources: Sources) -> list[Document]:
     with notes.status("reading documents"):
-        documents = list(corpus.read(lambda _: None))
-    print_report(report)
-    with counting("looking up passages, windows") as start:
-        return prepare(documents, reader, retriever, settings, windows, cache=cache, start=start)
+        documents = list(sources.corpus.read(lambda _: None))
+    if not documents:
+        examples = sources.report.examples
+        first = f"; the first bad record: {examples[0]}" if examples else ""
+        raise CorpusError(f"the corpus is empty: no document was found{first}")
+    print_report(sources.report)
+    return documents
+
+
+def _cache(sources: Sources) -> "LookupCache | None":
+    from flashback.packing.lookup import LookupCache
+
+    if sources.retriever is None:
+        return None
+    folder = user_cache_path("flashback") / "lookups"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        notes.print(f"{folder}: {error.strerror}; lookups are not kept", markup=False)
+        return None
+    return LookupCache(folder, sources.identity)

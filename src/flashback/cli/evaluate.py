@@ -1,31 +1,44 @@
 """`flashback eval` and `flashback reproduce`."""
 
-import contextlib
 import itertools
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table as Printed
 
-from flashback.cli.documents import prepare_documents
+from flashback.cli.console import notes
+from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED, training_progress
+from flashback.errors import FlashBackWarning, SettingsError
+from flashback.evaluation.settings import BootstrapSettings
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
-    from flashback.evaluation.evaluate import OnWindow
-    from flashback.evaluation.perplexity import Row, Table
+    from flashback.evaluation.arms import Arm
+    from flashback.evaluation.evaluate import Judged
+    from flashback.evaluation.perplexity import Table
+    from flashback.evaluation.readers import Readers
+    from flashback.finetuning.training import Run
+    from flashback.packing.forward import Example
     from flashback.reader import Reader
 
 _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passages"}
+_TRAINED = [
+    field.name
+    for field in fields(TrainingSettings)
+    if field.name not in ("marks", "evaluation_steps")
+]
+"""The training settings of a reproduction, which trains with every kind of marks."""
 
 
 @click.command("eval", short_help="Perplexity of the context patterns.")
@@ -51,13 +64,7 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
 @reader_options
 @options_of(RetrievalSettings, only=RETRIEVED[1:])
 @options_of(WindowSettings)
-@click.option(
-    "--resamples",
-    type=click.IntRange(10, 1_000_000),
-    default=2000,
-    show_default=True,
-    help="Resamples of the documents, for the intervals.",
-)
+@options_of(BootstrapSettings)
 @click.option("--per-document", type=Path, help="Write a JSON line per document to this file.")
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -73,7 +80,6 @@ def evaluate(
     dtype: str,
     window: int | None,
     trust_remote_code: bool,
-    resamples: int,
     per_document: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -93,69 +99,58 @@ def evaluate(
 
     quiet_transformers()
     wanted = [Pattern(pattern) for pattern in patterns] or list(Pattern)
-    retrieval = take(RetrievalSettings, values)
+    retrieves = any(pattern.retrieves for pattern in wanted)
+    retrieval = replace(
+        take(RetrievalSettings, values), pattern=Pattern.APPEND if retrieves else Pattern.NONE
+    )
     windows = take(WindowSettings, values)
+    bootstrap = take(BootstrapSettings, values)
     settings = list(_combinations(retrieval, sweep))
-    if all(not pattern.retrieves for pattern in wanted):
-        settings = [replace(one, pattern=Pattern.NONE) for one in settings]
-    settings[0].check_retriever(index)
+    retrieval.check_retriever(index)
     _check_files(per_document, plot)
+    sources = open_sources(documents, index, retrieves=retrieves)
 
-    from flashback.evaluation.arms import Arm, FrameKind, adapter_arms, untrained_arms
-    from flashback.evaluation.evaluate import Judged
+    from flashback.evaluation.arms import adapter_arms
     from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.evaluation.report import plot_sweep, plot_table, write_documents
+    from flashback.evaluation.readers import Readers
 
-    arms = untrained_arms(wanted, [FrameKind.TEXT])
-    if shortened:
-        arms.append(Arm(Pattern.NONE, shortened=True))
-    arms += [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
-    load = _loader(model, device, dtype, window, trust_remote_code)
-    reader = load()
-    _check_positions(reader, windows, settings)
-    prepared = prepare_documents(documents, reader, index, settings, windows)
-    tables = []
-    for one, own in zip(settings, prepared, strict=True):
-        judged = Judged(tuple(own.examples(reader, one)), own.found, windows)
-        with _scoring_progress(len(arms) * len(judged.examples)) as on_window:
-            tables.append(
-                run_evaluation(
-                    arms,
-                    judged,
-                    load,
-                    _described(reader, one, windows, documents, index),
-                    resamples=resamples,
-                    on_window=on_window,
-                )
-            )
-    if per_document is not None:
-        write_documents(tables, per_document)
-    if plot is not None and len(tables) > 1:
-        plot_sweep(tables, [_swept_name(one, sweep) for one in settings], plot)
-    elif plot is not None:
-        plot_table(tables[0], f"{model}, {int(tables[0].texts.tokens.sum()):,} targets", plot)
-    if as_json:
-        records = [table.record() for table in tables]
-        click.echo(json.dumps(records[0] if not sweep else {"tables": records}, indent=2))
-        return
-    for one, table in zip(settings, tables, strict=True):
-        print_table(table, f"{model} {_swept_name(one, sweep)}".strip())
+    adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
+    readers = Readers(_loader(model, device, dtype, window, trust_remote_code))
+    arms = [*_untrained(readers.get(), wanted, shortened), *adapted]
+    _check_arms(arms, readers, windows, settings)
+    described = {
+        "documents": list(documents),
+        "index": None if index is None else str(index),
+        "resamples": bootstrap.resamples,
+    }
+    judged = _judged(readers.get(), sources, settings, windows, described)
+    with counting("scoring windows") as start:
+        tables = run_evaluation(arms, judged, readers, settings=bootstrap, start=start)
+    names = [_swept_name(one, sweep) for one in settings]
+    try:
+        _write_files(tables, names, model, per_document, plot)
+    finally:  # what took minutes is not lost to a full disk
+        _print(tables, names, model, as_json=as_json)
 
 
 def _combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
-    choices = []
+    choices: dict[str, list[int]] = {}
     for text in sweep:
         name, _, values = text.partition("=")
         if name not in _SWEPT or not values:
             raise click.UsageError(
                 f"--sweep {text}: expected s=, l=, m= or k= and numbers, such as s=4,8,16"
             )
+        if name in choices:
+            raise click.UsageError(f"--sweep {text}: {name} is swept already; name it once")
         try:
-            choices.append([(_SWEPT[name], int(value)) for value in values.split(",")])
+            choices[name] = list(dict.fromkeys(int(value) for value in values.split(",")))
         except ValueError:
             raise click.UsageError(f"--sweep {text}: expected whole numbers") from None
-    for chosen in itertools.product(*choices):
-        changed: dict[str, Any] = dict(chosen)
+    for chosen in itertools.product(*choices.values()):
+        changed: dict[str, Any] = {
+            _SWEPT[name]: value for name, value in zip(choices, chosen, strict=True)
+        }
         yield replace(settings, **changed)
 
 
@@ -170,35 +165,86 @@ def _check_files(per_document: Path | None, plot: Path | None) -> None:
         from flashback.benchmark.plot import check_plot
 
         check_plot(plot)
-    if per_document is not None and not per_document.absolute().parent.is_dir():
-        raise click.UsageError(f"--per-document {per_document}: no such folder")
+        _check_writable("--plot", plot)
+    if per_document is not None:
+        _check_writable("--per-document", per_document)
 
 
-def _check_positions(
-    reader: "Reader", windows: WindowSettings, settings: Sequence[RetrievalSettings]
+def _check_writable(flag: str, path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise click.UsageError(f"{flag} {path}: no such folder as {path.parent}")
+    if path.exists() and not path.is_file():  # a folder, or a device, which would be replaced
+        raise click.UsageError(f"{flag} {path}: is no file, but there; expected a file's name")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"{flag} {path}: {path.parent} is not writable")
+
+
+def _untrained(reader: "Reader", patterns: Sequence[Pattern], shortened: bool) -> "list[Arm]":
+    from flashback.evaluation.arms import Arm, untrained_arms, usual_frames
+
+    arms = untrained_arms(patterns, usual_frames(reader))
+    return [*arms, Arm(Pattern.NONE, shortened=True)] if shortened else arms
+
+
+def _check_arms(
+    arms: "Sequence[Arm]",
+    readers: "Readers",
+    windows: WindowSettings,
+    settings: Sequence[RetrievalSettings],
 ) -> None:
+    """Refuse adapters of other readers and windows that do not fit, before anything is read."""
     from flashback.finetuning.training import check_positions
 
+    readers.check(arm.adapter for arm in arms if arm.adapter is not None)
+    reader = readers.get()
+    frame = max(arm.frame_tokens(reader) for arm in arms)
     for one in settings:
-        check_positions(reader, windows, one)
+        check_positions(reader, windows, one, frame)
+
+
+def _judged(
+    reader: "Reader",
+    sources: Sources,
+    settings: Sequence[RetrievalSettings],
+    windows: WindowSettings,
+    described: dict[str, Any],
+) -> "list[Judged]":
+    from flashback.evaluation.evaluate import Judged
+
+    prepared = prepare_sources(sources, reader, settings, windows)
+    return [
+        Judged(
+            tuple(own.examples(reader, one)),
+            own.found,
+            windows,
+            _described(reader, one, windows, described),
+        )
+        for one, own in zip(settings, prepared, strict=True)
+    ]
 
 
 def _loader(
     model: str, device: str, dtype: str, window: int | None, trust_remote_code: bool
 ) -> "Callable[[], Reader]":
+    from flashback.engines.local import refuse_uncuttable
     from flashback.reader import load_reader
 
-    return lambda: load_reader(
-        model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
-    )
+    def load() -> "Reader":
+        reader = load_reader(
+            model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+        )
+        refuse_uncuttable(reader.model)  # padding and branches are for attention, too
+        return reader
+
+    return load
 
 
 def _described(
     reader: "Reader",
     retrieval: RetrievalSettings,
     windows: WindowSettings,
-    documents: Sequence[str],
-    index: Path | None,
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     from flashback.records import versions
 
@@ -206,59 +252,51 @@ def _described(
         "model": reader.name,
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
-        "documents": list(documents),
-        "index": None if index is None else str(index),
+        **more,
         "stride": retrieval.stride,
         "query_tokens": retrieval.query_tokens,
         "passage_tokens": retrieval.passage_tokens,
         "passages": retrieval.passages,
-        **asdict(windows),
+        "min_score": retrieval.min_score,
+        "forbid_titles": list(retrieval.forbid_titles),
+        "forbid_documents": list(retrieval.forbid_documents),
+        "window_tokens": windows.window_tokens,
+        "first_boundary": windows.first_boundary,
+        "protocol": str(windows.protocol),
+        "max_windows": windows.max_windows,
+        "window_seed": windows.seed,
         "versions": versions(),
     }
 
 
-@contextlib.contextmanager
-def _scoring_progress(total: int) -> "Iterator[OnWindow]":
-    from flashback.cli.documents import counting
+def _write_files(
+    tables: "Sequence[Table]",
+    names: Sequence[str],
+    model: str,
+    per_document: Path | None,
+    plot: Path | None,
+) -> None:
+    from flashback.evaluation.report import plot_sweep, plot_table, write_documents
 
-    with counting("scoring windows") as start:
-        advance = start(total)
-        yield lambda _: advance()
-
-
-def print_table(table: "Table", title: str) -> None:
-    """For people."""
-    printed = Printed(title=title)
-    printed.add_column("pattern")
-    for heading in ("perplexity", "95 %", "against the first", "per word", "bits/byte"):
-        printed.add_column(heading, justify="right")
-    for row in table.rows:
-        printed.add_row(*_cells(table, row))
-    console = Console(highlight=False)
-    console.print(printed)
-    close = table.contamination
-    console.print(
-        f"{int(table.texts.tokens.sum()):,} targets of {len(table.texts.ids):,} documents. First "
-        f"passages: {_percent(close.from_document, close.cuts)} of the document itself, "
-        f"{_percent(close.overlapping, close.cuts)} with 8 words in a row in common with it, "
-        f"{_percent(close.empty, close.cuts)} none; {close.copies_left_out:,} copies left out."
-    )
+    if per_document is not None:
+        write_documents(tables, per_document)
+    if plot is not None and len(tables) > 1:
+        plot_sweep(tables, names, _title(model, tables[0]), plot)
+    elif plot is not None:
+        plot_table(tables[0], _title(model, tables[0]), plot)
 
 
-def _cells(table: "Table", row: "Row") -> list[str]:
-    ratio = table.against(row, table.rows[0])
-    return [
-        row.arm.name,
-        f"{row.perplexity.value:.3f}",
-        f"{row.perplexity.low:.2f} to {row.perplexity.high:.2f}",
-        f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
-        f"{row.word_perplexity:.1f}",
-        f"{row.bits_per_byte:.3f}",
-    ]
+def _title(model: str, table: "Table") -> str:
+    return f"{model}, {int(table.texts.tokens.sum()):,} targets"
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0 %"
+def _print(tables: "Sequence[Table]", names: Sequence[str], model: str, *, as_json: bool) -> None:
+    records = [table.record() for table in tables]
+    if as_json:
+        click.echo(json.dumps({"tables": records} if names[0] else records[0], indent=2))
+        return
+    for name, record in zip(names, records, strict=True):
+        print_table(record, f"{model} {name}".strip())
 
 
 @click.command(short_help="The paper's table on a reader of yours.")
@@ -288,9 +326,10 @@ def _percent(part: int, whole: int) -> str:
     help="Windows to score, drawn at random; 0: all.",
 )
 @reader_options
-@options_of(TrainingSettings)
+@options_of(TrainingSettings, only=_TRAINED)
 @options_of(RetrievalSettings, only=RETRIEVED[1:])
 @options_of(WindowSettings)
+@options_of(BootstrapSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def reproduce(
     train_documents: tuple[str, ...],
@@ -320,43 +359,89 @@ def reproduce(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    settings = take(TrainingSettings, values)
+    run_settings = take(TrainingSettings, values)
     retrieval = take(RetrievalSettings, values)
     windows = take(WindowSettings, values)
+    bootstrap = take(BootstrapSettings, values)
+    if out == Path():  # what an unset shell variable gives
+        raise click.UsageError("--out '': expected a folder's name")
+    if "-" in train_documents and "-" in documents:
+        raise click.UsageError("standard input can be read only once: to train on, or to score")
     from flashback.evaluation import reproduce as table_of
-    from flashback.evaluation.evaluate import Judged, ScoreStore
+    from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
+    from flashback.evaluation.readers import Readers
+    from flashback.finetuning.training import Run
+
+    table_of.check_output(out)
+    sources = [open_sources(names, index, retrieves=True) for names in (train_documents, documents)]
+    readers = Readers(_loader(model, device, dtype, window, trust_remote_code))
+    data = {"documents": list(train_documents), "index": str(index)}
+    run = Run(run_settings, retrieval, windows, data)
+    few = replace(windows, max_windows=evaluate_windows)
+    described = {
+        "documents": list(documents),
+        "index": str(index),
+        "resamples": bootstrap.resamples,
+        "trained_on": list(train_documents),
+        "training": {name: getattr(run_settings, name) for name in _TRAINED},
+    }
+    _check_reproduction(readers.get(), run)
+    examples = _training_examples(readers.get(), sources[0], retrieval, windows)
+    judged = _judged(readers.get(), sources[1], [retrieval], few, described)
+    _warn_of_leakage(examples, judged[0].examples)
+    table_of.claim(out, run, readers.get(), examples)
+    table_of.train_missing(out, readers, examples, run, training_progress)
+    arms = table_of.arms(out)
+    with counting("scoring windows") as start:
+        (table,) = run_evaluation(
+            arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start
+        )
+    try:
+        _write_reproduction(table, model, out)
+    finally:
+        _print([table], [""], model, as_json=as_json)
+
+
+def _check_reproduction(reader: "Reader", run: "Run") -> None:
+    """Refuse windows that do not fit, with any frame of the table."""
+    from flashback.evaluation.arms import untrained_arms
+    from flashback.evaluation.reproduce import NAIVE_FRAMES
+    from flashback.finetuning.training import check_positions
+
+    arms = untrained_arms(list(Pattern), NAIVE_FRAMES)
+    frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))
+    check_positions(reader, run.windows, run.retrieval, frame)
+
+
+def _training_examples(
+    reader: "Reader", sources: Sources, retrieval: RetrievalSettings, windows: WindowSettings
+) -> "list[Example]":
+    return prepare_sources(sources, reader, [retrieval], windows)[0].examples(reader, retrieval)
+
+
+def _warn_of_leakage(trained: "Sequence[Example]", scored: "Sequence[Example]") -> None:
+    known = {example.window.document.text for example in trained}
+    texts = {example.window.document.text for example in scored}
+    if leaked := len(known & texts):
+        warnings.warn(
+            f"{leaked:,} of the {len(texts):,} documents to score are trained on, too; rows with "
+            "LoRA say nothing of other texts",
+            FlashBackWarning,
+            stacklevel=2,
+        )
+
+
+def _write_reproduction(table: "Table", model: str, out: Path) -> None:
+    from flashback.evaluation.markdown import in_markdown
     from flashback.evaluation.report import plot_table, write_documents
     from flashback.files import write_atomically
-    from flashback.finetuning.training import Run, check_positions
 
-    load = _loader(model, device, dtype, window, trust_remote_code)
-    reader = load()
-    check_positions(reader, windows, retrieval)
-    out.mkdir(parents=True, exist_ok=True)
-    trained = prepare_documents(train_documents, reader, index, [retrieval], windows)[0]
-    few = replace(windows, max_windows=evaluate_windows)
-    judged_on = prepare_documents(documents, reader, index, [retrieval], few)[0]
-    data = {"documents": list(train_documents), "index": str(index)}
-    table_of.train_missing(
-        out,
-        load,
-        trained.examples(reader, retrieval),
-        Run(settings, retrieval, windows, data),
-        training_progress,
-    )
-    judged = Judged(tuple(judged_on.examples(reader, retrieval)), judged_on.found, few)
-    arms = table_of.arms(out)
-    described = _described(reader, retrieval, few, documents, index)
-    with _scoring_progress(len(arms) * len(judged.examples)) as on_window:
-        table = run_evaluation(
-            arms, judged, load, described, store=ScoreStore(out / "scores"), on_window=on_window
-        )
-    write_atomically(out / "table.json", json.dumps(table.record(), indent=2) + "\n")
+    record = table.record()
+    write_atomically(out / "table.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(out / "table.md", in_markdown(record, model))
     write_documents([table], out / "documents.jsonl")
-    with contextlib.suppress(ImportError):
-        plot_table(table, f"{model}, {int(table.texts.tokens.sum()):,} targets", out / "table.png")
-    if as_json:
-        click.echo(json.dumps(table.record(), indent=2))
-    else:
-        print_table(table, model)
+    try:
+        plot_table(table, _title(model, table), out / "table.png")
+    except SettingsError as error:  # the figure is an extra
+        notes.print(f"{out / 'table.png'} is not drawn: {error}", markup=False)

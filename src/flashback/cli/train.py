@@ -1,6 +1,7 @@
 """`flashback train` and `flashback export`."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,11 +97,13 @@ def train(
     retrieval = take(RetrievalSettings, values)
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
+    from flashback.adapter import card_record
     from flashback.cli.documents import prepare_documents
     from flashback.finetuning.training import (
         Run,
         check_output,
         check_positions,
+        loggers,
     )
     from flashback.finetuning.training import (
         train as run_training,
@@ -108,12 +111,13 @@ def train(
     from flashback.reader import load_reader
 
     check_output(out)
+    loggers(log_to)  # now, not after minutes of looking up
     reader = load_reader(
         model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
     )
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
-    check_positions(reader, windows, retrieval)
+    check_positions(reader, windows, retrieval, settings.frame_tokens)
     examples = prepare_documents(documents, reader, index, [retrieval], windows)[0].examples(
         reader, retrieval
     )
@@ -123,7 +127,8 @@ def train(
         judged = prepare_documents(held_out, reader, index, [retrieval], few)[0].examples(
             reader, retrieval
         )
-    notes.print(f"{len(examples):,} windows of {model}, {reader.placement}", style="dim")
+    if notes.is_terminal:
+        notes.print(f"{len(examples):,} windows of {model}, {reader.placement}", style="dim")
     with training_progress() as on_step:
         card = run_training(
             reader,
@@ -135,13 +140,20 @@ def train(
             on_step=on_step,
             bfloat16=bfloat16,
         )
+    if not _speaks():
+        return
     if as_json:
-        click.echo((out / "flashback.json").read_text("utf-8"), nl=False)
+        click.echo(card_record(card), nl=False)
     else:
         click.echo(
             f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
             "target"
         )
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of a `torchrun` that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -155,7 +167,8 @@ def training_progress(title: str = "training") -> "Iterator[OnStep]":
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+    shown = notes.is_terminal and _speaks()
+    with Progress(*columns, console=notes, disable=not shown) as progress:
         task = progress.add_task(title, total=None, loss=float("nan"), rate=0.0)
         began = time.perf_counter()
 
@@ -191,8 +204,10 @@ def export(
     quiet_transformers()
     from flashback.finetuning.export import check_export
     from flashback.finetuning.export import export as write_export
-    from flashback.loading import load_adapted
+    from flashback.loading import adapter_folder, load_adapted
 
+    if adapter_folder(model, adapter) is None:
+        raise click.UsageError(f"--adapter {adapter}: none ships for {model}; give a folder")
     check_export(out)
     reader = load_adapted(
         model,

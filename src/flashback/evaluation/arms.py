@@ -25,7 +25,8 @@ class FrameKind(StrEnum):
     TEXT = "text"
     """The default `FrameText`, without an echo."""
     ECHO = "text, echo"
-    """The default `FrameText` with its echo: the context's last tokens behind the passage again."""
+    """The default `FrameText` with its echo: the context's last tokens behind an appended passage
+    again."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
@@ -73,13 +74,26 @@ class Arm:
         whose = "" if self.trained_for is self.pattern else f"{self.trained_for} "
         passages = self.pattern.retrieves or self.trained_for.retrieves
         marks = f", {self.marks} marks" if passages and self.marks is not Marks.NONE else ""
-        echo = ", echo" if self.echo_tokens else ""
+        appends = Pattern.APPEND in (self.pattern, self.trained_for)
+        echo = ", echo" if appends and self.echo_tokens else ""
         return f" + {whose}LoRA{marks}{echo}"
 
     def arrangement(self, reader: Reader) -> Arrangement:
         """How this arm's reader is shown passages: with an adapter, as it was trained."""
         frame = reader.frame(None) if self.adapter is not None else _frame(self.frame, reader)
         return Arrangement(self.pattern, frame, reader.forbidden)
+
+    def frame_tokens(self, reader: Reader) -> int:
+        """How many tokens stand around a passage.
+
+        Args:
+            reader: without this arm's adapter.
+        """
+        if not self.pattern.retrieves:
+            return 0
+        if self.adapter is None:
+            return len(_frame(self.frame, reader))
+        return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
         """What this arm is scored on: the same targets, perhaps with shorter contexts."""
@@ -105,12 +119,18 @@ def _frame(kind: FrameKind, reader: Reader) -> Frame:
 
 
 def untrained_arms(patterns: Sequence[Pattern], frames: Sequence[FrameKind]) -> list[Arm]:
-    """Every pattern without an adapter, those with passages in every frame."""
+    """Every pattern without an adapter, those with passages in every frame they can have."""
     return [
         Arm(pattern, frame)
         for pattern in patterns
         for frame in (frames if pattern.retrieves else (FrameKind.BARE,))
+        if frame is not FrameKind.ECHO or pattern is Pattern.APPEND
     ]
+
+
+def usual_frames(reader: Reader) -> tuple[FrameKind, ...]:
+    """What an untrained reader is shown around passages; one with marks has been trained."""
+    return (FrameKind.TEXT, FrameKind.ECHO) if reader.marks is None else (FrameKind.MARKS,)
 
 
 def adapter_arms(folder: Path, patterns: Sequence[Pattern]) -> list[Arm]:

@@ -1,32 +1,26 @@
-"""Arms scored on examples to a table; what was scored before is taken from disk."""
+"""Arms scored on examples to tables; what was scored before is taken from disk."""
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flashback.adapter import CARD
+from flashback.adapter import CARD, CONFIG, WEIGHTS, fingerprint
 from flashback.errors import TrainingError
-from flashback.evaluation.arms import Arm, readers_of
-from flashback.evaluation.perplexity import Table, contamination, row_of, score, texts_of
+from flashback.evaluation.arms import Arm, told_apart
+from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
+from flashback.evaluation.readers import Readers
+from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Bootstrap
 from flashback.files import write_atomically
 from flashback.packing.forward import Example
 from flashback.packing.lookup import Found
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader
-from flashback.settings import CheckedSettings, setting
-
-
-@dataclass(frozen=True)
-class BootstrapSettings(CheckedSettings):
-    """How intervals are made."""
-
-    resamples: int = setting(
-        2000, "Resamples of the documents, for the 95 % intervals.", low=10, high=1_000_000
-    )
+from flashback.settings import FrameText
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,20 @@ class Judged:
     examples: tuple[Example, ...]
     found: tuple[Found, ...]
     windows: WindowSettings
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded in the table."""
 
-    def identity(self) -> str:
-        """Equal for equal tokens, cuts and passages."""
-        digest = hashlib.sha256(repr(self.windows).encode())
-        for example in self.examples:
-            window = example.window
-            digest.update(repr((window.ids, window.cuts, window.stride, example.passages)).encode())
-        return digest.hexdigest()
+
+def identity_of(
+    examples: Sequence[Example], windows: WindowSettings, *, passages: bool = True
+) -> str:
+    """A text that is equal for equal tokens and cuts, and, if they count, equal passages."""
+    digest = hashlib.sha256(repr(windows).encode())
+    for example in examples:
+        window = example.window
+        parts = (window.document.id, window.ids, window.cuts, window.stride)
+        digest.update(repr((parts, example.passages if passages else ())).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class ScoreStore:
     folder: Path
 
     def read(self, key: str, windows: int) -> list[float] | None:
-        """An arm's nats per window, if they are here."""
+        """An arm's nats per window, if they are here and whole."""
         try:
             record = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
             nats = [float(value) for value in record["nats"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
-        return nats if len(nats) == windows else None
+        return nats if len(nats) == windows and all(map(math.isfinite, nats)) else None
 
     def write(self, key: str, arm: Arm, nats: Sequence[float]) -> None:
         """Keep an arm's nats per window."""
@@ -68,65 +68,116 @@ class ScoreStore:
         write_atomically(self.folder / f"{key}.json", json.dumps(record) + "\n")
 
 
-OnWindow = Callable[[str], None]
-"""Called with an arm's name for every window of it that is done."""
+StartScoring = Callable[[int], Callable[[], None]]
+"""Given how many windows are scored, over all arms: what to call after each."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One arm on one set of examples, and the name under which its nats are kept."""
+
+    arm: Arm
+    judged: Judged
+    key: str
 
 
 def evaluate(
     arms: Sequence[Arm],
-    judged: Judged,
-    load: Callable[[], Reader],
-    settings: Mapping[str, Any],
+    judged: Sequence[Judged],
+    readers: Readers,
     *,
-    resamples: int = 2000,
+    settings: BootstrapSettings | None = None,
     store: ScoreStore | None = None,
-    on_window: OnWindow = lambda _: None,
-) -> Table:
-    """Score every arm and put the rows into one table, in the order of `arms`.
+    start: StartScoring = lambda _: lambda: None,
+) -> list[Table]:
+    """Score every arm on everything: a table for each of `judged`, its rows in the arms' order.
 
     Args:
-        arms: the first is what the others are compared with.
+        arms: the first is what the others are compared with; each is taken once.
         judged: what is scored.
-        load: loads the reader without any adapter.
-        settings: recorded in the table.
         store: where finished rows are kept, and looked for first.
 
     Raises:
-        TrainingError: a model's log-probabilities are not finite.
-        FlashBackError: a reader or an adapter cannot be loaded.
+        TrainingError: nothing to score, or a model's log-probabilities are not finite.
+        FlashBackError: a reader or an adapter cannot be loaded, or they are not a pair.
     """
-    nats: dict[Arm, list[float]] = {}
-    identity = judged.identity()
-    missing = []
-    for arm in arms:
-        kept = None
+    if not all(one.examples for one in judged):
+        raise TrainingError("there is no window to score; give longer documents")
+    arms = told_apart(arms)
+    readers.check(arm.adapter for arm in arms if arm.adapter is not None)
+    tasks = _tasks(arms, judged, readers.get())
+    texts = [texts_of(one.examples, readers.get()) for one in judged]
+    nats = _scored(tasks, readers, store, start)
+    return [
+        _table([task for task in tasks if task.judged is one], nats, own, settings)
+        for one, own in zip(judged, texts, strict=True)
+    ]
+
+
+def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> list[_Task]:
+    # What frames are made of: a text of ours, and the tokenizer's end-of-text token.
+    frames = [asdict(FrameText()), reader.tokenizer.eos_token_id]
+    base = [fingerprint(reader.model), reader.placement.dtype_name, frames]
+    adapters = {arm.adapter: _checksums(arm.adapter) for arm in arms}
+    found = []
+    for one in judged:
+        identities = {
+            shown: identity_of(one.examples, one.windows, passages=shown) for shown in (True, False)
+        }
+        for arm in arms:
+            identity = identities[arm.pattern.retrieves]
+            own = asdict(replace(arm, adapter=None, label=""))  # a folder may be moved
+            parts = json.dumps([identity, base, adapters[arm.adapter], own])
+            key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+            found.append(_Task(arm, one, key))
+    return found
+
+
+def _checksums(adapter: Path | None) -> list[str]:
+    if adapter is None:
+        return []
+    files = (adapter / name for name in (CARD, CONFIG, WEIGHTS))
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _scored(
+    tasks: Sequence[_Task], readers: Readers, store: ScoreStore | None, start: StartScoring
+) -> dict[str, list[float]]:
+    """The nats per window of every task; what is not kept yet is scored, and kept."""
+    nats = {}
+    for task in tasks:
+        kept = None if store is None else store.read(task.key, len(task.judged.examples))
+        if kept is not None:
+            nats[task.key] = kept
+    # Without passages, several settings may come to the same.
+    missing = {task.key: task for task in tasks if task.key not in nats}.values()
+    on_window = start(sum(len(task.judged.examples) for task in missing))
+    for task in sorted(missing, key=lambda task: str(task.arm.adapter or "")):
+        found = _score(task, readers.get(task.arm.adapter), on_window)
         if store is not None:
-            kept = store.read(_key(arm, identity, settings), len(judged.examples))
-        if kept is None:
-            missing.append(arm)
-        else:
-            nats[arm] = kept
-    reader = None
-    for reader, own in readers_of(missing, load):
-        for arm in own:
-            nats[arm] = score(
-                reader.model,
-                arm.examples(judged.examples, judged.windows),
-                arm.arrangement(reader),
-                lambda name=arm.name: on_window(name),  # type: ignore[misc]
-            )
-            if store is not None:
-                store.write(_key(arm, identity, settings), arm, nats[arm])
-    texts = texts_of(judged.examples, reader or load())
-    bootstrap = Bootstrap(len(texts.ids), resamples)
+            store.write(task.key, task.arm, found)
+        nats[task.key] = found
+    return nats
+
+
+def _score(task: _Task, reader: Reader, on_window: Callable[[], None]) -> list[float]:
+    examples = task.arm.examples(task.judged.examples, task.judged.windows)
     try:
-        rows = tuple(row_of(arm, texts.per_document(nats[arm]), texts, bootstrap) for arm in arms)
+        return score(reader.model, examples, task.arm.arrangement(reader), on_window)
     except FloatingPointError as error:
-        raise TrainingError(str(error)) from error
-    return Table(rows, texts, bootstrap, contamination(judged.examples, judged.found), settings)
+        raise TrainingError(f"{task.arm.name}: {error}") from error
 
 
-def _key(arm: Arm, identity: str, settings: Mapping[str, Any]) -> str:
-    card = "" if arm.adapter is None else (arm.adapter / CARD).read_text("utf-8")
-    parts = [identity, settings.get("model"), settings.get("dtype"), card, asdict(arm)]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+def _table(
+    tasks: Sequence[_Task],
+    nats: Mapping[str, Sequence[float]],
+    texts: Texts,
+    settings: BootstrapSettings | None,
+) -> Table:
+    bootstrap = Bootstrap(len(texts.ids), (settings or BootstrapSettings()).resamples)
+    judged = tasks[0].judged
+    rows = [
+        row_of(task.arm, texts.per_document(nats[task.key]), texts, bootstrap) for task in tasks
+    ]
+    close = contamination(judged.examples, judged.found)
+    return Table(tuple(rows), texts, bootstrap, close, judged.settings)

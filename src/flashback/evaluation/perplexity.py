@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from flashback.evaluation.arms import Arm
-from flashback.evaluation.statistics import Array, Bootstrap, Interval
+from flashback.evaluation.statistics import Array, Bootstrap, Interval, exponential
 from flashback.packing.forward import Arrangement, Example, TargetScorer
 from flashback.packing.lookup import Found
+from flashback.packing.windows import Window
 from flashback.reader import Reader
 
 _TOGETHER = 4
 """Windows scored in one call, so that sequences of like length meet."""
+_LOOKED_BACK = 32
+"""Tokens decoded in front of targets, so that words and characters are whole."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Texts:
     """The document of each window."""
     tokens: Array
     words: Array
+    """Between spaces, those that begin within the targets."""
     bytes: Array
-    """(D,) each, of the targets."""
+    """Of the characters that end within the targets. (D,) each."""
 
     def per_document(self, of_windows: Sequence[float]) -> Array:
         """Sums per document, (D,), of figures per window."""
@@ -41,7 +45,7 @@ class Texts:
 
 
 def texts_of(examples: Sequence[Example], reader: Reader) -> Texts:
-    """Count the targets' tokens, words (between spaces) and bytes."""
+    """Count the targets' tokens, words and bytes."""
     numbers: dict[str, int] = {}
     titles: dict[str, str] = {}
     counts = []
@@ -49,16 +53,27 @@ def texts_of(examples: Sequence[Example], reader: Reader) -> Texts:
         document = example.window.document
         numbers.setdefault(document.id, len(numbers))
         titles.setdefault(document.id, document.title)
-        text = reader.decode(
-            [token for cut in example.window.cuts for token in example.window.targets(cut)]
-        )
-        counts.append((example.window.target_count, len(text.split()), len(text.encode())))
+        counts.append((example.window.target_count, *_text_of(example.window, reader)))
     of_window = [numbers[example.window.document.id] for example in examples]
     sums = [
         np.bincount(of_window, weights=column, minlength=len(numbers)).astype(np.float64)
         for column in zip(*counts, strict=True)
     ]
     return Texts(tuple(numbers), tuple(titles.values()), tuple(of_window), *sums)
+
+
+def _text_of(window: Window, reader: Reader) -> tuple[int, int]:
+    """How many words begin in a window's targets, and how many bytes of characters end there."""
+    first, end = window.cuts[0].boundary, window.cuts[-1].boundary + window.stride
+    start = max(0, first - _LOOKED_BACK)
+    before, whole = (reader.decode(window.ids[start:to]) for to in (first, end))
+    words = len(whole.split()) - len(before.split())
+    return words, _whole_bytes(whole) - _whole_bytes(before)
+
+
+def _whole_bytes(text: str) -> int:
+    """Without a character at the end of which only some bytes are there."""
+    return len(text.rstrip("\ufffd").encode())
 
 
 @torch.no_grad()
@@ -68,13 +83,23 @@ def score(
     arrangement: Arrangement,
     on_window: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """The nats of every example's targets, summed per example."""
+    """The nats of every example's targets, summed per example.
+
+    Raises:
+        FloatingPointError: the model gave something that is no number.
+    """
     scorer = TargetScorer(model)
     nats: list[float] = []
     for at in range(0, len(examples), _TOGETHER):
         some = examples[at : at + _TOGETHER]
-        for log_probs in scorer.log_probs(some, arrangement):
+        for example, log_probs in zip(some, scorer.log_probs(some, arrangement), strict=True):
             nats.append(-float(log_probs.double().sum()))
+            if not math.isfinite(nats[-1]):
+                document = example.window.document
+                raise FloatingPointError(
+                    "the model's log-probabilities are not finite on a window of "
+                    f"{document.title or document.id}; use --dtype float32, or another model"
+                )
             on_window()
     return nats
 
@@ -86,28 +111,29 @@ class Row:
     arm: Arm
     perplexity: Interval
     """Per token of the reader."""
-    word_perplexity: float
-    bits_per_byte: float
+    word_perplexity: float | None
+    """None: no word begins within the targets."""
+    bits_per_byte: float | None
     nats: Array
     """(D,), per document."""
 
 
 def row_of(arm: Arm, nats: Array, texts: Texts, bootstrap: Bootstrap) -> Row:
-    """The figures of an arm from its nats per document.
-
-    Raises:
-        FloatingPointError: the model gave no numbers.
-    """
-    if not np.isfinite(nats).all():
-        raise FloatingPointError(f"{arm.name}: the model's log-probabilities are not finite")
-    total = float(nats.sum())
+    """The figures of an arm from its nats per document."""
+    per_word = _ratio(nats, texts.words)
+    per_byte = _ratio(nats, texts.bytes)
     return Row(
         arm,
         bootstrap.exponential(nats, texts.tokens),
-        math.exp(min(700.0, total / float(texts.words.sum()))),
-        total / math.log(2) / float(texts.bytes.sum()),
+        None if per_word is None else exponential(per_word),
+        None if per_byte is None else per_byte / math.log(2),
         nats,
     )
+
+
+def _ratio(nats: Array, units: Array) -> float | None:
+    """None for texts without such units."""
+    return float(nats.sum() / units.sum()) if units.sum() else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,7 @@ def contamination(examples: Sequence[Example], found: Sequence[Found]) -> Contam
 
 @dataclass(frozen=True)
 class Table:
-    """Rows on the same targets, each against the first row without retrieval and training."""
+    """Rows on the same targets, each against the first."""
 
     rows: tuple[Row, ...]
     texts: Texts
@@ -173,6 +199,8 @@ class Table:
             "training": row.arm.training,
             "marks": str(row.arm.marks),
             "frame": str(row.arm.frame),
+            "adapter": None if row.arm.adapter is None else str(row.arm.adapter),
+            "trained_for": None if row.arm.trained_for is None else str(row.arm.trained_for),
             "context": "shortened" if row.arm.shortened else "full",
             "perplexity": row.perplexity.value,
             "low": row.perplexity.low,

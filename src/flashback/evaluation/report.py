@@ -1,10 +1,12 @@
-"""Tables as plain data and as a figure."""
+"""Tables as files: JSON lines for documents, figures."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flashback.evaluation.markdown import figure as figure_of
 from flashback.evaluation.perplexity import Table
+from flashback.evaluation.statistics import Interval
 from flashback.files import write_atomically
 
 
@@ -33,19 +35,23 @@ def plot_table(table: Table, title: str, path: Path) -> None:
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     values = [row.perplexity.value for row in rows]
-    spread = [
-        [row.perplexity.value - row.perplexity.low for row in rows],
-        [row.perplexity.high - row.perplexity.value for row in rows],
-    ]
+    spread = _spread([row.perplexity for row in rows])
     colors = ["tab:blue" if row.arm.training == "lora" else "tab:gray" for row in rows]
     bars = axes.barh([row.arm.name for row in rows], values, xerr=spread, color=colors)
-    axes.bar_label(bars, [f" {value:.2f}" for value in values], label_type="center", color="white")
+    axes.bar_label(bars, [figure_of(value) for value in values], label_type="center", color="white")
     axes.set(xlabel="perplexity (95 % intervals over documents)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
-def plot_sweep(tables: Sequence[Table], names: Sequence[str], path: Path) -> None:
+def _spread(intervals: Sequence[Interval]) -> list[list[float]]:
+    """How far intervals reach below and above; never less than nothing, whatever was rounded."""
+    below = [max(0.0, one.value - one.low) for one in intervals]
+    above = [max(0.0, one.high - one.value) for one in intervals]
+    return [below, above]
+
+
+def plot_sweep(tables: Sequence[Table], names: Sequence[str], title: str, path: Path) -> None:
     """Perplexity of every row against the settings swept, in their order.
 
     Raises:
@@ -56,22 +62,22 @@ def plot_sweep(tables: Sequence[Table], names: Sequence[str], path: Path) -> Non
     check_plot(path)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
+    rows = len(tables[0].rows)
     for number, row in enumerate(tables[0].rows):
-        figures = [table.rows[number].perplexity for table in tables]
+        perplexities = [table.rows[number].perplexity for table in tables]
+        beside = (number - (rows - 1) / 2) * 0.4 / rows  # so that intervals do not hide each other
         axes.errorbar(
-            names,
-            [figure.value for figure in figures],
-            yerr=[
-                [figure.value - figure.low for figure in figures],
-                [figure.high - figure.value for figure in figures],
-            ],
+            [at + beside for at in range(len(tables))],
+            [one.value for one in perplexities],
+            yerr=_spread(perplexities),
             marker="o",
             capsize=3,
             label=row.arm.name,
         )
-    axes.set(ylabel="perplexity (95 % intervals over documents)")
-    axes.legend(frameon=False)
+    axes.set_xticks(range(len(tables)), names)
+    axes.set(ylabel="perplexity (95 % intervals over documents)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(path)

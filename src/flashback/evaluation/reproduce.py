@@ -1,6 +1,7 @@
 """The paper's table (table 2) on any reader, index and documents: trainings and scores, resumable.
 
 OUT/
+├── run.json           what all of it was made with
 ├── adapters/NAME/     one adapter for each trained row, as `flashback train` makes them
 ├── scores/            each finished row
 ├── table.json, table.md, table.png, documents.jsonl
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashback.adapter import CARD, read_card
+from flashback.errors import TrainingError
 from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
+from flashback.evaluation.readers import Readers
+from flashback.files import write_atomically
 from flashback.packing.forward import Example
 from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
@@ -21,6 +25,7 @@ from flashback.settings import Marks, Pattern
 if TYPE_CHECKING:
     from flashback.finetuning.training import OnStep, Run
 
+_RUN = "run.json"
 NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS)
 """What an untrained reader is shown around passages."""
 
@@ -50,22 +55,19 @@ def recipes() -> list[Recipe]:
     ]
 
 
-def arms(out: Path, *, trained: bool = True) -> list[Arm]:
+def arms(out: Path) -> list[Arm]:
     """All rows, in the paper's order; the adapters must be there.
 
-    Args:
-        trained: False leaves out the rows with adapters.
+    Raises:
+        AdapterError: an adapter is missing or damaged.
     """
-    found = [
+    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in recipes()}
+    return [
         Arm(Pattern.NONE),
         Arm(Pattern.NONE, shortened=True),
         *untrained_arms([Pattern.PREPEND, Pattern.APPEND], NAIVE_FRAMES),
+        *(arm_of(folder, read_card(folder), pattern) for folder, pattern in folders.items()),
     ]
-    if trained:
-        for recipe in recipes():
-            folder = adapter_folder(out, recipe)
-            found.append(arm_of(folder, read_card(folder), recipe.pattern))
-    return found
 
 
 def adapter_folder(out: Path, recipe: Recipe) -> Path:
@@ -73,9 +75,40 @@ def adapter_folder(out: Path, recipe: Recipe) -> Path:
     return out / "adapters" / recipe.name
 
 
+def check_output(out: Path) -> None:
+    """Refuse to write where something else is; a reproduction may be continued.
+
+    Raises:
+        TrainingError: a file, or a folder with something that is none of ours.
+    """
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"reproduction {out}: a file is in the way; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / _RUN).exists():
+        raise TrainingError(f"reproduction {out}: the folder is not empty; choose another --out")
+
+
+def claim(out: Path, run: "Run", reader: Reader, examples: Sequence[Example]) -> None:
+    """Make the folder this run's: rows of different trainings do not belong into one table.
+
+    Raises:
+        TrainingError: the folder belongs to a run with other settings or documents.
+        OSError: the folder cannot be made.
+    """
+    check_output(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path, identity = out / _RUN, run.identity(reader, examples)
+    if not path.exists():
+        write_atomically(path, identity)
+    elif path.read_text("utf-8") != identity:
+        raise TrainingError(
+            f"reproduction {out}: was begun with another model, other settings or other "
+            "documents; repeat that command to go on with it, or choose another --out"
+        )
+
+
 def train_missing(
     out: Path,
-    load: Callable[[], Reader],
+    readers: Readers,
     examples: Sequence[Example],
     run: "Run",
     show: "Callable[[str], AbstractContextManager[OnStep]]",
@@ -83,7 +116,6 @@ def train_missing(
     """Train every adapter that is not there yet, each on the same windows for the same steps.
 
     Args:
-        load: loads the reader, anew at every call.
         run: settings; pattern and marks are replaced.
         show: a progress bar for a training of this name.
 
@@ -102,4 +134,4 @@ def train_missing(
             retrieval=replace(run.retrieval, pattern=recipe.pattern),
         )
         with show(recipe.name) as on_step:
-            train(load(), examples, own, folder, on_step=on_step)
+            train(readers.take(), examples, own, folder, on_step=on_step)

@@ -5,12 +5,15 @@ is a ratio of sums, such as exp(ΣL/ΣT); documents are drawn with replacement, 
 every row (Efron and Tibshirani 1993; Koehn 2004 for pairing).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+_LARGEST = 700.0
+"""Nats; e to the power of more is not a number."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def exponential(nats: float) -> float:
+    """A perplexity; one beyond all numbers is cut to a finite one."""
+    return math.exp(min(_LARGEST, nats))
 
 
 class Bootstrap:
@@ -40,9 +48,9 @@ class Bootstrap:
 
     def exponential(self, nats: Array, units: Array) -> Interval:
         """exp(Σ nats / Σ units): a perplexity per unit, from (D,) sums per document."""
-        resampled = np.exp((self._times @ nats) / (self._times @ units))
+        resampled = (self._times @ nats) / (self._times @ units)
         low, high = np.quantile(resampled, [0.025, 0.975])
-        return Interval(float(np.exp(nats.sum() / units.sum())), float(low), float(high))
+        return Interval(*(exponential(mean) for mean in (nats.sum() / units.sum(), low, high)))
 
     def ratio(self, nats: Array, other: Array, units: Array) -> Interval:
         """The perplexity of `nats` divided by that of `other` on the same units: paired."""

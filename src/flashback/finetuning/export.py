@@ -40,6 +40,8 @@ def _save(reader: Reader, folder: Path) -> None:
         reader.tokenizer.save_pretrained(folder)
     except SafetensorError as error:  # a full disk
         raise OSError(f"{folder}: {error}") from error
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors lets only the owner read
 
 
 def check_export(out: Path) -> None:

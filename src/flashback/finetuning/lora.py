@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flashback.adapter import add_marks, wrap
+from flashback.adapter import WEIGHTS, add_marks, wrap
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
 from flashback.finetuning.settings import TrainingSettings
@@ -127,4 +127,5 @@ def save_lora(model: "PeftModel", folder: Path) -> None:
         model.save_pretrained(str(folder), save_embedding_layers=False)
     except SafetensorError as error:
         raise OSError(f"{folder}: {error}") from error
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, to be filled in by hand

@@ -295,7 +295,7 @@ def train(
     """Train an adapter; the same call goes on where an interrupted one was.
 
     Args:
-        reader: without an adapter; afterwards its model carries the unmerged one.
+        reader: without an adapter; afterwards its model carries this one, unmerged.
         examples: windows with what was found for them.
         run: the settings.
         out: the adapter folder to make.
@@ -305,14 +305,16 @@ def train(
         bfloat16: compute in bfloat16 where that is safe (autocast); weights stay as they are.
 
     Raises:
-        TrainingError: nothing to train on, a loss that is no number, a checkpoint that cannot be
-            written, another run's folder.
+        TrainingError: nothing to train on, a reader with an adapter, a loss that is no number, a
+            checkpoint that cannot be written, another run's folder.
         SettingsError: a layer or a logger that is not there.
     """
     out = Path(out)
     check_output(out)
     if not examples:
         raise TrainingError("there is no window to train on; give longer documents")
+    if reader.adapter is not None or hasattr(reader.model, "peft_config"):
+        raise TrainingError(f"{reader.name} has an adapter on it; load it anew, without one")
     check_positions(reader, run.windows, run.retrieval, run.settings.frame_tokens)
     callbacks = loggers(log_to)
     arguments = _arguments(reader, out, run.settings, bool(held_out), bfloat16)
@@ -321,42 +323,53 @@ def train(
     base = base_of(reader)
     nn.Module.to(reader.model, arguments.device)
     model, frame, marks = add_lora(reader, run.settings)
-    loss = PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or ()))
     _claim(out, identity, arguments)
     trainer = _PackedTrainer(
-        loss,
+        PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or ())),
         arguments,
         data_collator=collate,
         train_dataset=ExampleDataset(examples),
         eval_dataset=ExampleDataset(held_out) if held_out else None,
-        callbacks=callbacks,
+        callbacks=[*callbacks, _Report(on_step, _targets_per_step(examples, arguments))],
     )
-    targets = sum(example.window.target_count for example in examples) / len(examples)
-    per_step = targets * arguments.train_batch_size * run.settings.accumulation
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Report(on_step, per_step * arguments.world_size))
     trainer.run(last_checkpoint(out / CHECKPOINTS))
     model.eval()
-    losses = [entry for entry in trainer.state.log_history if entry.keys() & _LOSSES]
-    card = AdapterCard(
+    log = [entry for entry in trainer.state.log_history if entry.keys() & _LOSSES]
+    card = _card(
+        run,
         base=base,
-        pattern=run.retrieval.pattern,
-        marks=run.settings.marks,
         mark_ids=marks,
-        echo_tokens=run.settings.echo_tokens,
-        stride=run.retrieval.stride,
-        query_tokens=run.retrieval.query_tokens,
-        passage_tokens=run.retrieval.passage_tokens,
-        passages=run.retrieval.passages,
-        window_tokens=run.windows.window_tokens,
         training=asdict(run.settings) | {"bfloat16": bfloat16, "windows": len(examples)},
-        data=run.data,
-        results={"training_loss": _mean_loss(losses), "log": losses},
-        versions=versions(),
+        results={"training_loss": _mean_loss(log), "log": log},
     )
     if trainer.is_world_process_zero():
         _publish(model, card, out)
     return card
+
+
+def _targets_per_step(examples: Sequence[Example], arguments: TrainingArguments) -> float:
+    """On average, on all devices."""
+    targets = sum(example.window.target_count for example in examples) / len(examples)
+    batches = arguments.gradient_accumulation_steps * arguments.world_size
+    return float(targets * arguments.train_batch_size * batches)
+
+
+def _card(run: Run, **more: Any) -> AdapterCard:
+    retrieval = run.retrieval
+    return AdapterCard(
+        pattern=retrieval.pattern,
+        marks=run.settings.marks,
+        echo_tokens=run.settings.echo_tokens,
+        stride=retrieval.stride,
+        query_tokens=retrieval.query_tokens,
+        passage_tokens=retrieval.passage_tokens,
+        passages=retrieval.passages,
+        window_tokens=run.windows.window_tokens,
+        data=run.data,
+        versions=versions(),
+        **more,
+    )
 
 
 def _mean_loss(log: Sequence[dict[str, Any]]) -> float:

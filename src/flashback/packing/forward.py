@@ -162,10 +162,13 @@ class TargetScorer:
     def _logits(self, ids: Tensor, keep: int, inputs: dict[str, Any]) -> Tensor:
         """Logits of the last `keep` positions, (B, keep, V)."""
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
-            inputs = inputs | {"logits_to_keep": keep}
+            # As positions, not as a number: a slice would not be contiguous, and PyTorch would
+            # multiply every sequence with the vocabulary's matrix on its own.
+            end = ids.shape[1]
+            inputs = inputs | {"logits_to_keep": torch.arange(end - keep, end, device=ids.device)}
         inputs = {"use_cache": False} | inputs
-        logits: Tensor = self._model(input_ids=ids, **inputs).logits[:, -keep:]
-        return logits
+        logits: Tensor = self._model(input_ids=ids, **inputs).logits
+        return logits if logits.shape[1] == keep else logits[:, -keep:]
 
     def _chosen(self, logits: Tensor, targets: Sequence[Ids], forbidden: Ids) -> Tensor:
         """Log-probabilities (B, keep) of the targets from logits (B, keep, V)."""
@@ -174,7 +177,8 @@ class TargetScorer:
             never = torch.tensor(forbidden, device=logits.device)
             logits = logits.index_fill(-1, never, float("-inf"))
         wanted = torch.tensor(targets, device=logits.device)
-        return -nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        flat = logits.flatten(0, 1), wanted.flatten()  # with V last, nothing is copied
+        return -nn.functional.cross_entropy(*flat, reduction="none").view_as(wanted)
 
 
 def _sequences(number: int, example: Example, arrangement: Arrangement) -> Iterator[_Row]:

@@ -1,0 +1,86 @@
+"""A table's record (`Table.record`) as text: for `table.md`, model cards and the terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def rows_in_markdown(record: dict[str, Any]) -> Iterator[str]:
+    """The lines of a Markdown table with a row for every arm."""
+    yield "| | perplexity | 95 % interval | against the first row | per word | bits per byte |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for row in record["rows"]:
+        ratio = row["against_first_row"]
+        cells = (
+            row["name"].replace("|", r"\|"),
+            figure(row["perplexity"]),
+            f"{figure(row['low'])} to {figure(row['high'])}",
+            f"{ratio_figure(ratio['value'])} ({ratio_figure(ratio['low'])} to "
+            f"{ratio_figure(ratio['high'])})",
+            figure(row["word_perplexity"]),
+            ratio_figure(row["bits_per_byte"]),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def in_markdown(record: dict[str, Any], title: str) -> str:
+    """A page with a table, what it was measured on, and how."""
+    lines = [
+        f"# {title}",
+        "",
+        f"Perplexity per token. {measured_on(record)}",
+        "",
+        *rows_in_markdown(record),
+        "",
+        *(
+            f"- {name.replace('_', ' ')}: {_shown(value)}"
+            for name, value in record["settings"].items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """How much was scored, what the intervals are, and how close the passages came."""
+    documents = record["documents"]
+    intervals = (
+        "95 % intervals by resampling the documents; ratios are paired"
+        if documents > 1
+        else "one document gives no interval"
+    )
+    text = f"{record['tokens']:,} targets of {documents:,} documents; {intervals}."
+    if all(row["pattern"] == "none" for row in record["rows"]):
+        return text
+    return f"{text} {_closeness(record['contamination'])}"
+
+
+def _closeness(counts: dict[str, int]) -> str:
+    def share(name: str) -> str:
+        return f"{100 * counts[name] / counts['cuts']:.1f} %"
+
+    return (
+        f"First passages: {share('empty')} none, {share('from_document')} of the document itself, "
+        f"{share('overlapping')} with 8 words in a row in common with it; "
+        f"{counts['copies_left_out']:,} copies of it left out."
+    )
+
+
+def figure(value: float | None, places: int = 2) -> str:
+    """A number with at most four digits that count, or so many decimal places."""
+    if value is None:
+        return "-"
+    if value >= 1e5:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, min(places, 4 - len(str(int(value)))))}f}"
+
+
+def ratio_figure(value: float | None) -> str:
+    """A number around 1."""
+    return figure(value, 3)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

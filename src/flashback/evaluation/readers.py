@@ -1,0 +1,61 @@
+"""A reader without an adapter and with one after the other: one model in memory at a time."""
+
+import gc
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from flashback.adapter import fingerprint, put_on, read_card
+from flashback.errors import AdapterError
+from flashback.reader import Reader
+
+
+class Readers:
+    """Hands out a reader; who has it must let go of it before asking for another one."""
+
+    def __init__(self, load: Callable[[], Reader]) -> None:
+        """Load nothing yet.
+
+        Args:
+            load: loads the reader without any adapter, anew at every call.
+        """
+        self._load = load
+        self._reader: Reader | None = None
+        self._adapter: Path | None = None
+        self._has_loaded = False
+
+    def get(self, adapter: Path | None = None) -> Reader:
+        """The reader with an adapter merged into it, or without any; not to be changed.
+
+        Raises:
+            FlashBackError: the reader or the adapter cannot be loaded, or they are not a pair.
+        """
+        if self._reader is None or self._adapter != adapter:
+            plain = self.take()
+            self._reader = plain if adapter is None else put_on(plain, adapter)
+            self._adapter = adapter
+        return self._reader
+
+    def take(self) -> Reader:
+        """The reader without an adapter, to be changed: nobody else gets it."""
+        reader = self._reader if self._adapter is None else None
+        self._reader = self._adapter = None
+        if reader is None:
+            if self._has_loaded:
+                gc.collect()  # models are full of cycles
+            reader = self._load()
+            self._has_loaded = True
+        return reader
+
+    def check(self, adapters: Iterable[Path]) -> None:
+        """Refuse adapters of other models, before minutes of scoring.
+
+        Raises:
+            AdapterError: an adapter is missing, damaged, or belongs to another model.
+        """
+        for folder in dict.fromkeys(adapters):
+            card, reader = read_card(folder), self.get()
+            if card.base.fingerprint != fingerprint(reader.model):
+                raise AdapterError(
+                    f"adapter {folder} was trained on {card.base.name}, but {reader.name} is "
+                    "another model; load the adapter's own"
+                )
