@@ -35,6 +35,7 @@ ROWS = [
     "append (bare)",
     "append (text)",
     "append (eos)",
+    "append (text, echo)",
     "none + LoRA",
     "prepend + LoRA",
     "prepend + LoRA, frozen marks",
@@ -530,7 +531,7 @@ def test_a_reproduction_has_every_row_in_the_papers_order(
         ("none", "none", "none", "full"),
         ("none", "none", "none", "shortened"),
         *[("prepend", "none", "none", "full")] * 3,
-        *[("append", "none", "none", "full")] * 3,
+        *[("append", "none", "none", "full")] * 4,
         ("none", "lora", "none", "full"),
         *(
             (pattern, "lora", marks, "full")

@@ -34,7 +34,7 @@ from flashback.evaluation.arms import (
     untrained_arms,
     usual_frames,
 )
-from flashback.evaluation.evaluate import Judged, ScoreStore, evaluate
+from flashback.evaluation.evaluate import Judged, ScoreStore, evaluate, identity_of
 from flashback.evaluation.markdown import figure, in_markdown, measured_on, ratio_figure
 from flashback.evaluation.perplexity import (
     Contamination,
@@ -711,6 +711,28 @@ def test_what_has_changed_is_scored_again(
     assert run_again(store, scored, **changed()) == expected
 
 
+def test_everything_that_decides_a_score_is_told_apart() -> None:
+    (example,) = made_up(count=1).examples[:1]
+    window = example.window
+    cuts = (*window.cuts[:-1], dataclasses.replace(window.cuts[-1], start=3))
+    others = [
+        dataclasses.replace(window, ids=(*window.ids[:-1], 7)),
+        dataclasses.replace(window, cuts=cuts),
+        dataclasses.replace(window, cuts=window.cuts[:-1]),
+        dataclasses.replace(window, cuts=window.cuts[::2], stride=16),
+        dataclasses.replace(window, cuts=window.cuts[::2]),
+        dataclasses.replace(window, document=Document("other", "", "")),  # contexts are drawn by it
+    ]
+    examples = [example, *(dataclasses.replace(example, window=other) for other in others)]
+    examples.append(dataclasses.replace(example, passages=((5,), *example.passages[1:])))
+    seeds = [dataclasses.replace(WINDOWS, seed=seed) for seed in (0, 1)]
+    identities = [identity_of([one], windows) for one in examples for windows in seeds]
+    identities.append(identity_of([example, example], WINDOWS))
+    assert len(set(identities)) == len(identities)
+    unseen = [identity_of([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
+    assert unseen[0] == unseen[1]
+
+
 def test_another_dtype_is_scored_again(store: ScoreStore, scored: Calls) -> None:
     run_again(store, scored)
     reader = load()
@@ -783,7 +805,6 @@ def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
     loaded: list[weakref.ReferenceType[PreTrainedModel]] = []
 
     def counted() -> Reader:
-        gc.collect()
         assert [one() for one in loaded if one() is not None] == []
         reader = load()
         loaded.append(weakref.ref(reader.model))
@@ -796,7 +817,11 @@ def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
         Arm(Pattern.APPEND),
     ]
     judged = [made_up(), made_up(seed=1)]
-    (table, _) = evaluate(arms, judged, Readers(counted), settings=FEW)
+    gc.disable()
+    try:
+        (table, _) = evaluate(arms, judged, Readers(counted), settings=FEW)
+    finally:
+        gc.enable()
     assert [row.arm for row in table.rows] == arms
     assert len(loaded) == 2  # one serves until a second adapter is put on
 

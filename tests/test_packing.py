@@ -351,8 +351,13 @@ def test_a_prepended_passage_that_stays_the_same_is_read_once(family: str) -> No
 )
 @torch.no_grad()
 def test_separate_sequences_share_batches_within_the_limit(family: str, pattern: Pattern) -> None:
-    """Also those of several examples."""
-    examples = [even_example(4, first=20, passage=9), even_example(4, first=60, passage=9)]
+    """Also those of several examples; short ones are not padded to the length of long ones."""
+    examples = [even_example(4, first=60, passage=9), even_example(4, first=20, passage=9)]
+    ragged = [
+        tuple(passage * (4 * (at % 2) + 1) for at, passage in enumerate(example.passages))
+        for example in examples
+    ]
+    examples = [replace(one, passages=own) for one, own in zip(examples, ragged, strict=True)]
     arrangement = Arrangement(pattern, MARKING)
     lengths = sorted(
         len(prompt) + len(targets) - 1
@@ -363,8 +368,9 @@ def test_separate_sequences_share_batches_within_the_limit(family: str, pattern:
         packed(shared_model(family), examples, arrangement, 10_000)
     assert passes == [len(lengths) * lengths[-1]]
     with counted_passes(shared_model(family)) as passes:
-        packed(shared_model(family), examples, arrangement, 200)
-    assert max(passes) <= 200
+        packed(shared_model(family), examples, arrangement, 260)
+    assert max(passes) <= 260
+    assert len(passes) < len(lengths)
     assert sum(passes) < sum(lengths) * 1.2
 
 
@@ -389,7 +395,7 @@ def test_scoring_without_gradients_gives_none() -> None:
         check_scores(unlearned, scores)
 
 
-DROPPING = [even_example(4, first=12, stride=4, passage=6)]
+DROPPING = [even_example(4, first=12, passage=20)]
 
 
 def dropped(model: nn.Module, seed: int) -> list[Tensor]:
@@ -425,7 +431,7 @@ def test_dropout_leaves_the_mean_gradient_that_separate_sequences_have(family: s
     together, spread = mean_of([gradient(model, dropped(model, seed)) for seed in range(150)])
     apart, own_spread = mean_of(repeated_gradients(model, 20, 40))
     by_chance = spread + own_spread
-    assert (together - apart).square().sum() < 3 * by_chance
+    assert (together - apart).square().sum() < 2 * by_chance
     model.eval()
     try:
         undropped = gradient(model, packed(model, DROPPING, APPENDED))

@@ -203,6 +203,15 @@ def test_a_sweep_draws_the_same_windows_for_all() -> None:
     assert len(found[0].windows) == 2
 
 
+def test_the_first_window_of_each_document_alone() -> None:
+    whole = prepared([RetrievalSettings(stride=16)])[0]
+    first = whole.first_windows()
+    assert [window.document.id for window in first.windows] == ["d0", "d1", "d3"]
+    at = [whole.windows.index(window) for window in first.windows]
+    assert at == [0, 3, 4]
+    assert list(first.found) == [whole.found[number] for number in at]
+
+
 # Contexts
 
 

@@ -82,22 +82,14 @@ class Measured:
 
 
 def prepare(settings: TrainingBenchSettings) -> "Training":
-    """Make the model, with fresh LoRA weights and marks, and the examples.
+    """Make the model and the examples.
 
     Raises:
         SettingsError: an unknown shape, device or dtype, or windows that do not fit the reader.
         ReaderError: a folder holds no usable model.
     """
     reader = shaped_reader(settings.shape, device=settings.device, dtype=settings.dtype)
-    examples = made_up_examples(settings, reader)
-    model, frame, _ = add_lora(reader, TrainingSettings(dropout=0.0))
-    needed = settings.window_tokens + len(frame) + settings.passage_tokens
-    if needed > reader.window:
-        raise SettingsError(
-            f"--window-tokens {settings.window_tokens}: needs {needed} positions with a passage, "
-            f"but {reader.name} has {reader.window}"
-        )
-    return Training(reader, settings, model.eval(), Arrangement(Pattern.APPEND, frame), examples)
+    return Training.of(reader, settings)
 
 
 def made_up_examples(settings: TrainingBenchSettings, reader: Reader) -> tuple[Example, ...]:
@@ -135,6 +127,24 @@ class Training:
     model: nn.Module
     arrangement: Arrangement
     examples: tuple[Example, ...]
+
+    @classmethod
+    def of(cls, reader: Reader, settings: TrainingBenchSettings) -> "Training":
+        """Put fresh LoRA weights and marks on a reader's model, and make up the examples.
+
+        Raises:
+            SettingsError: windows that do not fit the reader.
+        """
+        examples = made_up_examples(settings, reader)
+        model, frame, _ = add_lora(reader, TrainingSettings(dropout=0.0))
+        needed = settings.window_tokens + len(frame) + settings.passage_tokens
+        if needed > reader.window:
+            raise SettingsError(
+                f"--window-tokens {settings.window_tokens}: needs {needed} positions with a "
+                f"passage, but {reader.name} has {reader.window}"
+            )
+        arrangement = Arrangement(Pattern.APPEND, frame)
+        return cls(reader, settings, model.eval(), arrangement, examples)
 
     @property
     def targets(self) -> int:
@@ -191,7 +201,7 @@ class Training:
         total = torch.zeros((), device=self.reader.placement.device)
         for work in works:
             loss = work()
-            (loss / self.targets).backward()  # type: ignore[no-untyped-call]
+            (loss / self.targets).backward()
             total += loss.detach()
         self._wait()
         return time.perf_counter() - started, float(total)
@@ -273,8 +283,8 @@ def check_losses(rows: Sequence[Measured], dtype: torch.dtype) -> None:
         FlashBackError: losses differ by more than the dtype explains.
     """
     tolerance = 1e-4 if dtype is torch.float32 else 2e-2
-    losses = [row.loss for row in rows]
-    if not max(losses) - min(losses) <= tolerance * min(losses):  # nor if one is NaN
+    first = rows[0].loss
+    if not all(abs(row.loss - first) <= tolerance * first for row in rows):  # nor if one is NaN
         shown = ", ".join(f"{row.arm} {row.loss:.6f}" for row in rows)
         raise FlashBackError(
             f"the losses of the same targets differ ({shown}), expected within {tolerance:g} of "

@@ -354,7 +354,8 @@ def reproduce(
         --evaluate wikitext-2:test --index WIKIPEDIA --out TABLE --device cuda
 
     No retrieval; prepended and appended naively (bare, in a text frame, behind an end-of-text
-    token); with LoRA; with LoRA and frozen marks; with LoRA and trained marks (FlashBack).
+    token); with LoRA; with LoRA and frozen marks; with LoRA and trained marks (FlashBack). Rows
+    with an echo are not the paper's: an untrained one, and with --echo-tokens a trained one.
     """
     from flashback.cli.quiet import quiet_transformers
 
@@ -392,7 +393,7 @@ def reproduce(
     _warn_of_leakage(examples, judged[0].examples)
     table_of.claim(out, run, readers.get(), examples)
     table_of.train_missing(out, readers, examples, run, training_progress)
-    arms = table_of.arms(out)
+    arms = table_of.arms(out, run_settings.echo_tokens)
     with counting("scoring windows") as start:
         (table,) = run_evaluation(
             arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start

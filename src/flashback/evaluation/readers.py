@@ -1,6 +1,5 @@
 """A reader without an adapter and with one after the other: one model in memory at a time."""
 
-import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ class Readers:
         self._load = load
         self._reader: Reader | None = None
         self._adapter: Path | None = None
-        self._has_loaded = False
 
     def get(self, adapter: Path | None = None) -> Reader:
         """The reader with an adapter merged into it, or without any; not to be changed.
@@ -39,12 +37,7 @@ class Readers:
         """The reader without an adapter, to be changed: nobody else gets it."""
         reader = self._reader if self._adapter is None else None
         self._reader = self._adapter = None
-        if reader is None:
-            if self._has_loaded:
-                gc.collect()  # models are full of cycles
-            reader = self._load()
-            self._has_loaded = True
-        return reader
+        return self._load() if reader is None else reader
 
     def check(self, adapters: Iterable[Path]) -> None:
         """Refuse adapters of other models, before minutes of scoring.

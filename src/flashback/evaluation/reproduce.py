@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flashback.finetuning.training import OnStep, Run
 
 _RUN = "run.json"
-NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS)
+NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS, FrameKind.ECHO)
 """What an untrained reader is shown around passages."""
 
 
@@ -36,15 +36,24 @@ class Recipe:
 
     pattern: Pattern
     marks: Marks
+    echo_tokens: int = 0
 
     @property
     def name(self) -> str:
-        """Of its folder: `append-trained`, `none`."""
-        return self.pattern if self.pattern is Pattern.NONE else f"{self.pattern}-{self.marks}"
+        """Of its folder: `append-trained`, `append-trained-echo`, `none`."""
+        if self.pattern is Pattern.NONE:
+            return self.pattern
+        return f"{self.pattern}-{self.marks}" + ("-echo" if self.echo_tokens else "")
 
 
-def recipes() -> list[Recipe]:
-    """All adapters of the table: none; prepend and append with no, frozen and trained marks."""
+def recipes(echo_tokens: int = 0) -> list[Recipe]:
+    """All adapters of the table: none; prepend and append with no, frozen and trained marks.
+
+    Args:
+        echo_tokens: above 0, one more, which the paper does not have: append with trained marks
+            and so long an echo.
+    """
+    more = [Recipe(Pattern.APPEND, Marks.TRAINED, echo_tokens)] if echo_tokens else []
     return [
         Recipe(Pattern.NONE, Marks.NONE),
         *(
@@ -52,16 +61,17 @@ def recipes() -> list[Recipe]:
             for pattern in (Pattern.PREPEND, Pattern.APPEND)
             for marks in (Marks.NONE, Marks.FROZEN, Marks.TRAINED)
         ),
+        *more,
     ]
 
 
-def arms(out: Path) -> list[Arm]:
-    """All rows, in the paper's order; the adapters must be there.
+def arms(out: Path, echo_tokens: int = 0) -> list[Arm]:
+    """All rows, in the paper's order; the adapters must be there. See `recipes`.
 
     Raises:
         AdapterError: an adapter is missing or damaged.
     """
-    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in recipes()}
+    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in recipes(echo_tokens)}
     return [
         Arm(Pattern.NONE),
         Arm(Pattern.NONE, shortened=True),
@@ -124,13 +134,13 @@ def train_missing(
     """
     from flashback.finetuning.training import train
 
-    for recipe in recipes():
+    for recipe in recipes(run.settings.echo_tokens):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue
         own = replace(
             run,
-            settings=replace(run.settings, marks=recipe.marks),
+            settings=replace(run.settings, marks=recipe.marks, echo_tokens=recipe.echo_tokens),
             retrieval=replace(run.retrieval, pattern=recipe.pattern),
         )
         with show(recipe.name) as on_step:
