@@ -706,6 +706,7 @@ def test_folders_that_are_not_for_a_table(reproduce: Reproduce, tmp_path: Path) 
         (("--window-tokens", "20"), 2, "a context of 16 tokens and a stride of 8 do not fit"),
         (("--echo-tokens", "90"), 2, "with 1 x 40 passage and 92 frame tokens need 228 positions"),
         (("--steps", "0"), 2, "--steps 0: expected"),
+        (("--min-score", "1000000"), 1, "no passage was found for any of "),
     ],
 )
 def test_reproductions_that_cannot_begin(

@@ -8,6 +8,7 @@ import math
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ from flashback.evaluation.perplexity import (
 )
 from flashback.evaluation.readers import Readers
 from flashback.evaluation.report import plot_sweep, plot_table, write_documents
+from flashback.evaluation.reproduce import train_missing
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Array, Bootstrap, Interval
 from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.training import Run, train
+from flashback.finetuning.training import OnStep, Run, train
 from flashback.packing.forward import Example
 from flashback.packing.prepare import prepare
 from flashback.packing.settings import Protocol, WindowSettings
@@ -842,6 +844,54 @@ def test_adapters_of_another_model_are_refused_before_anything_is_scored(
     with pytest.raises(AdapterError, match="was trained on llama, but llama is another model"):
         evaluate(arms, [made_up()], Readers(other_model))
     assert scored == []
+
+
+# The adapters of the paper's table
+
+
+@pytest.mark.parametrize("echo", [0, 4])
+def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
+    echo: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, Pattern, Marks, int]] = []
+    readers: list[Reader] = []
+    settings = TrainingSettings(echo_tokens=echo, steps=7, seed=3)
+    run = Run(settings, RETRIEVAL, WINDOWS, {"documents": ["x"]})
+    examples = made_up().examples
+
+    def record(reader: Reader, on: Sequence[Example], own: Run, out: Path, **_: Any) -> None:
+        assert on == examples
+        assert (own.windows, own.data) == (run.windows, run.data)
+        assert own.settings == dataclasses.replace(
+            settings, marks=own.settings.marks, echo_tokens=own.settings.echo_tokens
+        )
+        assert own.retrieval == dataclasses.replace(RETRIEVAL, pattern=own.retrieval.pattern)
+        assert all(reader is not other for other in readers)
+        readers.append(reader)
+        about = (own.retrieval.pattern, own.settings.marks, own.settings.echo_tokens)
+        called.append((str(out.relative_to(tmp_path)), *about))
+
+    monkeypatch.setattr("flashback.finetuning.training.train", record)
+    finished = tmp_path / "adapters" / "prepend-frozen"
+    finished.mkdir(parents=True)
+    (finished / "flashback.json").write_text("{}", "utf-8")
+    shown: list[str] = []
+
+    def show(title: str) -> AbstractContextManager[OnStep]:
+        shown.append(title)
+        return nullcontext(lambda _: None)
+
+    train_missing(tmp_path, Readers(load), examples, run, show)
+    assert called[:6] == [
+        ("adapters/none", Pattern.NONE, Marks.NONE, 0),
+        ("adapters/prepend-none", Pattern.PREPEND, Marks.NONE, 0),
+        ("adapters/prepend-trained", Pattern.PREPEND, Marks.TRAINED, 0),
+        ("adapters/append-none", Pattern.APPEND, Marks.NONE, 0),
+        ("adapters/append-frozen", Pattern.APPEND, Marks.FROZEN, 0),
+        ("adapters/append-trained", Pattern.APPEND, Marks.TRAINED, 0),
+    ]
+    assert [about[1:] for about in called[6:]] == [(Pattern.APPEND, Marks.TRAINED, 4)] * (echo > 0)
+    assert len({folder for folder, *_ in called}) == len(called) == len(set(shown))
 
 
 # Models and inputs that cannot be scored
