@@ -29,7 +29,7 @@ def documented_commands() -> list[str]:
     texts = [README, *(command.help or "" for command in app.commands.values())]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     commands = [line.partition("| ")[2] if line.startswith("zcat") else line for line in lines]
-    return [line for line in commands if re.match(r"flashback (index|search|generate|demo)", line)]
+    return [line for line in commands if re.match(r"flashback (index|search|generate|demo|train|eval|export|reproduce)", line)]
 
 
 @pytest.mark.parametrize("line", documented_commands())
