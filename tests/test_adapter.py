@@ -560,23 +560,24 @@ class Malicious:
 
 
 def test_nothing_in_an_adapter_is_unpickled_or_imported(
-    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = tmp_path / "trace"
     payload = pickle.dumps(Malicious(trace))
     for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"):
         (broken / name).write_bytes(payload)
-    (broken / "planted.py").write_text(f"open({str(trace)!r}, 'w')")
+    (broken / "megatron").mkdir()
+    (broken / "megatron" / "__init__.py").write_text(f"open({str(trace)!r}, 'w')")
     monkeypatch.syspath_prepend(broken)  # as if the program ran in that folder
     change(
         CONFIG,
         megatron_config={"a": 1},
-        megatron_core="planted",
-        auto_mapping={"base_model_class": "Planted", "parent_library": "planted"},
+        megatron_core="megatron.core",  # which PEFT imports
+        auto_mapping={"base_model_class": "Planted", "parent_library": "megatron"},
         init_lora_weights="pissa",
     )(broken)
-    expected = put_on(tiny_reader(), broken)
-    assert fingerprint(expected.model) != fingerprint(tiny_model("llama"))
+    expected = fingerprint(put_on(tiny_reader(), whole).model)
+    assert fingerprint(put_on(tiny_reader(), broken).model) == expected
     (broken / WEIGHTS).rename(broken / "adapter_model.pkl")
     assert f"no {WEIGHTS} in it" in why_refused(broken)
     (broken / WEIGHTS).write_bytes(payload)

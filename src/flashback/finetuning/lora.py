@@ -83,6 +83,7 @@ def add_lora(
     before, after = ((marks[0],), (marks[1],)) if marks else ((), ())
     frame = Frame(before, after, settings.echo_tokens)
     model = wrap(reader.model, config)
+    config.base_model_name_or_path = reader.name  # PEFT takes the folder it was loaded from
     if settings.marks is Marks.FROZEN:
         _freeze_rows(model)
     return model, frame, marks
