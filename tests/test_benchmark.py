@@ -107,6 +107,7 @@ def test_what_cannot_be_measured_is_refused(settings: dict[str, object], message
 def test_shapes_have_the_windows_of_their_models(name: str) -> None:
     windows = {
         "gpt2": 1024,
+        "gpt2-6x512": 1024,
         "opt-125m": 2048,
         "opt-1.3b": 2048,
         "opt-6.7b": 2048,

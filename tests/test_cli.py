@@ -371,7 +371,7 @@ def test_retrieval_and_stopping_flags_reach_the_result(generate: Generate) -> No
 
 
 def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_folder: Path) -> None:
-    record = generate.record("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", 3)
+    record = generate.record("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", "3")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
 
     def encode(text: str) -> list[int]:

@@ -309,7 +309,7 @@ def test_figures_of_tables_and_sweeps_are_drawn(
     evaluate("--plot", plot, *sweep)
     text = plot.read_text("utf-8")
     assert "append (text, echo)" in text
-    assert ("s=8" in text) == bool(sweep)
+    assert ("<!-- s=8 -->" in text) == bool(sweep)
 
 
 def test_a_table_is_printed_even_if_a_file_cannot_be_written(

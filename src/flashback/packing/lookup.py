@@ -38,7 +38,10 @@ class Found:
     """For each cut, whether its first hit has at least one 8-gram in common with the document."""
 
     def every(self, step: int, passages: int) -> "Found":
-        """What a stride `step` times as long, and fewer passages, would have found."""
+        """What a stride `step` times as long, and fewer passages, would have found.
+
+        The copies remain those met while looking for all passages.
+        """
         hits = tuple(hits[:passages] for hits in self.hits[::step])
         return Found(hits, self.copies[::step], self.overlapping[::step])
 
@@ -144,9 +147,10 @@ class LookupCache:
     def _key(self, lookup: Lookup, windows: Sequence[Window], settings: RetrievalSettings) -> str:
         options = asdict(settings.search_options)
         digest = hashlib.sha256(json.dumps([self.index, options, COPY, _SPARE]).encode())
-        for window in windows:
-            own = [window.document.id, window.document.title, window.document.text]
-            digest.update(json.dumps([own, lookup.queries(window)]).encode())
+        for document, own in groupby(windows, key=lambda window: window.document):
+            parts = [document.id, document.title, document.text]
+            queries = [lookup.queries(window) for window in own]
+            digest.update(json.dumps([parts, queries]).encode())
         return digest.hexdigest()
 
 
