@@ -10,5 +10,5 @@ adapter=src/flashback/readers/flashback-mini-adapter
 rm -rf "$adapter"
 "$flashback" train python-docs:adapter --index "$index" --out "$adapter" --echo-tokens 16 \
     --learning-rate 3e-3 --steps 240 --windows-per-step 4 --checkpoint-steps 40 --seed 1
-"$flashback" eval python-docs:evaluation --index "$index" --adapter "$adapter" --max-windows 240 \
+"$flashback" eval python-docs:evaluation --index "$index" --adapter "$adapter" --max-windows 60 \
     --json > recipes/mini/adapter-table.json
