@@ -794,6 +794,10 @@ def test_the_json_of_a_training_is_its_card(command: Train) -> None:
     record = command("--json", "--held-out", command.words[1], "--evaluation-steps", "2").record
     assert record == json.loads((command.out / CARD).read_text())
     assert [entry["step"] for entry in record["results"]["log"] if "eval_loss" in entry] == [2, 4]
+    names = [row["name"] for row in record["results"]["table"]["rows"]]
+    assert names[0] == "none"
+    assert names[-1] == "append + LoRA, trained marks"
+    assert f"| {names[-1]} |" in (command.out / "README.md").read_text()
 
 
 def test_settings_reach_the_training(command: Train) -> None:

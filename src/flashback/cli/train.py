@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,13 @@ from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
-from flashback.settings import RetrievalSettings
+from flashback.settings import Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
+    from flashback.adapter import AdapterCard
+    from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.training import OnStep
+    from flashback.reader import Reader
 
 RETRIEVED = (
     "pattern",
@@ -99,6 +102,8 @@ def train(
     retrieval.check_retriever(index)
     from flashback.adapter import card_record
     from flashback.cli.documents import prepare_documents
+    from flashback.evaluation.evaluate import Judged
+    from flashback.finetuning.model_card import record_table
     from flashback.finetuning.training import (
         Run,
         check_output,
@@ -112,36 +117,43 @@ def train(
 
     check_output(out)
     loggers(log_to)  # now, not after minutes of looking up
-    reader = load_reader(
-        model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
-    )
+
+    def load() -> "Reader":
+        return load_reader(
+            model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+        )
+
+    reader = load()
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
     check_positions(reader, windows, retrieval, settings.frame_tokens)
     examples = prepare_documents(documents, reader, index, [retrieval], windows)[0].examples(
         reader, retrieval
     )
-    judged = []
+    judged: Judged | None = None
     if held_out:
         few = replace(windows, max_windows=held_out_windows)
-        judged = prepare_documents(held_out, reader, index, [retrieval], few)[0].examples(
-            reader, retrieval
-        )
+        found = prepare_documents(held_out, reader, index, [retrieval], few)[0]
+        described = {"documents": list(held_out), "windows": held_out_windows}
+        judged = Judged(tuple(found.examples(reader, retrieval)), found.found, few, described)
     if notes.is_terminal:
-        notes.print(f"{len(examples):,} windows of {model}, {reader.placement}", style="dim")
+        line = f"{len(examples):,} windows of {model}, {reader.placement}"
+        notes.print(line, style="dim", markup=False)
     with training_progress() as on_step:
         card = run_training(
             reader,
             examples,
             run,
             out,
-            held_out=judged,
+            held_out=judged.examples if judged is not None else (),
             log_to=log_to,
             on_step=on_step,
             bfloat16=bfloat16,
         )
     if not _speaks():
         return
+    if judged is not None:
+        card = record_table(out, _measured(out, card, judged, load))
     if as_json:
         click.echo(card_record(card), nl=False)
     else:
@@ -149,6 +161,24 @@ def train(
             f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
             "target"
         )
+
+
+def _measured(
+    out: Path, card: "AdapterCard", judged: "Judged", load: "Callable[[], Reader]"
+) -> dict[str, Any]:
+    """The reader without and with its new adapter on the held-out windows."""
+    from flashback.evaluation.arms import adapter_arms, untrained_arms, usual_frames
+    from flashback.evaluation.evaluate import evaluate
+    from flashback.evaluation.readers import Readers
+
+    readers = Readers(load)
+    patterns = list(dict.fromkeys([Pattern.NONE, card.pattern]))
+    arms = untrained_arms(patterns, usual_frames(readers.get()))
+    arms += adapter_arms(out, [card.pattern])
+    from flashback.cli.documents import counting
+
+    with counting("scoring held-out windows") as start:
+        return evaluate(arms, [judged], readers, start=start)[0].record()
 
 
 def _speaks() -> bool:

@@ -1,9 +1,13 @@
 """The README of an adapter folder: what it is, how it is used, what was measured."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from flashback.adapter import AdapterCard
+from flashback.adapter import CARD, AdapterCard, card_record, read_card
+from flashback.evaluation.markdown import measured_on, rows_in_markdown
+from flashback.files import write_atomically
 from flashback.settings import Marks
 
 
@@ -52,16 +56,19 @@ def _measured(table: dict[str, Any] | None) -> Iterable[str]:
     yield ""
     yield "## Measured"
     yield ""
-    yield (
-        f"Perplexity on {table['tokens']:,} target tokens of {table['documents']} held-out "
-        "documents, with 95 % intervals over documents:"
-    )
+    yield f"Perplexity per token on held-out documents. {measured_on(table)}"
     yield ""
-    yield "| | perplexity | | against the first row |"
-    yield "|---|---|---|---|"
-    for row in table["rows"]:
-        ratio = row["against_first_row"]
-        yield (
-            f"| {row['name']} | {row['perplexity']:.2f} | {row['low']:.2f} to {row['high']:.2f} | "
-            f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) |"
-        )
+    yield from rows_in_markdown(table)
+
+
+def record_table(folder: Path, table: dict[str, Any]) -> AdapterCard:
+    """Put what was measured of an adapter into its card and its README.
+
+    Args:
+        table: `Table.record`.
+    """
+    card = read_card(folder)
+    card = replace(card, results=card.results | {"table": table})
+    write_atomically(folder / "README.md", model_card(card))
+    write_atomically(folder / CARD, card_record(card))
+    return card
