@@ -20,7 +20,14 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CTRLConfig, CTRLLMHeadModel, MptConfig, MptForCausalLM
+from transformers import (
+    CTRLConfig,
+    CTRLLMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from command_line import Outcome, refused, run
 from families import FAMILIES, tiny_model
@@ -39,7 +46,7 @@ from flashback.finetuning.training import (
 from flashback.packing.forward import Arrangement, Example, TargetScorer
 from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
-from readers import tiny_reader
+from readers import byte_tokenizer, tiny_reader
 from trainings import (
     EXAMPLES,
     RETRIEVAL,
@@ -867,6 +874,17 @@ def test_wrong_usage(more: list[str], message: str, command: Train) -> None:
 )
 def test_what_is_not_there(more: list[str], message: str, command: Train) -> None:
     assert message in command.refused(*more, code=1)
+
+
+def test_readers_whose_cache_cannot_be_cut_back_are_refused(index: Path, tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    byte_tokenizer().save_pretrained(tmp_path / "mamba")
+    (tmp_path / "text.txt").write_text("The moon is bright tonight. " * 20)
+    words = ("train", tmp_path / "text.txt", "--model", tmp_path / "mamba", "--index", index)
+    message = refused(*words, "--out", tmp_path / "A", code=1)
+    assert "(mamba) keeps no key-value cache" in message
+    assert not (tmp_path / "A").exists()
 
 
 def test_corpora_that_cannot_be_trained_on(model_folder: Path, index: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.console import notes
-from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
+from flashback.cli.documents import Sources, counting, loader, open_sources, prepare_sources
 from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
 from flashback.cli.tables import print_table
@@ -115,7 +115,7 @@ def evaluate(
     from flashback.evaluation.readers import Readers
 
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
-    readers = Readers(_loader(model, device, dtype, window, trust_remote_code))
+    readers = Readers(loader(model, device, dtype, window, trust_remote_code))
     arms = [*_untrained(readers.get(), wanted, shortened), *adapted]
     _check_arms(arms, readers, windows, settings)
     described = {
@@ -222,22 +222,6 @@ def _judged(
         )
         for one, own in zip(settings, prepared, strict=True)
     ]
-
-
-def _loader(
-    model: str, device: str, dtype: str, window: int | None, trust_remote_code: bool
-) -> "Callable[[], Reader]":
-    from flashback.engines.local import refuse_uncuttable
-    from flashback.reader import load_reader
-
-    def load() -> "Reader":
-        reader = load_reader(
-            model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
-        )
-        refuse_uncuttable(reader.model)  # padding and branches are for attention, too
-        return reader
-
-    return load
 
 
 def _described(
@@ -376,7 +360,7 @@ def reproduce(
 
     table_of.check_output(out)
     sources = [open_sources(names, index, retrieves=True) for names in (train_documents, documents)]
-    readers = Readers(_loader(model, device, dtype, window, trust_remote_code))
+    readers = Readers(loader(model, device, dtype, window, trust_remote_code))
     data = {"documents": list(train_documents), "index": str(index)}
     run = Run(run_settings, retrieval, windows, data)
     few = replace(windows, max_windows=evaluate_windows)

@@ -101,7 +101,7 @@ def train(
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
     from flashback.adapter import card_record
-    from flashback.cli.documents import prepare_documents
+    from flashback.cli.documents import loader, prepare_documents
     from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.model_card import record_table
     from flashback.finetuning.training import (
@@ -113,16 +113,10 @@ def train(
     from flashback.finetuning.training import (
         train as run_training,
     )
-    from flashback.reader import load_reader
 
     check_output(out)
     loggers(log_to)  # now, not after minutes of looking up
-
-    def load() -> "Reader":
-        return load_reader(
-            model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
-        )
-
+    load = loader(model, device, dtype, window, trust_remote_code)
     reader = load()
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
