@@ -52,7 +52,8 @@ from flashback.evaluation.reproduce import train_missing
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Array, Bootstrap, Interval
 from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.training import OnStep, Run, train
+from flashback.finetuning.trainer import OnStep
+from flashback.finetuning.training import Run, train
 from flashback.packing.forward import Example
 from flashback.packing.prepare import prepare
 from flashback.packing.settings import Protocol, WindowSettings

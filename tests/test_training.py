@@ -35,14 +35,8 @@ from flashback.adapter import CARD, CONFIG, WEIGHTS, put_on, read_card
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import write_atomically
 from flashback.finetuning.lora import add_lora, query_and_value, save_lora
-from flashback.finetuning.training import (
-    CHECKPOINTS,
-    Progress,
-    Run,
-    check_positions,
-    last_checkpoint,
-    train,
-)
+from flashback.finetuning.trainer import Progress, last_checkpoint
+from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, train
 from flashback.packing.forward import Arrangement, Example, TargetScorer
 from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
@@ -425,7 +419,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
         write_atomically(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.finetuning.training.write_atomically", write)
+        patched.setattr("flashback.finetuning.trainer.write_atomically", write)
         with pytest.raises(KeyboardInterrupt):
             train_usual(tiny_reader(), tmp_path / "A")
     checkpoints = tmp_path / "A" / CHECKPOINTS
@@ -689,8 +683,8 @@ def test_a_gradient_that_is_no_number_spoils_no_checkpoint(tmp_path: Path) -> No
         ("torch.save", RuntimeError("[enforce fail at inline_container.cc] unexpected pos 576")),
         ("peft.peft_model.safe_save_file", FULL),
         ("peft.peft_model.safe_save_file", SafetensorError("I/O error: No space left on device")),
-        ("flashback.finetuning.training.sync_files", FULL),
-        ("flashback.finetuning.training.write_atomically", FULL),
+        ("flashback.finetuning.trainer.sync_files", FULL),
+        ("flashback.finetuning.trainer.write_atomically", FULL),
     ],
 )
 def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(

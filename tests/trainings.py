@@ -17,7 +17,8 @@ from families import tiny_model
 from flashback.adapter import WEIGHTS, AdapterCard
 from flashback.corpus.documents import Document
 from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.training import OnStep, Run, train
+from flashback.finetuning.trainer import OnStep
+from flashback.finetuning.training import Run, train
 from flashback.packing.forward import Example
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import Cut, Window

@@ -28,7 +28,7 @@ from flashback.settings import Pattern, RetrievalSettings
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
     from flashback.evaluation.evaluate import Judged
-    from flashback.finetuning.training import OnStep
+    from flashback.finetuning.trainer import OnStep
     from flashback.reader import Reader
 
 RETRIEVED = (

@@ -23,7 +23,8 @@ from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
 
 if TYPE_CHECKING:
-    from flashback.finetuning.training import OnStep, Run
+    from flashback.finetuning.trainer import OnStep
+    from flashback.finetuning.training import Run
 
 _RUN = "run.json"
 NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS, FrameKind.ECHO)
