@@ -43,7 +43,7 @@ mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
 	build/mini/venv/bin/python -m pip install --quiet -r recipes/mini/environment.txt -e .
 	build/mini/venv/bin/python recipes/mini/train.py --out src/flashback/readers/flashback-mini
 
-mini-adapter:  ## Train its adapter for appended passages anew: about 20 minutes on two cores.
+mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes on half a machine.
 	$(PYTHON) -m venv build/mini/venv
 	build/mini/venv/bin/python -m pip install --quiet -r recipes/mini/environment.txt -e '.[train]'
 	BIN=build/mini/venv/bin recipes/mini/adapter.sh
