@@ -842,7 +842,10 @@ def test_adapters_of_another_model_are_refused_before_anything_is_scored(
     adapters: Path, scored: Calls
 ) -> None:
     arms = [NONE, *adapter_arms(adapters / "marks", [Pattern.APPEND])]
-    with pytest.raises(AdapterError, match="was trained on llama, but llama is another model"):
+    with pytest.raises(
+        AdapterError,
+        match=r"on llama \(llama, \w{12}\), but llama \(llama, \w{12}\) is another model",
+    ):
         evaluate(arms, [made_up()], Readers(other_model))
     assert scored == []
 

@@ -205,6 +205,22 @@ def card_record(card: AdapterCard) -> str:
     return json.dumps(dataclasses.asdict(card), indent=2) + "\n"
 
 
+def check_base(reader: Reader, folder: Path) -> AdapterCard:
+    """The card of an adapter that was trained on this reader.
+
+    Raises:
+        AdapterError: the adapter is missing, damaged, or belongs to another model.
+    """
+    card, found = read_card(folder), base_of(reader)
+    if found.fingerprint != card.base.fingerprint:
+        raise AdapterError(
+            f"adapter {folder} was trained on {card.base.name} ({card.base.model_type}, "
+            f"{card.base.fingerprint[:12]}), but {reader.name} ({found.model_type}, "
+            f"{found.fingerprint[:12]}) is another model; load the adapter's own"
+        )
+    return card
+
+
 def put_on(reader: Reader, folder: str | Path) -> Reader:
     """A reader with an adapter merged into its weights: as fast as without.
 
@@ -214,14 +230,7 @@ def put_on(reader: Reader, folder: str | Path) -> Reader:
         AdapterError: the adapter is missing, damaged, or belongs to another model.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    found = base_of(reader)
-    if found.fingerprint != card.base.fingerprint:
-        raise AdapterError(
-            f"adapter {folder} was trained on {card.base.name} ({card.base.model_type}, "
-            f"{card.base.fingerprint[:12]}), but {reader.name} ({found.model_type}, "
-            f"{found.fingerprint[:12]}) is another model; load the adapter's own"
-        )
+    card = check_base(reader, folder)
     if card.mark_ids is not None:
         given = add_marks(reader.tokenizer, reader.model)
         if given != card.mark_ids:

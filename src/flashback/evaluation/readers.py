@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flashback.adapter import fingerprint, put_on, read_card
-from flashback.errors import AdapterError
+from flashback.adapter import check_base, put_on
 from flashback.reader import Reader
 
 
@@ -46,9 +45,4 @@ class Readers:
             AdapterError: an adapter is missing, damaged, or belongs to another model.
         """
         for folder in dict.fromkeys(adapters):
-            card, reader = read_card(folder), self.get()
-            if card.base.fingerprint != fingerprint(reader.model):
-                raise AdapterError(
-                    f"adapter {folder} was trained on {card.base.name}, but {reader.name} is "
-                    "another model; load the adapter's own"
-                )
+            check_base(self.get(), folder)
