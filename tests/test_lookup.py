@@ -376,6 +376,8 @@ def altered(change: Callable[[Any], object]) -> Callable[[bytes], bytes]:
         altered(lambda record: record.pop("copies")),
         altered(lambda record: record.pop("overlapping")),
         altered(lambda record: record.update(hits=None)),
+        altered(lambda record: record["hits"].pop()),
+        altered(lambda record: record["copies"].append(0)),
         altered(lambda record: record["hits"][0][0].pop("text")),
         altered(lambda record: record["hits"][0][0].update(unknown=1)),
     ],

@@ -132,7 +132,7 @@ class LookupCache:
         after each.
         """
         path = self.folder / f"passages-{self._key(lookup, windows, settings)[:32]}.jsonl"
-        kept = _read(path, len(windows))
+        kept = _read(path, windows)
         if kept is not None:
             return kept, True
         found = []
@@ -154,8 +154,9 @@ class LookupCache:
         return digest.hexdigest()
 
 
-def _read(path: Path, windows: int) -> list[Found] | None:
+def _read(path: Path, windows: Sequence[Window]) -> list[Found] | None:
     """A kept entry; None if there is none, or it is no longer whole."""
+    cuts = [len(window.cuts) for window in windows]
     try:
         with open(path, encoding="utf-8") as file:
             records = [json.loads(line) for line in file]
@@ -169,7 +170,10 @@ def _read(path: Path, windows: int) -> list[Found] | None:
         ]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if len(found) == windows else None
+    for parts in ("hits", "copies", "overlapping"):
+        if [len(getattr(one, parts)) for one in found] != cuts:
+            return None
+    return found
 
 
 def examples_of(
