@@ -848,6 +848,7 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
         (["--passage-tokens", "500"], "need 566 positions, but"),
         (["--held-out-windows", "0"], "'--held-out-windows'"),
         (["--lora-target", "nonsuch"], "--lora-target nonsuch: "),
+        (["--echo-tokens", "4", "--pattern", "prepend"], "no effect with --pattern prepend"),
         (["--log-to", "nonsuch"], "--log-to: nonsuch is not supported"),
         (["--device", "toaster"], "--device toaster"),
         (["--nonsuch"], "'--nonsuch'"),

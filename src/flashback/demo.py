@@ -42,8 +42,6 @@ from flashback.settings import (
 
 PAGE = "logging.handlers"
 """A documentation page that every Python has and no training or index has seen."""
-
-
 SCORED_PAGES = 6
 """Held-out pages of the standard library whose beginnings are scored."""
 _LONG_PAGE = 2000

@@ -133,19 +133,6 @@ def prepare_sources(
     return found
 
 
-def prepare_documents(
-    names: Sequence[str],
-    reader: "Reader",
-    index: Path | None,
-    settings: Sequence[RetrievalSettings],
-    windows: "WindowSettings",
-) -> "list[Prepared]":
-    """`open_sources` and `prepare_sources` in one."""
-    retrieves = any(one.pattern.retrieves for one in settings)
-    sources = open_sources(names, index, retrieves=retrieves)
-    return prepare_sources(sources, reader, settings, windows)
-
-
 def _read(sources: Sources) -> list[Document]:
     with notes.status("reading documents"):
         documents = list(sources.corpus.read(lambda _: None))

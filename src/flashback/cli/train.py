@@ -21,6 +21,7 @@ from rich.progress import (
 from flashback.cli.console import notes
 from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.errors import SettingsError
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
@@ -101,7 +102,7 @@ def train(
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
     from flashback.adapter import card_record
-    from flashback.cli.documents import loader, prepare_documents
+    from flashback.cli.documents import loader, open_sources, prepare_sources
     from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.model_card import record_table
     from flashback.finetuning.training import (
@@ -114,20 +115,23 @@ def train(
         train as run_training,
     )
 
+    _check_echo(settings, retrieval)
     check_output(out)
     loggers(log_to)  # now, not after minutes of looking up
+    retrieves = retrieval.pattern.retrieves
+    sources = open_sources(documents, index, retrieves=retrieves)
+    held_out_sources = open_sources(held_out, index, retrieves=retrieves) if held_out else None
     load = loader(model, device, dtype, window, trust_remote_code)
     reader = load()
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
     check_positions(reader, windows, retrieval, settings.frame_tokens)
-    examples = prepare_documents(documents, reader, index, [retrieval], windows)[0].examples(
-        reader, retrieval
-    )
+    prepared = prepare_sources(sources, reader, [retrieval], windows)[0]
+    examples = prepared.examples(reader, retrieval)
     judged: Judged | None = None
-    if held_out:
+    if held_out_sources is not None:
         few = replace(windows, max_windows=held_out_windows)
-        found = prepare_documents(held_out, reader, index, [retrieval], few)[0]
+        found = prepare_sources(held_out_sources, reader, [retrieval], few)[0]
         described = {"documents": list(held_out), "windows": held_out_windows}
         judged = Judged(tuple(found.examples(reader, retrieval)), found.found, few, described)
     if notes.is_terminal:
@@ -157,10 +161,19 @@ def train(
         )
 
 
+def _check_echo(settings: TrainingSettings, retrieval: RetrievalSettings) -> None:
+    if settings.echo_tokens and retrieval.pattern is not Pattern.APPEND:
+        raise SettingsError(
+            f"--echo-tokens {settings.echo_tokens}: has no effect with --pattern "
+            f"{retrieval.pattern}; leave it out"
+        )
+
+
 def _measured(
     out: Path, card: "AdapterCard", judged: "Judged", load: "Callable[[], Reader]"
 ) -> dict[str, Any]:
     """The reader without and with its new adapter on the held-out windows."""
+    from flashback.cli.documents import counting
     from flashback.evaluation.arms import adapter_arms, untrained_arms, usual_frames
     from flashback.evaluation.evaluate import evaluate
     from flashback.evaluation.readers import Readers
@@ -169,8 +182,6 @@ def _measured(
     patterns = list(dict.fromkeys([Pattern.NONE, card.pattern]))
     arms = untrained_arms(patterns, usual_frames(readers.get()))
     arms += adapter_arms(out, [card.pattern])
-    from flashback.cli.documents import counting
-
     with counting("scoring held-out windows") as start:
         return evaluate(arms, [judged], readers, start=start)[0].record()
 

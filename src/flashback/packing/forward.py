@@ -92,7 +92,6 @@ class TargetScorer:
         layers = DynamicCache(config=base.config).layers
         self.packs_appended = all(type(layer) is DynamicLayer for layer in layers)
         """Whether appended passages run as branches; False for sliding windows."""
-        self._layers = len(layers)
         self._model = model
         self._device = next(base.parameters()).device
         self._batch_tokens = batch_tokens
@@ -149,7 +148,7 @@ class TargetScorer:
         if self._takes_positions:
             inputs["position_ids"] = positions.to(self._device)
         if context is not None and seen:
-            inputs["past_key_values"] = _for_branches(context, self._layers, seen, len(rows))
+            inputs["past_key_values"] = _for_branches(context, seen, len(rows))
             inputs["use_cache"] = True
         logits = self._logits(ids.to(self._device), len(rows[0].targets), inputs)
         log_probs = self._chosen(logits, [row.targets for row in rows], arrangement.forbidden)
@@ -234,10 +233,10 @@ class _SharedContext(DynamicLayer):
         self.keys, self.values = keys, values
 
 
-def _for_branches(context: DynamicCache, layers: int, seen: int, branches: int) -> DynamicCache:
+def _for_branches(context: DynamicCache, seen: int, branches: int) -> DynamicCache:
     """The first `seen` positions of a context's cache, once for each branch; nothing is copied."""
     cache = DynamicCache()
-    for layer in context.layers[:layers]:
+    for layer in context.layers:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
