@@ -1,11 +1,13 @@
 """The reference: every stride recomputed from its arranged ids, with nothing cached."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flashback.arrangement import Prompt
 from flashback.generation import Generation
 from flashback.sampling import Sampler
 
@@ -59,3 +61,45 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """The length of the longest common prefix."""
     pairs = zip(left, right, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
+    """The logits (T, V) that give `tokens` behind a prompt with a slot, from one plain pass.
+
+    Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
+    itself, a context token sees the context before it and the passage it was computed with.
+    """
+    room, views = prompt.slot.room, prompt.slot.views
+    ids = [*prompt.context, *tokens[:-1]]
+    length = len(ids)
+    positions = [*range(room, room + length)]
+    total = length + sum(len(view.passage) for view in views)
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    seen[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
+    ends = [*(view.start for view in views[1:]), length]
+    for view, end in zip(views, ends, strict=True):
+        size, at = len(view.passage), len(ids)
+        seen[at : at + size, at : at + size] = torch.ones(size, size, dtype=torch.bool).tril()
+        seen[view.start : end, at : at + size] = True
+        ids.extend(view.passage)
+        positions.extend(range(room - size, room))
+    never = torch.finfo(model.dtype).min
+    mask = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
+    extra = {"position_ids": torch.tensor([positions])}
+    with pytest.MonkeyPatch.context() as patch:
+        if model.config.model_type == "bloom":  # no positions, but biases by distance
+            extra = {}
+            patch.setattr(model.transformer, "build_alibi_tensor", _biases(positions))
+        output = model(input_ids=torch.tensor([ids]), attention_mask=mask, use_cache=False, **extra)
+    logits: Tensor = output.logits[0, length - len(tokens) : length]
+    return logits
+
+
+def _biases(positions: Sequence[int]) -> Callable[[Tensor, int, torch.dtype], Tensor]:
+    """ALiBi's biases of keys at `positions`."""
+
+    def build(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+        slopes = torch.tensor([2.0 ** (-8 * (head + 1) / heads) for head in range(heads)])
+        return (slopes[:, None, None] * torch.tensor(positions)).to(dtype)
+
+    return build

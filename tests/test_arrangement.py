@@ -35,7 +35,10 @@ def test_an_echo_repeats_the_end_of_the_text_behind_an_appended_passage_alone() 
     assert arrange(Pattern.APPEND, (0, 1, 2), (), frame, 1) == Prompt((0, 1, 2))
 
 
-@given(pattern=st.sampled_from(Pattern), context=IDS)
+@given(
+    pattern=st.sampled_from([Pattern.NONE, Pattern.PREPEND, Pattern.APPEND]),
+    context=IDS,
+)
 def test_an_empty_retrieval_arranges_the_context_alone(
     pattern: Pattern, context: tuple[int, ...]
 ) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
-from flashback.arrangement import Prompt
+from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
@@ -141,8 +141,16 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
         engine.complete(Prompt(tuple(range(190))), 3, greedy())
     with pytest.raises(SettingsError, match="prompt is empty"):
         engine.complete(Prompt(()), 3, greedy())
-    with pytest.raises(SettingsError, match="no passage slot"):
-        engine.complete(Prompt((1,), slot=(2,)), 3, greedy())
+    with pytest.raises(SettingsError, match="10 slot, 180 prompt and 3 new tokens exceed"):
+        engine.complete(Prompt(tuple(range(180)), Slot(10)), 3, greedy())
+
+
+@pytest.mark.parametrize("family", SLIDING)
+def test_a_slot_out_of_sight_is_refused(family: str) -> None:
+    engine = LocalEngine(tiny_model(family), window=192)
+    assert not engine.capabilities.slot
+    with pytest.raises(SettingsError, match="sliding window"):
+        engine.complete(Prompt((1,), Slot(2, (InView(0, (2,)),))), 3, greedy())
 
 
 def _mamba() -> PreTrainedModel:

@@ -171,8 +171,8 @@ def share_right(
     arrangement = Arrangement(pattern, reader.frame(None) if frame is None else frame)
     right = []
     for example in examples:
-        for cut, passage in zip(example.window.cuts, example.passages, strict=True):
-            prompt = arrangement.prompt(example.window, cut, passage)
+        for at, cut in enumerate(example.window.cuts):
+            prompt = arrangement.prompt(example, at)
             right.append(most_probable(reader, prompt) == example.window.targets(cut)[0])
     return sum(right) / len(right)
 
@@ -224,9 +224,7 @@ def test_a_trained_reader_believes_the_passage(school: School, reading: Reader) 
     said = [
         (most_probable(reading, prompt), passage[-2])
         for example in wrong
-        for cut, passage in zip(example.window.cuts, example.passages, strict=True)
-        for prompt in [
-            Arrangement(Pattern.APPEND, reading.frame(None)).prompt(example.window, cut, passage)
-        ]
+        for at, passage in enumerate(example.passages)
+        for prompt in [Arrangement(Pattern.APPEND, reading.frame(None)).prompt(example, at)]
     ]
     assert sum(one == other for one, other in said) > 0.8 * len(said)

@@ -46,6 +46,8 @@ def _little_room() -> Iterator[None]:
         yield
 
 
+PAPER_PATTERNS = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
+"""What is in view is one sequence of tokens; for the slot see test_slot.py."""
 PROMPT = st.lists(st.integers(2, 257), min_size=1, max_size=60)
 
 
@@ -61,7 +63,7 @@ def made_up_settings(draw: st.DrawFn) -> Settings:
     )
     return Settings(
         RetrievalSettings(
-            pattern=draw(st.sampled_from(Pattern)),
+            pattern=draw(st.sampled_from(PAPER_PATTERNS)),
             stride=draw(st.integers(1, 9)),
             query_tokens=draw(st.integers(1, 12)),
             passage_tokens=draw(st.integers(1, 24)),
@@ -114,7 +116,7 @@ def test_cached_generation_equals_recomputation(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("pattern", PAPER_PATTERNS)
 def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: Pattern) -> None:
     """Contexts several times longer than any sliding window, and two jumps at least."""
     reader = shared_reader(family)
@@ -141,8 +143,8 @@ def test_sampled_text_equals_recomputation(pattern: Pattern) -> None:
 def test_keeping_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a cache that is not cut back must fail the same comparison."""
 
-    def keep_everything(sequence: CachedSequence, ids: Sequence[int]) -> int:
-        return min(len(sequence.ids), len(ids) - 1)
+    def keep_everything(sequence: CachedSequence, prompt: Prompt) -> int:
+        return min(len(sequence.ids), len(prompt.context) - 1)
 
     monkeypatch.setattr(CachedSequence, "common_prefix", keep_everything)
     reader = shared_reader(family)

@@ -8,9 +8,15 @@ the context, all in tokens; positions are half-open intervals.
     none      [0, c) context
     append    [0, c) context   [c, c+f+p) frame, passage, echo       p <= k·m
     prepend   [0, b) BOS       [b, b+f+p) frame and passage    [b+f+p, c+f+p) rest of the context
+    slot      [R-f-p, R) frame and passage, [R, R+c) context         R = k·m + f, no echo
+
+**The slot** (not the paper's). The positions [0, R) before the context hold the passage, right-
+aligned. It attends to itself alone, and the context attends to it: each of its tokens to the
+passage that was in the slot when it was computed. So a prompt says which passage was in view from
+which context token on, and its continuation is a function of the prompt, whatever is cached.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flashback.errors import PromptTooLong, SettingsError
@@ -41,31 +47,105 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What an engine is asked to continue.
+class InView:
+    """What the context sees in the slot from one of its tokens on, until something else is."""
 
-    `slot` is a passage encoded on its own at positions before the context (empty in the paper's
-    three patterns); exchanging it leaves the context's cache valid by definition.
-    """
+    start: int
+    """The first context token that sees it."""
+    passage: Ids
+    """With its frame; empty: nothing is in the slot."""
+
+
+_NOTHING = (InView(0, ()),)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Positions before the context, and what they held while the context was written."""
+
+    room: int = 0
+    """R: how many positions are reserved; the context begins at R."""
+    history: tuple[InView, ...] = ()
+
+    @property
+    def views(self) -> tuple[InView, ...]:
+        """In order, without gaps, from the first context token."""
+        return self.history or _NOTHING
+
+    @property
+    def passage(self) -> Ids:
+        """What is in the slot now."""
+        return self.views[-1].passage
+
+    def showing(self, passage: Ids, context: int) -> "Slot":
+        """The slot when its passage is exchanged behind `context` tokens.
+
+        The last of them sees the new passage, since it is what the next token is computed from; the
+        first passage is seen by the whole context.
+
+        Raises:
+            SettingsError: the passage is longer than the room for it.
+        """
+        if len(passage) > self.room:
+            raise SettingsError(
+                f"a passage of {len(passage)} tokens with its frame; the slot has {self.room}"
+            )
+        if self.history and self.passage == passage:
+            return self
+        view = InView(context - 1 if self.history else 0, passage)
+        earlier = tuple(one for one in self.history if one.start < view.start)
+        return Slot(self.room, (*earlier, view))
+
+
+_NO_SLOT = Slot()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an engine is asked to continue; without a slot in the paper's three patterns."""
 
     context: Ids
-    slot: Ids = ()
+    slot: Slot = _NO_SLOT
+
+    @property
+    def arranged(self) -> Ids:
+        """What the reader has in view now, token by token."""
+        return self.slot.passage + self.context
+
+    def pieces(self, start: int) -> Iterator[tuple[Ids, Ids]]:
+        """The context from `start` on, cut where the view changes: passages, and who sees them."""
+        views = self.slot.views
+        ends = [*(view.start for view in views[1:]), len(self.context)]
+        for view, end in zip(views, ends, strict=True):
+            if end > start:
+                yield view.passage, self.context[max(view.start, start) : end]
 
 
-def arrange(pattern: Pattern, context: Ids, passage: Ids, frame: Frame, bos: int) -> Prompt:
+def arrange(
+    pattern: Pattern, context: Ids, passage: Ids, frame: Frame, bos: int, slot: Slot = _NO_SLOT
+) -> Prompt:
     """Put the passage where the pattern wants it.
 
     Args:
         context: the text so far, beginning with its `bos` BOS tokens.
         passage: the retrieved tokens, no special ones among them; empty when nothing was found.
-        bos: how many leading tokens of the context stay at position 0 in every pattern.
+        bos: how many leading tokens of the context stay at position 0 in every other pattern.
+        slot: for the pattern `slot`, as it was before.
     """
+    if pattern is Pattern.SLOT:
+        framed = frame.around(passage) if passage else ()
+        return Prompt(context, slot.showing(framed, len(context)))
     if not passage or pattern is Pattern.NONE:
         return Prompt(context)
     framed = frame.around(passage)
     if pattern is Pattern.APPEND:
         return Prompt(context + framed + frame.echoed(context[bos:]))
     return Prompt(context[:bos] + framed + context[bos:])
+
+
+def slot_room(passages: int, passage_tokens: int, frame: Frame) -> int:
+    """R = k·m + f: the positions of the slot."""
+    return passages * passage_tokens + len(frame.before) + len(frame.after)
 
 
 def context_budget(window: int, passages: int, passage_tokens: int, frame: int, stride: int) -> int:

@@ -13,14 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flashback.arrangement import Context, Frame, Ids, Prompt, arrange, context_budget
+from flashback.arrangement import (
+    Context,
+    Frame,
+    Ids,
+    Prompt,
+    Slot,
+    arrange,
+    context_budget,
+    slot_room,
+)
 from flashback.detokenization import Detokenizer, StopFinder
 from flashback.engines.protocol import Engine, Usage
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import Sampler
-from flashback.settings import RetrievalSettings, Settings
+from flashback.settings import Pattern, RetrievalSettings, Settings
 
 FinishReason = Literal["length", "stop", "eos"]
 
@@ -134,6 +143,8 @@ class _Progress:
     detokenizer: Detokenizer
     stops: StopFinder
     retriever: Retriever
+    slot: Slot
+    """As the stride before left it; without room in patterns that have none."""
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
@@ -211,8 +222,22 @@ class Generator:
             Detokenizer(self.reader, context.ids),
             StopFinder(settings.stopping.stop),
             retriever,
+            Slot(self._room(retrieval, frame)),
         )
         return Writing(_timed(self._write(progress, settings, frame), progress), progress)
+
+    def _room(self, retrieval: RetrievalSettings, frame: Frame) -> int:
+        """R: the positions of the slot.
+
+        Raises:
+            SettingsError: the pattern is `slot`, and the reader or the engine can have none.
+        """
+        if retrieval.pattern is not Pattern.SLOT:
+            return 0
+        self.reader.check_pattern(retrieval.pattern)
+        if not self.engine.capabilities.slot:
+            raise SettingsError("--pattern slot: this engine has no slot; use append or prepend")
+        return slot_room(retrieval.passages, retrieval.passage_tokens, frame)
 
     def _warn_if_untrained(self, retrieval: RetrievalSettings) -> None:
         card = self.reader.adapter
@@ -241,12 +266,14 @@ class Generator:
     def _write_stride(
         self, progress: _Progress, settings: Settings, frame: Frame, length: int, last: bool
     ) -> Events:
-        progress.context.jump_if_full()
+        if progress.context.jump_if_full():
+            progress.slot = Slot(progress.slot.room)
         began = time.perf_counter()
         hits = self._retrieve(progress, settings.retrieval)
         retrieve_seconds = time.perf_counter() - began
-        prompt = self._arrange(progress.context, hits, settings.retrieval, frame)
-        yield StrideStart(len(progress.strides), hits, prompt.context)
+        prompt = self._arrange(progress, hits, settings.retrieval, frame)
+        progress.slot = prompt.slot
+        yield StrideStart(len(progress.strides), hits, prompt.arranged)
 
         tokens: list[int] = []
         texts: list[str] = []
@@ -265,7 +292,7 @@ class Generator:
                     break
         progress.context.ids.extend(tokens)
         stride = Stride(
-            arranged=prompt.context,
+            arranged=prompt.arranged,
             tokens=tuple(tokens),
             text="".join(texts),
             passages=hits,
@@ -280,15 +307,22 @@ class Generator:
         return tuple(progress.retriever.search([query], settings.search_options)[0])
 
     def _arrange(
-        self, context: Context, hits: Sequence[Hit], settings: RetrievalSettings, frame: Frame
+        self, progress: _Progress, hits: Sequence[Hit], settings: RetrievalSettings, frame: Frame
     ) -> Prompt:
         passage = [
             token
             for hit in hits
             for token in self.reader.encode(hit.text)[: settings.passage_tokens]
         ]
-        bos = len(context.bos)
-        return arrange(settings.pattern, context.visible, tuple(passage), frame, bos)
+        context = progress.context
+        return arrange(
+            settings.pattern,
+            context.visible,
+            tuple(passage),
+            frame,
+            len(context.bos),
+            progress.slot,
+        )
 
     def _take(self, progress: _Progress, token: int, settings: Settings) -> str:
         """Account for a new token; the text that may be shown because of it."""

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.arrangement import Frame, Ids
+from flashback.engines.cache import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.settings import FrameText
+from flashback.settings import FrameText, Pattern
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
@@ -198,6 +199,23 @@ class Reader:
         text = text or FrameText()
         before, after = (tuple(self.encode(part)) for part in (text.before, text.after))
         return Frame(before, after, text.echo_tokens)
+
+    @property
+    def can_have_slot(self) -> bool:
+        """Whether every layer sees all positions, those of a slot before the context included."""
+        return has_full_attention_only(self.model)
+
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Refuse a slot that the reader would lose sight of.
+
+        Raises:
+            SettingsError: the pattern is `slot`, and some layers have a sliding window.
+        """
+        if pattern is Pattern.SLOT and not self.can_have_slot:
+            raise SettingsError(
+                f"--pattern slot: {self.name} has layers with sliding-window attention, which "
+                "would lose sight of the slot; use append or prepend"
+            )
 
     @property
     def _trained_echo(self) -> int:

@@ -76,6 +76,8 @@ class Pattern(StrEnum):
     NONE = "none"
     PREPEND = "prepend"
     APPEND = "append"
+    SLOT = "slot"
+    """Not the paper's: at positions of their own before the context."""
 
     @property
     def retrieves(self) -> bool:

@@ -230,9 +230,8 @@ class Training:
         """Every stride as a sequence of its own."""
         for example in self.examples:
             window = example.window
-            for cut, passage in zip(window.cuts, example.passages, strict=True):
-                prompt = self.arrangement.prompt(window, cut, passage)
-                yield Separate(prompt, window.targets(cut))
+            for at, cut in enumerate(window.cuts):
+                yield Separate(self.arrangement.prompt(example, at), window.targets(cut))
 
 
 def packed_loss(scorer: TargetScorer, example: Example, arrangement: Arrangement) -> Tensor:

@@ -52,7 +52,7 @@ _TRAINED = [
     "patterns",
     type=click.Choice([str(pattern) for pattern in Pattern]),
     multiple=True,
-    help="Score this pattern (repeatable; default: all).",
+    help="Score this pattern (repeatable; default: all that the reader can have).",
 )
 @click.option("--shortened", is_flag=True, help="Add the paper's baseline with shorter contexts.")
 @click.option(
@@ -98,8 +98,8 @@ def evaluate(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    wanted = [Pattern(pattern) for pattern in patterns] or list(Pattern)
-    retrieves = any(pattern.retrieves for pattern in wanted)
+    wanted = [Pattern(pattern) for pattern in patterns]
+    retrieves = not wanted or any(pattern.retrieves for pattern in wanted)
     retrieval = replace(
         take(RetrievalSettings, values), pattern=Pattern.APPEND if retrieves else Pattern.NONE
     )
@@ -110,12 +110,16 @@ def evaluate(
     _check_files(per_document, plot)
     sources = open_sources(documents, index, retrieves=retrieves)
 
+    from flashback.adapter import read_card
     from flashback.evaluation.arms import adapter_arms
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.evaluation.readers import Readers
 
-    adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
+    for adapter in adapters:  # before a model is loaded, or even downloaded
+        read_card(adapter)
     readers = Readers(loader(model, device, dtype, window, trust_remote_code))
+    wanted = _patterns(readers.get(), wanted)
+    adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*_untrained(readers.get(), wanted, shortened), *adapted]
     _check_arms(arms, readers, windows, settings)
     described = {
@@ -178,6 +182,15 @@ def _check_writable(flag: str, path: Path) -> None:
         raise click.UsageError(f"{flag} {path}: is no file, but there; expected a file's name")
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{flag} {path}: {path.parent} is not writable")
+
+
+def _patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:
+    """What was asked for, or all that the reader can have."""
+    for pattern in wanted:
+        reader.check_pattern(pattern)
+    return list(wanted) or [
+        pattern for pattern in Pattern if pattern is not Pattern.SLOT or reader.can_have_slot
+    ]
 
 
 def _untrained(reader: "Reader", patterns: Sequence[Pattern], shortened: bool) -> "list[Arm]":

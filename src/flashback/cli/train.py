@@ -123,6 +123,7 @@ def train(
     held_out_sources = open_sources(held_out, index, retrieves=retrieves) if held_out else None
     load = loader(model, device, dtype, window, trust_remote_code)
     reader = load()
+    reader.check_pattern(retrieval.pattern)
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
     check_positions(reader, windows, retrieval, settings.frame_tokens)

@@ -3,10 +3,14 @@
 transformers' own dynamic layers concatenate at every token, which copies the whole cache every
 time. These keep keys and values in a buffer with room to spare.
 
-Symbols: B batch, H key-value heads, D head size, n positions seen, W sliding window.
+Symbols: B batch, H key-value heads, D head size, n context tokens seen, W sliding window, R room
+of the slot, p tokens of the passage in it.
 
-    full attention     holds [0, n)
+    full attention     holds [-R, n): the slot, and behind it the context
     sliding window     holds [first, n); going on from n needs [n - (W-1), n)
+
+**The slot.** A passage is written to [-p, 0), and the model is shown [-p, n): an ordinary cache of
+p + n tokens, whatever p is, without holes and without a mask. Exchanging it moves nothing.
 
 **How deep a cache can be cut.** Full attention: anywhere. Sliding windows: to L, if the W-1
 positions before L are still held. A cut to L says that nothing below will be asked for soon, so
@@ -14,6 +18,7 @@ positions before L - (W-1) may be dropped when the buffer is full, and only then
 dropped between two cuts. `reaches` answers from what is held.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,11 +29,15 @@ _ROOM = 256
 """Spare positions of a new buffer, at least; it grows geometrically beyond that."""
 
 
+States = tuple[Tensor, Tensor]
+"""Keys and values, (B, H, positions, D) each."""
+
+
 class _Buffer:
     """Keys and values (B, H, capacity, D) of the positions [first, end)."""
 
-    def __init__(self) -> None:
-        self.first = 0
+    def __init__(self, room: int = 0) -> None:
+        self.first = -room
         self.end = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
@@ -38,12 +47,21 @@ class _Buffer:
         new = keys.shape[-2]
         if self._keys is None or self.end - self.first + new > self._keys.shape[-2]:
             self._move(keys, values, new, max(self.first, droppable))
+        self._write(self.end, keys, values)
+        self.end += new
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """Write (B, H, p, D) right before position 0."""
+        if self._keys is None:
+            self._move(keys, values, 0, self.first)
+        self._write(-keys.shape[-2], keys, values)
+
+    def _write(self, start: int, keys: Tensor, values: Tensor) -> None:
         assert self._keys is not None
         assert self._values is not None
-        at = self.end - self.first
-        self._keys[:, :, at : at + new] = keys
-        self._values[:, :, at : at + new] = values
-        self.end += new
+        at = slice(start - self.first, start - self.first + keys.shape[-2])
+        self._keys[:, :, at] = keys
+        self._values[:, :, at] = values
 
     def view(self, start: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the positions [start, end), without copying."""
@@ -59,7 +77,7 @@ class _Buffer:
             states.new_empty((*states.shape[:2], capacity, states.shape[3]))
             for states in (keys, values)
         ]
-        if held:
+        if self._keys is not None:
             for buffer, states in zip(larger, self.view(first), strict=True):
                 buffer[:, :, :held] = states
         self._keys, self._values = larger
@@ -69,9 +87,11 @@ class _Buffer:
 class BufferedLayer(DynamicLayer):
     """Full attention, in a buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._buffer = _Buffer()
+        self._buffer = _Buffer(room)
+        self._passage = 0
+        """p: tokens of the passage in the slot."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -79,12 +99,25 @@ class BufferedLayer(DynamicLayer):
         """Append (B, H, new, D) keys and values; everything that the new positions may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._buffer.append(key_states, value_states, droppable=0)
-        return self._buffer.view(0)
+        self._buffer.append(key_states, value_states, droppable=self._buffer.first)
+        return self._buffer.view(-self._passage)
 
     def get_seq_length(self) -> int:
-        """n."""
-        return self._buffer.end
+        """p + n."""
+        return self._passage + self._buffer.end
+
+    def show(self, states: States | None) -> None:
+        """Exchange the passage in the slot; None: for nothing."""
+        self._passage = 0
+        if states is not None:
+            if not self.is_initialized:
+                self.lazy_initialization(*states)
+            self._buffer.put(*states)
+            self._passage = states[0].shape[-2]
+
+    def states(self) -> States:
+        """Keys and values of everything that is held, (B, H, p + n, D) each; a view."""
+        return self._buffer.view(-self._passage)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` positions (transformers' sign)."""
@@ -132,20 +165,43 @@ CUTTABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """The types of layers that can be cut back; of others the model is refused."""
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache of buffered layers for a model all of whose layers are cuttable."""
+def new_cache(model: PreTrainedModel, room: int = 0) -> DynamicCache:
+    """An empty cache of buffered layers for a model all of whose layers are cuttable.
+
+    Args:
+        room: R, positions of the slot; above 0 for full attention only.
+    """
     cache = DynamicCache(config=model.config)
-    cache.layers = [_buffered(layer) for layer in cache.layers]
+    cache.layers = [_buffered(layer, room) for layer in cache.layers]
     return cache
 
 
-def _buffered(layer: object) -> Any:
+def _buffered(layer: object, room: int) -> Any:
     if isinstance(layer, DynamicSlidingWindowLayer):
+        assert room == 0
         return BufferedSlidingLayer(layer.sliding_window)
-    return BufferedLayer() if isinstance(layer, DynamicLayer) else layer
+    return BufferedLayer(room) if isinstance(layer, DynamicLayer) else layer
+
+
+def has_full_attention_only(model: PreTrainedModel) -> bool:
+    """Whether every layer sees all positions, those of a slot included."""
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers)
 
 
 def cache_reaches(cache: DynamicCache, length: int) -> bool:
-    """Whether the whole cache is exact after a cut to `length`."""
+    """Whether the whole cache is exact after a cut to `length` context tokens."""
     buffered = (BufferedLayer, BufferedSlidingLayer)
     return all(layer.reaches(length) for layer in cache.layers if isinstance(layer, buffered))
+
+
+def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:
+    """Exchange the passage in the slot of every layer, in place; None: for nothing."""
+    layers = full_layers(cache)
+    for at, layer in enumerate(layers):
+        layer.show(None if states is None else states[at])
+
+
+def full_layers(cache: DynamicCache) -> list[BufferedLayer]:
+    """The layers with full attention, in order."""
+    return [layer for layer in cache.layers if isinstance(layer, BufferedLayer)]

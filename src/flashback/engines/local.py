@@ -12,22 +12,36 @@ logits from) is completed like this:
 
 How deep a cache can be cut is `engines/cache.py`'s business; a prompt that would need a deeper cut
 starts a new sequence.
+
+With a slot, [0, c) must also have been computed with the same passages in view. The rest is encoded
+piece by piece, each with its own passage in the slot: one piece of one token at a stride boundary.
 """
 
 import copy
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Prompt
-from flashback.engines.cache import CUTTABLE, cache_reaches, new_cache
+from flashback.arrangement import Ids, InView, Prompt
+from flashback.engines.cache import (
+    CUTTABLE,
+    States,
+    cache_reaches,
+    full_layers,
+    has_full_attention_only,
+    new_cache,
+    show_passage,
+)
+from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
@@ -40,16 +54,36 @@ _WORTH_SHARING = 8
 """Tokens; less in common does not justify copying a cache."""
 
 
+_ALIBI = ("bloom", "mpt")
+"""Models without positions of their own: a cached passage is as far away as it is long."""
+
+PASSAGE_BYTES = 1 << 28
+"""What a passage cache may take, unless told otherwise."""
+
+
 @dataclass(eq=False)
 class CachedSequence:
     """A cache and the ids whose keys and values it holds."""
 
     cache: DynamicCache
+    room: int = 0
+    """R, positions of the slot; the first token stands at R."""
     ids: list[int] = field(default_factory=list)
+    """The context."""
+    views: list[InView] = field(default_factory=list)
+    """What was in the slot while they were encoded."""
+    shown: Ids = ()
+    """What is in the slot."""
 
-    def common_prefix(self, ids: Sequence[int]) -> int:
-        """The length of the longest common prefix, short of `ids` by at least one token."""
-        limit = min(len(self.ids), len(ids) - 1)
+    def common_prefix(self, prompt: Prompt) -> int:
+        """How many context tokens can be kept: the same ones, with the same passages in view.
+
+        At least one token of the prompt is left to encode.
+        """
+        ids = prompt.context
+        if self.room != prompt.slot.room:
+            return 0
+        limit = min(len(self.ids), len(ids) - 1, _views_differ(self.views, prompt.slot.views))
         return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
 
     def reaches(self, length: int) -> bool:
@@ -64,10 +98,31 @@ class CachedSequence:
         assert self.reaches(length)
         self.cache.crop(length - len(self.ids))
         del self.ids[length:]
+        self.views = [view for view in self.views if view.start < length]
         self.check()
 
+    def show(self, passage: Ids, states: Sequence[States] | None) -> None:
+        """Exchange what is in the slot."""
+        show_passage(self.cache, states)
+        self.shown = passage
+
+    def encoded(self, ids: Sequence[int]) -> None:
+        """Take note of what a pass has put behind the cache."""
+        if not self.views or self.views[-1].passage != self.shown:
+            self.views.append(InView(len(self.ids), self.shown))
+        self.ids.extend(ids)
+
     def check(self) -> None:
-        assert self.cache.get_seq_length() == len(self.ids), "cache and ids are out of step"
+        held = len(self.shown) + len(self.ids)
+        assert self.cache.get_seq_length() == held, "cache and ids are out of step"
+
+
+def _views_differ(held: Sequence[InView], wanted: Sequence[InView]) -> int:
+    """The first context token that would see another passage; large if there is none."""
+    for one, other in zip_longest(held, wanted):
+        if one != other:
+            return min(view.start for view in (one, other) if view is not None)
+    return sys.maxsize
 
 
 class LocalEngine:
@@ -79,6 +134,7 @@ class LocalEngine:
         window: int,
         *,
         idle_sequences: int = 1,
+        passage_bytes: int = PASSAGE_BYTES,
         self_check: bool = True,
     ) -> None:
         """Take over a model.
@@ -87,6 +143,7 @@ class LocalEngine:
             model: in evaluation mode, on its device.
             window: the most positions a sequence may have.
             idle_sequences: how many caches to keep when no completion is using them.
+            passage_bytes: keys and values of slot passages to keep, at most.
             self_check: compare cached with recomputed logits once, now.
 
         Raises:
@@ -94,9 +151,12 @@ class LocalEngine:
         """
         refuse_uncuttable(model)
         self.model = model
-        self.capabilities = Capabilities(window=window, slot=False)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
+        placed = self._takes_positions or model.config.model_type in _ALIBI
+        slot = placed and has_full_attention_only(model)
+        self.capabilities = Capabilities(window=window, slot=slot)
+        self.passages = PassageCache(passage_bytes)
         self._takes_keep = "logits_to_keep" in parameters
         self._idle_limit = idle_sequences
         self._idle: list[CachedSequence] = []
@@ -109,13 +169,17 @@ class LocalEngine:
         """See `Engine.complete`.
 
         Raises:
-            SettingsError: the prompt has a slot, is empty, or exceeds the window.
+            SettingsError: the prompt has a slot and the reader can have none, the prompt is empty,
+                or it exceeds the window.
         """
-        if prompt.slot and not self.capabilities.slot:
-            raise SettingsError("this engine has no passage slot; put the passage into the context")
-        self._check_length(len(prompt.context), max_tokens)
+        if prompt.slot.room and not self.capabilities.slot:
+            raise SettingsError(
+                f"{_label(self.model)} has layers that see a sliding window only, which a slot "
+                "before the context would leave; use another pattern"
+            )
+        self._check_length(prompt, max_tokens)
         usage = Usage()
-        return Completion(self._complete(prompt.context, max_tokens, sampler, usage), usage)
+        return Completion(self._complete(prompt, max_tokens, sampler, usage), usage)
 
     @torch.inference_mode()
     def score(self, ids: Sequence[int], start: int) -> list[float]:
@@ -124,11 +188,11 @@ class LocalEngine:
         Raises:
             SettingsError: `start` is not in [1, len(ids)), or the ids exceed the window.
         """
-        self._check_length(len(ids), 0)
+        self._check_length(Prompt(tuple(ids)), 0)
         if not 1 <= start < len(ids):
             raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
-        sequence, _ = self._lease(ids[:start])
+        sequence, _ = self._lease(Prompt(tuple(ids[:start])))
         try:
             with self._lock:
                 logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
@@ -141,27 +205,32 @@ class LocalEngine:
         return [float(value) for value in chosen[:, 0]]
 
     def forget(self) -> None:
-        """Drop every idle cache: the next completion starts from nothing."""
+        """Drop every idle cache and passage: the next completion starts from nothing."""
         with self._lock:
             self._idle.clear()
+        self.passages.forget()
 
-    def _check_length(self, length: int, max_tokens: int) -> None:
+    def _check_length(self, prompt: Prompt, max_tokens: int) -> None:
+        length, room = len(prompt.context), prompt.slot.room
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")
-        if length + max_tokens > self.capabilities.window:
+        if room + length + max_tokens > self.capabilities.window:
+            slot = f"{room} slot, " if room else ""
             raise SettingsError(
-                f"{length} prompt and {max_tokens} new tokens exceed the window of "
+                f"{slot}{length} prompt and {max_tokens} new tokens exceed the window of "
                 f"{self.capabilities.window}"
             )
 
     def _complete(
-        self, ids: Sequence[int], max_tokens: int, sampler: Sampler, usage: Usage
+        self, prompt: Prompt, max_tokens: int, sampler: Sampler, usage: Usage
     ) -> Iterator[int]:
         started = time.perf_counter()
-        sequence, usage.reused = self._lease(ids)
-        usage.encoded = len(ids) - usage.reused
+        sequence, shared = self._lease(prompt)
         try:
-            token = self._step(sequence, ids[usage.reused :], sampler)
+            last = self._show_pieces(sequence, prompt, shared, usage)
+            token = self._step(sequence, last, sampler)
+            usage.encoded += len(last)
+            usage.reused = max(len(prompt.arranged) - usage.encoded, 0)
             usage.encode_seconds = time.perf_counter() - started
             yield token
             for _ in range(max_tokens - 1):
@@ -178,6 +247,41 @@ class LocalEngine:
             raise
         self._release(sequence)
 
+    def _show_pieces(
+        self, sequence: CachedSequence, prompt: Prompt, start: int, usage: Usage
+    ) -> Ids:
+        """Encode what is behind `start`, each piece with its passage in view; all but the last."""
+        *earlier, last = prompt.pieces(start)
+        for passage, ids in earlier:
+            usage.encoded += self._show(sequence, passage) + len(ids)
+            with self._lock, torch.inference_mode():
+                self._forward(sequence, ids, 1)
+        passage, ids = last
+        usage.encoded += self._show(sequence, passage)
+        return ids
+
+    def _show(self, sequence: CachedSequence, passage: Ids) -> int:
+        """Put a passage into the slot; how many tokens had to be encoded for it."""
+        if sequence.shown == passage:
+            return 0
+        if not passage:
+            sequence.show((), None)
+            return 0
+        with self._lock, torch.inference_mode():
+            states, kept = self.passages.get(passage, sequence.room, self._encode_passage)
+            sequence.show(passage, states)
+        return 0 if kept else len(passage)
+
+    def _encode_passage(self, passage: Ids, room: int) -> list[States]:
+        """Keys and values of a passage on its own, at the positions before `room`."""
+        alone = CachedSequence(new_cache(self.model), room - len(passage))
+        self._forward(alone, passage, 1)
+        # Copies, since the buffers have room to spare.
+        return [
+            (keys.clone(), values.clone())
+            for keys, values in (layer.states() for layer in full_layers(alone.cache))
+        ]
+
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
         with self._lock, torch.inference_mode():
             return sampler.choose(self._forward(sequence, ids, 1)[-1])
@@ -187,7 +291,8 @@ class LocalEngine:
         device = self.model.device
         extra: dict[str, Any] = {}
         if self._takes_positions:
-            positions = range(len(sequence.ids), len(sequence.ids) + len(ids))
+            start = sequence.room + len(sequence.ids)
+            positions = range(start, start + len(ids))
             extra["position_ids"] = torch.tensor([positions], device=device)
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             extra["logits_to_keep"] = keep
@@ -197,19 +302,22 @@ class LocalEngine:
             use_cache=True,
             **extra,
         )
-        sequence.ids.extend(ids)
+        sequence.encoded(ids)
         logits: Tensor = output.logits[0, -keep:]
         return logits
 
-    def _lease(self, ids: Sequence[int]) -> tuple[CachedSequence, int]:
-        """Take, fork or start the sequence that saves most; cut it to what it shares with `ids`."""
+    def _lease(self, prompt: Prompt) -> tuple[CachedSequence, int]:
+        """Take, fork or start the sequence that saves most; cut it to what it shares."""
         with self._lock:
             # With room for one more, a few common tokens are not worth cutting another's cache.
             least = _WORTH_SHARING if len(self._idle) < self._idle_limit else 1
             found = [
-                *((sequence.common_prefix(ids), least, True, sequence) for sequence in self._idle),
                 *(
-                    (sequence.common_prefix(ids), _WORTH_SHARING, False, sequence)
+                    (sequence.common_prefix(prompt), least, True, sequence)
+                    for sequence in self._idle
+                ),
+                *(
+                    (sequence.common_prefix(prompt), _WORTH_SHARING, False, sequence)
                     for sequence in self._leased
                 ),
             ]
@@ -221,7 +329,8 @@ class LocalEngine:
                 else:  # in use by another completion, which still needs all of it
                     sequence = copy.deepcopy(sequence)
             else:
-                shared, sequence = 0, CachedSequence(new_cache(self.model))
+                room = prompt.slot.room
+                shared, sequence = 0, CachedSequence(new_cache(self.model, room), room)
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
@@ -284,7 +393,7 @@ def check_cache_reuse(engine: LocalEngine) -> None:
     tolerance = _TOLERANCE.get(model.dtype, 5e-2)
     for kept in (length, 2 * length // 3, length // 3):
         ids = base[:kept] + other[kept:]
-        sequence, shared = engine._lease(ids[:-1])
+        sequence, shared = engine._lease(Prompt(tuple(ids[:-1])))
         engine._forward(sequence, ids[shared:-1], 1)  # several tokens behind the cache,
         cached = engine._forward(sequence, ids[-1:], 1)[-1].float()  # and a single one
         engine._release(sequence)

@@ -183,7 +183,8 @@ def examples_of(
     settings: RetrievalSettings,
 ) -> list[Example]:
     """Windows and what was found for them, in tokens."""
+    most = settings.passages * settings.passage_tokens
     return [
-        Example(window, one.passages(reader, settings))
+        Example(window, one.passages(reader, settings), most)
         for window, one in zip(windows, found, strict=True)
     ]
