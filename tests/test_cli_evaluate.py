@@ -36,6 +36,9 @@ ROWS = [
     "append (text)",
     "append (eos)",
     "append (text, echo)",
+    "slot (bare)",
+    "slot (text)",
+    "slot (eos)",
     "none + LoRA",
     "prepend + LoRA",
     "prepend + LoRA, frozen marks",
@@ -43,8 +46,10 @@ ROWS = [
     "append + LoRA",
     "append + LoRA, frozen marks",
     "append + LoRA, trained marks",
+    "slot + LoRA",
+    "slot + LoRA, trained marks",
 ]
-"""Of the paper's table, in its order."""
+"""Of the paper's table, in its order, and of the slot."""
 ADAPTERS = [
     "none",
     *(
@@ -52,6 +57,8 @@ ADAPTERS = [
         for pattern in ("prepend", "append")
         for marks in ("none", "frozen", "trained")
     ),
+    "slot-none",
+    "slot-trained",
 ]
 
 
@@ -151,9 +158,11 @@ def test_the_json_has_a_row_for_every_pattern(evaluate: Eval, adapter: Path) -> 
         ("prepend", "none", "none"),
         ("append", "none", "none"),
         ("append", "none", "none"),
+        ("slot", "none", "none"),
         ("none", "lora", "trained"),
         ("prepend", "lora", "trained"),
         ("append", "lora", "trained"),
+        ("slot", "lora", "trained"),
     ]
     for row in record["rows"]:
         assert row.keys() == {
@@ -164,8 +173,8 @@ def test_the_json_has_a_row_for_every_pattern(evaluate: Eval, adapter: Path) -> 
         assert 1 < row["low"] < row["perplexity"] < row["high"]
         assert row["tokens"] == record["tokens"] > 0
         assert row["adapter"] == (str(adapter) if row["training"] == "lora" else None)
-    assert len({row["name"] for row in record["rows"]}) == 7
-    assert len({row["perplexity"] for row in record["rows"]}) == 7
+    assert len({row["name"] for row in record["rows"]}) == 9
+    assert len({row["perplexity"] for row in record["rows"]}) == 9
     assert record["documents"] == 3
     assert record["contamination"]["empty"] == 0
     settings = record["settings"]
@@ -198,7 +207,10 @@ def test_a_reader_with_marks_is_shown_them(
     shutil.copytree(model_folder, tmp_path / "marked")
     byte_tokenizer(marks=True).save_pretrained(tmp_path / "marked")
     record = Eval(tmp_path / "marked", corpora).record()
-    assert [row["name"] for row in record["rows"]] == ["none", "prepend (marks)", "append (marks)"]
+    assert [row["name"] for row in record["rows"]] == [
+        "none",
+        *(f"{pattern} (marks)" for pattern in ("prepend", "append", "slot")),
+    ]
 
 
 @pytest.mark.parametrize("protocol", ["windows", "random", "sliding"])
@@ -532,12 +544,15 @@ def test_a_reproduction_has_every_row_in_the_papers_order(
         ("none", "none", "none", "shortened"),
         *[("prepend", "none", "none", "full")] * 3,
         *[("append", "none", "none", "full")] * 4,
+        *[("slot", "none", "none", "full")] * 3,
         ("none", "lora", "none", "full"),
         *(
             (pattern, "lora", marks, "full")
             for pattern in ("prepend", "append")
             for marks in ("none", "frozen", "trained")
         ),
+        ("slot", "lora", "none", "full"),
+        ("slot", "lora", "trained", "full"),
     ]
     assert len({row["perplexity"] for row in record["rows"]}) == len(ROWS)
     assert record["settings"]["training"]["steps"] == 2

@@ -70,6 +70,8 @@ RETRIEVAL = RetrievalSettings(stride=8, query_tokens=22, passage_tokens=24, pass
 COARSE = dataclasses.replace(RETRIEVAL, stride=16)
 FEW = BootstrapSettings(resamples=50)
 NONE = Arm(Pattern.NONE)
+PAPER = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
+"""The slot's scores are compared with a block mask's in test_packing.py."""
 
 
 def documents(count: int = 3) -> list[Document]:
@@ -213,7 +215,7 @@ def test_a_shortened_context_is_the_end_of_the_whole_one() -> None:
 def test_rows_with_adapters_equal_plain_transformers_with_peft(adapters: Path) -> None:
     """The reference keeps the adapter beside the weights; rows have it merged into them."""
     judged = made_up()
-    arms = [NONE, *adapter_arms(adapters / "marks", list(Pattern))]
+    arms = [NONE, *adapter_arms(adapters / "marks", PAPER)]
     arms += adapter_arms(adapters / "bare", [Pattern.PREPEND, Pattern.APPEND])
     (table,) = evaluate(arms, [judged], Readers(load), settings=FEW)
     for row in table.rows[1:]:
@@ -605,12 +607,15 @@ def test_names_tell_arms_apart_and_stay_the_same(adapters: Path) -> None:
         "append (eos)",
         "prepend (marks)",
         "append (marks)",
+        "slot (marks)",
         "none + append LoRA, trained marks, echo",
         "prepend + append LoRA, trained marks, echo",
         "append + LoRA, trained marks, echo",
+        "slot + append LoRA, trained marks, echo",
         "none + prepend LoRA",
         "prepend + LoRA",
         "append + prepend LoRA, echo",
+        "slot + prepend LoRA",
     ]
     assert told_apart(arms) == arms
 
@@ -894,7 +899,11 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
         ("adapters/append-frozen", Pattern.APPEND, Marks.FROZEN, 0),
         ("adapters/append-trained", Pattern.APPEND, Marks.TRAINED, 0),
     ]
-    assert [about[1:] for about in called[6:]] == [(Pattern.APPEND, Marks.TRAINED, 4)] * (echo > 0)
+    assert [about[1:] for about in called[6:]] == [
+        *[(Pattern.APPEND, Marks.TRAINED, 4)] * (echo > 0),
+        (Pattern.SLOT, Marks.NONE, 0),
+        (Pattern.SLOT, Marks.TRAINED, 0),
+    ]
     assert len({folder for folder, *_ in called}) == len(called) == len(set(shown))
 
 

@@ -71,10 +71,14 @@ def test_passes_of_a_stride_encode_what_the_design_says(
     assert first[Pattern.NONE] == Pass(1, context - 1)
     assert first[Pattern.APPEND] == Pass(stride + passage, context - stride)
     assert first[Pattern.PREPEND] == Pass(context + passage, 0)
+    assert first[Pattern.SLOT] == Pass(passage, 0)
     for pattern in Pattern:
         passes = list(stride_passes(pattern, context, stride, passage))
-        assert len(passes) == stride
+        alone = 1 if pattern is Pattern.SLOT else 0  # the passage, before the boundary's one token
+        assert len(passes) == stride + alone
         assert all(one.new == 1 for one in passes[1:])
+        seen = context if pattern is Pattern.NONE else context + passage
+        assert passes[alone].cached + passes[alone].new == seen
 
 
 def test_the_papers_formulas() -> None:

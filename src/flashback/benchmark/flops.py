@@ -122,6 +122,9 @@ def stride_passes(
     """
     if pattern is Pattern.NONE:
         passage, new = 0, 1  # all but the token chosen last is cached
+    elif pattern is Pattern.SLOT:
+        new = 1
+        yield Pass(passage, 0)  # on its own
     elif pattern is Pattern.APPEND:
         new = stride + passage
     else:

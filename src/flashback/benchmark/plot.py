@@ -8,6 +8,7 @@ from flashback.errors import SettingsError
 
 _NAMES = {
     "none": "no retrieval",
+    "slot": "slot",
     "append": "append (FlashBack)",
     "prepend": "prepend",
     "authors_prepend": "prepend, logits everywhere",

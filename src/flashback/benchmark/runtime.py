@@ -216,7 +216,13 @@ def total_seconds(rows: Sequence[Measured], arm: str, lengths: Sequence[int]) ->
 def ratios(rows: Sequence[Measured], lengths: Sequence[int]) -> dict[str, float]:
     """The comparisons of the paper, over all strides at `lengths`."""
     measured = {row.arm for row in rows}
-    pairs = (("prepend", "append"), ("append", "none"), ("authors_prepend", "append"))
+    pairs = (
+        ("prepend", "append"),
+        ("append", "none"),
+        ("authors_prepend", "append"),
+        ("slot", "none"),
+        ("prepend", "slot"),
+    )
     seconds = {arm: total_seconds(rows, arm, lengths) for arm in measured}
     return {
         f"{above}/{below}": seconds[above] / seconds[below]

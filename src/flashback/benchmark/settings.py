@@ -6,7 +6,7 @@ from flashback.errors import SettingsError
 from flashback.packing.settings import WindowSettings
 from flashback.settings import CheckedSettings, setting
 
-ARMS = ("none", "append", "prepend", "authors_prepend")
+ARMS = ("none", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does."""
 
 

@@ -76,10 +76,10 @@ def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any
     flashback bench runtime --shape opt-125m --lengths 512:1024
     flashback bench runtime --shape gpt2 --sampled --json
 
-    Random tokens, passages all different, batch 1. Four arms take turns: none, append, prepend
-    (logits of the last position only) and authors_prepend (logits of every position, as the
-    authors' code computes them). The bound is what the measured memory bandwidth and matrix rate
-    allow.
+    Random tokens, passages all different, batch 1. Five arms take turns: none, slot, append,
+    prepend (logits of the last position only) and authors_prepend (logits of every position, as
+    the authors' code computes them). The bound is what the measured memory bandwidth and matrix
+    rate allow.
     """
     from flashback.cli.quiet import quiet_transformers
 

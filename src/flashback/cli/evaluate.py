@@ -390,7 +390,7 @@ def reproduce(
     _warn_of_leakage(examples, judged[0].examples)
     table_of.claim(out, run, readers.get(), examples)
     table_of.train_missing(out, readers, examples, run, training_progress)
-    arms = table_of.arms(out, run_settings.echo_tokens)
+    arms = table_of.arms(out, run_settings.echo_tokens, readers.get().can_have_slot)
     with counting("scoring windows") as start:
         (table,) = run_evaluation(
             arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start

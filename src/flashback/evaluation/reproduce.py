@@ -47,14 +47,17 @@ class Recipe:
         return f"{self.pattern}-{self.marks}" + ("-echo" if self.echo_tokens else "")
 
 
-def recipes(echo_tokens: int = 0) -> list[Recipe]:
+def recipes(echo_tokens: int = 0, slot: bool = False) -> list[Recipe]:
     """All adapters of the table: none; prepend and append with no, frozen and trained marks.
 
     Args:
         echo_tokens: above 0, one more, which the paper does not have: append with trained marks
             and so long an echo.
+        slot: two more: in a slot, without and with trained marks.
     """
     more = [Recipe(Pattern.APPEND, Marks.TRAINED, echo_tokens)] if echo_tokens else []
+    if slot:
+        more += [Recipe(Pattern.SLOT, marks) for marks in (Marks.NONE, Marks.TRAINED)]
     return [
         Recipe(Pattern.NONE, Marks.NONE),
         *(
@@ -66,17 +69,19 @@ def recipes(echo_tokens: int = 0) -> list[Recipe]:
     ]
 
 
-def arms(out: Path, echo_tokens: int = 0) -> list[Arm]:
-    """All rows, in the paper's order; the adapters must be there. See `recipes`.
+def arms(out: Path, echo_tokens: int = 0, slot: bool = False) -> list[Arm]:
+    """All rows, in the paper's order, ours behind; the adapters must be there. See `recipes`.
 
     Raises:
         AdapterError: an adapter is missing or damaged.
     """
-    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in recipes(echo_tokens)}
+    made = recipes(echo_tokens, slot)
+    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in made}
+    naive = [Pattern.PREPEND, Pattern.APPEND, *([Pattern.SLOT] if slot else [])]
     return [
         Arm(Pattern.NONE),
         Arm(Pattern.NONE, shortened=True),
-        *untrained_arms([Pattern.PREPEND, Pattern.APPEND], NAIVE_FRAMES),
+        *untrained_arms(naive, NAIVE_FRAMES),
         *(arm_of(folder, read_card(folder), pattern) for folder, pattern in folders.items()),
     ]
 
@@ -135,7 +140,7 @@ def train_missing(
     """
     from flashback.finetuning.training import train
 
-    for recipe in recipes(run.settings.echo_tokens):
+    for recipe in recipes(run.settings.echo_tokens, readers.get().can_have_slot):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue
