@@ -66,6 +66,8 @@ def add_lora(
     """
     from peft import LoraConfig
 
+    from flashback.finetuning.marking_rows import use_marking_rows
+
     targets = settings.lora_targets or query_and_value(reader.model)
     chosen = _chosen_layers(reader, targets)
     torch.manual_seed(settings.seed)
@@ -83,6 +85,7 @@ def add_lora(
     before, after = ((marks[0],), (marks[1],)) if marks else ((), ())
     frame = Frame(before, after, settings.echo_tokens)
     model = wrap(reader.model, config)
+    use_marking_rows(model)
     config.base_model_name_or_path = reader.name  # PEFT takes the folder it was loaded from
     if settings.marks is Marks.FROZEN:
         _freeze_rows(model)
