@@ -54,7 +54,7 @@ from flashback.evaluation.statistics import Array, Bootstrap, Interval
 from flashback.finetuning.settings import TrainingSettings
 from flashback.finetuning.trainer import OnStep
 from flashback.finetuning.training import Run, train
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.packing.prepare import prepare
 from flashback.packing.settings import Protocol, WindowSettings
 from flashback.packing.windows import Cut, Window

@@ -25,7 +25,7 @@ from flashback.arrangement import Frame, Ids
 from flashback.corpus.documents import Document
 from flashback.finetuning.settings import TrainingSettings
 from flashback.finetuning.training import Run, train
-from flashback.packing.forward import Arrangement, Example
+from flashback.packing.examples import Arrangement, Example
 from flashback.packing.prepare import prepare
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Placement, Reader

@@ -199,21 +199,22 @@ def test_queries_are_the_ends_of_the_contexts(length: int) -> None:
     limit=st.integers(1, 12),
     k=st.integers(1, 3),
 )
-def test_passages_are_cut_to_m_tokens_each_and_concatenated(
+def test_passages_are_the_first_k_hits_cut_to_m_tokens_each(
     texts: list[list[str]], limit: int, k: int
 ) -> None:
     wanted = RetrievalSettings(passage_tokens=limit, passages=k)
     hits = tuple(tuple(hit(n, text) for n, text in enumerate(one) if text) for one in texts)
     found = Found(hits, (0,) * len(texts), (False,) * len(texts))
-    for at, ids in enumerate(found.passages(reader(), wanted)):
+    for at, passages in enumerate(found.passages(reader(), wanted)):
         cut = [one.text.encode()[:limit] for one in hits[at][:k]]
-        assert len(ids) == sum(map(len, cut))
-        assert reader().decode(ids) == b"".join(cut).decode(errors="replace")
+        assert [len(ids) for ids in passages] == [len(text) for text in cut]
+        for ids, text in zip(passages, cut, strict=True):
+            assert reader().decode(ids) == text.decode(errors="replace")
 
 
 def test_special_tokens_in_a_passage_are_text() -> None:
     found = Found(((hit(0, "<s>a"),),), (0,), (False,))
-    (ids,) = found.passages(reader(), RETRIEVAL)
+    ((ids,),) = found.passages(reader(), RETRIEVAL)
     assert len(ids) == 4
     assert 0 not in ids
 

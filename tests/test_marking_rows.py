@@ -39,7 +39,7 @@ def test_marking_rows_compute_what_pefts_layer_does(family: str) -> None:
     layers = [module for module in model.modules() if isinstance(module, MarkingRows)]
     assert layers
     for layer in layers:
-        layer.__class__ = TrainableTokensLayer
+        layer.__class__ = TrainableTokensLayer  # type: ignore[assignment]
     theirs = outputs_and_gradients(model, ids)
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):

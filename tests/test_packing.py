@@ -19,7 +19,8 @@ from families import FAMILIES, SLIDING, VOCABULARY, tiny_model
 from flashback.arrangement import Frame, Ids, InView, Prompt, Slot
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
-from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.examples import Arrangement, Example
+from flashback.packing.forward import TargetScorer
 from flashback.packing.windows import Cut, Window
 from flashback.settings import Pattern
 from recompute import block_mask_logits

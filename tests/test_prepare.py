@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -108,7 +108,9 @@ def test_a_sweep_finds_what_each_setting_alone_finds_on_the_same_windows() -> No
         assert [found.hits for found in one.found] == [found.hits for found in alone]
         examples = one.examples(reader(), settings)
         for example, found in zip(examples, alone, strict=True):
-            assert example.passages == found.passages(reader(), settings)
+            assert example.parts == found.passages(reader(), settings)
+            joined = [tuple(chain.from_iterable(parts)) for parts in example.parts]
+            assert list(example.passages) == joined
             limit = settings.passages * settings.passage_tokens
             assert all(len(passage) <= limit for passage in example.passages)
             empty += sum(not passage for passage in example.passages)

@@ -37,7 +37,8 @@ from flashback.files import write_atomically
 from flashback.finetuning.lora import add_lora, query_and_value, save_lora
 from flashback.finetuning.trainer import Progress, last_checkpoint
 from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, train
-from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.examples import Arrangement, Example
+from flashback.packing.forward import TargetScorer
 from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
 from readers import byte_tokenizer, tiny_reader

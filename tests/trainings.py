@@ -19,7 +19,7 @@ from flashback.corpus.documents import Document
 from flashback.finetuning.settings import TrainingSettings
 from flashback.finetuning.trainer import OnStep
 from flashback.finetuning.training import Run, train
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader

@@ -31,7 +31,8 @@ from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
 from flashback.finetuning.lora import add_lora
 from flashback.finetuning.settings import TrainingSettings
-from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.examples import Arrangement, Example
+from flashback.packing.forward import TargetScorer
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
 from flashback.settings import Pattern

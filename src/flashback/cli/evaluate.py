@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flashback.evaluation.perplexity import Table
     from flashback.evaluation.readers import Readers
     from flashback.finetuning.training import Run
-    from flashback.packing.forward import Example
+    from flashback.packing.examples import Example
     from flashback.reader import Reader
 
 _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passages"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from flashback.adapter import AdapterCard, read_card
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
-from flashback.packing.forward import Arrangement, Example
+from flashback.packing.examples import Arrangement, Example
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import shortened
 from flashback.reader import Reader

@@ -16,7 +16,7 @@ from flashback.evaluation.readers import Readers
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Bootstrap
 from flashback.files import write_atomically
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.packing.lookup import Found
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader

@@ -13,7 +13,8 @@ import torch
 
 from flashback.evaluation.arms import Arm
 from flashback.evaluation.statistics import Array, Bootstrap, Interval, exponential
-from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.examples import Arrangement, Example
+from flashback.packing.forward import TargetScorer
 from flashback.packing.lookup import Found
 from flashback.packing.windows import Window
 from flashback.reader import Reader

@@ -18,7 +18,7 @@ from flashback.errors import TrainingError
 from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
 from flashback.evaluation.readers import Readers
 from flashback.files import write_atomically
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.reader import Reader
 from flashback.settings import Marks, Pattern
 

@@ -16,7 +16,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 
 
-class MarkingRows(TrainableTokensLayer):  # type: ignore[misc]
+class MarkingRows(TrainableTokensLayer):
     """Trained rows of an embedding, or the columns of a head that are tied to them."""
 
     def forward_adapters(
@@ -26,13 +26,13 @@ class MarkingRows(TrainableTokensLayer):  # type: ignore[misc]
         if self.disable_adapters or self.merged or not active_adapters:
             result: Tensor = super().forward_adapters(x, active_adapters, *args, **kwargs)
             return result
-        frozen = self.get_base_layer()
+        frozen: Any = self.get_base_layer()
         result = frozen(x, *args, **kwargs)
         for name in active_adapters:
             rows = torch.tensor(self.token_indices[name], device=x.device)  # (n,)
             change = self.trainable_tokens_delta[name].to(result.dtype) - frozen.weight[rows]
             if isinstance(frozen, nn.Embedding):
-                scale = self._get_embed_scale()  # some embeddings multiply what they look up
+                scale = self._get_embed_scale()  # type: ignore[no-untyped-call]  # some embeddings multiply what they look up
                 change = change if scale is None else change * scale.to(change.dtype)
                 result = result + (x[..., None] == rows).to(change.dtype) @ change
             else:

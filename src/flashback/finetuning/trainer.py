@@ -21,7 +21,8 @@ from flashback.adapter import load_lora
 from flashback.errors import TrainingError
 from flashback.files import sync_files, write_atomically
 from flashback.finetuning.lora import save_lora
-from flashback.packing.forward import Arrangement, Example, TargetScorer
+from flashback.packing.examples import Arrangement, Example
+from flashback.packing.forward import TargetScorer
 
 _WHOLE = "whole"
 """The file that is written last into a checkpoint."""

@@ -28,7 +28,7 @@ from flashback.finetuning.trainer import (
     collate,
     last_checkpoint,
 )
-from flashback.packing.forward import Arrangement, Example
+from flashback.packing.examples import Arrangement, Example
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader
 from flashback.records import versions

@@ -14,7 +14,7 @@ from pathlib import Path
 from flashback.arrangement import Ids
 from flashback.corpus.split import Overlap
 from flashback.files import write_atomically
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.packing.windows import Window
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
@@ -45,13 +45,12 @@ class Found:
         hits = tuple(hits[:passages] for hits in self.hits[::step])
         return Found(hits, self.copies[::step], self.overlapping[::step])
 
-    def passages(self, reader: Reader, settings: RetrievalSettings) -> tuple[Ids, ...]:
-        """The tokens of the first k hits of each cut, each hit cut to m tokens, concatenated."""
+    def passages(self, reader: Reader, settings: RetrievalSettings) -> tuple[tuple[Ids, ...], ...]:
+        """The tokens of the first k hits of each cut, each hit cut to m tokens."""
         return tuple(
             tuple(
-                token
+                tuple(reader.encode(hit.text)[: settings.passage_tokens])
                 for hit in hits[: settings.passages]
-                for token in reader.encode(hit.text)[: settings.passage_tokens]
             )
             for hits in self.hits
         )
@@ -183,8 +182,10 @@ def examples_of(
     settings: RetrievalSettings,
 ) -> list[Example]:
     """Windows and what was found for them, in tokens."""
-    most = settings.passages * settings.passage_tokens
-    return [
-        Example(window, one.passages(reader, settings), most)
-        for window, one in zip(windows, found, strict=True)
-    ]
+    examples = []
+    for window, one in zip(windows, found, strict=True):
+        parts = one.passages(reader, settings)
+        together = tuple(tuple(token for part in shown for token in part) for shown in parts)
+        limits = settings.passage_tokens, settings.passages
+        examples.append(Example(window, together, *limits, parts))
+    return examples

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
-from flashback.packing.forward import Example
+from flashback.packing.examples import Example
 from flashback.packing.lookup import Found, Lookup, LookupCache, examples_of
 from flashback.packing.settings import Protocol, WindowSettings
 from flashback.packing.windows import Window, cut_documents, random_lengths
