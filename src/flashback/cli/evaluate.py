@@ -20,7 +20,7 @@ from flashback.cli.train import RETRIEVED, training_progress
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.finetuning.settings import TrainingSettings
-from flashback.packing.settings import WindowSettings
+from flashback.packing.settings import Protocol, WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ _TRAINED = [
 )
 @click.option("--shortened", is_flag=True, help="Add the paper's baseline with shorter contexts.")
 @click.option(
+    "--ablation",
+    is_flag=True,
+    help="Add the way from append to slot step by step, sinks, gaps, passages side by side.",
+)
+@click.option(
     "--sweep",
     multiple=True,
     metavar="X=A,B,..",
@@ -74,6 +79,7 @@ def evaluate(
     adapters: tuple[Path, ...],
     patterns: tuple[str, ...],
     shortened: bool,
+    ablation: bool,
     sweep: tuple[str, ...],
     model: str,
     device: str,
@@ -111,7 +117,7 @@ def evaluate(
     sources = open_sources(documents, index, retrieves=retrieves)
 
     from flashback.adapter import read_card
-    from flashback.evaluation.arms import adapter_arms
+    from flashback.evaluation.arms import adapter_arms, slot_ablation
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.evaluation.readers import Readers
 
@@ -121,6 +127,9 @@ def evaluate(
     wanted = _patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*_untrained(readers.get(), wanted, shortened), *adapted]
+    if ablation:
+        _check_ablation(windows)
+        arms += slot_ablation(readers.get(), max(one.passages for one in settings))
     _check_arms(arms, readers, windows, settings)
     described = {
         "documents": list(documents),
@@ -182,6 +191,11 @@ def _check_writable(flag: str, path: Path) -> None:
         raise click.UsageError(f"{flag} {path}: is no file, but there; expected a file's name")
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{flag} {path}: {path.parent} is not writable")
+
+
+def _check_ablation(windows: WindowSettings) -> None:
+    if windows.protocol is not Protocol.WINDOWS:
+        raise click.UsageError("--ablation needs --protocol windows, whose strides share a context")
 
 
 def _patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:

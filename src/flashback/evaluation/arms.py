@@ -10,7 +10,8 @@ from pathlib import Path
 from flashback.adapter import AdapterCard, read_card
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
-from flashback.packing.examples import Arrangement, Example
+from flashback.packing.examples import Arrangement, Example, SlotLayout
+from flashback.packing.passes import takes_positions
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import shortened
 from flashback.reader import Reader
@@ -27,6 +28,8 @@ class FrameKind(StrEnum):
     ECHO = "text, echo"
     """The default `FrameText` with its echo: the context's last tokens behind an appended passage
     again."""
+    SINK = "bos, text"
+    """The reader's BOS in front of the default `FrameText`: a sink of the passage's own."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
@@ -48,6 +51,8 @@ class Arm:
     """The adapter's pattern."""
     shortened: bool = False
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
+    layout: SlotLayout = SlotLayout()
+    """Of the pattern `slot`."""
     label: str = ""
     """Tells it from arms that would have the same name."""
 
@@ -63,6 +68,7 @@ class Arm:
         notes = [
             *([str(self.frame)] if framed else []),
             *(["shortened"] if self.shortened else []),
+            *self.layout.notes,
             *([self.label] if self.label else []),
         ]
         return self.pattern + self._adapter_name + (f" ({', '.join(notes)})" if notes else "")
@@ -81,7 +87,7 @@ class Arm:
     def arrangement(self, reader: Reader) -> Arrangement:
         """How this arm's reader is shown passages: with an adapter, as it was trained."""
         frame = reader.frame(None) if self.adapter is not None else _frame(self.frame, reader)
-        return Arrangement(self.pattern, frame, reader.forbidden)
+        return Arrangement(self.pattern, frame, reader.forbidden, self.layout)
 
     def frame_tokens(self, reader: Reader) -> int:
         """How many tokens stand around a passage.
@@ -92,7 +98,7 @@ class Arm:
         if not self.pattern.retrieves:
             return 0
         if self.adapter is None:
-            return len(_frame(self.frame, reader))
+            return len(_frame(self.frame, reader)) + len(self.layout.dropped) + self.layout.gap
         return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
@@ -111,6 +117,9 @@ def _frame(kind: FrameKind, reader: Reader) -> Frame:
         return reader.frame(FrameText(echo_tokens=0))
     if kind is FrameKind.ECHO:
         return reader.frame(FrameText())
+    if kind is FrameKind.SINK:
+        text = reader.frame(FrameText(echo_tokens=0))
+        return replace(text, before=reader.bos + text.before)
     if kind is FrameKind.MARKS:
         return reader.frame(None)
     if reader.tokenizer.eos_token_id is None:
@@ -125,6 +134,38 @@ def untrained_arms(patterns: Sequence[Pattern], frames: Sequence[FrameKind]) -> 
         for pattern in patterns
         for frame in (frames if pattern.retrieves else (FrameKind.BARE,))
         if frame is not FrameKind.ECHO or pattern is Pattern.APPEND
+    ]
+
+
+_GAP = 16
+"""Positions left free, where a gap is measured."""
+
+
+def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
+    """From an appended passage to one in a slot step by step, then what else a slot could be.
+
+    Args:
+        passages: k; above 1, also with the passages side by side.
+
+    Raises:
+        SettingsError: the reader can have no slot, or takes no positions.
+    """
+    reader.check_pattern(Pattern.SLOT)
+    if not takes_positions(reader.model):
+        raise SettingsError(f"--ablation: {reader.name} takes no positions; leave it out")
+    layouts = [
+        SlotLayout(alone=False, kept=False),
+        SlotLayout(kept=False),
+        SlotLayout(),
+        *([SlotLayout(dropped=reader.bos)] if reader.bos else []),
+        SlotLayout(gap=_GAP),
+        *([SlotLayout(parallel=True)] if passages > 1 else []),
+    ]
+    return [
+        Arm(Pattern.APPEND, FrameKind.TEXT),
+        *(Arm(Pattern.SLOT, FrameKind.TEXT, layout=layout) for layout in layouts),
+        *([Arm(Pattern.SLOT, FrameKind.SINK)] if reader.bos else []),
+        Arm(Pattern.SLOT, FrameKind.BARE),
     ]
 
 

@@ -53,6 +53,17 @@ class SlotLayout:
     """Whether several passages stand at the same positions, each encoded on its own (Parallel
     Context Windows, Ratner et al. 2023)."""
 
+    @property
+    def notes(self) -> list[str]:
+        """How it differs from what generation does, in words."""
+        return [
+            *([] if self.alone else ["passage sees the context"]),
+            *([] if self.kept else ["context encoded without passages"]),
+            *(["sink dropped"] if self.dropped else []),
+            *([f"gap of {self.gap}"] if self.gap else []),
+            *(["side by side"] if self.parallel else []),
+        ]
+
 
 @dataclass(frozen=True)
 class Arrangement:

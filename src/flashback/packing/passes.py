@@ -22,9 +22,8 @@ class Passes:
     def __init__(self, model: nn.Module) -> None:
         """Take a model: in evaluation mode, or in training."""
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        parameters = inspect.signature(base.forward).parameters
-        self.takes_positions = "position_ids" in parameters
-        self._takes_keep = "logits_to_keep" in parameters
+        self.takes_positions = takes_positions(base)
+        self._takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
         layers = DynamicCache(config=base.config).layers
         self.full_attention = all(type(layer) is DynamicLayer for layer in layers)
         """Whether every layer sees every position; False for sliding windows."""
@@ -59,6 +58,11 @@ class Passes:
         wanted = torch.tensor(targets, device=logits.device)
         flat = logits.flatten(0, 1), wanted.flatten()  # with V last, nothing is copied
         return -nn.functional.cross_entropy(*flat, reduction="none").view_as(wanted)
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether a model is told where its tokens stand."""
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class _GivenLayer(DynamicLayer):
