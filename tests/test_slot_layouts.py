@@ -103,7 +103,8 @@ def reference(model: torch.nn.Module, example: Example, layout: SlotLayout) -> T
         use_cache=False,
     ).logits[0, asked]
     targets = torch.tensor(window.ids[cuts[0].boundary :][: len(asked)])
-    return logits.log_softmax(-1).gather(1, targets[:, None]).view(-1, window.stride)
+    scores: Tensor = logits.log_softmax(-1).gather(1, targets[:, None])
+    return scores.view(-1, window.stride)
 
 
 @pytest.mark.parametrize("family", PLACED)
