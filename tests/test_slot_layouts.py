@@ -43,68 +43,78 @@ def made_up_example() -> Example:
     return Example(window, passages, 9, 2, tuple(parts))
 
 
-def reference(model: torch.nn.Module, example: Example, layout: SlotLayout) -> Tensor:
-    """Every stride's targets from one pass over context, passages and, if it is not kept, stride.
+class PlainPass:
+    """Tokens, where they stand, and what each of them sees."""
 
-    Rows of the mask: what each token sees. Dropped tokens are seen by their passage alone.
-    """
-    window, cuts = example.window, example.window.cuts
-    count = 1 if layout.parallel else 2
-    room = 9 * count + len(FRAME.before) + len(FRAME.after) + len(layout.dropped)
-    ids: list[int] = []
-    positions: list[int] = []
-    sees: list[set[int]] = []
+    def __init__(self, example: Example, layout: SlotLayout) -> None:
+        self.example = example
+        self.layout = layout
+        count = 1 if layout.parallel else 2
+        self.room = 9 * count + len(FRAME.before) + len(FRAME.after) + len(layout.dropped)
+        self.start = self.room + layout.gap
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.sees: list[set[int]] = []
 
-    def put(tokens: Ids, position: int, seen: set[int]) -> list[int]:
-        places = list(range(len(ids), len(ids) + len(tokens)))
-        for number, place in enumerate(places):
-            ids.append(tokens[number])
-            positions.append(position + number)
-            sees.append(seen | set(places[: number + 1]))
+    def put(self, tokens: Ids, position: int, seen: set[int]) -> list[int]:
+        """Add tokens that see `seen` and one another; where they are."""
+        places = list(range(len(self.ids), len(self.ids) + len(tokens)))
+        self.ids += tokens
+        self.positions += range(position, position + len(tokens))
+        self.sees += [seen | set(places[: number + 1]) for number in range(len(tokens))]
         return places
 
-    def put_passages(at: int, context: Sequence[int]) -> set[int]:
-        alone = example.parts[at] if layout.parallel else (example.passages[at],)
+    def put_passages(self, at: int, context: Sequence[int]) -> set[int]:
+        """Add the passages of a cut; what of them is shown. Dropped tokens are not."""
+        example, dropped = self.example, self.layout.dropped
         shown: set[int] = set()
-        for passage in alone:
+        for passage in example.parts[at] if self.layout.parallel else (example.passages[at],):
             if passage:
-                whole = layout.dropped + FRAME.around(passage)
-                seen = set() if layout.alone else set(context)
-                shown |= set(put(whole, room - len(whole), seen)[len(layout.dropped) :])
+                whole = dropped + FRAME.around(passage)
+                seen = set() if self.layout.alone else set(context)
+                places = self.put(whole, self.room - len(whole), seen)
+                shown.update(places[len(dropped) :])
         return shown
 
-    start = room + layout.gap
-    asked: list[int] = []
-    if layout.kept:
+    def grown(self) -> list[int]:
+        """Put the context, each piece seeing its own passage; what the targets are read off."""
+        window, cuts = self.example.window, self.example.window.cuts
+        ends = [0, *(cut.boundary - 1 for cut in cuts[1:]), cuts[-1].boundary + window.stride - 1]
         context: list[int] = []
-        ends = [*(cut.boundary - 1 for cut in cuts), cuts[-1].boundary + window.stride - 1]
-        ends[0] = 0
-        previous: set[int] = set()
         for at, (begin, end) in enumerate(pairwise(ends)):
-            # An unchanged passage stays as it is, whatever it saw.
-            if not (at and example.passages[at] == example.passages[at - 1] and layout.alone):
-                previous = put_passages(at, context)
-            context += put(window.ids[begin:end], start + begin, set(context) | previous)
-        asked = context[cuts[0].boundary - 1 :]
-    else:
-        context = put(window.ids[: cuts[-1].boundary], start, set())
-        for at, cut in enumerate(cuts):
+            seen = set(context) | self.put_passages(at, context)
+            context += self.put(window.ids[begin:end], self.start + begin, seen)
+        return context[cuts[0].boundary - 1 :]
+
+    def branched(self) -> list[int]:
+        """Put the context, and every stride behind it once more."""
+        window = self.example.window
+        context = self.put(window.ids[: window.cuts[-1].boundary], self.start, set())
+        asked: list[int] = []
+        for at, cut in enumerate(window.cuts):
             last = cut.boundary - 1
-            shown = put_passages(at, context[:last])
-            stride = window.ids[last : last + window.stride]
-            asked += put(stride, start + last, shown | set(context[:last]))
-    mask = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min)
-    for row, seen in enumerate(sees):
-        mask[0, 0, row, list(seen)] = 0
-    logits = model(
-        input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
-        attention_mask=mask,
-        use_cache=False,
-    ).logits[0, asked]
-    targets = torch.tensor(window.ids[cuts[0].boundary :][: len(asked)])
-    scores: Tensor = logits.log_softmax(-1).gather(1, targets[:, None])
-    return scores.view(-1, window.stride)
+            seen = set(context[:last]) | self.put_passages(at, context[:last])
+            asked += self.put(window.ids[last : last + window.stride], self.start + last, seen)
+        return asked
+
+    def logits(self, model: torch.nn.Module) -> Tensor:
+        """(tokens, V)"""
+        mask = torch.full((1, 1, len(self.ids), len(self.ids)), torch.finfo(torch.float32).min)
+        for row, seen in enumerate(self.sees):
+            mask[0, 0, row, list(seen)] = 0
+        ids, positions = torch.tensor([self.ids]), torch.tensor([self.positions])
+        output = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        logits: Tensor = output.logits[0]
+        return logits
+
+
+def reference(model: torch.nn.Module, example: Example, layout: SlotLayout) -> Tensor:
+    """Log-probabilities (cuts, s) from one plain pass."""
+    plain = PlainPass(example, layout)
+    asked = plain.grown() if layout.kept else plain.branched()
+    targets = torch.tensor(example.window.ids[example.window.cuts[0].boundary :][: len(asked)])
+    scores = plain.logits(model)[asked].log_softmax(-1).gather(1, targets[:, None])
+    return scores.view(-1, example.window.stride)
 
 
 @pytest.mark.parametrize("family", PLACED)
