@@ -61,3 +61,15 @@ class TrainingBenchSettings(CheckedSettings):
     def first_boundary(self) -> int:
         """Tokens of a window before its first targets: what training takes by default."""
         return WindowSettings().first_boundary
+
+
+@dataclass(frozen=True)
+class ParetoSettings(CheckedSettings):
+    """How writing is timed, where perplexity is set against speed."""
+
+    prompts: int = setting(2, "Texts to go on with, each from an empty cache.", low=1, high=1000)
+    prompt_tokens: int = setting(384, "Tokens of each of them.", low=1, high=1 << 20)
+    new_tokens: int = setting(
+        96, "Tokens to time behind each, after a first stride.", low=1, high=1 << 20
+    )
+    repeats: int = setting(1, "Write everything so many times; medians count.", low=1, high=100)

@@ -111,7 +111,7 @@ def evaluate(
     )
     windows = take(WindowSettings, values)
     bootstrap = take(BootstrapSettings, values)
-    settings = list(_combinations(retrieval, sweep))
+    settings = list(combinations(retrieval, sweep))
     retrieval.check_retriever(index)
     _check_files(per_document, plot)
     sources = open_sources(documents, index, retrieves=retrieves)
@@ -124,19 +124,19 @@ def evaluate(
     for adapter in adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
     readers = Readers(loader(model, device, dtype, window, trust_remote_code))
-    wanted = _patterns(readers.get(), wanted)
+    wanted = chosen_patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
-    arms = [*_untrained(readers.get(), wanted, shortened), *adapted]
+    arms = [*untrained_rows(readers.get(), wanted, shortened), *adapted]
     if ablation:
         _check_ablation(windows)
         arms += slot_ablation(readers.get(), max(one.passages for one in settings))
-    _check_arms(arms, readers, windows, settings)
+    check_arms(arms, readers, windows, settings)
     described = {
         "documents": list(documents),
         "index": None if index is None else str(index),
         "resamples": bootstrap.resamples,
     }
-    judged = _judged(readers.get(), sources, settings, windows, described)
+    judged = judge_sources(readers.get(), sources, settings, windows, described)
     with counting("scoring windows") as start:
         tables = run_evaluation(arms, judged, readers, settings=bootstrap, start=start)
     names = [_swept_name(one, sweep) for one in settings]
@@ -146,7 +146,7 @@ def evaluate(
         _print(tables, names, model, as_json=as_json)
 
 
-def _combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
+def combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
     choices: dict[str, list[int]] = {}
     for text in sweep:
         name, _, values = text.partition("=")
@@ -198,7 +198,7 @@ def _check_ablation(windows: WindowSettings) -> None:
         raise click.UsageError("--ablation needs --protocol windows, whose strides share a context")
 
 
-def _patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:
+def chosen_patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:
     """What was asked for, or all that the reader can have."""
     for pattern in wanted:
         reader.check_pattern(pattern)
@@ -207,14 +207,14 @@ def _patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:
     ]
 
 
-def _untrained(reader: "Reader", patterns: Sequence[Pattern], shortened: bool) -> "list[Arm]":
+def untrained_rows(reader: "Reader", patterns: Sequence[Pattern], shortened: bool) -> "list[Arm]":
     from flashback.evaluation.arms import Arm, untrained_arms, usual_frames
 
     arms = untrained_arms(patterns, usual_frames(reader))
     return [*arms, Arm(Pattern.NONE, shortened=True)] if shortened else arms
 
 
-def _check_arms(
+def check_arms(
     arms: "Sequence[Arm]",
     readers: "Readers",
     windows: WindowSettings,
@@ -230,7 +230,7 @@ def _check_arms(
         check_positions(reader, windows, one, frame)
 
 
-def _judged(
+def judge_sources(
     reader: "Reader",
     sources: Sources,
     settings: Sequence[RetrievalSettings],
@@ -400,7 +400,7 @@ def reproduce(
     }
     _check_reproduction(readers.get(), run)
     examples = _training_examples(readers.get(), sources[0], retrieval, windows)
-    judged = _judged(readers.get(), sources[1], [retrieval], few, described)
+    judged = judge_sources(readers.get(), sources[1], [retrieval], few, described)
     _warn_of_leakage(examples, judged[0].examples)
     table_of.claim(out, run, readers.get(), examples)
     table_of.train_missing(out, readers, examples, run, training_progress)

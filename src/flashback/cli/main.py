@@ -15,6 +15,7 @@ from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
+from flashback.cli.pareto import pareto
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
 
@@ -38,6 +39,7 @@ def app() -> None:
 
 for command in (index, search, generate, demo, train, export, evaluate, reproduce, bench):
     app.add_command(command)
+bench.add_command(pareto)
 
 
 def main() -> None:

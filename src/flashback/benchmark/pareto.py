@@ -1,0 +1,203 @@
+"""What a pattern gives and what it takes: perplexity against seconds per token.
+
+Speed is that of writing: the same prompts go on with every arm, in turns, with real retrieval. The
+first stride, which encodes the prompt, is left out: what counts is what goes on costing.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flashback.adapter import put_on
+from flashback.arrangement import Ids
+from flashback.engines.local import LocalEngine
+from flashback.evaluation.arms import Arm, FrameKind
+from flashback.evaluation.perplexity import Table
+from flashback.evaluation.statistics import Interval
+from flashback.generation import Generation, Generator
+from flashback.packing.examples import Example
+from flashback.reader import Reader
+from flashback.retrieval.protocol import Retriever
+from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
+
+_TEXTS = {
+    FrameKind.BARE: FrameText("", "", 0),
+    FrameKind.TEXT: FrameText(echo_tokens=0),
+    FrameKind.ECHO: FrameText(),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm with one stride and number of passages."""
+
+    arm: str
+    stride: int
+    passages: int
+    perplexity: Interval
+    seconds_per_token: float
+    """The median over prompts and repeats."""
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Those that no other point beats in both, the fastest first."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda one: (one.seconds_per_token, one.perplexity.value)):
+        if not found or point.perplexity.value < found[-1].perplexity.value:
+            found.append(point)
+    return found
+
+
+def prompts_of(examples: Sequence[Example], tokens: int, count: int) -> list[Ids]:
+    """Beginnings of the first windows that are long enough."""
+    whole = [example.window.ids for example in examples if len(example.window.ids) >= tokens]
+    return [ids[:tokens] for ids in whole[:count]]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Readers and prompts, ready to be timed."""
+
+    arms: Sequence[Arm]
+    load: Callable[[], Reader]
+    """Loads the reader without an adapter."""
+    retriever: Retriever | None
+    prompts: Sequence[Ids]
+    new_tokens: int
+    """To write behind each prompt; the first stride of them does not count."""
+
+    def measure(
+        self,
+        settings: Sequence[RetrievalSettings],
+        repeats: int,
+        on_text: Callable[[], None] = lambda: None,
+    ) -> dict[tuple[Arm, RetrievalSettings], float]:
+        """Median seconds per token of every arm with every setting, all of them in turns."""
+        readers = {
+            adapter: self.load() if adapter is None else put_on(self.load(), adapter)
+            for adapter in dict.fromkeys(arm.adapter for arm in self.arms)
+        }
+        engines = {
+            adapter: LocalEngine(reader.model, reader.window) for adapter, reader in readers.items()
+        }
+        found: dict[tuple[Arm, RetrievalSettings], list[float]] = {}
+        for number in range(-1, repeats * len(self.prompts)):  # the first one is a warm-up
+            prompt = self.prompts[number % len(self.prompts)]
+            for one in settings:
+                for arm in self.arms:
+                    engine = engines[arm.adapter]
+                    engine.forget()
+                    writer = Generator(readers[arm.adapter], engine, self.retriever)
+                    asked = self._settings(arm, one)
+                    seconds = seconds_per_token(writer.generate(prompt, asked))
+                    if number >= 0:
+                        found.setdefault((arm, one), []).append(seconds)
+                        on_text()
+        return {key: statistics.median(seconds) for key, seconds in found.items()}
+
+    def texts(self, settings: Sequence[RetrievalSettings], repeats: int) -> int:
+        """How many texts `measure` writes that count."""
+        return len(settings) * len(self.arms) * repeats * len(self.prompts)
+
+    def _settings(self, arm: Arm, retrieval: RetrievalSettings) -> Settings:
+        frame = None if arm.adapter is not None else _TEXTS.get(arm.frame)
+        own = replace(retrieval, pattern=arm.pattern, frame=frame)
+        tokens = retrieval.stride + self.new_tokens
+        return Settings(own, stopping=StoppingSettings(max_new_tokens=tokens, ignore_eos=True))
+
+
+def seconds_per_token(written: Generation) -> float:
+    """Of all strides but the first: retrieving, encoding, decoding."""
+    later = written.strides[1:]
+    seconds = sum(
+        stride.retrieve_seconds + stride.usage.encode_seconds + stride.usage.decode_seconds
+        for stride in later
+    )
+    return seconds / sum(len(stride.tokens) for stride in later)
+
+
+def points_of(
+    arms: Sequence[Arm],
+    tables: Sequence[Table],
+    settings: Sequence[RetrievalSettings],
+    seconds: Mapping[tuple[Arm, RetrievalSettings], float],
+) -> list[Point]:
+    """Perplexities (a table for each setting) and speeds put together, arm by arm."""
+    return [
+        Point(
+            arm.name,
+            one.stride,
+            one.passages,
+            table.rows[number].perplexity,
+            seconds[arm, one],
+        )
+        for number, arm in enumerate(arms)
+        for one, table in zip(settings, tables, strict=True)
+    ]
+
+
+def in_markdown(points: Sequence[Point]) -> Iterator[str]:
+    """A table with a line for every arm and number of passages, and a column for every stride."""
+    strides = sorted({point.stride for point in points})
+    yield f"| perplexity, ms per token | k | {' | '.join(f's = {s}' for s in strides)} |"
+    yield f"|---|--:|{'--:|' * len(strides)}"
+    best = set(front(points))
+    rows: dict[tuple[str, int], dict[int, Point]] = {}
+    for point in points:
+        rows.setdefault((point.arm, point.passages), {})[point.stride] = point
+    for (arm, passages), own in rows.items():
+        cells = [_cell(own[stride], own[stride] in best) for stride in strides]
+        yield f"| {arm} | {passages} | {' | '.join(cells)} |"
+
+
+def _cell(point: Point, best: bool) -> str:
+    text = f"{point.perplexity.value:.2f}, {1000 * point.seconds_per_token:.1f}"
+    return f"**{text}**" if best else text
+
+
+def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
+    """One line for every arm and number of passages, over its strides; the front in black.
+
+    Raises:
+        SettingsError: see `flashback.benchmark.plot.check_plot`.
+    """
+    from flashback.benchmark.plot import check_plot
+
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(point.arm for point in points))
+    counts = sorted({point.passages for point in points})
+    for number, arm in enumerate(arms):
+        for count, marker in zip(counts, "os^Dv*"[: len(counts)], strict=False):
+            own = [point for point in points if (point.arm, point.passages) == (arm, count)]
+            own.sort(key=lambda point: point.stride)
+            axes.plot(
+                [1000 * point.seconds_per_token for point in own],
+                [point.perplexity.value for point in own],
+                f"{marker}-",
+                color=f"C{number}",
+                markersize=4,
+                linewidth=0.8,
+                label=arm if count == counts[0] else None,
+            )
+    best = front(points)
+    axes.plot(
+        [1000 * point.seconds_per_token for point in best],
+        [point.perplexity.value for point in best],
+        "k:",
+        label="no point is better in both",
+    )
+    axes.set(xscale="log", yscale="log", title=title)
+    shapes = ", ".join(f"{m} k={k}" for m, k in zip("○□△◇▽☆", counts, strict=False))
+    axes.set(xlabel=f"milliseconds per token ({shapes})", ylabel="perplexity")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,148 @@
+"""`flashback bench pareto`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashback.benchmark.settings import ParetoSettings
+from flashback.cli.console import notes
+from flashback.cli.documents import counting, loader, open_sources
+from flashback.cli.evaluate import (
+    check_arms,
+    chosen_patterns,
+    combinations,
+    judge_sources,
+    untrained_rows,
+)
+from flashback.cli.generate import reader_options
+from flashback.cli.options import options_of, take
+from flashback.cli.train import RETRIEVED
+from flashback.errors import SettingsError, TrainingError
+from flashback.evaluation.settings import BootstrapSettings
+from flashback.packing.settings import WindowSettings
+from flashback.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from flashback.benchmark.pareto import Point
+
+_SWEEP = ("s=4,8,16,32", "k=1,2,4")
+_SWEPT = ("stride", "passages")
+
+
+@click.command()
+@click.argument("documents", nargs=-1, required=True)
+@click.option("--index", type=Path, required=True, help="Index folder that passages come from.")
+@click.option("--out", type=Path, required=True, help="Folder for scores, table and figure.")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=Path,
+    multiple=True,
+    help="Add this adapter, with the pattern it was trained for (repeatable).",
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    default=_SWEEP,
+    show_default=True,
+    metavar="X=A,B,..",
+    help="Values of s and k (repeatable: every combination).",
+)
+@reader_options
+@options_of(RetrievalSettings, only=[name for name in RETRIEVED if name != "pattern"])
+@options_of(WindowSettings)
+@options_of(BootstrapSettings)
+@options_of(ParetoSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def pareto(
+    documents: tuple[str, ...],
+    index: Path,
+    out: Path,
+    adapters: tuple[Path, ...],
+    sweep: tuple[str, ...],
+    model: str,
+    device: str,
+    dtype: str,
+    window: int | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Perplexity of DOCUMENTS against seconds per token, for every pattern, stride and k.
+
+    \b
+    flashback bench pareto python-docs:evaluation --index IDX --max-windows 20 --out PARETO
+    flashback bench pareto texts/ --index IDX --sweep s=8,16 --adapter ADAPTER --out PARETO
+
+    Perplexities as 'flashback eval' finds them, kept in the folder, so that the same command goes
+    on where it stopped; then every arm writes on from the same beginnings of the documents, in
+    turns, and is timed. Time it on an idle machine.
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    retrieval = take(RetrievalSettings, values)
+    windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
+    timing = take(ParetoSettings, values)
+    settings = list(combinations(retrieval, sweep))
+    sources = open_sources(documents, index, retrieves=True)
+
+    from flashback.adapter import read_card
+    from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
+    from flashback.evaluation.arms import arm_of, told_apart
+    from flashback.evaluation.evaluate import ScoreStore
+    from flashback.evaluation.evaluate import evaluate as run_evaluation
+    from flashback.evaluation.readers import Readers
+
+    cards = {folder: read_card(folder) for folder in adapters}
+    load = loader(model, device, dtype, window, trust_remote_code)
+    readers = Readers(load)
+    arms = told_apart(
+        [
+            *untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False),
+            *(arm_of(folder, card, card.pattern) for folder, card in cards.items()),
+        ]
+    )
+    check_arms(arms, readers, windows, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    described = {"documents": list(documents), "index": str(index)}
+    judged = judge_sources(readers.get(), sources, settings, windows, described)
+    prompts = prompts_of(judged[0].examples, timing.prompt_tokens, timing.prompts)
+    if not prompts:
+        raise TrainingError(
+            f"no window has the {timing.prompt_tokens} tokens of a prompt; give longer documents, "
+            "or lower --prompt-tokens"
+        )
+    store = ScoreStore(out / "scores")
+    with counting("scoring windows") as start:
+        tables = run_evaluation(arms, judged, readers, settings=bootstrap, store=store, start=start)
+    speed = Speed(arms, load, sources.retriever, prompts, timing.new_tokens)
+    with counting("writing texts") as start:
+        on_text = start(speed.texts(settings, timing.repeats))
+        seconds = speed.measure(settings, timing.repeats, on_text)
+    points = points_of(arms, tables, settings, seconds)
+    record = {"timing": asdict(timing), **tables[0].record()["settings"]}
+    record = {
+        "settings": {name: value for name, value in record.items() if name not in _SWEPT},
+        "tokens": int(tables[0].texts.tokens.sum()),
+        "points": [point.record() for point in points],
+    }
+    _write(points, record, f"{model}, {record['tokens']:,} targets", out)
+    click.echo(json.dumps(record, indent=2) if as_json else "\n".join(in_markdown(points)))
+
+
+def _write(points: "Sequence[Point]", record: dict[str, Any], title: str, out: Path) -> None:
+    from flashback.benchmark.pareto import in_markdown, plot_pareto
+    from flashback.files import write_atomically
+
+    write_atomically(out / "pareto.json", json.dumps(record, indent=2) + "\n")
+    lines = [f"# {title}", "", *in_markdown(points), ""]
+    write_atomically(out / "pareto.md", "\n".join(lines))
+    try:
+        plot_pareto(points, title, out / "pareto.png")
+    except SettingsError as error:  # the figure is an extra
+        notes.print(f"{out / 'pareto.png'} is not drawn: {error}", markup=False)
