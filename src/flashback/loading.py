@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from flashback.adapter import put_on, read_card
+from flashback.adapter import fingerprint, put_on, read_card
 from flashback.engines.local import LocalEngine
+from flashback.engines.passage_store import PassageStore
 from flashback.generation import Generator
 from flashback.reader import MINI, Reader, load_reader, shipped
 from flashback.retrieval.bm25 import BM25Index
@@ -60,6 +61,7 @@ def load(
     *,
     adapter: str | Path | None = AUTO,
     pattern: Pattern | None = None,
+    passages_from: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     window: int | None = None,
@@ -74,11 +76,13 @@ def load(
             None: the model as it is.
         pattern: what will be written with; an adapter for another pattern is then not taken by
             `auto`.
+        passages_from: a folder made by `flashback precompute`, for the pattern `slot`.
         device, dtype, window, trust_remote_code: see `load_reader`.
 
     Raises:
-        FlashBackError: the model, the adapter or the index is missing or unusable.
+        FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
     """
+    store = None if passages_from is None else PassageStore.open(passages_from)
     retriever = None if index is None else BM25Index.open(index)
     reader = load_adapted(
         model,
@@ -89,4 +93,7 @@ def load(
         window=window,
         trust_remote_code=trust_remote_code,
     )
-    return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+    if store is not None:
+        store.check_reader(fingerprint(reader.model), reader.placement.dtype_name)
+    engine = LocalEngine(reader.model, reader.window, passage_store=store)
+    return Generator(reader, engine, retriever)

@@ -11,6 +11,7 @@ from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.settings import (
     FrameText,
+    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -43,6 +44,22 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options for the text around a passage."""
+    after = click.option("--frame-after", help="Text after a passage; likewise.")
+    before = click.option(
+        "--frame-before", help="Text before a passage; replaces marks or ' [Reference: '."
+    )
+    return before(after(command))
+
+
+def frame_of(before: str | None, after: str | None, echo: int | None = None) -> FrameText | None:
+    """The frame that was asked for, if any was."""
+    given = {"before": before, "after": after, "echo_tokens": echo}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return FrameText(**changed) if changed else None
+
+
 @click.command(short_help="Write on from a prompt.")
 @click.argument("prompt")
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
@@ -55,8 +72,7 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @reader_options
 @options_of(RetrievalSettings)
-@click.option("--frame-before", help="Text before a passage; replaces marks or ' [Reference: '.")
-@click.option("--frame-after", help="Text after a passage; likewise.")
+@frame_options
 @click.option(
     "--echo-tokens",
     type=int,
@@ -66,6 +82,11 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
+@click.option(
+    "--passages-from",
+    type=Path,
+    help="Folder made by 'flashback precompute', for --pattern slot.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
 def generate(
@@ -80,6 +101,7 @@ def generate(
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
+    passages_from: Path | None,
     as_json: bool,
     explain: bool,
     **values: Any,
@@ -95,7 +117,9 @@ def generate(
     """
     if as_json and explain:
         raise click.UsageError("--json holds what --explain shows; give one of them")
-    settings = _settings(values, _frame(frame_before, frame_after, echo_tokens))
+    settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
+    if passages_from is not None and settings.retrieval.pattern is not Pattern.SLOT:
+        raise click.UsageError("--passages-from has an effect on --pattern slot only")
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt
@@ -111,6 +135,7 @@ def generate(
         index,
         adapter=None if adapter == "none" else adapter,
         pattern=settings.retrieval.pattern,
+        passages_from=passages_from,
         device=device,
         dtype=dtype,
         window=window,
@@ -129,12 +154,6 @@ def generate(
     _print_stream(writing, writer.reader.show, explain)
     if notes.is_terminal:
         _print_summary(writing.result)
-
-
-def _frame(before: str | None, after: str | None, echo: int | None) -> FrameText | None:
-    given = {"before": before, "after": after, "echo_tokens": echo}
-    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return FrameText(**changed) if changed else None
 
 
 def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:

@@ -16,6 +16,7 @@ from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.pareto import pareto
+from flashback.cli.precompute import precompute
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
 
@@ -37,7 +38,11 @@ def app() -> None:
     """
 
 
-for command in (index, search, generate, demo, train, export, evaluate, reproduce, bench):
+COMMANDS = (
+    *(index, search, generate, demo, precompute),
+    *(train, export, evaluate, reproduce, bench),
+)
+for command in COMMANDS:
     app.add_command(command)
 bench.add_command(pareto)
 

@@ -41,6 +41,7 @@ from flashback.engines.cache import (
     new_cache,
     show_passage,
 )
+from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.errors import SettingsError, UnsupportedReader
@@ -135,6 +136,7 @@ class LocalEngine:
         *,
         idle_sequences: int = 1,
         passage_bytes: int = PASSAGE_BYTES,
+        passage_store: PassageStore | None = None,
         self_check: bool = True,
     ) -> None:
         """Take over a model.
@@ -144,6 +146,7 @@ class LocalEngine:
             window: the most positions a sequence may have.
             idle_sequences: how many caches to keep when no completion is using them.
             passage_bytes: keys and values of slot passages to keep, at most.
+            passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
 
         Raises:
@@ -156,7 +159,8 @@ class LocalEngine:
         placed = self._takes_positions or model.config.model_type in _ALIBI
         slot = placed and has_full_attention_only(model)
         self.capabilities = Capabilities(window=window, slot=slot)
-        self.passages = PassageCache(passage_bytes)
+        self._store = passage_store
+        self.passages = PassageCache(passage_bytes, self._find_passage)
         self._takes_keep = "logits_to_keep" in parameters
         self._idle_limit = idle_sequences
         self._idle: list[CachedSequence] = []
@@ -169,14 +173,16 @@ class LocalEngine:
         """See `Engine.complete`.
 
         Raises:
-            SettingsError: the prompt has a slot and the reader can have none, the prompt is empty,
-                or it exceeds the window.
+            SettingsError: the prompt has a slot and the reader can have none, or one unlike that
+                of the stored passages; the prompt is empty, or it exceeds the window.
         """
         if prompt.slot.room and not self.capabilities.slot:
             raise SettingsError(
                 f"{_label(self.model)} has layers that see a sliding window only, which a slot "
                 "before the context would leave; use another pattern"
             )
+        if prompt.slot.room and self._store is not None:
+            self._store.check_room(prompt.slot.room)
         self._check_length(prompt, max_tokens)
         usage = Usage()
         return Completion(self._complete(prompt, max_tokens, sampler, usage), usage)
@@ -268,11 +274,15 @@ class LocalEngine:
             sequence.show((), None)
             return 0
         with self._lock, torch.inference_mode():
-            states, kept = self.passages.get(passage, sequence.room, self._encode_passage)
+            states, kept = self.passages.get(passage, sequence.room, self.encode_passage)
             sequence.show(passage, states)
         return 0 if kept else len(passage)
 
-    def _encode_passage(self, passage: Ids, room: int) -> list[States]:
+    def _find_passage(self, passage: Ids) -> list[States] | None:
+        return None if self._store is None else self._store.find(passage, self.model.device)
+
+    @torch.inference_mode()
+    def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
         alone = CachedSequence(new_cache(self.model), room - len(passage))
         self._forward(alone, passage, 1)

@@ -14,6 +14,7 @@ from flashback.engines.cache import States
 Key = tuple[Ids, int]
 """A passage with its frame, and R."""
 Encode = Callable[[Ids, int], list[States]]
+Find = Callable[[Ids], list[States] | None]
 
 
 @dataclass
@@ -23,6 +24,8 @@ class PassageCount:
     kept: int = 0
     """They were here."""
     encoded: int = 0
+    read: int = 0
+    """They were on disk."""
     dropped: int = 0
     """They were here, and had to go."""
 
@@ -30,13 +33,15 @@ class PassageCount:
 class PassageCache:
     """Least recently used passages go first when the byte budget is spent."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, find: Find = lambda _: None) -> None:
         """Start empty.
 
         Args:
             budget: bytes of keys and values to keep at most; 0: keep nothing.
+            find: where else a passage may be, such as on disk.
         """
         self.budget = budget
+        self._find = find
         self.bytes = 0
         self.count = PassageCount()
         self._states: OrderedDict[Key, list[States]] = OrderedDict()
@@ -46,18 +51,22 @@ class PassageCache:
         return len(self._states)
 
     def get(self, passage: Ids, room: int, encode: Encode) -> tuple[list[States], bool]:
-        """A passage's keys and values, layer by layer, and whether they were here."""
+        """A passage's keys and values, layer by layer, and whether they were there already."""
         key = (passage, room)
         with self._lock:
             if (found := self._states.get(key)) is not None:
                 self._states.move_to_end(key)
                 self.count.kept += 1
                 return found, True
-        states = encode(passage, room)
+        found = self._find(passage)
+        states = encode(passage, room) if found is None else found
         with self._lock:
-            self.count.encoded += 1
+            if found is None:
+                self.count.encoded += 1
+            else:
+                self.count.read += 1
             self._keep(key, states)
-        return states, False
+        return states, found is not None
 
     def forget(self) -> None:
         """Drop everything."""

@@ -226,6 +226,17 @@ class BM25Index:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
+    def texts(self) -> list[str]:
+        """The text of every passage.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with _readable_damage(self.folder):
+            query = tantivy.Query.all_query()
+            found = self._searcher.search(query, limit=len(self), count=False).hits
+            return [self._hit(score, at).text for score, at in found]
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 
