@@ -435,10 +435,10 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
         return json.loads(out), sorted((tmp_path / "flashback").glob("*/*"))
 
     record, files = demonstrate()
-    assert [row["pattern"] for row in record["rows"]] == ["append", "prepend", "none"]
-    assert [row["tokens"] for row in record["rows"]] == [128] * 3
-    append, prepend, _ = record["rows"]
-    assert append["encoded"] < prepend["encoded"]
+    assert [row["pattern"] for row in record["rows"]] == ["append", "slot", "prepend", "none"]
+    assert [row["tokens"] for row in record["rows"]] == [128] * 4
+    append, slot, prepend, _ = record["rows"]
+    assert slot["encoded"] < append["encoded"] < prepend["encoded"]
     assert len(files) == 2  # the manifest and one data folder, named at random
     again, files_again = demonstrate()
     assert files_again == files

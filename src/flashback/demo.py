@@ -1,7 +1,7 @@
 """The main job on real text, with nothing but what the package and its environment hold.
 
-Indexes `python-docs` without its held-out pages, then continues a held-out page three times, each
-from an empty cache: appended, prepended, without retrieval. In the end it scores a few held-out
+Indexes `python-docs` without its held-out pages, then continues a held-out page four times, each
+from an empty cache: appended, in a slot, prepended, without retrieval. In the end it scores a few held-out
 pages with every pattern, and with the adapter that reads appended passages.
 """
 
@@ -175,7 +175,7 @@ def scored_pages() -> list[Document]:
 
 
 def score_patterns(index: BM25Index, start: StartScoring) -> dict[str, Any]:
-    """Perplexity on a window of each page: none, prepended, appended, appended with the adapter.
+    """Perplexity on a window of each page: every pattern, and appended with the adapter.
 
     Args:
         index: passages of the pages themselves and copies of them are not used.
@@ -189,7 +189,7 @@ def score_patterns(index: BM25Index, start: StartScoring) -> dict[str, Any]:
     found = prepare(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
     judged = Judged(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
-    arms = untrained_arms([Pattern.NONE, Pattern.PREPEND, Pattern.APPEND], [FrameKind.TEXT])
+    arms = untrained_arms(list(Pattern), [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:
         arms += adapter_arms(adapter, [Pattern.APPEND])

@@ -25,7 +25,7 @@ _TITLE_WIDTH = 34
 @click.command(short_help="See it work on this Python's documentation.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def demo(as_json: bool) -> None:
-    """Index this Python's documentation and continue a held-out page of it, three ways.
+    """Index this Python's documentation and continue a held-out page of it, four ways.
 
     \b
     flashback demo
@@ -47,7 +47,7 @@ def demo(as_json: bool) -> None:
     show = Demo(index, DemoSettings())
     show.warm_up()
     _print_append(console, show)
-    for pattern in (Pattern.PREPEND, Pattern.NONE):
+    for pattern in (Pattern.SLOT, Pattern.PREPEND, Pattern.NONE):
         with notes.status(f"the same again: {pattern}"):
             for _ in show.run(pattern):
                 pass
