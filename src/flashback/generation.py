@@ -8,12 +8,13 @@ import contextlib
 import time
 import warnings
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
-from flashback.engines.protocol import Engine
-from flashback.errors import FlashBackWarning, SettingsError
+from flashback.batching import write_together
+from flashback.engines.protocol import Batch, BatchingEngine, Engine
+from flashback.errors import FlashBackWarning, SettingsError, UnsupportedReader
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import Sampler
@@ -64,6 +65,12 @@ class Writing:
     def __iter__(self) -> Iterator[Event]:
         return self._events
 
+    def finish(self) -> Generation:
+        """Write to the end."""
+        for _ in self:
+            pass
+        return self.result
+
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
         self._events.close()
@@ -109,10 +116,7 @@ class Generator:
 
     def generate(self, prompt: str | Sequence[int], settings: Settings | None = None) -> Generation:
         """Write to the end. See `stream`."""
-        writing = self.stream(prompt, settings)
-        for _ in writing:
-            pass
-        return writing.result
+        return self.stream(prompt, settings).finish()
 
     def stream(self, prompt: str | Sequence[int], settings: Settings | None = None) -> Writing:
         """Begin to write behind `prompt`, a text or its token ids.
@@ -121,14 +125,65 @@ class Generator:
             PromptTooLong: the prompt does not fit and `settings.truncate` is false.
             SettingsError: an empty prompt, no retriever, or a window too small for the settings.
         """
-        text = self.begin(prompt, settings or Settings())
+        settings = settings or Settings()
+        text = self.begin(prompt, settings)
+        self._warn_if_untrained(settings.retrieval)
         return Writing(self._write(text), text)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        settings: Settings | None = None,
+        *,
+        batch_size: int = 8,
+    ) -> list[Generation]:
+        """Write many texts to the end, in the order of their prompts. See `stream_batch`."""
+        done = dict(self.stream_batch(prompts, settings, batch_size=min(batch_size, len(prompts))))
+        return [done[number] for number in range(len(prompts))]
+
+    def stream_batch(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        settings: Settings | None = None,
+        *,
+        batch_size: int = 8,
+    ) -> Iterator[tuple[int, Generation]]:
+        """Write many texts, several at a time; each with its number, as soon as it is finished.
+
+        In float32 every text is what it would be alone. Where the engine cannot do that, they are
+        written one by one, and a `FlashBackWarning` says so.
+
+        Args:
+            batch_size: how many texts are written at a time; each needs a KV cache of its own.
+
+        Raises:
+            As `stream`, when the prompt's turn comes.
+        """
+        settings = settings or Settings()
+        self._warn_if_untrained(settings.retrieval)
+        texts = enumerate(self.begin(prompt, settings) for prompt in prompts)
+        batch = self._open_batch(batch_size)
+        if batch is not None:
+            return write_together(batch, texts, self.find)
+        return ((number, Writing(self._write(text), text).finish()) for number, text in texts)
+
+    def _open_batch(self, rows: int) -> Batch | None:
+        """None: one by one."""
+        if rows <= 1:
+            return None
+        try:
+            if isinstance(self.engine, BatchingEngine):
+                return self.engine.batch(rows)
+            reason = "the engine computes one text at a time"
+        except UnsupportedReader as error:
+            reason = str(error)
+        warnings.warn(f"{reason}: texts are written one by one", FlashBackWarning, stacklevel=3)
+        return None
 
     def begin(self, prompt: str | Sequence[int], settings: Settings) -> Text:
         """A text with nothing written yet. See `stream`."""
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
-        self._warn_if_untrained(retrieval)
         frame = self.reader.frame(retrieval.frame)
         budget = context_budget(
             self.engine.capabilities.window,
@@ -174,7 +229,7 @@ class Generator:
             warnings.warn(
                 f"the adapter on {self.reader.name} was trained for {'; '.join(found)}",
                 FlashBackWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:

@@ -61,7 +61,7 @@ def loader(
     Raises:
         UnsupportedReader: when called: padding and branches need attention that can be masked.
     """
-    from flashback.engines.local import refuse_uncuttable
+    from flashback.engines.checks import refuse_uncuttable
     from flashback.reader import load_reader
 
     def load() -> "Reader":

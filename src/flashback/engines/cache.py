@@ -33,6 +33,11 @@ States = tuple[Tensor, Tensor]
 """Keys and values, (B, H, positions, D) each."""
 
 
+def room_for(positions: int) -> int:
+    """How large to make a buffer that must hold so many, so that it seldom grows."""
+    return positions + max(_ROOM, positions // 2)
+
+
 class _Buffer:
     """Keys and values (B, H, capacity, D) of the positions [first, end)."""
 
@@ -72,7 +77,7 @@ class _Buffer:
 
     def _move(self, keys: Tensor, values: Tensor, new: int, first: int) -> None:
         held = self.end - first
-        capacity = held + new + max(_ROOM, (held + new) // 2)
+        capacity = room_for(held + new)
         larger = [
             states.new_empty((*states.shape[:2], capacity, states.shape[3]))
             for states in (keys, values)

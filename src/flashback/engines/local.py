@@ -19,21 +19,19 @@ piece by piece, each with its own passage in the slot: one piece of one token at
 
 import copy
 import inspect
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Ids, InView, Prompt
+from flashback.arrangement import Ids, Prompt
+from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
-    CUTTABLE,
     States,
     cache_reaches,
     full_layers,
@@ -41,15 +39,13 @@ from flashback.engines.cache import (
     new_cache,
     show_passage,
 )
+from flashback.engines.checks import check_batch, check_cache_reuse, label, refuse_uncuttable
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
-from flashback.errors import SettingsError, UnsupportedReader
+from flashback.engines.sequence import HeldTokens
+from flashback.errors import SettingsError
 from flashback.sampling import Sampler
-
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
-
 
 _WORTH_SHARING = 8
 """Tokens; less in common does not justify copying a cache."""
@@ -63,29 +59,10 @@ PASSAGE_BYTES = 1 << 28
 
 
 @dataclass(eq=False)
-class CachedSequence:
-    """A cache and the ids whose keys and values it holds."""
+class CachedSequence(HeldTokens):
+    """Held tokens, and the cache that holds them."""
 
-    cache: DynamicCache
-    room: int = 0
-    """R, positions of the slot; the first token stands at R."""
-    ids: list[int] = field(default_factory=list)
-    """The context."""
-    views: list[InView] = field(default_factory=list)
-    """What was in the slot while they were encoded."""
-    shown: Ids = ()
-    """What is in the slot."""
-
-    def common_prefix(self, prompt: Prompt) -> int:
-        """How many context tokens can be kept: the same ones, with the same passages in view.
-
-        At least one token of the prompt is left to encode.
-        """
-        ids = prompt.context
-        if self.room != prompt.slot.room:
-            return 0
-        limit = min(len(self.ids), len(ids) - 1, _views_differ(self.views, prompt.slot.views))
-        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+    cache: DynamicCache = field(kw_only=True)
 
     def reaches(self, length: int) -> bool:
         """Whether the cache can be cut back to `length` and still be exact."""
@@ -98,8 +75,7 @@ class CachedSequence:
         """
         assert self.reaches(length)
         self.cache.crop(length - len(self.ids))
-        del self.ids[length:]
-        self.views = [view for view in self.views if view.start < length]
+        self.keep(length)
         self.check()
 
     def show(self, passage: Ids, states: Sequence[States] | None) -> None:
@@ -107,23 +83,9 @@ class CachedSequence:
         show_passage(self.cache, states)
         self.shown = passage
 
-    def encoded(self, ids: Sequence[int]) -> None:
-        """Take note of what a pass has put behind the cache."""
-        if not self.views or self.views[-1].passage != self.shown:
-            self.views.append(InView(len(self.ids), self.shown))
-        self.ids.extend(ids)
-
     def check(self) -> None:
         held = len(self.shown) + len(self.ids)
         assert self.cache.get_seq_length() == held, "cache and ids are out of step"
-
-
-def _views_differ(held: Sequence[InView], wanted: Sequence[InView]) -> int:
-    """The first context token that would see another passage; large if there is none."""
-    for one, other in zip_longest(held, wanted):
-        if one != other:
-            return min(view.start for view in (one, other) if view is not None)
-    return sys.maxsize
 
 
 class LocalEngine:
@@ -165,7 +127,8 @@ class LocalEngine:
         self._idle_limit = idle_sequences
         self._idle: list[CachedSequence] = []
         self._leased: list[CachedSequence] = []
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self._batches_checked = False
         if self_check:
             check_cache_reuse(self)
 
@@ -176,14 +139,7 @@ class LocalEngine:
             SettingsError: the prompt has a slot and the reader can have none, or one unlike that
                 of the stored passages; the prompt is empty, or it exceeds the window.
         """
-        if prompt.slot.room and not self.capabilities.slot:
-            raise SettingsError(
-                f"{_label(self.model)} has layers that see a sliding window only, which a slot "
-                "before the context would leave; use another pattern"
-            )
-        if prompt.slot.room and self._store is not None:
-            self._store.check_room(prompt.slot.room)
-        self._check_length(prompt, max_tokens)
+        self.check_request(prompt, max_tokens)
         usage = Usage()
         return Completion(self._complete(prompt, max_tokens, sampler, usage), usage)
 
@@ -194,13 +150,13 @@ class LocalEngine:
         Raises:
             SettingsError: `start` is not in [1, len(ids)), or the ids exceed the window.
         """
-        self._check_length(Prompt(tuple(ids)), 0)
+        self.check_request(Prompt(tuple(ids)), 0)
         if not 1 <= start < len(ids):
             raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
         sequence, _ = self._lease(Prompt(tuple(ids[:start])))
         try:
-            with self._lock:
+            with self.lock:
                 logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
         except BaseException:
             self._end_lease(sequence)
@@ -210,13 +166,32 @@ class LocalEngine:
         chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
         return [float(value) for value in chosen[:, 0]]
 
+    def batch(self, rows: int) -> LocalBatch:
+        """See `BatchingEngine.batch`.
+
+        Raises:
+            UnsupportedReader: rows of different lengths are not exact with this model.
+        """
+        if not self._batches_checked:
+            check_batch(self)
+            self._batches_checked = True
+        return LocalBatch(self, rows)
+
     def forget(self) -> None:
         """Drop every idle cache and passage: the next completion starts from nothing."""
-        with self._lock:
+        with self.lock:
             self._idle.clear()
         self.passages.forget()
 
-    def _check_length(self, prompt: Prompt, max_tokens: int) -> None:
+    def check_request(self, prompt: Prompt, max_tokens: int) -> None:
+        """Refuse what cannot be completed; see `complete` for the errors."""
+        if prompt.slot.room and not self.capabilities.slot:
+            raise SettingsError(
+                f"{label(self.model)} has layers that see a sliding window only, which a slot "
+                "before the context would leave; use another pattern"
+            )
+        if prompt.slot.room and self._store is not None:
+            self._store.check_room(prompt.slot.room)
         length, room = len(prompt.context), prompt.slot.room
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")
@@ -260,7 +235,7 @@ class LocalEngine:
         *earlier, last = prompt.pieces(start)
         for passage, ids in earlier:
             usage.encoded += self._show(sequence, passage) + len(ids)
-            with self._lock, torch.inference_mode():
+            with self.lock, torch.inference_mode():
                 self._forward(sequence, ids, 1)
         passage, ids = last
         usage.encoded += self._show(sequence, passage)
@@ -273,7 +248,7 @@ class LocalEngine:
         if not passage:
             sequence.show((), None)
             return 0
-        with self._lock, torch.inference_mode():
+        with self.lock, torch.inference_mode():
             states, kept = self.passages.get(passage, sequence.room, self.encode_passage)
             sequence.show(passage, states)
         return 0 if kept else len(passage)
@@ -284,7 +259,7 @@ class LocalEngine:
     @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
-        alone = CachedSequence(new_cache(self.model), room - len(passage))
+        alone = CachedSequence(room - len(passage), cache=new_cache(self.model))
         self._forward(alone, passage, 1)
         # Copies, since the buffers have room to spare.
         return [
@@ -293,32 +268,36 @@ class LocalEngine:
         ]
 
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
-        with self._lock, torch.inference_mode():
+        with self.lock, torch.inference_mode():
             return sampler.choose(self._forward(sequence, ids, 1)[-1])
 
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         """Encode `ids` behind what is cached; the logits of the last `keep` of them, (keep, V)."""
-        device = self.model.device
-        extra: dict[str, Any] = {}
-        if self._takes_positions:
-            start = sequence.room + len(sequence.ids)
-            positions = range(start, start + len(ids))
-            extra["position_ids"] = torch.tensor([positions], device=device)
-        if self._takes_keep:  # the vocabulary's rows are half of a small model's work
-            extra["logits_to_keep"] = keep
-        output = self.model(
-            input_ids=torch.tensor([list(ids)], device=device),
-            past_key_values=sequence.cache,
-            use_cache=True,
-            **extra,
+        start = sequence.room + len(sequence.ids)
+        logits = self.run(
+            torch.tensor([list(ids)], device=self.model.device),
+            torch.arange(start, start + len(ids), device=self.model.device)[None],
+            sequence.cache,
+            keep,
         )
         sequence.encoded(ids)
-        logits: Tensor = output.logits[0, -keep:]
+        return logits[0]
+
+    def run(
+        self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any
+    ) -> Tensor:
+        """One pass over new tokens (B, T) at `positions` (B, T): the last logits, (B, keep, V)."""
+        if self._takes_positions:
+            more["position_ids"] = positions
+        if self._takes_keep:  # the vocabulary's rows are half of a small model's work
+            more["logits_to_keep"] = keep
+        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
+        logits: Tensor = output.logits[:, -keep:]
         return logits
 
     def _lease(self, prompt: Prompt) -> tuple[CachedSequence, int]:
         """Take, fork or start the sequence that saves most; cut it to what it shares."""
-        with self._lock:
+        with self.lock:
             # With room for one more, a few common tokens are not worth cutting another's cache.
             least = _WORTH_SHARING if len(self._idle) < self._idle_limit else 1
             found = [
@@ -340,80 +319,18 @@ class LocalEngine:
                     sequence = copy.deepcopy(sequence)
             else:
                 room = prompt.slot.room
-                shared, sequence = 0, CachedSequence(new_cache(self.model, room), room)
+                shared, sequence = 0, CachedSequence(room, cache=new_cache(self.model, room))
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
 
     def _release(self, sequence: CachedSequence) -> None:
         """Keep a sequence for later; the one that was used longest ago goes if there are many."""
-        with self._lock:
+        with self.lock:
             self._end_lease(sequence)
             self._idle.append(sequence)
             del self._idle[: len(self._idle) - self._idle_limit]
 
     def _end_lease(self, sequence: CachedSequence) -> None:
-        with self._lock:
+        with self.lock:
             self._leased.remove(sequence)
-
-
-def refuse_uncuttable(model: PreTrainedModel) -> None:
-    """Refuse, before running it, a model whose layers keep a state that cannot be cut back.
-
-    Raises:
-        UnsupportedReader: naming the layer type.
-    """
-    config = model.config.get_text_config()
-    name = _label(model)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedReader(f"{name} is an encoder-decoder; expected a decoder-only model")
-    parameters = inspect.signature(model.forward).parameters
-    if "past_key_values" not in parameters:
-        raise UnsupportedReader(
-            f"{name} keeps no key-value cache (a recurrent state cannot be cut back to a prefix); "
-            "expected an attention-only model"
-        )
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UnsupportedReader(f"{name} has chunked-attention layers, which are not verified")
-    for layer in DynamicCache(config=model.config).layers:
-        if type(layer) not in CUTTABLE:
-            raise UnsupportedReader(
-                f"{name} has layers of type {type(layer).__name__}, whose state cannot be cut back "
-                "to a prefix; expected full or sliding-window attention only"
-            )
-
-
-def _label(model: PreTrainedModel) -> str:
-    kind = model.config.model_type
-    return f"model {model.name_or_path} ({kind})" if model.name_or_path else f"model {kind}"
-
-
-@torch.inference_mode()
-def check_cache_reuse(engine: LocalEngine) -> None:
-    """Compare cached with recomputed logits, through two successive cuts, the second deeper.
-
-    Raises:
-        UnsupportedReader: they differ by more than the dtype's tolerance.
-    """
-    model = engine.model
-    length = max(2, min(24, engine.capabilities.window))
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.get_text_config().vocab_size
-    base, other = torch.randint(size, (2, length), generator=generator).tolist()
-    tolerance = _TOLERANCE.get(model.dtype, 5e-2)
-    for kept in (length, 2 * length // 3, length // 3):
-        ids = base[:kept] + other[kept:]
-        sequence, shared = engine._lease(Prompt(tuple(ids[:-1])))
-        engine._forward(sequence, ids[shared:-1], 1)  # several tokens behind the cache,
-        cached = engine._forward(sequence, ids[-1:], 1)[-1].float()  # and a single one
-        engine._release(sequence)
-        recomputed = model(
-            input_ids=torch.tensor([ids], device=model.device), use_cache=False
-        ).logits[0, -1]
-        error = float((cached - recomputed.float()).abs().max())
-        if not error <= tolerance * max(1.0, float(recomputed.abs().max())):
-            raise UnsupportedReader(
-                f"{_label(model)} fails the self-check: logits from a cut-back cache "
-                f"differ from recomputed ones by {error:.2g} (allowed: {tolerance:g} relative)"
-            )
-    engine.forget()

@@ -7,7 +7,7 @@ of it in a cache shows only in the counts and the time.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from flashback.arrangement import Prompt
 from flashback.sampling import Sampler
@@ -79,4 +79,42 @@ class Engine(Protocol):
 
     def score(self, ids: Sequence[int], start: int) -> list[float]:
         """Log-probabilities of ids[start:], each given everything before it (1 <= start)."""
+        ...
+
+
+@dataclass(eq=False)
+class Request:
+    """One of several completions that are computed together."""
+
+    prompt: Prompt
+    max_tokens: int
+    sampler: Sampler
+    usage: Usage = field(default_factory=Usage)
+    """Its share of the time: the shares of all requests add up to the whole."""
+    closed: bool = False
+    """Set by the caller once it wants no more tokens."""
+
+
+class Batch(Protocol):
+    """Several sequences computed together, each with a cache of its own."""
+
+    @property
+    def rows(self) -> int:
+        """How many requests there may be at a time."""
+        ...
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
+        """What every pass gives: (number of the request, its next token), in order.
+
+        As with `Engine.complete`, prompts are sent whole; what of them is cached is found again.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchingEngine(Engine, Protocol):
+    """An engine that can compute several completions together."""
+
+    def batch(self, rows: int) -> Batch:
+        """Empty caches for so many sequences."""
         ...

@@ -1,0 +1,113 @@
+"""Whether a model can be trusted with a cache: by its kind, then by what it computes."""
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from flashback.arrangement import Prompt
+from flashback.engines.batch import LocalBatch
+from flashback.engines.cache import CUTTABLE
+from flashback.errors import UnsupportedReader
+
+if TYPE_CHECKING:
+    from flashback.engines.local import LocalEngine
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
+
+
+def refuse_uncuttable(model: PreTrainedModel) -> None:
+    """Refuse, before running it, a model whose layers keep a state that cannot be cut back.
+
+    Raises:
+        UnsupportedReader: naming the layer type.
+    """
+    config = model.config.get_text_config()
+    name = label(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedReader(f"{name} is an encoder-decoder; expected a decoder-only model")
+    parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" not in parameters:
+        raise UnsupportedReader(
+            f"{name} keeps no key-value cache (a recurrent state cannot be cut back to a prefix); "
+            "expected an attention-only model"
+        )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UnsupportedReader(f"{name} has chunked-attention layers, which are not verified")
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) not in CUTTABLE:
+            raise UnsupportedReader(
+                f"{name} has layers of type {type(layer).__name__}, whose state cannot be cut back "
+                "to a prefix; expected full or sliding-window attention only"
+            )
+
+
+def label(model: PreTrainedModel) -> str:
+    kind = model.config.model_type
+    return f"model {model.name_or_path} ({kind})" if model.name_or_path else f"model {kind}"
+
+
+@torch.inference_mode()
+def check_cache_reuse(engine: "LocalEngine") -> None:
+    """Compare cached with recomputed logits, through two successive cuts, the second deeper.
+
+    Raises:
+        UnsupportedReader: they differ by more than the dtype's tolerance.
+    """
+    length = max(2, min(24, engine.capabilities.window))
+    base, other = _random_ids(engine.model, 2, length)
+    for kept in (length, 2 * length // 3, length // 3):
+        ids = base[:kept] + other[kept:]
+        sequence, shared = engine._lease(Prompt(tuple(ids[:-1])))
+        engine._forward(sequence, ids[shared:-1], 1)  # several tokens behind the cache,
+        cached = engine._forward(sequence, ids[-1:], 1)[-1]  # and a single one
+        engine._release(sequence)
+        _compare(engine.model, ids, cached, "logits from a cut-back cache")
+    engine.forget()
+
+
+@torch.inference_mode()
+def check_batch(engine: "LocalEngine") -> None:
+    """Compare rows of different lengths with recomputed logits, then cut them unequally.
+
+    Raises:
+        UnsupportedReader: they differ by more than the dtype's tolerance, or cannot be had.
+    """
+    length = max(4, min(24, engine.capabilities.window))
+    batch = LocalBatch(engine, 2)
+    for first, second in ((length, length // 2), (length // 2 + 1, length)):
+        long, short = _random_ids(engine.model, 2, length)
+        prompts = (long[:first], short[:second])
+        try:
+            logits = batch.logits([Prompt(tuple(ids)) for ids in prompts])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedReader(
+                f"{label(engine.model)} cannot compute rows of different lengths together"
+            ) from error
+        for ids, row in zip(prompts, logits, strict=True):
+            _compare(engine.model, ids, row, "logits of a row in a batch")
+
+
+def _random_ids(model: PreTrainedModel, rows: int, length: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+    ids: list[list[int]] = torch.randint(size, (rows, length), generator=generator).tolist()
+    return ids
+
+
+def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: str) -> None:
+    """Refuse the model if `logits` (V,) are not those behind `ids`."""
+    recomputed = model(
+        input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False
+    ).logits[0, -1]
+    error = float((logits.float() - recomputed.float()).abs().max())
+    allowed = _TOLERANCE.get(model.dtype, 5e-2)
+    if not error <= allowed * max(1.0, float(recomputed.abs().max())):
+        raise UnsupportedReader(
+            f"{label(model)} fails the self-check: {what} differ from recomputed ones by "
+            f"{error:.2g} (allowed: {allowed:g} relative)"
+        )
