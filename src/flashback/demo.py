@@ -1,8 +1,8 @@
 """The main job on real text, with nothing but what the package and its environment hold.
 
 Indexes `python-docs` without its held-out pages, then continues a held-out page four times, each
-from an empty cache: appended, in a slot, prepended, without retrieval. In the end it scores a few held-out
-pages with every pattern, and with the adapter that reads appended passages.
+from an empty cache: appended, in a slot, prepended, without retrieval. In the end it scores a few
+held-out pages with every pattern, and with the adapter that reads appended passages.
 """
 
 import hashlib

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
 from flashback.batching import write_together
-from flashback.engines.protocol import Batch, BatchingEngine, Engine
+from flashback.engines.protocol import Batch, BatchingEngine, Engine, SlotEngine
 from flashback.errors import FlashBackWarning, SettingsError, UnsupportedReader
+from flashback.lookahead import Lookahead
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import Sampler
@@ -184,6 +185,7 @@ class Generator:
         """A text with nothing written yet. See `stream`."""
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
+        retrieval.check_lookahead()
         frame = self.reader.frame(retrieval.frame)
         budget = context_budget(
             self.engine.capabilities.window,
@@ -241,20 +243,29 @@ class Generator:
         return list(prompt)
 
     def _write(self, text: Text) -> Events:
-        while text.finish_reason is None:
-            yield from self._write_stride(text)
+        def find(query: str) -> tuple[Hit, ...]:
+            return tuple(self.find([query], text.settings.retrieval)[0])
 
-    def _write_stride(self, text: Text) -> Events:
-        query = text.begin_stride()
-        began = time.perf_counter()
-        hits = tuple(self.find([query], text.settings.retrieval)[0])
-        retrieve_seconds = time.perf_counter() - began
+        def prepare(hits: Sequence[Hit]) -> None:
+            engine, passage = self.engine, text.passage(hits)
+            if text.slot.room and passage and isinstance(engine, SlotEngine):
+                engine.prepare(text.frame.around(passage), text.slot.room)
+
+        with Lookahead(find, prepare) as ahead:
+            while text.finish_reason is None:
+                yield from self._write_stride(text, ahead)
+
+    def _write_stride(self, text: Text, ahead: Lookahead) -> Events:
+        hits, retrieve_seconds = ahead.hits(text.begin_stride())
         prompt = text.arrange(hits)
         yield StrideStart(len(text.strides), hits, prompt.arranged)
 
         with self.engine.complete(prompt, text.stride_tokens, text.sampler) as completion:
             for token in completion:
-                if piece := text.take(token):
+                piece = text.take(token)
+                if text.next_query is not None and not ahead.begun and text.finish_reason is None:
+                    ahead.begin(text.next_query)
+                if piece:
                     yield TextPiece(piece)
                 if text.finish_reason is not None:
                     break

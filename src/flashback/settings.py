@@ -130,6 +130,12 @@ class RetrievalSettings(CheckedSettings):
         128, "m: the tokens a passage is cut to.", low=1, high=_MOST_TOKENS
     )
     passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
+    lookahead: int = setting(
+        0,
+        "δ: search for the next passage this many tokens before a boundary, while writing goes on.",
+        low=0,
+        high=_MOST_TOKENS,
+    )
     min_score: float = setting(0.0, "Leave out passages that score less.", low=0.0, high=1e9)
     forbid_titles: tuple[str, ...] = setting(
         (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
@@ -149,6 +155,17 @@ class RetrievalSettings(CheckedSettings):
         return SearchOptions(
             self.passages, self.min_score, self.forbid_titles, self.forbid_documents
         )
+
+    def check_lookahead(self) -> None:
+        """Refuse to search for a stride's passage before the stride before has begun.
+
+        Raises:
+            SettingsError: the lookahead is not less than the stride.
+        """
+        if self.lookahead >= self.stride:
+            raise SettingsError(
+                f"--lookahead {self.lookahead}: expected less than the stride of {self.stride}"
+            )
 
     def check_retriever(self, retriever: object | None) -> None:
         """Refuse to retrieve from nothing.

@@ -97,10 +97,13 @@ class Text:
         self._detokenizer = Detokenizer(self.reader, self.context.ids)
         self._stops = StopFinder(self.settings.stopping.stop)
         self._left = self.settings.stopping.max_new_tokens
+        self._lookahead = self.settings.retrieval.lookahead
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._hits: tuple[Hit, ...] = ()
         self._arranged: Ids = ()
+        self.next_query: str | None = None
+        """The query of the next stride, once it is certain; before that, None."""
 
     def begin_stride(self) -> str:
         """Start the next stride; the text that passages are wanted for."""
@@ -110,17 +113,26 @@ class Text:
         self.stride_tokens = min(retrieval.stride, self._left)
         self._left -= self.stride_tokens
         self._tokens, self._pieces = [], []
-        return self.reader.decode(self.context.visible[-retrieval.query_tokens :])
+        query, self.next_query = self.next_query, None
+        return self._query() if query is None else query
+
+    def _query(self) -> str:
+        """The text of the last tokens so far."""
+        tokens = (*self.context.visible, *self._tokens)
+        return self.reader.decode(tokens[-self.settings.retrieval.query_tokens :])
+
+    def passage(self, hits: Sequence[Hit]) -> Ids:
+        """The tokens of what was found, each passage cut, one behind the other."""
+        limit = self.settings.retrieval.passage_tokens
+        return tuple(token for hit in hits for token in self.reader.encode(hit.text)[:limit])
 
     def arrange(self, hits: Sequence[Hit]) -> Prompt:
         """Put the passages that were found where the pattern wants them."""
-        limit = self.settings.retrieval.passage_tokens
-        passage = [token for hit in hits for token in self.reader.encode(hit.text)[:limit]]
         context = self.context
         prompt = arrange(
             self.settings.retrieval.pattern,
             context.visible,
-            tuple(passage),
+            self.passage(hits),
             self.frame,
             len(context.bos),
             self.slot,
@@ -131,6 +143,9 @@ class Text:
     def take(self, token: int) -> str:
         """Account for a new token; the text that may be shown because of it, often none."""
         self._tokens.append(token)
+        ahead = self._lookahead and self._left
+        if ahead and len(self._tokens) == self.stride_tokens - self._lookahead:
+            self.next_query = self._query()
         text = self._shown(token)
         at_limit = self._left == 0 and len(self._tokens) == self.stride_tokens
         if at_limit and self.finish_reason is None:

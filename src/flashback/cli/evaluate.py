@@ -268,6 +268,7 @@ def _described(
         "query_tokens": retrieval.query_tokens,
         "passage_tokens": retrieval.passage_tokens,
         "passages": retrieval.passages,
+        "lookahead": retrieval.lookahead,
         "min_score": retrieval.min_score,
         "forbid_titles": list(retrieval.forbid_titles),
         "forbid_documents": list(retrieval.forbid_documents),

@@ -38,6 +38,7 @@ RETRIEVED = (
     "query_tokens",
     "passage_tokens",
     "passages",
+    "lookahead",
     "min_score",
     "forbid_titles",
     "forbid_documents",

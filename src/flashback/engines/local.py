@@ -253,6 +253,10 @@ class LocalEngine:
             sequence.show(passage, states)
         return 0 if kept else len(passage)
 
+    def prepare(self, passage: Ids, room: int) -> None:
+        """See `SlotEngine.prepare`."""
+        self.passages.get(passage, room, self.encode_passage)
+
     def _find_passage(self, passage: Ids) -> list[States] | None:
         return None if self._store is None else self._store.find(passage, self.model.device)
 

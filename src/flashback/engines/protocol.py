@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from flashback.arrangement import Prompt
+from flashback.arrangement import Ids, Prompt
 from flashback.sampling import Sampler
 
 
@@ -79,6 +79,19 @@ class Engine(Protocol):
 
     def score(self, ids: Sequence[int], start: int) -> list[float]:
         """Log-probabilities of ids[start:], each given everything before it (1 <= start)."""
+        ...
+
+
+@runtime_checkable
+class SlotEngine(Engine, Protocol):
+    """An engine that can work ahead on passages for a slot."""
+
+    def prepare(self, passage: Ids, room: int) -> None:
+        """Encode a passage that will soon stand in a slot of `room` positions.
+
+        May be called from another thread while a completion runs. Nothing depends on it but time,
+        and that it no longer counts as encoded then.
+        """
         ...
 
 

@@ -66,8 +66,11 @@ class Lookup:
 
     def queries(self, window: Window) -> list[str]:
         """The text of the last ℓ tokens of each cut's context."""
-        length = self._settings.query_tokens
-        return [self._reader.decode(window.context(cut)[-length:]) for cut in window.cuts]
+        contexts = [window.context(cut) for cut in window.cuts]
+        ahead = self._settings.lookahead
+        if ahead:  # what comes first has no stride before it from which to look ahead
+            contexts[1:] = [context[:-ahead] for context in contexts[1:]]
+        return [self._reader.decode(one[-self._settings.query_tokens :]) for one in contexts]
 
     def search(self, windows: Iterable[Window]) -> Iterator[Found]:
         """Find passages for windows; those of one document should come one after another."""

@@ -70,6 +70,8 @@ def prepare(
         SettingsError: a window has no room for a stride.
         CorpusError: not one document is long enough for a stride.
     """
+    for one in settings:
+        one.check_lookahead()
     if windows.protocol is Protocol.WINDOWS:
         return _prepare_together(documents, reader, retriever, settings, windows, cache, start)
     kept = list(documents)
