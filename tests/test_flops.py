@@ -30,10 +30,10 @@ def counted(model: PreTrainedModel, one: Pass) -> int:
     cache = new_cache(model)
     with torch.inference_mode():
         if one.cached:
-            model(torch.zeros(1, one.cached, dtype=torch.long), past_key_values=cache)
+            model(torch.zeros(one.batch, one.cached, dtype=torch.long), past_key_values=cache)
         with FlopCounterMode(display=False) as counter:
             model(
-                torch.zeros(1, one.new, dtype=torch.long),
+                torch.zeros(one.batch, one.new, dtype=torch.long),
                 past_key_values=cache,
                 logits_to_keep=one.logits,
             )
@@ -41,7 +41,9 @@ def counted(model: PreTrainedModel, one: Pass) -> int:
 
 
 @pytest.mark.parametrize("family", EXACT)
-@pytest.mark.parametrize("one", [Pass(1, 40), Pass(30, 0, 30), Pass(17, 50, 1)])
+@pytest.mark.parametrize(
+    "one", [Pass(1, 40), Pass(30, 0, 30), Pass(17, 50), Pass(9, 20, 1, batch=3)]
+)
 def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
     model = tiny_model(family)
     expected = counted(model, one)
@@ -57,6 +59,7 @@ def test_bytes_are_weights_and_cache() -> None:
     used = matrices - head  # the embedding is looked up, the (untied) head is multiplied
     cache = 2 * 2 * (2 * 8)  # keys and values, layers, key-value heads x head size
     assert pass_bytes(shape, Pass(1, 99)) == 4 * (used + cache * (100 + 1))
+    assert pass_bytes(shape, Pass(1, 99, batch=8)) == 4 * (used + 8 * cache * (100 + 1))
 
 
 @given(

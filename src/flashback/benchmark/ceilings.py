@@ -1,18 +1,24 @@
 """The machine's two ceilings, memory bandwidth and matrix rate, and the time they allow."""
 
+import inspect
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
+from flashback.engines.cache import new_cache
 from flashback.reader import Placement
 
 _STREAM_BYTES = 1 << 29
 """Far more than any cache holds."""
 _MATRIX = 2048
 _REPEATS = 5
+_DECODE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,46 @@ def measure_ceilings(placement: Placement) -> Ceilings:
     return Ceilings(rows * _MATRIX * size / stream, 2 * _MATRIX**3 / product)
 
 
+@torch.inference_mode()
+def calibrate(model: PreTrainedModel, shape: Shape, length: int, batch: int = 1) -> Ceilings:
+    """The same two ceilings as a reader's own passes reach them, launches and all.
+
+    Bandwidth from decode steps behind `length` tokens, matrix rate from encoding `length` tokens;
+    in turns, so that a machine whose speed drifts treats both alike.
+    """
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=model.device)
+    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"use_cache": True} | ({"logits_to_keep": 1} if takes_keep else {})
+    seconds: dict[str, list[float]] = {"encode": [], "decode": []}
+    for _ in range(_REPEATS):
+        cache = new_cache(model)
+        work = partial(model, past_key_values=cache, **options)
+        seconds["encode"].append(_seconds(partial(work, tokens), model.device))
+        seconds["decode"] += [
+            _seconds(partial(work, tokens[:, :1]), model.device) for _ in range(_DECODE_STEPS)
+        ]
+    encode, decode = (statistics.median(seconds[name]) for name in ("encode", "decode"))
+    return Ceilings(
+        pass_bytes(shape, Pass(1, length, batch=batch)) / decode,
+        pass_operations(shape, Pass(length, 0, 1 if takes_keep else length, batch)) / encode,
+    )
+
+
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """The fastest of a few runs after a warm-up."""
-    seconds = []
-    for _ in range(_REPEATS + 1):
-        _synchronize(device)
-        started = time.perf_counter()
-        work()
-        _synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return min([_seconds(work, device) for _ in range(_REPEATS + 1)][1:])
 
 
-def _synchronize(device: torch.device) -> None:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a device has been told to do."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -87,10 +87,12 @@ class Pass:
     """c"""
     logits: int = 1
     """k"""
+    batch: int = 1
+    """b: rows, n, c and k each."""
 
 
 def pass_operations(shape: Shape, one: Pass) -> float:
-    """Floating-point operations of a pass: 2nW + 4n(c+n)al + 2khV.
+    """Floating-point operations of a pass: b (2nW + 4n(c+n)al + 2khV).
 
     W are the layers' weights and a the attention width; attention is counted over all pairs, masked
     ones too, as kernels without block skipping compute it.
@@ -99,7 +101,7 @@ def pass_operations(shape: Shape, one: Pass) -> float:
     seen = one.cached + one.new
     attention = 4 * one.new * seen * shape.attention_width * shape.layers
     head = 2 * one.logits * shape.hidden * shape.vocabulary
-    return matrices + attention + head
+    return one.batch * (matrices + attention + head)
 
 
 def pass_bytes(shape: Shape, one: Pass) -> float:
@@ -107,29 +109,45 @@ def pass_bytes(shape: Shape, one: Pass) -> float:
     weights = shape.layer_weights + shape.hidden * shape.vocabulary
     read = 2 * (one.cached + one.new) * shape.cache_width * shape.layers
     written = 2 * one.new * shape.cache_width * shape.layers
-    return (weights + read + written) * shape.bytes_per_value
+    return (weights + one.batch * (read + written)) * shape.bytes_per_value
 
 
 def stride_passes(
-    pattern: Pattern, context: int, stride: int, passage: int, *, every_logit: bool = False
+    pattern: Pattern,
+    context: int,
+    stride: int,
+    passage: int,
+    *,
+    first: bool = False,
+    known: bool = False,
+    behind_passage: bool = True,
+    every_logit: bool = False,
+    batch: int = 1,
 ) -> Iterator[Pass]:
-    """The passes of a stride that is not the first, the passage changed, no jump.
+    """The passes of a stride, without a jump.
 
     Args:
         context: c, tokens of the context at the boundary.
         passage: d, tokens of passage and frame.
+        first: nothing is cached yet.
+        known: the passage is that of the stride before; in a slot: its keys and values are kept.
+        behind_passage: the stride before had a passage, so that its tokens stood behind one.
         every_logit: logits at every position of the boundary pass, as the authors' code has it.
+        batch: b.
     """
     if pattern is Pattern.NONE:
-        passage, new = 0, 1  # all but the token chosen last is cached
-    elif pattern is Pattern.SLOT:
-        new = 1
-        yield Pass(passage, 0)  # on its own
-    elif pattern is Pattern.APPEND:
-        new = stride + passage
-    else:
-        new = context + passage
+        passage = 0
+    if pattern is Pattern.SLOT and passage and not known:
+        yield Pass(passage, 0, batch=batch)  # on its own
     prompt = context + passage
-    yield Pass(new, prompt - new, new if every_logit else 1)
+    if first:
+        new = context if pattern is Pattern.SLOT else prompt
+    elif pattern is Pattern.APPEND:
+        new = passage + (stride if behind_passage else 1)
+    elif pattern is Pattern.PREPEND and not known:
+        new = prompt
+    else:
+        new = 1  # all but the token that was chosen last is cached
+    yield Pass(new, prompt - new, new if every_logit else 1, batch)
     for length in range(prompt, prompt + stride - 1):
-        yield Pass(1, length)
+        yield Pass(1, length, batch=batch)
