@@ -1,71 +1,257 @@
 """The run-time benchmark: what it measures and reports, at a tiny shape and in no fixed time."""
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
+from torch import Tensor
 
-from command_line import refused, run, write_notes
-from flashback.benchmark.ceilings import Ceilings, bound_seconds
-from flashback.benchmark.flops import Pass, Shape, stride_passes
+from command_line import index_notes, refused, run, write_notes
+from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate
+from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
+from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
-from flashback.benchmark.runtime import (
-    Measured,
-    Runtime,
-    grid,
-    parse_lengths,
-    prepare,
-    ratios,
-    total_seconds,
-)
+from flashback.benchmark.results import RATIOS, Measured, Results
+from flashback.benchmark.runtime import Runtime, Written, grid, parse_lengths, prepare
 from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import SHAPES, shaped_reader
-from flashback.errors import SettingsError
-from flashback.generation import Stride
+from flashback.benchmark.timed import TimedEngine
+from flashback.corpus.documents import Document
+from flashback.errors import CorpusError, SettingsError
 from flashback.reader import window_of
-from flashback.settings import Pattern
-from readers import byte_tokenizer, tiny_reader
+from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.settings import Pattern, RetrievalSettings
+from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
 SMALL = RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20)
 CEILINGS = Ceilings(bytes_per_second=1e9, operations_per_second=1e9)
+DOCUMENTS = [
+    Document("short", "Short", "Too short."),
+    Document("long", "Long", "The moon "),
+    Document("long", "Long", "pulls the tides. " * 20),
+]
 
 
-def small_runtime(settings: RuntimeSettings = SMALL) -> Runtime:
-    reader = tiny_reader()
-    return Runtime(reader, settings, parse_lengths(settings), Shape.of(reader.model), CEILINGS)
+def small_runtime(settings: RuntimeSettings = SMALL, *, family: str = "llama") -> Runtime:
+    """Random tokens; nothing is calibrated."""
+    reader = tiny_reader(family)
+    lengths = parse_lengths(settings)
+    material = random_material(reader, lengths[-1] + settings.stride, settings.passage_tokens)
+    shape = Shape.of(reader.model)
+    return Runtime(reader, settings, ARMS, lengths, material, shape, CEILINGS, CEILINGS)
+
+
+def real_runtime(retriever: MadeUpRetriever) -> Runtime:
+    """The long document, with made-up passages that repeat and are sometimes none."""
+    runtime = small_runtime()
+    size = runtime.lengths[-1] + runtime.settings.stride
+    return replace(runtime, material=real_material(runtime.reader, DOCUMENTS, retriever, size))
+
+
+def measured(arm: str, length: int, seconds: float, *, unchanged: bool = False) -> Measured:
+    half = seconds / 2
+    return Measured(arm, length, half, half, half, seconds, unchanged=unchanged)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_every_arm_is_measured_at_every_length(sampled: bool) -> None:
-    runtime = small_runtime(
-        RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20, sampled=sampled, repeats=2)
-    )
+    runtime = small_runtime(replace(SMALL, sampled=sampled, repeats=2))
     counted = []
-    rows = runtime.run(lambda: counted.append(1))
-    lengths = grid(runtime.lengths) if sampled else list(runtime.lengths)
-    assert [(row.length, row.arm) for row in rows] == [(n, arm) for n in lengths for arm in ARMS]
-    assert len(counted) == runtime.strides_to_measure == 2 * len(rows)
-    assert all(row.encode_seconds > 0 and row.decode_seconds > 0 for row in rows)
+    results = runtime.run(lambda: counted.append(1))
+    later = grid(runtime.lengths[1:]) if sampled else list(runtime.lengths[1:])
+    lengths = [runtime.lengths[0], *later]
+    expected = [(n, arm) for n in lengths for arm in ARMS]
+    assert [(row.length, row.arm) for row in results.rows] == expected
+    assert len(counted) == runtime.strides_to_measure == 2 * len(expected)
+    assert all(row.encode_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
 
 
+def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -> list[Pass]:
+    settings = runtime.settings
+    return list(
+        stride_passes(
+            Pattern(arm.removeprefix("authors_").removesuffix("_cached")),
+            length,
+            settings.stride,
+            len(written.stride.arranged) - length,
+            first=written.first,
+            known=written.unchanged or written.kept,
+            behind_passage=written.behind_passage,
+        )
+    )
+
+
+@pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
-def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str) -> None:
-    runtime = small_runtime()
-    strides: list[Stride] = list(runtime.strides(arm, 40, 3))
-    pattern = Pattern(arm.removeprefix("authors_"))
-    for number, stride in enumerate(strides[1:], 1):
-        passes = list(stride_passes(pattern, 40 + 8 * number, 8, 20))
+def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, real: bool) -> None:
+    runtime = real_runtime(MadeUpRetriever(longest=60, same=0.4)) if real else small_runtime()
+    for number, written in enumerate(runtime.strides(arm, 40, 7)):
+        passes = expected_passes(runtime, arm, 40 + 8 * number, written)
+        stride = written.stride
         boundary = passes[: len(passes) - 7]  # 7 decoded tokens follow it
+        assert written.first == (number == 0)
         assert stride.usage.decoded == 7
-        # A random passage may share its first token with what stood there before.
-        assert 0 <= sum(one.new for one in boundary) - stride.usage.encoded <= 2
+        # A passage may begin like what stood there before.
+        assert 0 <= sum(one.new for one in boundary) - stride.usage.encoded <= 3
         assert len(stride.arranged) == boundary[-1].cached + boundary[-1].new
 
 
-def test_totals_are_interpolated_sums() -> None:
-    rows = [Measured("append", n, 0.5 * n, 0.5 * n, 1.0) for n in (10, 30)]
-    assert total_seconds(rows, "append", range(10, 31, 10)) == pytest.approx(10 + 20 + 30)
-    rows += [Measured("prepend", n, 2.0 * n, 0.0, 1.0) for n in (10, 30)]
-    assert ratios(rows, range(10, 31, 10)) == {"prepend/append": pytest.approx(2.0)}
+def test_all_arms_read_the_same_text_and_passages() -> None:
+    runtime = real_runtime(MadeUpRetriever())
+    text = runtime.material.text
+    found = set()
+    for arm in ARMS:
+        material = replace(runtime.material, new_retriever=lambda: MadeUpRetriever(seed=3))
+        strides = [one.stride for one in replace(runtime, material=material).strides(arm, 40, 7)]
+        assert tuple(token for one in strides for token in one.tokens) == text[40 : 40 + 7 * 8]
+        if arm != "none":
+            found.add(tuple(hit.text for one in strides for hit in one.passages))
+    assert len(found) == 1
+
+
+def test_real_text_is_the_first_long_document_and_never_finds_itself() -> None:
+    reader = tiny_reader()
+    retriever = MadeUpRetriever()
+    material = real_material(reader, DOCUMENTS, retriever, 100)
+    assert material.name == "long"
+    assert reader.decode(material.text) == DOCUMENTS[1].text + DOCUMENTS[2].text[: 99 - 9]
+    settings = material.forbidding(RetrievalSettings())
+    assert settings.search_options == SearchOptions(1, 0.0, ("Long",), ("long",))
+    with pytest.raises(CorpusError, match=r"no document is long enough: 5000 .* longest has 350"):
+        real_material(reader, DOCUMENTS, retriever, 5000)
+
+
+def test_kept_passages_are_not_encoded_again() -> None:
+    runtime = small_runtime()
+    assert not any(one.kept for one in runtime.strides("slot", 40, 4))
+    assert all(one.kept for one in runtime.strides("slot_cached", 40, 4))
+
+
+def test_a_passage_that_comes_back_is_kept_while_there_is_room() -> None:
+    runtime = real_runtime(Alternating())
+    kept = [one.kept for one in runtime.strides("slot", 40, 4)]
+    assert kept == [False, False, True, True]
+    nothing = replace(runtime, settings=replace(SMALL, passage_megabytes=0))
+    assert not any(one.kept for one in nothing.strides("slot", 40, 4))
+    same = real_runtime(MadeUpRetriever(empty=0, same=1))
+    assert [one.unchanged for one in same.strides("slot", 40, 3)] == [False, True, True]
+    assert not any(one.kept for one in same.strides("slot", 40, 3))
+
+
+class Alternating:
+    """Two passages in turn."""
+
+    def __init__(self) -> None:
+        self._searches = 0
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        self._searches += 1
+        return [[Hit("p", "d", "t", f"passage {self._searches % 2}", 1.0)] for _ in queries]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+@pytest.mark.parametrize("arm", ["append", "slot"])
+def test_rows_of_a_batch_are_what_each_would_be_alone(family: str, arm: str) -> None:
+    runtime = small_runtime(replace(SMALL, batch_size=3), family=family)
+    logits: dict[int, list[Tensor]] = {}
+    for rows in (1, 3):
+        one = replace(runtime, settings=replace(SMALL, batch_size=rows))
+        logits[rows] = last_logits(one, arm)
+    for alone, together in zip(logits[1], logits[3], strict=True):
+        torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
+
+
+def last_logits(runtime: Runtime, arm: str) -> list[Tensor]:
+    """Row 0's logits of every token that is chosen."""
+    seen: list[Tensor] = []
+    plain = TimedEngine._forward
+
+    def watched(engine: TimedEngine, *arguments: Any) -> Tensor:
+        logits = plain(engine, *arguments)
+        seen.append(logits[-1].clone())
+        return logits
+
+    with patch.object(TimedEngine, "_forward", watched):
+        list(runtime.strides(arm, 40, 3))
+    return seen
+
+
+def test_rows_of_a_batch_differ() -> None:
+    runtime = small_runtime(replace(SMALL, batch_size=3))
+    read: list[Tensor] = []
+    plain = runtime.reader.model.forward
+
+    def watched(**inputs: Any) -> Any:
+        read.append(inputs["input_ids"])
+        return plain(**inputs)
+
+    watched.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    with patch.object(runtime.reader.model, "forward", watched):
+        list(runtime.strides("append", 40, 2))
+    assert len(read) == 16
+    for ids in read:
+        assert ids.shape[0] == 3
+        assert all(len(set(column)) == 3 for column in ids.T.tolist())
+
+
+def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
+    lengths = range(10, 51, 10)
+    rows = [measured("append", n, float(n)) for n in (20, 50)]
+    rows = [measured("append", 10, 100.0), *rows]
+    doubled = [
+        replace(row, encode_seconds=2 * row.encode_seconds + row.decode_seconds) for row in rows
+    ]
+    other = [replace(row, arm="prepend") for row in doubled]
+    results = Results(lengths, ((*rows, *other),))
+    assert results.seconds("append") == pytest.approx(100 + 20 + 30 + 40 + 50)
+    assert results.ratios() == {"prepend/append": pytest.approx(2.0)}
+    assert results.bound_share("append") == pytest.approx(0.5)
+    assert results.predicted_share("append") == pytest.approx(1.0)
+    assert results.predicted_share("prepend") == pytest.approx(0.5)
+    assert results.growth("append") == pytest.approx(2.5)
+
+
+def test_repeats_give_medians_and_spread() -> None:
+    runs = tuple(
+        tuple(measured("none", n, factor * n) for n in (10, 20, 30)) for factor in (1.0, 4.0, 2.0)
+    )
+    results = Results(range(10, 31, 10), runs)
+    assert [row.stride_seconds for row in results.rows] == [20, 40, 60]
+    assert [row.spread for row in results.rows] == [1.5] * 3
+    assert results.spread("none") == pytest.approx(1.5)
+
+
+def test_boundaries_with_an_unchanged_passage_are_no_growth() -> None:
+    rows = [measured("append", 10, 9.0), measured("append", 20, 1.0, unchanged=True)]
+    rows += [measured("append", 30, 2.0), measured("append", 40, 3.0)]
+    results = Results(range(10, 41, 10), (tuple(rows),))
+    assert results.growth("append") == pytest.approx(1.5)
+    assert results.unchanged_share("append") == pytest.approx(1 / 3)
+
+
+def test_calibration_gives_back_what_a_reader_reaches() -> None:
+    """A model of known speed: its ceilings are found, so its passes are predicted."""
+    reader = tiny_reader()
+    shape = Shape.of(reader.model)
+    seconds = {64: 3.0, 1: 0.5}
+    clock = iter_clock = [0.0]
+
+    def timed(work: Callable[[], object], _device: object) -> float:
+        length = work.args[0].shape[1]  # type: ignore[attr-defined]
+        work()
+        iter_clock[0] += seconds[length]
+        return seconds[length]
+
+    with patch("flashback.benchmark.ceilings._seconds", timed):
+        found = calibrate(reader.model, shape, 64)
+    assert clock[0] > 0
+    assert pass_operations(shape, Pass(64, 0)) / found.operations_per_second == pytest.approx(3.0)
+    assert pass_bytes(shape, Pass(1, 64)) / found.bytes_per_second == pytest.approx(0.5)
 
 
 def test_the_bound_is_the_ceiling_that_is_met_first() -> None:
@@ -125,21 +311,68 @@ def test_a_folder_is_a_shape(model_folder: Path) -> None:
 
 def test_the_figure_is_written_and_its_suffix_checked(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    rows = [Measured(arm, n, 0.1, 0.2, 0.05) for arm in ARMS for n in (10, 20)]
-    plot_runtime(rows, "title", tmp_path / "speed.png")
+    rows = tuple(measured(arm, n, 0.1) for arm in ARMS for n in (10, 20, 30))
+    results = Results(range(10, 31, 10), (rows,))
+    plot_runtime(results, "title", tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SettingsError, match="--plot"):
-        plot_runtime(rows, "title", tmp_path / "speed.nothing")
+        plot_runtime(results, "title", tmp_path / "speed.nothing")
 
 
 def test_the_command_prints_json(model_folder: Path) -> None:
     arguments = ("--lengths", "40:100", "--stride", "8", "--passage-tokens", "20", "--json")
     record = run("bench", "runtime", "--shape", model_folder, *arguments).record
     assert (record["device"], record["dtype"], record["batch"]) == ("cpu", "float32", 1)
-    pairs = {"prepend/append", "append/none", "authors_prepend/append", "slot/none", "prepend/slot"}
-    assert set(record["ratios"]) == pairs
+    assert set(record["ratios"]) == {f"{above}/{below}" for above, below in RATIOS}
+    for name, ratio in record["ratios"].items():
+        above, below = name.split("/")
+        assert ratio == pytest.approx(record["seconds"][above] / record["seconds"][below])
     keys = {"pattern", "length", "stride_seconds", "encode_seconds", "decode_seconds"}
-    assert set(record["rows"][0]) == keys | {"bound_share"}
+    assert set(record["rows"][0]) > keys | {"bound_share", "predicted_seconds", "spread"}
+    assert record["boundary_growth"].keys() == {"from", "to", *ARMS}
+    assert record["calibrated"].keys() == record["ceilings"].keys()
+    assert "retrieval" not in record
+
+
+def test_real_text_and_its_passages_are_measured(model_folder: Path, tmp_path: Path) -> None:
+    """A live index: what it costs is apart, and what stays the same is counted."""
+    index = index_notes(tmp_path)
+    (tmp_path / "sea.txt").write_text("The moon pulls the water of the ocean. " * 5, "utf-8")
+    arguments = ("--shape", model_folder, "--lengths", "40:100", "--stride", "8", "--threads", "1")
+    arguments += ("--passage-tokens", "20", "--index", index, "--text", tmp_path / "sea.txt")
+    record = run("bench", "runtime", *arguments, "--json").record
+    assert (record["text"], record["threads"]) == (str(tmp_path / "sea.txt"), 1)
+    rows = [row for row in record["rows"] if row["pattern"] == "append"]
+    assert all(row["retrieve_seconds"] > 0 for row in rows)
+    found = record["retrieval"]
+    assert 0 < found["p50_seconds"] <= found["p95_seconds"]
+    unchanged = sum(row["passage_unchanged"] for row in rows)
+    assert unchanged > 0  # the text repeats itself
+    assert found["unchanged_share"] == pytest.approx(unchanged / (len(rows) - 1))
+    counts = record["passage_cache"]
+    assert counts["slot"]["encoded"] == 1
+    assert counts["slot_cached"]["encoded"] == 0
+    assert all(sum(count.values()) == len(rows) for count in counts.values())
+    out = run("bench", "runtime", *arguments, "--pattern", "slot", "--pattern", "none").out
+    assert "not counted above; passages of 20 tokens" in out
+    assert "slot/none:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "x.txt"), "give --index, too"),
+        (("--index", "IDX", "--sampled"), "leave out --sampled"),
+        (("--index", "nowhere"), "nowhere"),
+    ],
+)
+def test_real_text_that_cannot_be_measured_is_refused(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    index = index_notes(tmp_path)
+    named = [str(index) if word == "IDX" else word for word in arguments]
+    outcome = refused("bench", "runtime", *named, code=1 if "nowhere" in arguments else 2)
+    assert message in outcome
 
 
 def test_retrieval_is_measured_on_the_given_corpus(tmp_path: Path) -> None:

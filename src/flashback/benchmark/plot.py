@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flashback.benchmark.runtime import Measured
+from flashback.benchmark.results import Measured, Results
 from flashback.errors import SettingsError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _NAMES = {
     "none": "no retrieval",
+    "slot_cached": "slot, passages kept",
     "slot": "slot",
     "append": "append (FlashBack)",
     "prepend": "prepend",
@@ -34,8 +39,10 @@ def check_plot(path: Path) -> None:
         raise SettingsError(f"--plot {path}: no such folder as {path.parent}")
 
 
-def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
+def plot_runtime(results: Results, title: str, path: Path) -> None:
     """Write the figure; its format is the path's suffix.
+
+    Strides that begin with an empty cache are left out: they would hide the others.
 
     Raises:
         SettingsError: see `check_plot`.
@@ -43,26 +50,46 @@ def plot_runtime(rows: Sequence[Measured], title: str, path: Path) -> None:
     check_plot(path)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     seconds, speedup = figure.subplots(1, 2)
-    by_arm: dict[str, list[Measured]] = {}
-    for row in sorted(rows, key=lambda row: row.length):
-        by_arm.setdefault(row.arm, []).append(row)
-    for arm, own in by_arm.items():
-        lengths = [row.length for row in own]
-        (line,) = seconds.plot(lengths, [row.stride_seconds for row in own], label=_NAMES[arm])
-        seconds.plot(lengths, [row.bound_seconds for row in own], ":", color=line.get_color())
-        if arm != "append" and "append" in by_arm:
-            ratios = [
-                row.stride_seconds / base.stride_seconds
-                for row, base in zip(own, by_arm["append"], strict=True)
-            ]
-            speedup.plot(lengths, ratios, color=line.get_color(), label=_NAMES[arm])
+    for at, arm in enumerate(results.arms):
+        own = _later(results, arm)
+        measured = [row.stride_seconds for row in own]
+        predicted = [row.predicted_seconds for row in own]
+        bound = [row.bound_seconds for row in own]
+        lines = [(measured, "-"), (predicted, "--"), (bound, ":")]
+        _draw(seconds, own, lines, at, _NAMES[arm])
+        if "append" in results.arms:
+            append = _later(results, "append")
+            against = [row.stride_seconds for row in append]
+            expected = [row.predicted_seconds for row in append]
+            lines = [(_ratios(measured, against), "-"), (_ratios(predicted, expected), "--")]
+            _draw(speedup, own, lines, at, None)
     seconds.set(xlabel="context, tokens", ylabel="seconds per stride", ylim=(0, None))
-    seconds.set_title("dotted: the machine's bound", fontsize="small")
-    speedup.axhline(1, color="gray", linewidth=0.5)
     speedup.set(xlabel="context, tokens", ylabel="times append's seconds", ylim=(0, None))
-    seconds.legend()
-    speedup.legend()
-    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=len(results.arms), fontsize="small")
+    figure.suptitle(f"{title}\ndashed: predicted; dotted: the machine's bound", fontsize="medium")
     figure.savefig(path, dpi=120)
+
+
+def _draw(
+    axes: "Axes",
+    rows: Sequence[Measured],
+    lines: Sequence[tuple[list[float], str]],
+    color: int,
+    label: str | None,
+) -> None:
+    """An arm's lines against context length in one colour, the first with a label."""
+    lengths = [row.length for row in rows]
+    for values, style in lines:
+        axes.plot(lengths, values, style, color=f"C{color}", label=label)
+        label = None
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def _later(results: Results, arm: str) -> list[Measured]:
+    """All but the first stride, by length."""
+    return results.of(arm)[1:]

@@ -1,30 +1,31 @@
-"""The paper's run-time test: seconds per stride against context length, pattern by pattern.
+"""The run-time test: seconds per stride against context length, pattern by pattern.
 
-Random tokens, passages all different (paper section 4.3). The arms take turns stride by stride,
-each with its own cache that begins empty, so that a machine whose speed drifts treats them alike.
+Random tokens, passages all different (paper section 4.3), or real text and an index; see
+`benchmark/material.py`. The arms take turns stride by stride, each with its own cache that begins
+empty, so that a machine whose speed drifts treats them alike.
 
     whole     every stride from the first context length to the last
-    sampled   single strides at a grid of lengths, interpolated; the context is put into the cache
-              first, so that a stride costs what it costs in the middle of a long text
+    sampled   the first stride, and single later ones at a grid of lengths, interpolated; there the
+              context is put into the cache first, so that a stride costs what it costs in the
+              middle of a long text
 """
 
-import random
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from torch import Tensor
-
-from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
+from flashback.arrangement import Frame, slot_room
+from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
 from flashback.benchmark.flops import Shape, stride_passes
-from flashback.benchmark.settings import RuntimeSettings
-from flashback.benchmark.shapes import shaped_reader, word
-from flashback.engines.local import CachedSequence, LocalEngine
-from flashback.errors import SettingsError
+from flashback.benchmark.material import Material, random_material, real_material
+from flashback.benchmark.results import Measured, Results
+from flashback.benchmark.settings import ARMS, RuntimeSettings
+from flashback.benchmark.shapes import shaped_reader
+from flashback.benchmark.timed import TimedEngine
+from flashback.corpus.documents import Document
+from flashback.errors import CorpusError, SettingsError
 from flashback.generation import Generator, Stride
 from flashback.reader import Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
     FrameText,
     Pattern,
@@ -35,72 +36,75 @@ from flashback.settings import (
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One stride of one arm at one context length."""
+class Written:
+    """A stride, and what the one before it had left of use."""
 
-    arm: str
-    length: int
-    """Context tokens at the boundary."""
-    encode_seconds: float
-    decode_seconds: float
-    bound_seconds: float
-    """What the same stride would take at the machine's ceilings."""
-
-    @property
-    def stride_seconds(self) -> float:
-        return self.encode_seconds + self.decode_seconds
-
-    @property
-    def bound_share(self) -> float:
-        """1 is the physical limit."""
-        return self.bound_seconds / self.stride_seconds
+    stride: Stride
+    first: bool
+    """Nothing was cached."""
+    unchanged: bool
+    """The passage is that of the stride before."""
+    behind_passage: bool
+    """The stride before had a passage."""
+    kept: bool
+    """The passage is another one, and its keys and values were in the passage cache (slot)."""
 
 
-class EveryLogitEngine(LocalEngine):
-    """The logits of every position of a pass, as the authors' code computes them."""
+@dataclass(frozen=True)
+class RealText:
+    """Where real text and its passages come from."""
 
-    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
-        return super()._forward(sequence, ids, len(ids))[-keep:]
-
-
-class RandomPassages:
-    """A retriever whose passages are all different."""
-
-    def __init__(self, reader: Reader, tokens: int, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-        self._size = reader.vocabulary_size
-        self._tokens = tokens
-
-    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
-        return [[self._passage() for _ in range(options.k)] for _ in queries]
-
-    def _passage(self) -> Hit:
-        text = " ".join(word(self._random.randrange(self._size)) for _ in range(self._tokens))
-        return Hit("p", "d", "", text, 1.0)
+    documents: Iterable[Document]
+    retriever: Retriever
 
 
-def random_tokens(reader: Reader, count: int) -> list[int]:
-    """A seeded random prompt."""
-    generator = random.Random(1)
-    return [generator.randrange(reader.vocabulary_size) for _ in range(count)]
+def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime":
+    """Make the model, choose the text, and measure the machine's ceilings.
 
-
-def prepare(settings: RuntimeSettings) -> "Runtime":
-    """Make the model and measure the machine's ceilings.
+    Args:
+        real: random tokens and passages if None.
 
     Raises:
         SettingsError: an unknown shape, device or dtype, or lengths that do not fit.
+        CorpusError: no document is long enough, or nothing is found for it.
     """
     lengths = parse_lengths(settings)
-    reader = shaped_reader(settings.shape, device=settings.device, dtype=settings.dtype)
+    if real is not None and settings.sampled:
+        raise SettingsError(
+            "--sampled with --index: on real text the strides differ, since some keep their "
+            "passage; leave out --sampled"
+        )
+    reader = shaped_reader(
+        settings.shape, device=settings.device, dtype=settings.dtype, real_text=real is not None
+    )
+    arms = _arms(settings, reader)
     needed = lengths[-1] + settings.passage_tokens + settings.stride
     if needed > reader.window:
         raise SettingsError(
             f"--lengths {settings.lengths}: needs {needed} positions, but {reader.name} has "
             f"{reader.window}"
         )
-    shape, ceilings = Shape.of(reader.model), measure_ceilings(reader.placement)
-    return Runtime(reader, settings, lengths, shape, ceilings)
+    size = lengths[-1] + settings.stride
+    if real is None:
+        material = random_material(reader, size, settings.passage_tokens)
+    else:
+        material = real_material(reader, real.documents, real.retriever, size)
+    shape = Shape.of(reader.model)
+    ceilings = measure_ceilings(reader.placement)
+    calibrated = calibrate(reader.model, shape, lengths[0], settings.batch_size)
+    return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated)
+
+
+def _arms(settings: RuntimeSettings, reader: Reader) -> tuple[str, ...]:
+    """Those asked for; without any, all that the reader can have.
+
+    Raises:
+        SettingsError: a slot is asked for, and the reader has layers with a sliding window.
+    """
+    for arm in settings.arms:
+        reader.check_pattern(pattern_of(arm))
+    possible = (arm for arm in ARMS if reader.can_have_slot or pattern_of(arm) is not Pattern.SLOT)
+    return settings.arms or tuple(possible)
 
 
 @dataclass(frozen=True)
@@ -109,126 +113,149 @@ class Runtime:
 
     reader: Reader
     settings: RuntimeSettings
+    arms: tuple[str, ...]
     lengths: range
     """Context tokens at each boundary."""
+    material: Material
     shape: Shape
     ceilings: Ceilings
+    """The machine's."""
+    calibrated: Ceilings
+    """As this reader's own passes reach them: what predictions are made from."""
 
     @property
     def strides_to_measure(self) -> int:
-        points = len(grid(self.lengths)) if self.settings.sampled else len(self.lengths)
-        return points * len(self.settings.arms) * self.settings.repeats
+        points = 1 + len(grid(self.lengths[1:])) if self.settings.sampled else len(self.lengths)
+        return points * len(self.arms) * self.settings.repeats
 
-    def run(self, on_stride: Callable[[], None] = lambda: None) -> list[Measured]:
-        """Measure every arm, `repeats` times; medians count.
+    def run(self, on_stride: Callable[[], None] = lambda: None) -> Results:
+        """Measure every arm, `repeats` times.
 
         Args:
             on_stride: called after every measured stride.
+
+        Raises:
+            CorpusError: not one passage was found for a real text.
         """
-        self._sampled([4 * self.settings.stride], lambda: None)  # a warm-up, not counted
-        runs = [
-            self._sampled(grid(self.lengths), on_stride)
-            if self.settings.sampled
-            else self._whole(on_stride)
-            for _ in range(self.settings.repeats)
-        ]
-        return _medians(runs)
+        warm_up = [4 * self.settings.stride]
+        for arm in self.arms:  # not counted
+            list(self.later_strides(arm, warm_up))
+        measure = self._sampled if self.settings.sampled else self._whole
+        runs = (tuple(measure(on_stride)) for _ in range(self.settings.repeats))
+        return Results(self.lengths, tuple(runs))
 
-    def _whole(self, on_stride: Callable[[], None]) -> list[Measured]:
+    def _whole(self, on_stride: Callable[[], None]) -> Iterator[Measured]:
         """Every stride while the context grows, all arms in turn."""
-        arms = self.settings.arms
-        writers = {arm: self.strides(arm, self.lengths[0], len(self.lengths)) for arm in arms}
-        rows = []
+        writers = {arm: self.strides(arm, self.lengths[0], len(self.lengths)) for arm in self.arms}
+        found = False
         for length in self.lengths:
-            for arm in arms:
-                rows.append(self._measured(arm, length, next(writers[arm])))
+            for arm in self.arms:
+                written = next(writers[arm])
+                found = found or bool(written.stride.passages)
+                yield self._measured(arm, length, written)
                 on_stride()
-        return rows
+        if not found and any(pattern_of(arm).retrieves for arm in self.arms):
+            raise CorpusError(
+                f"no passage was found for any of {len(self.lengths)} boundaries of "
+                f"{self.material.name}; give an index of other texts"
+            )
 
-    def _sampled(self, lengths: Sequence[int], on_stride: Callable[[], None]) -> list[Measured]:
-        """One stride of every arm at each of these context lengths."""
-        rows = []
+    def _sampled(self, on_stride: Callable[[], None]) -> Iterator[Measured]:
+        """The first stride and a few later ones, all arms in turn."""
+        for arm in self.arms:
+            yield self._measured(arm, self.lengths[0], next(self.strides(arm, self.lengths[0], 1)))
+            on_stride()
+        for length in grid(self.lengths[1:]):
+            for arm in self.arms:
+                yield from (
+                    self._measured(arm, length, written)
+                    for written in self.later_strides(arm, [length])
+                )
+                on_stride()
+
+    def later_strides(self, arm: str, lengths: Sequence[int]) -> Iterator[Written]:
+        """A stride at each of these context lengths, with the context before it in the cache."""
         for length in lengths:
-            for arm in self.settings.arms:
-                strides = self.strides(arm, length - self.settings.stride, 2)
-                next(strides)  # puts the context into the cache
-                rows.append(self._measured(arm, length, next(strides)))
-                on_stride()
-        return rows
+            strides = self.strides(arm, length - self.settings.stride, 2)
+            next(strides)
+            yield next(strides)
 
-    def strides(self, arm: str, start: int, count: int) -> Iterator[Stride]:
-        kind = EveryLogitEngine if arm == "authors_prepend" else LocalEngine
-        engine = kind(self.reader.model, self.reader.window, self_check=False)
-        settings = Settings(
+    def strides(self, arm: str, start: int, count: int) -> Iterator[Written]:
+        """Strides of an arm that begins with an empty cache and `start` tokens of context."""
+        pattern = pattern_of(arm)
+        retrieval = self.material.forbidding(
             RetrievalSettings(
-                pattern_of(arm),
+                pattern,
                 self.settings.stride,
                 passage_tokens=self.settings.passage_tokens,
                 frame=FrameText("", "", 0),
-            ),
-            stopping=StoppingSettings(count * self.settings.stride, ignore_eos=True),
+            )
         )
-        retriever = RandomPassages(self.reader, self.settings.passage_tokens)
+        stopping = StoppingSettings(count * self.settings.stride, ignore_eos=True)
+        engine = self._engine(arm, start)
+        if arm == "slot_cached":
+            contexts = range(start, start + count * self.settings.stride, self.settings.stride)
+            room = slot_room(1, self.settings.passage_tokens, Frame())
+            engine.keep(self.material.passages(self.reader, contexts, retrieval), room)
+        retriever = self.material.new_retriever()
         writing = Generator(self.reader, engine, retriever).stream(
-            random_tokens(self.reader, start), settings
+            self.material.text[:start], Settings(retrieval, stopping=stopping)
         )
-        return (event for event in writing if isinstance(event, Stride))
+        before: Stride | None = None
+        encoded = engine.passages.count.encoded
+        for stride in (event for event in writing if isinstance(event, Stride)):
+            unchanged = before is not None and before.passages == stride.passages
+            known = engine.passages.count.encoded == encoded
+            kept = pattern is Pattern.SLOT and bool(stride.passages) and not unchanged and known
+            behind_passage = before is not None and bool(before.passages)
+            yield Written(stride, before is None, unchanged, behind_passage, kept)
+            before, encoded = stride, engine.passages.count.encoded
 
-    def _measured(self, arm: str, length: int, stride: Stride) -> Measured:
-        passes = stride_passes(
-            pattern_of(arm),
-            length,
-            self.settings.stride,
-            self.settings.passage_tokens,
+    def _engine(self, arm: str, start: int) -> TimedEngine:
+        limit = {"passage_bytes": self.settings.passage_megabytes * 10**6} if arm == "slot" else {}
+        return TimedEngine(
+            self.reader,
+            iter(self.material.text[start:]),
+            rows=self.settings.batch_size,
             every_logit=arm == "authors_prepend",
+            **limit,
         )
-        bound = sum(bound_seconds(self.shape, one, self.ceilings) for one in passes)
-        usage = stride.usage
-        return Measured(arm, length, usage.encode_seconds, usage.decode_seconds, bound)
+
+    def _measured(self, arm: str, length: int, written: Written) -> Measured:
+        stride = written.stride
+        passage = len(stride.arranged) - length
+        passes = list(
+            stride_passes(
+                pattern_of(arm),
+                length,
+                self.settings.stride,
+                passage,
+                first=written.first,
+                known=written.kept or written.unchanged,
+                behind_passage=written.behind_passage,
+                every_logit=arm == "authors_prepend",
+                batch=self.settings.batch_size,
+            )
+        )
+        return Measured(
+            arm,
+            length,
+            stride.usage.encode_seconds,
+            stride.usage.decode_seconds,
+            bound_seconds=sum(bound_seconds(self.shape, one, self.ceilings) for one in passes),
+            predicted_seconds=sum(
+                bound_seconds(self.shape, one, self.calibrated) for one in passes
+            ),
+            retrieve_seconds=stride.retrieve_seconds,
+            passage_tokens=passage,
+            unchanged=written.unchanged,
+            kept=written.kept,
+        )
 
 
 def pattern_of(arm: str) -> Pattern:
     """The context pattern of an arm."""
-    return Pattern(arm.removeprefix("authors_"))
-
-
-def _medians(runs: Sequence[Sequence[Measured]]) -> list[Measured]:
-    """Over repeats, row by row."""
-    return [
-        Measured(
-            rows[0].arm,
-            rows[0].length,
-            statistics.median(row.encode_seconds for row in rows),
-            statistics.median(row.decode_seconds for row in rows),
-            rows[0].bound_seconds,
-        )
-        for rows in zip(*runs, strict=True)
-    ]
-
-
-def total_seconds(rows: Sequence[Measured], arm: str, lengths: Sequence[int]) -> float:
-    """The seconds of all strides at `lengths`, interpolated between the measured ones."""
-    own = sorted((row.length, row.stride_seconds) for row in rows if row.arm == arm)
-    known, seconds = zip(*own, strict=True)
-    return float(np.interp(lengths, known, seconds).sum())
-
-
-def ratios(rows: Sequence[Measured], lengths: Sequence[int]) -> dict[str, float]:
-    """The comparisons of the paper, over all strides at `lengths`."""
-    measured = {row.arm for row in rows}
-    pairs = (
-        ("prepend", "append"),
-        ("append", "none"),
-        ("authors_prepend", "append"),
-        ("slot", "none"),
-        ("prepend", "slot"),
-    )
-    seconds = {arm: total_seconds(rows, arm, lengths) for arm in measured}
-    return {
-        f"{above}/{below}": seconds[above] / seconds[below]
-        for above, below in pairs
-        if {above, below} <= measured
-    }
+    return Pattern(arm.removeprefix("authors_").removesuffix("_cached"))
 
 
 def parse_lengths(settings: RuntimeSettings) -> range:
@@ -255,4 +282,6 @@ def parse_lengths(settings: RuntimeSettings) -> range:
 def grid(lengths: range, points: int = 5) -> list[int]:
     """A few of the lengths, the first and the last among them, for `sampled`."""
     count = min(points, len(lengths))
+    if count == 1:
+        return [lengths[0]]
     return [lengths[round(i * (len(lengths) - 1) / (count - 1))] for i in range(count)]

@@ -6,19 +6,31 @@ from flashback.errors import SettingsError
 from flashback.packing.settings import WindowSettings
 from flashback.settings import CheckedSettings, setting
 
-ARMS = ("none", "slot", "append", "prepend", "authors_prepend")
-"""`authors_prepend` computes the logits of every position, as the authors' code does."""
+ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
+"""`authors_prepend` computes the logits of every position, as the authors' code does; in
+`slot_cached` every passage's keys and values are in the passage cache from the start."""
 
 
 @dataclass(frozen=True)
 class RuntimeSettings(CheckedSettings):
     """The paper's run-time test (section 4.3)."""
 
-    shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
+    shape: str = setting(
+        "opt-125m", "A known shape with random weights, a model's folder, or flashback-mini."
+    )
     lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
     sampled: bool = setting(False, "Measure strides at a few lengths only, and interpolate.")
     arms: tuple[str, ...] = setting(
-        ARMS, f"Measure only these of {', '.join(ARMS)} (repeatable).", flag="--pattern"
+        (),
+        f"Measure only these of {', '.join(ARMS)} (repeatable; default: all that the model can "
+        "have).",
+        flag="--pattern",
+    )
+    batch_size: int = setting(
+        1, "Rows of equal length, each with other tokens, in every pass.", low=1, high=4096
+    )
+    passage_megabytes: int = setting(
+        256, "Keys and values of slot passages to keep at most, MB.", low=0, high=1 << 30
     )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)

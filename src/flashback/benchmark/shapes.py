@@ -8,15 +8,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
 
 from flashback.errors import SettingsError
-from flashback.reader import Placement, Reader, choose_placement, load_reader, window_of
+from flashback.reader import (
+    MINI,
+    Placement,
+    Reader,
+    choose_placement,
+    load_reader,
+    shipped,
+    window_of,
+)
 
 SHAPES: dict[str, Callable[[], Any]] = {
     "gpt2": GPT2Config,
@@ -52,32 +62,51 @@ SHAPES: dict[str, Callable[[], Any]] = {
 }
 
 
-def shaped_reader(name: str, *, device: str = "auto", dtype: str = "auto") -> Reader:
-    """A random-weight reader by the name of a shape, or a real one by its folder.
+def shaped_reader(
+    name: str, *, device: str = "auto", dtype: str = "auto", real_text: bool = False
+) -> Reader:
+    """A random-weight reader by the name of a shape, or a real one by its folder or name.
+
+    Args:
+        real_text: give random weights the tokenizer of `flashback-mini`, so that they read texts.
 
     Raises:
         SettingsError: neither a known shape nor a folder.
         ReaderError: the folder holds no usable model.
     """
-    if Path(name).is_dir():
+    if name == MINI or Path(name).is_dir():
         return load_reader(name, device=device, dtype=dtype)
     if name not in SHAPES:
         known = ", ".join(SHAPES)
         raise SettingsError(f"--shape {name}: expected a model's folder or one of {known}")
-    return random_reader(name, SHAPES[name](), choose_placement(device, dtype))
+    tokenizer = AutoTokenizer.from_pretrained(shipped(MINI)) if real_text else None
+    return random_reader(name, SHAPES[name](), choose_placement(device, dtype), tokenizer)
 
 
-def random_reader(name: str, config: Any, placement: Placement) -> Reader:
-    """A model of this configuration with seeded random weights, and one word per token."""
+def random_reader(
+    name: str,
+    config: Any,
+    placement: Placement,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Reader:
+    """A model of this configuration with seeded random weights.
+
+    Args:
+        tokenizer: one word per token if None.
+    """
     torch.manual_seed(0)
     with placement.device:
         model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype).eval()
-    vocabulary = {word(i): i for i in range(config.vocab_size)}
+    tokenizer = tokenizer or _one_word_per_token(config.vocab_size)
+    window, reason = window_of(config, tokenizer)
+    return Reader(name, model, tokenizer, placement, window, reason)
+
+
+def _one_word_per_token(size: int) -> PreTrainedTokenizerFast:
+    vocabulary = {word(i): i for i in range(size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=word(0)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    window, reason = window_of(config, fast)
-    return Reader(name, model, fast, placement, window, reason)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def word(token: int) -> str:

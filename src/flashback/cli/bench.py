@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,14 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
-from flashback.benchmark.settings import RuntimeSettings, TrainingBenchSettings
-from flashback.cli.console import notes, stride_progress
+from flashback.benchmark.settings import TrainingBenchSettings
+from flashback.cli.bench_runtime import runtime, threads_option
+from flashback.cli.console import notes
 from flashback.cli.options import options_of, take
 
 if TYPE_CHECKING:
-    from flashback.benchmark.runtime import Measured, Runtime
-    from flashback.benchmark.training import Measured as MeasuredTraining
-    from flashback.benchmark.training import Training
+    from flashback.benchmark.training import Measured, Training
 
 
 @click.group()
@@ -59,120 +57,12 @@ def retrieval(corpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
     click.echo(f"peak resident memory {figures.peak_resident_megabytes:.0f} MB")
 
 
-_threads = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads (default: PyTorch's choice)."
-)
-
-
-@bench.command()
-@options_of(RuntimeSettings)
-@_threads
-@click.option("--plot", type=Path, help="Write the figure to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def runtime(threads: int | None, plot: Path | None, as_json: bool, **values: Any) -> None:
-    """Run the paper's run-time test.
-
-    \b
-    flashback bench runtime --shape opt-125m --lengths 512:1024
-    flashback bench runtime --shape gpt2 --sampled --json
-
-    Random tokens, passages all different, batch 1. Five arms take turns: none, slot, append,
-    prepend (logits of the last position only) and authors_prepend (logits of every position, as
-    the authors' code computes them). The bound is what the measured memory bandwidth and matrix
-    rate allow.
-    """
-    from flashback.cli.quiet import quiet_transformers
-
-    settings = take(RuntimeSettings, values)
-    quiet_transformers()
-    import torch
-
-    from flashback.benchmark.plot import check_plot, plot_runtime
-    from flashback.benchmark.runtime import prepare, ratios
-
-    if plot is not None:
-        check_plot(plot)  # now, not after minutes of measuring
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with notes.status("making the model, measuring the machine"):
-        machine = prepare(settings)
-    with stride_progress(machine.strides_to_measure) as on_stride:
-        rows = machine.run(on_stride)
-    if as_json:
-        click.echo(json.dumps(_record(machine, rows), indent=2))
-    else:
-        _print_table(machine, rows)
-        for name, value in ratios(rows, machine.lengths).items():
-            click.echo(f"{name}: {value:.2f}")
-    if plot is not None:
-        plot_runtime(rows, _title(machine), plot)
-
-
-def _title(machine: "Runtime") -> str:
-    placement, settings = machine.reader.placement, machine.settings
-    return (
-        f"{machine.reader.name}, {placement.dtype_name} on {placement.device}, "
-        f"contexts {machine.lengths[0]} to {machine.lengths[-1]}, "
-        f"s={settings.stride}, m={settings.passage_tokens}"
-    )
-
-
-def _record(machine: "Runtime", rows: "Sequence[Measured]") -> dict[str, Any]:
-    from flashback.benchmark.runtime import ratios, total_seconds
-    from flashback.records import versions
-
-    return {
-        "shape": machine.reader.name,
-        "device": str(machine.reader.placement.device),
-        "dtype": machine.reader.placement.dtype_name,
-        "batch": 1,
-        "versions": versions(),
-        "ceilings": {
-            "bytes_per_second": machine.ceilings.bytes_per_second,
-            "operations_per_second": machine.ceilings.operations_per_second,
-        },
-        "rows": [
-            {
-                "pattern": row.arm,
-                "length": row.length,
-                "stride_seconds": row.stride_seconds,
-                "encode_seconds": row.encode_seconds,
-                "decode_seconds": row.decode_seconds,
-                "bound_share": row.bound_share,
-            }
-            for row in rows
-        ],
-        "seconds": {
-            arm: total_seconds(rows, arm, machine.lengths) for arm in machine.settings.arms
-        },
-        "ratios": ratios(rows, machine.lengths),
-    }
-
-
-def _print_table(machine: "Runtime", rows: "Sequence[Measured]") -> None:
-    from flashback.benchmark.runtime import total_seconds
-
-    table = Table(title=_title(machine))
-    table.add_column("pattern")
-    for heading in ("seconds", "first stride, ms", "last stride, ms", "share of the bound"):
-        table.add_column(heading, justify="right")
-    for arm in machine.settings.arms:
-        own = sorted((row for row in rows if row.arm == arm), key=lambda row: row.length)
-        share = sum(row.bound_seconds for row in own) / sum(row.stride_seconds for row in own)
-        table.add_row(
-            arm,
-            f"{total_seconds(rows, arm, machine.lengths):.2f}",
-            f"{1000 * own[0].stride_seconds:.0f}",
-            f"{1000 * own[-1].stride_seconds:.0f}",
-            f"{share:.0%}",
-        )
-    Console().print(table)
+bench.add_command(runtime)
 
 
 @bench.command()
 @options_of(TrainingBenchSettings)
-@_threads
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def training(threads: int | None, as_json: bool, **values: Any) -> None:
     """Train an adapter three ways: targets per second.
@@ -208,7 +98,7 @@ def training(threads: int | None, as_json: bool, **values: Any) -> None:
             click.echo(f"{name}: {value:.2f}")
 
 
-def _training_record(machine: "Training", rows: "Sequence[MeasuredTraining]") -> dict[str, Any]:
+def _training_record(machine: "Training", rows: "Sequence[Measured]") -> dict[str, Any]:
     from flashback.benchmark.training import ratios
     from flashback.records import versions
 
@@ -232,7 +122,7 @@ def _training_record(machine: "Training", rows: "Sequence[MeasuredTraining]") ->
     }
 
 
-def _print_training(machine: "Training", rows: "Sequence[MeasuredTraining]") -> None:
+def _print_training(machine: "Training", rows: "Sequence[Measured]") -> None:
     placement, settings = machine.reader.placement, machine.settings
     table = Table(
         title=f"{machine.reader.name}, {placement.dtype_name} on {placement.device}, "

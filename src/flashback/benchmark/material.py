@@ -1,0 +1,129 @@
+"""What every arm of the run-time test reads: the same text and the same passages.
+
+The text is given, not the reader's own: at every token the reader chooses, which costs what it
+costs, and then the next token of the text is written. So contexts, queries and passages are the
+same in every arm and repeat, whatever the reader would have written.
+
+    random    seeded random tokens, passages all different (paper section 4.3)
+    real      a document and the passages that an index finds for it, none of its own among them
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+from torch import Tensor
+
+from flashback.arrangement import Ids
+from flashback.benchmark.shapes import word
+from flashback.corpus.documents import Document
+from flashback.errors import CorpusError
+from flashback.reader import Reader
+from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.sampling import Sampler
+from flashback.settings import RetrievalSettings
+
+
+@dataclass(frozen=True)
+class Material:
+    """A text as long as the longest context and a stride, and where its passages come from."""
+
+    name: str
+    text: Ids
+    new_retriever: Callable[[], Retriever]
+    """Every arm has one of its own, from the beginning."""
+    document: Document | None = None
+    """What the text is from, if it is real; its own passages are left out."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the text is a document's and the passages an index's."""
+        return self.document is not None
+
+    def forbidding(self, settings: RetrievalSettings) -> RetrievalSettings:
+        """The same settings without passages of the document itself and of its title."""
+        if self.document is None:
+            return settings
+        titles = tuple(filter(None, [self.document.title]))
+        return replace(settings, forbid_titles=titles, forbid_documents=(self.document.id,))
+
+    def passages(
+        self, reader: Reader, contexts: Sequence[int], settings: RetrievalSettings
+    ) -> list[Ids]:
+        """What is found behind each of these contexts, cut to m tokens; found ones only."""
+        retriever = self.new_retriever()
+        found = []
+        for length in contexts:
+            query = reader.decode(self.text[:length][-settings.query_tokens :])
+            hits = retriever.search([query], settings.search_options)[0]
+            found += [tuple(reader.encode(hit.text)[: settings.passage_tokens]) for hit in hits]
+        return found
+
+
+class RandomPassages:
+    """A retriever whose passages are all different."""
+
+    def __init__(self, reader: Reader, tokens: int, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._size = reader.vocabulary_size
+        self._tokens = tokens
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        return [[self._passage() for _ in range(options.k)] for _ in queries]
+
+    def _passage(self) -> Hit:
+        text = " ".join(word(self._random.randrange(self._size)) for _ in range(self._tokens))
+        return Hit("p", "d", "", text, 1.0)
+
+
+def random_material(reader: Reader, length: int, passage_tokens: int) -> Material:
+    """The paper's: random tokens, passages of random tokens."""
+    generator = random.Random(1)
+    text = tuple(generator.randrange(reader.vocabulary_size) for _ in range(length))
+    return Material("random tokens", text, partial(RandomPassages, reader, passage_tokens))
+
+
+def real_material(
+    reader: Reader, documents: Iterable[Document], retriever: Retriever, length: int
+) -> Material:
+    """The first document that is long enough, behind BOS if the reader has one.
+
+    Args:
+        retriever: keeps nothing between two searches, so that all arms can share it.
+        length: how many tokens are needed.
+
+    Raises:
+        CorpusError: no document is long enough.
+    """
+    longest = 0
+    for document in _whole(documents):
+        text = reader.bos + tuple(reader.encode(document.text))
+        if len(text) >= length:
+            return Material(document.id, text[:length], lambda: retriever, document)
+        longest = max(longest, len(text))
+    raise CorpusError(
+        f"no document is long enough: {length} tokens of this reader are needed, the longest has "
+        f"{longest}; give longer --text, or lower --lengths"
+    )
+
+
+def _whole(documents: Iterable[Document]) -> Iterator[Document]:
+    """Long files come in parts."""
+    for _, parts in groupby(documents, key=lambda document: document.id):
+        first, *rest = parts
+        yield replace(first, text="".join(part.text for part in (first, *rest)))
+
+
+class Dictation(Sampler):
+    """Chooses as another sampler does, and then writes a given text instead."""
+
+    def __init__(self, sampler: Sampler, text: Iterator[int]) -> None:
+        super().__init__(sampler.settings, sampler.history, sampler.forbidden)
+        self._text = text
+
+    def choose(self, logits: Tensor) -> int:
+        """Pick a token from `logits` (V,), and return the text's."""
+        super().choose(logits)
+        return next(self._text)

@@ -1,0 +1,161 @@
+"""What a run-time test found: medians over repeats, their spread, totals, ratios, predictions."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+RATIOS = (
+    ("prepend", "append"),
+    ("append", "none"),
+    ("authors_prepend", "append"),
+    ("slot", "none"),
+    ("slot_cached", "none"),
+    ("prepend", "slot"),
+)
+"""The comparisons that are reported, if both arms were measured."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stride of one arm at one context length."""
+
+    arm: str
+    length: int
+    """Context tokens at the boundary."""
+    encode_seconds: float
+    """The boundary pass; in a slot, with the passage's own."""
+    decode_seconds: float
+    bound_seconds: float
+    """What the same stride would take at the machine's ceilings."""
+    predicted_seconds: float
+    """What it would take at the ceilings that were calibrated with this reader."""
+    retrieve_seconds: float = 0.0
+    passage_tokens: int = 0
+    unchanged: bool = False
+    """Whether the passage is that of the stride before."""
+    kept: bool = False
+    """Whether it is another one, and its keys and values were in the passage cache (slot)."""
+    spread: float = 0.0
+    """Over repeats: the slowest less the fastest, as a share of the median."""
+
+    @property
+    def stride_seconds(self) -> float:
+        """Without retrieval."""
+        return self.encode_seconds + self.decode_seconds
+
+    @property
+    def bound_share(self) -> float:
+        """1 is the physical limit."""
+        return self.bound_seconds / self.stride_seconds
+
+    @property
+    def encodes_passage(self) -> bool:
+        """Whether a slot's passage had to be encoded."""
+        return self.passage_tokens > 0 and not (self.unchanged or self.kept)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All repeats of a test; every repeat has the same rows in the same order."""
+
+    lengths: range
+    """Context tokens at the boundaries of the sweep."""
+    runs: tuple[tuple[Measured, ...], ...]
+
+    @cached_property
+    def rows(self) -> tuple[Measured, ...]:
+        """Medians over repeats, row by row."""
+        return tuple(_median(rows) for rows in zip(*self.runs, strict=True))
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.arm for row in self.rows))
+
+    def of(self, arm: str) -> list[Measured]:
+        """An arm's rows by length."""
+        return sorted((row for row in self.rows if row.arm == arm), key=lambda row: row.length)
+
+    def seconds(self, arm: str) -> float:
+        """Of the whole sweep, from the medians."""
+        return total_seconds(self.rows, arm, self.lengths)
+
+    def spread(self, arm: str) -> float:
+        """Of the whole sweep over repeats: slowest less fastest, as a share of `seconds`."""
+        seconds = [total_seconds(run, arm, self.lengths) for run in self.runs]
+        return (max(seconds) - min(seconds)) / self.seconds(arm)
+
+    def ratios(self) -> dict[str, float]:
+        """The comparisons of the paper, and the slot's, over the whole sweep."""
+        return self._ratios(self.rows)
+
+    def ratio_ranges(self) -> dict[str, tuple[float, float]]:
+        """The lowest and the highest of each over repeats."""
+        runs = [self._ratios(run) for run in self.runs]
+        return {
+            name: (min(run[name] for run in runs), max(run[name] for run in runs))
+            for name in self.ratios()
+        }
+
+    def _ratios(self, rows: Sequence[Measured]) -> dict[str, float]:
+        seconds = {arm: total_seconds(rows, arm, self.lengths) for arm in self.arms}
+        return {
+            f"{above}/{below}": seconds[above] / seconds[below]
+            for above, below in RATIOS
+            if {above, below} <= seconds.keys()
+        }
+
+    def bound_share(self, arm: str) -> float:
+        """Of the whole sweep; 1 is the physical limit."""
+        return self._share(arm, lambda row: row.bound_seconds)
+
+    def predicted_share(self, arm: str) -> float:
+        """Predicted by measured seconds of the whole sweep; 1 is a perfect prediction."""
+        return self._share(arm, lambda row: row.predicted_seconds)
+
+    def _share(self, arm: str, seconds: Callable[[Measured], float]) -> float:
+        return _total(self.of(arm), self.lengths, seconds) / self.seconds(arm)
+
+    def growth(self, arm: str) -> float:
+        """How many times as long the last boundary takes as the first behind a full cache.
+
+        Boundaries whose passage has not changed are left out, if any has.
+        """
+        later = self.of(arm)[1:]
+        compared = [row for row in later if not row.unchanged] or later
+        return compared[-1].encode_seconds / compared[0].encode_seconds
+
+    def unchanged_share(self, arm: str) -> float:
+        """Strides, from the second on, whose passage is that of the stride before."""
+        return statistics.fmean(row.unchanged for row in self.of(arm)[1:])
+
+
+def _median(rows: Sequence[Measured]) -> Measured:
+    """One row over repeats, which differ in nothing but times."""
+    seconds = [row.stride_seconds for row in rows]
+    return replace(
+        rows[0],
+        encode_seconds=statistics.median(row.encode_seconds for row in rows),
+        decode_seconds=statistics.median(row.decode_seconds for row in rows),
+        retrieve_seconds=statistics.median(row.retrieve_seconds for row in rows),
+        spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+    )
+
+
+def total_seconds(rows: Sequence[Measured], arm: str, lengths: Sequence[int]) -> float:
+    """The seconds of all strides of an arm at `lengths`.
+
+    The first stride, which begins with an empty cache, counts once; the others are interpolated
+    between those that were measured.
+    """
+    return _total([row for row in rows if row.arm == arm], lengths, lambda row: row.stride_seconds)
+
+
+def _total(
+    rows: Sequence[Measured], lengths: Sequence[int], seconds: Callable[[Measured], float]
+) -> float:
+    first, *later = sorted((row.length, seconds(row)) for row in rows)
+    known, values = zip(*later, strict=True)
+    return first[1] + float(np.interp(lengths[1:], known, values).sum())

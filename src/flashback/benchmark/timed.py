@@ -1,0 +1,82 @@
+"""The engine as the run-time test runs it: given text, several rows, every logit if asked."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flashback.arrangement import Ids, Prompt
+from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.material import Dictation
+from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.protocol import Completion
+from flashback.reader import Reader
+from flashback.sampling import Sampler
+
+
+class TimedEngine(LocalEngine):
+    """An engine that begins empty and writes what it is given.
+
+    With several rows, every pass has B of them, of equal length and each with other tokens: row b
+    reads the tokens of row 0 moved on by b V/B places in the vocabulary. All are computed, cached
+    and chosen from; row 0 is what the loop sees.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        text: Iterator[int],
+        *,
+        rows: int = 1,
+        every_logit: bool = False,
+        passage_bytes: int = sys.maxsize,
+    ) -> None:
+        """Take over a reader's model.
+
+        Args:
+            text: the tokens that are written, in order.
+            rows: B.
+            every_logit: compute the logits of every position of a pass, as the authors' code does.
+            passage_bytes: keys and values of slot passages to keep, at most.
+        """
+        super().__init__(reader.model, reader.window, passage_bytes=passage_bytes, self_check=False)
+        self._text = text
+        self._every_logit = every_logit
+        size = reader.vocabulary_size
+        self._moves = torch.arange(rows, device=self.model.device)[:, None] * (size // rows)
+        self._size = size
+
+    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
+        """See `Engine.complete`; the tokens are the text's."""
+        return super().complete(prompt, max_tokens, Dictation(sampler, self._text))
+
+    @torch.inference_mode()
+    def keep(self, passages: Iterable[Ids], room: int) -> None:
+        """Put passages into the passage cache."""
+        for passage in passages:
+            self.passages.get(passage, room, self.encode_passage)
+        synchronize(self.model.device)  # before a stride is timed
+
+    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
+        computed = len(ids) if self._every_logit else keep
+        if len(self._moves) == 1:
+            return super()._forward(sequence, ids, computed)[-keep:]
+        return self._forward_rows(sequence, ids, computed)[-keep:]
+
+    def _forward_rows(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
+        """As `LocalEngine._forward`, for all rows; the logits of row 0, (keep, V)."""
+        device = self.model.device
+        rows = (torch.tensor([list(ids)], device=device) + self._moves) % self._size  # (B, n)
+        start = sequence.room + len(sequence.ids)
+        positions = torch.arange(start, start + len(ids), device=device)[None]
+        logits: Tensor = self.model(
+            input_ids=rows,
+            past_key_values=sequence.cache,
+            use_cache=True,
+            **({"position_ids": positions.expand_as(rows)} if self._takes_positions else {}),
+            **({"logits_to_keep": keep} if self._takes_keep else {}),
+        ).logits
+        sequence.encoded(ids)
+        logits[:, -1].argmax(-1)  # every row chooses
+        return logits[0, -keep:]
