@@ -55,7 +55,7 @@ def real_runtime(retriever: MadeUpRetriever) -> Runtime:
 
 def measured(arm: str, length: int, seconds: float, *, unchanged: bool = False) -> Measured:
     half = seconds / 2
-    return Measured(arm, length, half, half, half, seconds, unchanged=unchanged)
+    return Measured(arm, length, half, half, half, half / 2, seconds, unchanged=unchanged)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -211,6 +211,8 @@ def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
     assert results.seconds("append") == pytest.approx(100 + 20 + 30 + 40 + 50)
     assert results.ratios() == {"prepend/append": pytest.approx(2.0)}
     assert results.bound_share("append") == pytest.approx(0.5)
+    assert results.decode_bound_share("append") == pytest.approx(0.5)
+    assert results.encode_seconds("append") == pytest.approx(120)
     assert results.predicted_share("append") == pytest.approx(1.0)
     assert results.predicted_share("prepend") == pytest.approx(0.5)
     assert results.growth("append") == pytest.approx(2.5)

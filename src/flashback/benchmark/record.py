@@ -30,10 +30,13 @@ def runtime_record(machine: Runtime, results: Results) -> dict[str, Any]:
         "versions": versions(),
         "ceilings": asdict(machine.ceilings),
         "calibrated": asdict(machine.calibrated),
+        "tokens": len(machine.lengths) * machine.settings.stride,
         "rows": [_row(row) for row in results.rows],
         "seconds": {arm: results.seconds(arm) for arm in arms},
+        "encode_seconds": {arm: results.encode_seconds(arm) for arm in arms},
         "spread": {arm: results.spread(arm) for arm in arms},
         "bound_share": {arm: results.bound_share(arm) for arm in arms},
+        "decode_bound_share": {arm: results.decode_bound_share(arm) for arm in arms},
         "predicted_share": {arm: results.predicted_share(arm) for arm in arms},
         "boundary_growth": {
             "from": machine.lengths[1],

@@ -30,6 +30,8 @@ class Measured:
     decode_seconds: float
     bound_seconds: float
     """What the same stride would take at the machine's ceilings."""
+    decode_bound_seconds: float
+    """Likewise, the decoded tokens alone: the weights and the cache read once for each."""
     predicted_seconds: float
     """What it would take at the ceilings that were calibrated with this reader."""
     retrieve_seconds: float = 0.0
@@ -82,6 +84,10 @@ class Results:
         """Of the whole sweep, from the medians."""
         return total_seconds(self.rows, arm, self.lengths)
 
+    def encode_seconds(self, arm: str) -> float:
+        """Of all boundary passes of the sweep."""
+        return _total(self.of(arm), self.lengths, lambda row: row.encode_seconds)
+
     def spread(self, arm: str) -> float:
         """Of the whole sweep over repeats: slowest less fastest, as a share of `seconds`."""
         seconds = [total_seconds(run, arm, self.lengths) for run in self.runs]
@@ -110,6 +116,11 @@ class Results:
     def bound_share(self, arm: str) -> float:
         """Of the whole sweep; 1 is the physical limit."""
         return self._share(arm, lambda row: row.bound_seconds)
+
+    def decode_bound_share(self, arm: str) -> float:
+        """Of decoding alone, which memory bandwidth bounds; 1 is the physical limit."""
+        decoded = _total(self.of(arm), self.lengths, lambda row: row.decode_seconds)
+        return _total(self.of(arm), self.lengths, lambda row: row.decode_bound_seconds) / decoded
 
     def predicted_share(self, arm: str) -> float:
         """Predicted by measured seconds of the whole sweep; 1 is a perfect prediction."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from flashback.arrangement import Frame, slot_room
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
-from flashback.benchmark.flops import Shape, stride_passes
+from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.material import Material, random_material, real_material
 from flashback.benchmark.results import Measured, Results
 from flashback.benchmark.settings import ARMS, RuntimeSettings
@@ -242,15 +242,17 @@ class Runtime:
             length,
             stride.usage.encode_seconds,
             stride.usage.decode_seconds,
-            bound_seconds=sum(bound_seconds(self.shape, one, self.ceilings) for one in passes),
-            predicted_seconds=sum(
-                bound_seconds(self.shape, one, self.calibrated) for one in passes
-            ),
+            bound_seconds=self._bound(passes, self.ceilings),
+            decode_bound_seconds=self._bound(passes[1 - self.settings.stride :], self.ceilings),
+            predicted_seconds=self._bound(passes, self.calibrated),
             retrieve_seconds=stride.retrieve_seconds,
             passage_tokens=passage,
             unchanged=written.unchanged,
             kept=written.kept,
         )
+
+    def _bound(self, passes: Sequence[Pass], ceilings: Ceilings) -> float:
+        return sum(bound_seconds(self.shape, one, ceilings) for one in passes)
 
 
 def pattern_of(arm: str) -> Pattern:

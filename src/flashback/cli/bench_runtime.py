@@ -58,10 +58,11 @@ def runtime(
     --index, a document is read instead, and what the index finds for it. In both, the text is
     given, so that all arms have the same contexts and passages.
 
+    Seconds are those of all strides. Boundary: the share of them that the boundary passes take.
     Growth: how many times as long the last boundary takes as the second. Bound: what the machine's
     memory bandwidth and matrix rate allow, as a share of what was measured. Predicted: likewise,
-    with both ceilings as decode steps and encoding passes of the reader at the first length reach
-    them.
+    after a calibration: the rates that a few decode steps and encoding passes of the reader reach
+    at the first length, before anything else is measured.
     """
     from flashback.cli.quiet import quiet_transformers
 
@@ -123,13 +124,14 @@ def _print_table(machine: "Runtime", results: "Results") -> None:
     """All strides' seconds, the last stride's, and shares of the seconds measured."""
     table = Table(title=_title(machine))
     table.add_column("pattern")
-    for heading in ("seconds", "spread", "last, ms", "growth", "bound", "predicted"):
+    for heading in ("seconds", "spread", "boundary", "last, ms", "growth", "bound", "predicted"):
         table.add_column(heading, justify="right")
     for arm in results.arms:
         table.add_row(
             arm,
             f"{results.seconds(arm):.2f}",
             f"{results.spread(arm):.0%}" if len(results.runs) > 1 else "",
+            f"{results.encode_seconds(arm) / results.seconds(arm):.0%}",
             f"{1000 * results.of(arm)[-1].stride_seconds:.0f}",
             f"{results.growth(arm):.2f} x",
             f"{results.bound_share(arm):.0%}",
