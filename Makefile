@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install format docs mini mini-adapter bench lock clean
+.PHONY: demo test check install format docs mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
@@ -37,6 +37,9 @@ docs: install  ## Write docs/cli.md anew from the commands' help.
 
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime
+
+figures: install  ## The figures of docs/benchmarks.md, on an idle machine: about an hour.
+	PYTHON=$(BIN)/python scripts/cpu_benchmark.sh docs/results
 
 mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
 	$(PYTHON) -m venv build/mini/venv

@@ -6,7 +6,8 @@
 #
 # Records, figures, logs and tables go to FOLDER (docs/results/gpu). Variables replace what is
 # measured: PYTHON, DEVICE, SHAPE, LENGTHS, LONG_SHAPE, LONG_LENGTHS, BATCH, OPTIONS (further options
-# of every measurement), TESTS (what pytest looks through) and LIMIT (seconds, all together).
+# of every measurement), TESTS (what pytest looks through), STEPS (some of: parity float32 bfloat16
+# long batch) and LIMIT (seconds, all together).
 set -u
 cd "$(dirname "$0")/.."
 OUT=${1:-docs/results/gpu}
@@ -19,16 +20,24 @@ LONG_SHAPE=${LONG_SHAPE:-llama-2-7b-16k}
 LONG_NAME=$(basename "$LONG_SHAPE")
 LONG_LENGTHS=${LONG_LENGTHS:-512:16384}
 BATCH=${BATCH:-16}
+STEPS=${STEPS:-parity float32 bfloat16 long batch}
 read -ra MORE <<<"${OPTIONS:-}"
 mkdir -p "$OUT" || exit
 . scripts/steps.sh
 
 usual=(--device "$DEVICE" --sampled "${MORE[@]}")
-step parity "$PYTHON" -m pytest -q -m gpu "${TESTS:-tests}"
-runtime "$NAME-float32" --shape "$SHAPE" --lengths "$LENGTHS" --dtype float32 "${usual[@]}"
-runtime "$NAME-bfloat16" --shape "$SHAPE" --lengths "$LENGTHS" --dtype bfloat16 "${usual[@]}"
-runtime "$LONG_NAME-bfloat16" --shape "$LONG_SHAPE" --lengths "$LONG_LENGTHS" --dtype bfloat16 \
-  "${usual[@]}"
-runtime "$NAME-bfloat16-batch" --shape "$SHAPE" --lengths "$LENGTHS" --dtype bfloat16 \
-  --batch-size "$BATCH" "${usual[@]}"
+short=(--shape "$SHAPE" --lengths "$LENGTHS" "${usual[@]}")
+long=(--shape "$LONG_SHAPE" --lengths "$LONG_LENGTHS" "${usual[@]}")
+for wanted in $STEPS; do
+  case $wanted in
+    parity) step parity "$PYTHON" -m pytest -q -m gpu "${TESTS:-tests}" ;;
+    float32 | bfloat16) runtime "$NAME-$wanted" --dtype "$wanted" "${short[@]}" ;;
+    long) runtime "$LONG_NAME-bfloat16" --dtype bfloat16 "${long[@]}" ;;
+    batch) runtime "$NAME-bfloat16-batch" --dtype bfloat16 --batch-size "$BATCH" "${short[@]}" ;;
+    *)
+      echo "STEPS: $wanted; expected some of: parity float32 bfloat16 long batch" >&2
+      exit 2
+      ;;
+  esac
+done
 finish
