@@ -24,7 +24,7 @@ from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
 from flashback.reader import window_of
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.settings import Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
@@ -46,7 +46,7 @@ def small_runtime(settings: RuntimeSettings = SMALL, *, family: str = "llama") -
     return Runtime(reader, settings, ARMS, lengths, material, shape, CEILINGS, CEILINGS)
 
 
-def real_runtime(retriever: MadeUpRetriever) -> Runtime:
+def real_runtime(retriever: Retriever) -> Runtime:
     """The long document, with made-up passages that repeat and are sometimes none."""
     runtime = small_runtime()
     size = runtime.lengths[-1] + runtime.settings.stride
@@ -340,8 +340,10 @@ def test_real_text_and_its_passages_are_measured(model_folder: Path, tmp_path: P
     """A live index: what it costs is apart, and what stays the same is counted."""
     index = index_notes(tmp_path)
     (tmp_path / "sea.txt").write_text("The moon pulls the water of the ocean. " * 5, "utf-8")
-    arguments = ("--shape", model_folder, "--lengths", "40:100", "--stride", "8", "--threads", "1")
-    arguments += ("--passage-tokens", "20", "--index", index, "--text", tmp_path / "sea.txt")
+    arguments = (
+        *("--shape", model_folder, "--lengths", "40:100", "--stride", "8", "--threads", "1"),
+        *("--passage-tokens", "20", "--index", index, "--text", tmp_path / "sea.txt"),
+    )
     record = run("bench", "runtime", *arguments, "--json").record
     assert (record["text"], record["threads"]) == (str(tmp_path / "sea.txt"), 1)
     rows = [row for row in record["rows"] if row["pattern"] == "append"]
