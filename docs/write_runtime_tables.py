@@ -46,7 +46,8 @@ def _title(record: Record) -> str:
     return (
         f"{record['shape']}, {record['dtype']}, batch {record['batch']}, {record['text']}; "
         f"contexts {settings['lengths'].partition(':')[0]} to {growth['to']}, "
-        f"s={settings['stride']}, m={settings['passage_tokens']}; {way}, {settings['repeats']} times; "
+        f"s={settings['stride']}, m={settings['passage_tokens']}; "
+        f"{way}, {settings['repeats']} times; "
         f"{record['device_name']} ({record['device']}), {record['threads']} CPU threads; "
         + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         + "."
