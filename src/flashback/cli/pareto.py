@@ -72,15 +72,15 @@ def pareto(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Perplexity of DOCUMENTS against seconds per token, for every pattern, stride and k.
+    """Perplexity of DOCUMENTS against seconds per token.
 
     \b
     flashback bench pareto python-docs:evaluation --index IDX --max-windows 20 --out PARETO
     flashback bench pareto texts/ --index IDX --sweep s=8,16 --adapter ADAPTER --out PARETO
 
-    Perplexities as 'flashback eval' finds them, kept in the folder, so that the same command goes
-    on where it stopped; then every arm writes on from the same beginnings of the documents, in
-    turns, and is timed. Time it on an idle machine.
+    Every pattern, stride and k. Perplexities as 'flashback eval' finds them, kept in the folder, so
+    that the same command goes on where it stopped; then every arm writes on from the same
+    beginnings of the documents, in turns, and is timed. Time it on an idle machine.
     """
     from flashback.cli.quiet import quiet_transformers
 
