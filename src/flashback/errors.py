@@ -7,6 +7,7 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── PassageStoreError       encoded passages on disk are missing, damaged, or of another reader
 ├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
 ├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
+├── PromptsError            a file of prompts or results is malformed, or of another run
 ├── ReaderError             a model folder is missing or cannot be loaded
 │   └── UnsupportedReader   the model loads, but its cache cannot be cut back exactly
 └── PromptTooLong           the prompt leaves no room for passages and new tokens
@@ -43,6 +44,10 @@ class AdapterError(FlashBackError):
 
 class TrainingError(FlashBackError):
     """A training cannot begin or go on."""
+
+
+class PromptsError(FlashBackError):
+    """A file of prompts has a line that is none, or results are of another run."""
 
 
 class ReaderError(FlashBackError):

@@ -7,9 +7,9 @@ from typing import Any
 
 import flashback
 from flashback.adapter import AdapterCard
-from flashback.generation import Generation, Stride
 from flashback.reader import Reader
 from flashback.settings import Settings
+from flashback.text import Generation, Stride
 
 
 def generation_record(generation: Generation, reader: Reader, settings: Settings) -> dict[str, Any]:
@@ -19,19 +19,45 @@ def generation_record(generation: Generation, reader: Reader, settings: Settings
         "pattern": str(settings.retrieval.pattern),
         "settings": settings_record(reader, settings),
         "versions": versions(),
+        **text_record(generation),
+    }
+
+
+def text_record(generation: Generation) -> dict[str, Any]:
+    """What was written, stride by stride."""
+    return {
         "prompt_tokens": list(generation.prompt_tokens),
         "tokens": list(generation.tokens),
         "text": generation.text,
         "finish_reason": generation.finish_reason,
         "jumps": list(generation.jumps),
         "strides": [_stride_record(stride) for stride in generation.strides],
-        "totals": {
-            "reused": generation.reused,
-            "encoded": generation.encoded,
-            "decoded": generation.decoded,
-            "seconds": generation.seconds,
-            "tokens_per_second": generation.tokens_per_second,
-        },
+        "totals": _totals(generation),
+    }
+
+
+def short_record(generation: Generation) -> dict[str, Any]:
+    """What was written and which passages stood behind it."""
+    return {
+        "text": generation.text,
+        "tokens": list(generation.tokens),
+        "finish_reason": generation.finish_reason,
+        "jumps": list(generation.jumps),
+        "passages": [
+            [{"id": hit.id, "title": hit.title} for hit in stride.passages]
+            for stride in generation.strides
+        ],
+        "totals": _totals(generation),
+    }
+
+
+def _totals(generation: Generation) -> dict[str, Any]:
+    return {
+        "reused": generation.reused,
+        "encoded": generation.encoded,
+        "decoded": generation.decoded,
+        "seconds": generation.seconds,
+        "tokens_per_second": generation.tokens_per_second,
     }
 
 

@@ -9,6 +9,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
+from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.settings import (
     FrameText,
     Pattern,
@@ -61,7 +62,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 
 
 @click.command(short_help="Write on from a prompt.")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @click.option(
     "--adapter",
@@ -87,10 +88,11 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
     type=Path,
     help="Folder made by 'flashback precompute', for --pattern slot.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, ids included.")
+@prompts_options
+@click.option("--json", "as_json", is_flag=True, help="Give everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
 def generate(
-    prompt: str,
+    prompt: str | None,
     index: Path | None,
     adapter: str,
     model: str,
@@ -102,6 +104,9 @@ def generate(
     frame_after: str | None,
     echo_tokens: int | None,
     passages_from: Path | None,
+    prompts: Path | None,
+    out: Path | None,
+    batch_size: int | None,
     as_json: bool,
     explain: bool,
     **values: Any,
@@ -114,15 +119,23 @@ def generate(
     flashback generate --index IDX --model facebook/opt-125m --adapter ADAPTER "Once"
     flashback generate --pattern none "The json module"
     flashback generate --index IDX --explain --max-new-tokens 32 - < draft.txt
+    flashback generate --index IDX --prompts FILE.jsonl --batch-size 8 --out RESULTS.jsonl
+
+    A line of --prompts is a JSON string or {"prompt": "...", "id": "..."}; a line of the results is
+    a finished text and its passages, in the order in which texts end. What is written at the same
+    time changes no text in float32. The same command again goes on after an interruption.
     """
     if as_json and explain:
         raise click.UsageError("--json holds what --explain shows; give one of them")
+    if prompts is not None and explain:
+        raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
     if passages_from is not None and settings.retrieval.pattern is not Pattern.SLOT:
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
+    many = many_prompts(prompt, prompts, out, batch_size, as_json)
     # A pipe ends its text with a line break that is not part of it.
-    text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt
+    text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
 
     from flashback.cli.quiet import quiet_transformers
 
@@ -144,11 +157,12 @@ def generate(
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
         notes.print(f"{model}{adapted}: {writer.reader.placement}", style="dim")
+    if many is not None:
+        write_prompts(writer, settings, many)
+        return
     writing = writer.stream(text, settings)
     if as_json:
-        for _ in writing:
-            pass
-        record = generation_record(writing.result, writer.reader, settings)
+        record = generation_record(writing.finish(), writer.reader, settings)
         click.echo(json.dumps(record, ensure_ascii=False))
         return
     _print_stream(writing, writer.reader.show, explain)

@@ -59,6 +59,12 @@ class Manifest:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files.values())
 
+    @property
+    def digest(self) -> str:
+        """A short name for what is in the data folder."""
+        sums = "\n".join(sorted(file.sha256 for file in self.files.values()))
+        return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of an index folder, and that its files have their sizes.

@@ -1,0 +1,145 @@
+"""`flashback generate --prompts`: many texts from a file, into a file."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashback.cli.console import notes, read_standard_input, texts_progress
+from flashback.errors import FlashBackError
+from flashback.prompts import NumberedPrompt, PromptFile, read_prompts
+from flashback.settings import Settings
+
+if TYPE_CHECKING:
+    from flashback.generation import Generator
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class ManyPrompts:
+    """What `--prompts` and its companions asked for."""
+
+    file: PromptFile
+    out: Path
+    batch_size: int
+    full: bool
+    """Write everything about each text."""
+
+
+def prompts_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options for many texts."""
+    for option in (
+        click.option(
+            "--out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Results of --prompts, as JSON lines; begun ones are gone on with.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1, 4096),
+            help=f"Prompts of --prompts that are written at a time (default: {BATCH_SIZE}).",
+        ),
+        click.option(
+            "--prompts",
+            type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+            help="Write on from every prompt of this file of JSON lines ('-': standard input).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def many_prompts(
+    prompt: str | None,
+    prompts: Path | None,
+    out: Path | None,
+    batch_size: int | None,
+    full: bool,
+) -> ManyPrompts | None:
+    """Check that one of PROMPT and --prompts was given, and what belongs to it.
+
+    Raises:
+        click.UsageError: both, neither, or something that belongs to the other.
+        PromptsError: a line of the file is no prompt.
+    """
+    if (prompt is None) == (prompts is None):
+        found = "neither" if prompt is None else "both"
+        raise click.UsageError(f"expected PROMPT or --prompts FILE, found {found}")
+    if prompts is None:
+        for flag, value in (("--out", out), ("--batch-size", batch_size)):
+            if value is not None:
+                raise click.UsageError(f"{flag} goes with --prompts; what PROMPT gives is printed")
+        return None
+    if out is None:
+        raise click.UsageError("--prompts needs --out FILE for the results")
+    if not out.parent.is_dir():
+        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
+    dash = str(prompts) == "-"
+    content = read_standard_input().encode() if dash else prompts.read_bytes()
+    name = "standard input" if dash else str(prompts)
+    return ManyPrompts(read_prompts(name, content), out, batch_size or BATCH_SIZE, full)
+
+
+def write_prompts(writer: "Generator", settings: Settings, many: ManyPrompts) -> None:
+    """Write every text that is not among the results yet.
+
+    Raises:
+        FlashBackError: a prompt that cannot be written on from, or results of another run.
+    """
+    from flashback.records import short_record, text_record
+    from flashback.results import open_results
+
+    record = text_record if many.full else short_record
+    with open_results(many.out, _run_record(writer, settings, many)) as results:
+        left = [prompt for prompt in many.file.prompts if prompt.line not in results.done]
+        _check_prompts(writer, settings, many.file.name, left)
+        tokens, began = 0, time.perf_counter()
+        with texts_progress(len(many.file.prompts), len(results.done)) as on_text:
+            size = min(many.batch_size, max(len(left), 1))
+            texts = writer.stream_batch((one.text for one in left), settings, batch_size=size)
+            for number, generation in texts:
+                prompt = left[number]
+                head = {"line": prompt.line, "id": prompt.id, "prompt": prompt.text}
+                results.append(head | record(generation))
+                tokens += len(generation.tokens)
+                on_text(tokens / (time.perf_counter() - began))
+    if notes.is_terminal:
+        seconds = time.perf_counter() - began
+        kept = f"; {len(results.done)} texts were there" if results.done else ""
+        notes.print(f"{len(left)} texts, {tokens} tokens in {seconds:.1f} s{kept}", style="dim")
+
+
+def _check_prompts(
+    writer: "Generator", settings: Settings, name: str, prompts: list[NumberedPrompt]
+) -> None:
+    """Refuse a prompt now rather than after hours of writing."""
+    for prompt in prompts:
+        try:
+            writer.begin(prompt.text, settings)
+        except FlashBackError as error:
+            raise type(error)(f"{name} line {prompt.line}: {error}") from None
+
+
+def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:
+    """What decides the results; in float32, how many are written at a time does not."""
+    from flashback.adapter import fingerprint
+    from flashback.records import settings_record, versions
+    from flashback.results import NOTED
+    from flashback.retrieval.bm25 import BM25Index
+
+    decided = settings_record(writer.reader, settings)
+    del decided["placement"]  # device and dtype, again, and why they were chosen
+    index = writer.retriever
+    return {
+        "prompts": {"sha256": many.file.sha256, "count": len(many.file.prompts)},
+        "model": writer.reader.name,
+        "weights": fingerprint(writer.reader.model),
+        "index": index.manifest.digest if isinstance(index, BM25Index) else None,
+        "settings": decided,
+        "json": many.full,
+        NOTED: versions(),
+    }

@@ -1,0 +1,90 @@
+"""A file of prompts: a line each, a JSON string or an object with `prompt` and, if wanted, `id`."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from flashback.errors import PromptsError
+
+
+@dataclass(frozen=True)
+class NumberedPrompt:
+    """A prompt and where it stands."""
+
+    line: int
+    """Counted from 1."""
+    id: str | int
+    """As given; else the line."""
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """All prompts of a file."""
+
+    name: str
+    sha256: str
+    prompts: tuple[NumberedPrompt, ...]
+
+
+def read_prompts(name: str, content: bytes) -> PromptFile:
+    """Take a file of prompts apart; lines without anything on them are left out.
+
+    Raises:
+        PromptsError: a line is no prompt, an id is there twice, or there is no prompt at all.
+    """
+    prompts: list[NumberedPrompt] = []
+    lines_of: dict[str | int, int] = {}
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _prompt(number, line)
+        except ValueError as error:
+            raise PromptsError(f"{name} line {number}: {error}") from None
+        earlier = lines_of.setdefault(prompt.id, number)
+        if earlier != number:
+            raise PromptsError(
+                f"{name} line {number}: the id {prompt.id!r} is that of line {earlier}; expected "
+                "every id once"
+            )
+        prompts.append(prompt)
+    if not prompts:
+        raise PromptsError(f"{name}: found no prompts; expected one in each line, as JSON")
+    return PromptFile(name, hashlib.sha256(content).hexdigest(), tuple(prompts))
+
+
+def _prompt(number: int, line: bytes) -> NumberedPrompt:
+    """One line.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    expected = 'expected a JSON string or {"prompt": "..."}'
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"found bytes that are not UTF-8; {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}); {expected}") from None
+    members = value if isinstance(value, dict) else {"prompt": value}
+    given, text = members.get("id"), members.get("prompt")
+    if not isinstance(text, str):
+        raise ValueError(f"found {_kind(value)}; {expected}")
+    if more := members.keys() - {"id", "prompt"}:
+        raise ValueError(f"found {min(more)!r} beside prompt and id; {expected}")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
+        raise ValueError("the id is neither text nor a whole number")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt has half a character (a lone surrogate)") from None
+    return NumberedPrompt(number, number if given is None else given, text)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, dict):
+        return (
+            "an object whose prompt is no text" if "prompt" in value else "an object without prompt"
+        )
+    return {list: "a list", type(None): "null", bool: "true or false"}.get(type(value), "a number")
