@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flashback.errors import SettingsError
 from flashback.packing.settings import WindowSettings
-from flashback.settings import CheckedSettings, setting
+from flashback.settings import CheckedSettings, Pattern, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -85,3 +85,21 @@ class ParetoSettings(CheckedSettings):
         96, "Tokens to time behind each, after a first stride.", low=1, high=1 << 20
     )
     repeats: int = setting(1, "Write everything so many times; medians count.", low=1, high=100)
+
+
+@dataclass(frozen=True)
+class BatchBenchSettings(CheckedSettings):
+    """How fast several texts are written together."""
+
+    shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
+    batch_size: int = setting(8, "Texts, and rows of the batch.", low=2, high=4096)
+    prompt_tokens: int = setting(
+        512, "Tokens of the longest prompt; the shortest has half.", low=2, high=1 << 20
+    )
+    new_tokens: int = setting(64, "Tokens to write behind each prompt.", low=1, high=1 << 20)
+    pattern: Pattern = setting(Pattern.APPEND, "Where passages go: none, prepend, append or slot.")
+    stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=4096)
+    passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
+    repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = setting("float32", "auto, float32 or bfloat16.")

@@ -11,6 +11,7 @@ import click
 
 from flashback import __version__
 from flashback.cli.bench import bench
+from flashback.cli.bench_batch import batch
 from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
@@ -44,6 +45,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.add_command(command)
+bench.add_command(batch)
 bench.add_command(pareto)
 
 
