@@ -207,7 +207,7 @@ def test_two_processes_do_not_write_into_one_file(many: Many) -> None:
         (("--prompts", "FILE"), "--prompts needs --out FILE"),
         (("--prompts", "FILE", "--out", "nowhere/OUT"), "there is no folder"),
         (("--prompts", "FILE", "--out", "."), "directory"),
-        (("--prompts", "missing", "--out", "OUT"), "does not exist"),
+        (("--prompts", "missing", "--out", "OUT"), "found no such file"),
         (("--prompts", "FILE", "--out", "OUT", "--batch-size", "0"), "0 is not in the range"),
         (("--prompts", "FILE", "--out", "OUT", "--explain"), "--explain prints"),
     ],

@@ -45,7 +45,7 @@ def prompts_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--prompts",
-            type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+            type=click.Path(path_type=Path),
             help="Write on from every prompt of this file of JSON lines ('-': standard input).",
         ),
     ):
@@ -79,6 +79,8 @@ def many_prompts(
     if not out.parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
     dash = str(prompts) == "-"
+    if not dash and not prompts.is_file():
+        raise click.UsageError(f"--prompts {prompts}: found no such file; expected JSON lines")
     content = read_standard_input().encode() if dash else prompts.read_bytes()
     name = "standard input" if dash else str(prompts)
     return ManyPrompts(read_prompts(name, content), out, batch_size or BATCH_SIZE, full)
