@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import NOTES, Outcome, index_notes, refused, run
@@ -119,6 +119,7 @@ def test_when_all_is_there_nothing_is_written(many: Many) -> None:
     assert many.out.read_bytes() == before
 
 
+@settings(deadline=None, max_examples=40)
 @given(cut=st.integers(0, 400), damage=st.binary(max_size=3).filter(lambda part: b"\n" not in part))
 def test_a_file_cut_anywhere_is_gone_on_with(
     tmp_path_factory: pytest.TempPathFactory, cut: int, damage: bytes
