@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from flashback.engines.packed import named_weights
 from flashback.errors import AdapterError
 from flashback.reader import MARK_LEFT, MARK_RIGHT, Reader
 from flashback.settings import Marks, Pattern, RetrievalSettings
@@ -97,7 +98,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     it tells models apart, also a model from its further training, and finds no single flipped bit.
     """
     digest = hashlib.sha256(str(model.config.model_type).encode())
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(named_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         flat = weight.detach().flatten()
         at = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel())).long()

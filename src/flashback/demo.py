@@ -27,7 +27,7 @@ from flashback.evaluation.evaluate import Judged, StartScoring, evaluate
 from flashback.evaluation.readers import Readers
 from flashback.generation import Event, Generation, Generator
 from flashback.indexing import ProgressStart, index_corpus
-from flashback.loading import adapter_folder, load_adapted
+from flashback.loading import adapter_folder, for_inference, load_adapted
 from flashback.packing.prepare import prepare
 from flashback.packing.settings import WindowSettings
 from flashback.reader import MINI, Reader, load_reader
@@ -123,7 +123,9 @@ class Demo:
     def _writer(self, pattern: Pattern) -> tuple[Generator, LocalEngine]:
         """A reader with what ships for the pattern; its engine's cache is its own."""
         if pattern not in self._writers:
-            reader = load_adapted(MINI, pattern=pattern, device="cpu", dtype="float32")
+            reader = for_inference(
+                load_adapted(MINI, pattern=pattern, device="cpu", dtype="float32")
+            )
             engine = LocalEngine(reader.model, reader.window)
             self._writers[pattern] = Generator(reader, engine, self._index), engine
         return self._writers[pattern]

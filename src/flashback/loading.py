@@ -1,14 +1,17 @@
 """Reader, adapter, engine and index put together: the short way in."""
 
+import dataclasses
 from pathlib import Path
 
 from flashback.adapter import fingerprint, put_on, read_card
 from flashback.engines.local import LocalEngine
+from flashback.engines.packed import pack_weights, quantize_weights
 from flashback.engines.passage_store import PassageStore
+from flashback.errors import SettingsError
 from flashback.generation import Generator
-from flashback.reader import MINI, Reader, load_reader, shipped
+from flashback.reader import MINI, Reader, choose_placement, load_reader, shipped
 from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import Pattern
+from flashback.settings import Pattern, Quantize
 
 AUTO = "auto"
 """The adapter that ships for the reader, if there is one."""
@@ -55,6 +58,61 @@ def load_adapted(
     return reader if folder is None else put_on(reader, folder)
 
 
+def quantize_of(name: str) -> Quantize:
+    """What is meant by its name.
+
+    Raises:
+        SettingsError: an unknown name.
+    """
+    try:
+        return Quantize(name)
+    except ValueError:
+        raise SettingsError(f"--quantize {name}: expected {' or '.join(Quantize)}") from None
+
+
+def check_quantize(quantize: Quantize, device: str, dtype: str) -> None:
+    """Refuse, before a model is loaded, to round weights where they cannot be used.
+
+    Raises:
+        SettingsError: int8 elsewhere than on CPU, or in bfloat16.
+    """
+    if quantize is Quantize.NONE:
+        return
+    placement = choose_placement(device, dtype)
+    if placement.device.type != "cpu":
+        raise SettingsError(
+            f"--quantize {quantize}: for CPUs only, found {placement.device}; use --device cpu"
+        )
+    if placement.dtype_name != "float32":
+        raise SettingsError(
+            f"--quantize {quantize}: computes in float32 between its layers, found "
+            f"{placement.dtype_name}; leave out --dtype"
+        )
+
+
+def for_inference(reader: Reader, quantize: Quantize = Quantize.NONE) -> Reader:
+    """Lay a reader's weights out for this processor, in place; it cannot be trained afterwards.
+
+    Args:
+        reader: as it was loaded, its adapter merged.
+        quantize: round the weights of linear layers, too.
+
+    Raises:
+        SettingsError: this PyTorch or this processor has no 8-bit layers.
+    """
+    if quantize is Quantize.NONE:
+        pack_weights(reader.model)
+        return reader
+    if not quantize_weights(reader.model):
+        raise SettingsError(
+            f"--quantize {quantize}: this PyTorch has no 8-bit linear layers for this processor; "
+            "leave it out"
+        )
+    return dataclasses.replace(
+        reader, placement=dataclasses.replace(reader.placement, quantize=quantize)
+    )
+
+
 def load(
     model: str = MINI,
     index: str | Path | None = None,
@@ -66,6 +124,7 @@ def load(
     dtype: str = "auto",
     window: int | None = None,
     trust_remote_code: bool = False,
+    quantize: str = "none",
 ) -> Generator:
     """Load a reader and open an index, ready to write.
 
@@ -78,10 +137,14 @@ def load(
             `auto`.
         passages_from: a folder made by `flashback precompute`, for the pattern `slot`.
         device, dtype, window, trust_remote_code: see `load_reader`.
+        quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,
+            smaller, and not exact.
 
     Raises:
         FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
     """
+    quantized = quantize_of(quantize)
+    check_quantize(quantized, device, dtype)
     store = None if passages_from is None else PassageStore.open(passages_from)
     retriever = None if index is None else BM25Index.open(index)
     reader = load_adapted(
@@ -95,5 +158,6 @@ def load(
     )
     if store is not None:
         store.check_reader(fingerprint(reader.model), reader.placement.dtype_name)
+    reader = for_inference(reader, quantized)
     engine = LocalEngine(reader.model, reader.window, passage_store=store)
     return Generator(reader, engine, retriever)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.arrangement import Frame, Ids
 from flashback.engines.cache import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.settings import FrameText, Pattern
+from flashback.settings import FrameText, Pattern, Quantize
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
@@ -42,6 +42,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     reason: str
+    quantize: Quantize = Quantize.NONE
 
     @property
     def dtype_name(self) -> str:
@@ -49,7 +50,8 @@ class Placement:
         return str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
-        return f"{self.dtype_name} on {self.device} ({self.reason})"
+        int8 = ", int8 weights" if self.quantize is Quantize.INT8 else ""
+        return f"{self.dtype_name} on {self.device} ({self.reason}){int8}"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:

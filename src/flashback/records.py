@@ -68,6 +68,7 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
         "placement": str(reader.placement),
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
+        "quantize": str(reader.placement.quantize),
         "window": reader.window,
         "frame_tokens": {
             "before": list(frame.before),

@@ -96,6 +96,14 @@ class Marks(StrEnum):
     """Nothing."""
 
 
+class Quantize(StrEnum):
+    """What becomes of a reader's weights."""
+
+    NONE = "none"
+    INT8 = "int8"
+    """8-bit weights and inputs of linear layers, on CPU."""
+
+
 _MOST_TOKENS = 1 << 20
 
 

@@ -4,8 +4,9 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 
 from flashback.cli.console import notes
 from flashback.cli.documents import Sources, counting, loader, open_sources, prepare_sources
-from flashback.cli.generate import reader_options
+from flashback.cli.generate import quantize_option, reader_options
 from flashback.cli.options import options_of, take
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED, training_progress
@@ -21,7 +22,7 @@ from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import Protocol, WindowSettings
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import Pattern, Quantize, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.arms import Arm
@@ -67,6 +68,7 @@ _TRAINED = [
     help="Score several values of s, l, m or k (repeatable: every combination).",
 )
 @reader_options
+@quantize_option
 @options_of(RetrievalSettings, only=RETRIEVED[1:])
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
@@ -86,6 +88,7 @@ def evaluate(
     dtype: str,
     window: int | None,
     trust_remote_code: bool,
+    quantize: str,
     per_document: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -120,10 +123,13 @@ def evaluate(
     from flashback.evaluation.arms import adapter_arms, slot_ablation
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.evaluation.readers import Readers
+    from flashback.loading import check_quantize
 
     for adapter in adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
-    readers = Readers(loader(model, device, dtype, window, trust_remote_code))
+    check_quantize(Quantize(quantize), device, dtype)
+    load = loader(model, device, dtype, window, trust_remote_code)
+    readers = Readers(load, _finish(Quantize(quantize)))
     wanted = chosen_patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*untrained_rows(readers.get(), wanted, shortened), *adapted]
@@ -144,6 +150,13 @@ def evaluate(
         _write_files(tables, names, model, per_document, plot)
     finally:  # what took minutes is not lost to a full disk
         _print(tables, names, model, as_json=as_json)
+
+
+def _finish(quantize: Quantize) -> "Callable[[Reader], Reader] | None":
+    """What is done to a reader before it scores: nothing, unless its weights are rounded."""
+    from flashback.loading import for_inference
+
+    return None if quantize is Quantize.NONE else partial(for_inference, quantize=quantize)
 
 
 def combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
@@ -263,6 +276,7 @@ def _described(
         "model": reader.name,
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
+        "quantize": str(reader.placement.quantize),
         **more,
         "stride": retrieval.stride,
         "query_tokens": retrieval.query_tokens,

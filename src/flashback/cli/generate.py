@@ -13,6 +13,7 @@ from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.settings import (
     FrameText,
     Pattern,
+    Quantize,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -45,6 +46,15 @@ def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice([str(value) for value in Quantize]),
+    default=str(Quantize.NONE),
+    show_default=True,
+    help="int8: linear layers with 8-bit weights and inputs, on CPU; faster, not exact.",
+)
+
+
 def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options for the text around a passage."""
     after = click.option("--frame-after", help="Text after a passage; likewise.")
@@ -72,6 +82,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
     "pattern, if anything.",
 )
 @reader_options
+@quantize_option
 @options_of(RetrievalSettings)
 @frame_options
 @click.option(
@@ -100,6 +111,7 @@ def generate(
     dtype: str,
     window: int | None,
     trust_remote_code: bool,
+    quantize: str,
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
@@ -153,6 +165,7 @@ def generate(
         dtype=dtype,
         window=window,
         trust_remote_code=trust_remote_code,
+        quantize=quantize,
     )
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from flashback.arrangement import Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import CUTTABLE
+from flashback.engines.packed import is_quantized
 from flashback.errors import UnsupportedReader
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
+_LOOSE = 5e-2
+"""With other dtypes, and with rounded weights."""
 
 
 def refuse_uncuttable(model: PreTrainedModel) -> None:
@@ -105,7 +108,7 @@ def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: s
         input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False
     ).logits[0, -1]
     error = float((logits.float() - recomputed.float()).abs().max())
-    allowed = _TOLERANCE.get(model.dtype, 5e-2)
+    allowed = _LOOSE if is_quantized(model) else _TOLERANCE.get(model.dtype, _LOOSE)
     if not error <= allowed * max(1.0, float(recomputed.abs().max())):
         raise UnsupportedReader(
             f"{label(model)} fails the self-check: {what} differ from recomputed ones by "

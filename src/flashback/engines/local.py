@@ -323,10 +323,14 @@ class LocalEngine:
                     sequence = copy.deepcopy(sequence)
             else:
                 room = prompt.slot.room
-                shared, sequence = 0, CachedSequence(room, cache=new_cache(self.model, room))
+                cache = self._new_cache(room)
+                shared, sequence = 0, CachedSequence(room, cache=cache)
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
+
+    def _new_cache(self, room: int) -> DynamicCache:
+        return new_cache(self.model, room)
 
     def _release(self, sequence: CachedSequence) -> None:
         """Keep a sequence for later; the one that was used longest ago goes if there are many."""
