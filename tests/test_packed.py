@@ -1,6 +1,7 @@
 """Packed and 8-bit layers: the same model, as far as each of them promises."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,12 +64,13 @@ def test_packing_keeps_the_weights_and_the_models_identity(family: str) -> None:
 
 def test_plain_weights_are_freed_and_a_tied_embedding_is_not() -> None:
     model = tiny_model("opt")
-    embedding = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is embedding
     pack_weights(model)
     assert model.get_input_embeddings().weight is embedding
     assert isinstance(model.get_output_embeddings(), PackedLinear)
-    assert torch.equal(model.get_output_embeddings().weight, embedding)
+    head: Any = model.get_output_embeddings()
+    assert torch.equal(head.weight, embedding)
     matrices = [name for name, weight in model.named_parameters() if weight.ndim == 2]
     assert all("embed" in name for name in matrices)
     assert next(model.parameters()).device.type == model.device.type == "cpu"
@@ -78,7 +80,9 @@ def test_the_transposed_weights_of_gpt2_look_as_before() -> None:
     plain, packed = tiny_model("gpt2"), tiny_model("gpt2")
     pack_weights(packed)
     name = "transformer.h.0.mlp.c_fc"
-    assert torch.equal(packed.get_submodule(name).weight, plain.get_submodule(name).weight)
+    found: Any = packed.get_submodule(name)
+    expected: Any = plain.get_submodule(name)
+    assert torch.equal(found.weight, expected.weight)
 
 
 def test_layers_stay_where_the_operator_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +184,10 @@ def test_a_loaded_writer_is_packed_or_rounded(model_folder: Path) -> None:
 
 
 def test_generate_says_that_weights_are_rounded(model_folder: Path) -> None:
-    arguments = ("--pattern", "none", "--passage-tokens", "8", "--model", model_folder)
-    arguments = (*arguments, "--device", "cpu", "--json", "abc")
+    arguments = (
+        *("--pattern", "none", "--passage-tokens", "8", "--model", model_folder),
+        *("--device", "cpu", "--json", "abc"),
+    )
     assert run("generate", *arguments).record["settings"]["quantize"] == "none"
     record = run("generate", "--quantize", "int8", *arguments).record
     assert record["settings"]["quantize"] == "int8"
