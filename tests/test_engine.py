@@ -252,3 +252,65 @@ def test_cached_equals_recomputed_on_cuda(family: str) -> None:
     model = tiny_model(family)
     model.to(torch.device("cuda"))  # type: ignore[arg-type]
     LocalEngine(model, window=100)  # the self-check raises if not
+
+
+def by_turns(engine: LocalEngine, prompts: list[tuple[int, ...]]) -> tuple[list[list[int]], int]:
+    """Texts written five tokens at a time, in turns; and how many prompt tokens were reused."""
+    samplers = [greedy() for _ in prompts]
+    texts = [list(prompt) for prompt in prompts]
+    reused = 0
+    for _ in range(4):
+        for text, sampler in zip(texts, samplers, strict=True):
+            completion = engine.complete(Prompt(tuple(text)), 5, sampler)
+            text.extend(completion)
+            reused += completion.usage.reused
+    return texts, reused
+
+
+@pytest.mark.parametrize("family", ["llama", *SLIDING])
+@pytest.mark.parametrize("budget", [0, 60_000, 1 << 30])
+def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) -> None:
+    """They share a beginning, so each could be tempted to cut another's cache."""
+    prompts = [(*PROMPT, 30 + number) for number in range(4)]
+    engine = LocalEngine(tiny_model(family), window=192, idle_bytes=budget)
+    alone = []
+    for prompt in prompts:
+        engine.forget()
+        alone += by_turns(engine, [prompt])[0]
+    engine.forget()
+    together, reused = by_turns(engine, prompts)
+    assert together == alone
+    count, held = engine.held
+    assert held <= budget
+    if budget == 0:
+        assert (count, reused) == (0, 0)
+    if budget == 1 << 30:
+        assert count == 4  # nobody cut another's
+        # Texts of 26, 31 and 36 tokens have their last one to encode; at first they share 20.
+        assert reused == 4 * (25 + 30 + 35) + 3 * 20
+
+
+def test_the_cache_used_longest_ago_goes_first() -> None:
+    prompts = [(0, *range(start, start + 20)) for start in (10, 60, 110)]
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
+    complete(engine, prompts[0], 2)
+    one = engine.held[1]
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=2 * one)
+    engine.forget()
+    for prompt in prompts:
+        complete(engine, prompt, 2)
+    assert engine.held == (2, 2 * one)
+    assert [complete(engine, prompt, 2)[1] for prompt in (prompts[2], prompts[1])] == [20, 20]
+    assert complete(engine, prompts[0], 2)[1] <= 1
+
+
+def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> None:
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
+    engine.forget()
+    writer = greedy()
+    list(engine.complete(Prompt(PROMPT), 5, writer))
+    assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
+    assert engine.held[0] == 2
+    del writer
+    assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
+    assert engine.held[0] == 2

@@ -18,7 +18,7 @@ from flashback.errors import FlashBackWarning, SettingsError, UnsupportedReader
 from flashback.lookahead import Lookahead
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
-from flashback.sampling import Sampler
+from flashback.sampling import OnToken, Sampler
 from flashback.settings import Pattern, RetrievalSettings, Settings
 from flashback.text import FinishReason, Generation, Stride, Text
 
@@ -72,6 +72,16 @@ class Writing:
             pass
         return self.result
 
+    @property
+    def prompt_tokens(self) -> Ids:
+        """As used: after truncation, BOS included."""
+        return self._text.prompt_tokens
+
+    @property
+    def jumps(self) -> Ids:
+        """Text lengths in tokens at which the context jumped so far."""
+        return tuple(self._text.context.jumps)
+
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
         self._events.close()
@@ -119,15 +129,24 @@ class Generator:
         """Write to the end. See `stream`."""
         return self.stream(prompt, settings).finish()
 
-    def stream(self, prompt: str | Sequence[int], settings: Settings | None = None) -> Writing:
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        settings: Settings | None = None,
+        *,
+        on_token: OnToken | None = None,
+    ) -> Writing:
         """Begin to write behind `prompt`, a text or its token ids.
+
+        Args:
+            on_token: see `Sampler`.
 
         Raises:
             PromptTooLong: the prompt does not fit and `settings.truncate` is false.
             SettingsError: an empty prompt, no retriever, or a window too small for the settings.
         """
         settings = settings or Settings()
-        text = self.begin(prompt, settings)
+        text = self.begin(prompt, settings, on_token)
         self._warn_if_untrained(settings.retrieval)
         return Writing(self._write(text), text)
 
@@ -181,7 +200,12 @@ class Generator:
         warnings.warn(f"{reason}: texts are written one by one", FlashBackWarning, stacklevel=3)
         return None
 
-    def begin(self, prompt: str | Sequence[int], settings: Settings) -> Text:
+    def begin(
+        self,
+        prompt: str | Sequence[int],
+        settings: Settings,
+        on_token: OnToken | None = None,
+    ) -> Text:
         """A text with nothing written yet. See `stream`."""
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
@@ -201,7 +225,7 @@ class Generator:
             settings,
             frame,
             context,
-            Sampler(settings.sampling, context.ids, self.reader.forbidden),
+            Sampler(settings.sampling, context.ids, self.reader.forbidden, on_token),
             Slot(self._room(retrieval, frame)),
         )
 

@@ -163,6 +163,14 @@ class Reader:
             return [self.tokenizer.bos_token_id]
         return [*self.bos, *ids]
 
+    def encode_template(self, text: str) -> list[int]:
+        """A filled chat template to ids: it brings its own special tokens.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        return self._checked(self.tokenizer(text, add_special_tokens=False, verbose=False))
+
     def _checked(self, encoding: Any) -> list[int]:
         ids: list[int] = encoding["input_ids"]
         if ids and max(ids) >= self.vocabulary_size:

@@ -5,7 +5,7 @@ the context and the continuation, never the passage, and draws at one number of 
 a sample depends on the logits and the seed alone, not on the engine or the timing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -23,12 +23,19 @@ from transformers import (
 
 from flashback.settings import SamplingSettings
 
+OnToken = Callable[[Tensor, int], None]
+"""Told of every token as it is chosen: the reader's logits (V,), and the token."""
+
 
 class Sampler:
     """Chooses the next token of one text, and remembers it."""
 
     def __init__(
-        self, settings: SamplingSettings, history: Sequence[int], forbidden: Iterable[int] = ()
+        self,
+        settings: SamplingSettings,
+        history: Sequence[int],
+        forbidden: Iterable[int] = (),
+        on_token: OnToken | None = None,
     ) -> None:
         """Begin a text.
 
@@ -36,11 +43,13 @@ class Sampler:
             settings: how to draw.
             history: the tokens of the text so far, without any passage.
             forbidden: ids that are never chosen (marking tokens).
+            on_token: told of every token; what it raises ends the completion.
         """
         self.settings = settings
         self.history = list(history)
         self.forbidden = tuple(forbidden)
         self._processors = _processors(settings, self.forbidden)
+        self._on_token = on_token
 
     def choose(self, logits: Tensor) -> int:
         """Pick a token from `logits` (V,) and append it to the history."""
@@ -52,6 +61,8 @@ class Sampler:
             scores = self._processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, scores))
         token = int(scores.argmax()) if self.settings.greedy else self._draw(scores[0])
         self.history.append(token)
+        if self._on_token is not None:
+            self._on_token(logits, token)
         return token
 
     def _draw(self, scores: Tensor) -> int:

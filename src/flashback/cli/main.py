@@ -18,6 +18,7 @@ from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.pareto import pareto
 from flashback.cli.precompute import precompute
+from flashback.cli.serve import serve
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
 
@@ -40,7 +41,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, generate, demo, precompute),
+    *(index, search, generate, demo, serve, precompute),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

@@ -61,6 +61,12 @@ class _Buffer:
             self._move(keys, values, 0, self.first)
         self._write(-keys.shape[-2], keys, values)
 
+    @property
+    def bytes(self) -> int:
+        """With the room to spare."""
+        held = (self._keys, self._values)
+        return sum(part.numel() * part.element_size() for part in held if part is not None)
+
     def _write(self, start: int, keys: Tensor, values: Tensor) -> None:
         assert self._keys is not None
         assert self._values is not None
@@ -132,6 +138,10 @@ class BufferedLayer(DynamicLayer):
         """Whether the layer is exact after a cut to `length`."""
         return True
 
+    @property
+    def bytes(self) -> int:
+        return self._buffer.bytes
+
 
 class BufferedSlidingLayer(DynamicSlidingWindowLayer):
     """Sliding-window attention, in a buffer."""
@@ -165,6 +175,12 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
         needed = max(length - (self.sliding_window - 1), 0)
         return needed >= self._buffer.first
 
+    @property
+    def bytes(self) -> int:
+        return self._buffer.bytes
+
+
+_BUFFERED = (BufferedLayer, BufferedSlidingLayer)
 
 CUTTABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 """The types of layers that can be cut back; of others the model is refused."""
@@ -196,8 +212,12 @@ def has_full_attention_only(model: PreTrainedModel) -> bool:
 
 def cache_reaches(cache: DynamicCache, length: int) -> bool:
     """Whether the whole cache is exact after a cut to `length` context tokens."""
-    buffered = (BufferedLayer, BufferedSlidingLayer)
-    return all(layer.reaches(length) for layer in cache.layers if isinstance(layer, buffered))
+    return all(layer.reaches(length) for layer in cache.layers if isinstance(layer, _BUFFERED))
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """What a cache takes, the room to spare included."""
+    return sum(layer.bytes for layer in cache.layers if isinstance(layer, _BUFFERED))
 
 
 def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:

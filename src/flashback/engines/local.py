@@ -21,6 +21,7 @@ import copy
 import inspect
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
     States,
+    cache_bytes,
     cache_reaches,
     full_layers,
     has_full_attention_only,
@@ -63,6 +65,8 @@ class CachedSequence(HeldTokens):
     """Held tokens, and the cache that holds them."""
 
     cache: DynamicCache = field(kw_only=True)
+    writer: "weakref.ref[Sampler] | None" = field(default=None, kw_only=True)
+    """Whose text it was last used for; dead when that text is finished."""
 
     def reaches(self, length: int) -> bool:
         """Whether the cache can be cut back to `length` and still be exact."""
@@ -97,6 +101,7 @@ class LocalEngine:
         window: int,
         *,
         idle_sequences: int = 1,
+        idle_bytes: int | None = None,
         passage_bytes: int = PASSAGE_BYTES,
         passage_store: PassageStore | None = None,
         self_check: bool = True,
@@ -107,6 +112,8 @@ class LocalEngine:
             model: in evaluation mode, on its device.
             window: the most positions a sequence may have.
             idle_sequences: how many caches to keep when no completion is using them.
+            idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
+                the cache of one that is not finished is copied for others, never cut.
             passage_bytes: keys and values of slot passages to keep, at most.
             passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
@@ -125,6 +132,7 @@ class LocalEngine:
         self.passages = PassageCache(passage_bytes, self._find_passage)
         self._takes_keep = "logits_to_keep" in parameters
         self._idle_limit = idle_sequences
+        self._idle_bytes = idle_bytes
         self._idle: list[CachedSequence] = []
         self._leased: list[CachedSequence] = []
         self.lock = threading.RLock()
@@ -183,6 +191,12 @@ class LocalEngine:
             self._idle.clear()
         self.passages.forget()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many caches no completion is using, and their bytes."""
+        with self.lock:
+            return len(self._idle), sum(cache_bytes(one.cache) for one in self._idle)
+
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""
         if prompt.slot.room and not self.capabilities.slot:
@@ -206,7 +220,7 @@ class LocalEngine:
         self, prompt: Prompt, max_tokens: int, sampler: Sampler, usage: Usage
     ) -> Iterator[int]:
         started = time.perf_counter()
-        sequence, shared = self._lease(prompt)
+        sequence, shared = self._lease(prompt, sampler)
         try:
             last = self._show_pieces(sequence, prompt, shared, usage)
             token = self._step(sequence, last, sampler)
@@ -299,25 +313,28 @@ class LocalEngine:
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
-    def _lease(self, prompt: Prompt) -> tuple[CachedSequence, int]:
+    def _lease(self, prompt: Prompt, writer: Sampler | None = None) -> tuple[CachedSequence, int]:
         """Take, fork or start the sequence that saves most; cut it to what it shares."""
         with self.lock:
+            own = [one for one in self._idle if self._is_own(one, writer)]
+            free = [one for one in self._idle if one not in own and self._is_free(one)]
+            busy = [*self._leased, *(one for one in self._idle if one not in own + free)]
             # With room for one more, a few common tokens are not worth cutting another's cache.
-            least = _WORTH_SHARING if len(self._idle) < self._idle_limit else 1
+            room_left = self._idle_bytes is not None or len(self._idle) < self._idle_limit
+            least = _WORTH_SHARING if room_left else 1
             found = [
-                *(
-                    (sequence.common_prefix(prompt), least, True, sequence)
-                    for sequence in self._idle
-                ),
-                *(
-                    (sequence.common_prefix(prompt), _WORTH_SHARING, False, sequence)
-                    for sequence in self._leased
-                ),
+                (one.common_prefix(prompt), least, take, one)
+                for ones, least, take in (
+                    (own, 1, True),
+                    (free, least, True),
+                    (busy, _WORTH_SHARING, False),
+                )
+                for one in ones
             ]
             usable = [item for item in found if item[0] >= item[1] and item[3].reaches(item[0])]
             if usable:
-                shared, _, idle, sequence = max(usable, key=lambda item: (item[0], item[2]))
-                if idle:
+                shared, _, taken, sequence = max(usable, key=lambda item: (item[0], item[2]))
+                if taken:
                     self._idle.remove(sequence)
                 else:  # in use by another completion, which still needs all of it
                     sequence = copy.deepcopy(sequence)
@@ -325,6 +342,8 @@ class LocalEngine:
                 room = prompt.slot.room
                 cache = self._new_cache(room)
                 shared, sequence = 0, CachedSequence(room, cache=cache)
+            self._idle = [one for one in self._idle if one not in own]  # of no use any more
+            sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
@@ -332,12 +351,27 @@ class LocalEngine:
     def _new_cache(self, room: int) -> DynamicCache:
         return new_cache(self.model, room)
 
+    def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
+        """Whether it was left behind by the text that goes on; told apart by byte budgets only."""
+        if self._idle_bytes is None or writer is None or sequence.writer is None:
+            return False
+        return sequence.writer() is writer
+
+    def _is_free(self, sequence: CachedSequence) -> bool:
+        """Whether no text that is being written will come back for it."""
+        unclaimed = sequence.writer is None or sequence.writer() is None
+        return self._idle_bytes is None or unclaimed
+
     def _release(self, sequence: CachedSequence) -> None:
-        """Keep a sequence for later; the one that was used longest ago goes if there are many."""
+        """Keep a sequence for later; those that were used longest ago go if there is no room."""
         with self.lock:
             self._end_lease(sequence)
             self._idle.append(sequence)
-            del self._idle[: len(self._idle) - self._idle_limit]
+            if self._idle_bytes is None:
+                del self._idle[: len(self._idle) - self._idle_limit]
+                return
+            while self._idle and self.held[1] > self._idle_bytes:
+                del self._idle[0]
 
     def _end_lease(self, sequence: CachedSequence) -> None:
         with self.lock:

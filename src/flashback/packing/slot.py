@@ -36,7 +36,8 @@ def slot_log_probs(
     first = example.window.cuts[0].boundary
     targets = example.window.ids[first : first + logits.shape[1]]
     log_probs = passes.log_probs(logits, [targets], arrangement.forbidden)
-    return log_probs.view(-1, example.window.stride)
+    rows: Tensor = log_probs[0].unflatten(0, (-1, example.window.stride))
+    return rows
 
 
 class _SlotExample:

@@ -1,0 +1,56 @@
+"""Pictures of the playground for the documentation, from a running server.
+
+    flashback serve --index IDX &
+    python scripts/playground_screenshots.py http://127.0.0.1:8000
+
+Needs Chromium (Debian: apt-get install chromium). Writes docs/playground/{desktop,phone,dark}.png.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from chromium import opened
+
+FOLDER = Path(__file__).parent.parent / "docs" / "playground"
+LARGEST = 300_000
+"""Bytes of a picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How the page is looked at, and what it is to write."""
+
+    name: str
+    width: int
+    height: int
+    fields: dict[str, str]
+    dark: bool = False
+
+
+PICTURES = (
+    Picture("desktop", 1280, 1500, {"compare": "", "tokens": "64", "long": ""}),
+    Picture("phone", 390, 1250, {"prompt": "The json module", "tokens": "48"}),
+    Picture("dark", 1280, 900, {"prompt": "The json module", "tokens": "96"}, dark=True),
+)
+
+
+def take(server: str, picture: Picture) -> Path:
+    """Open the page, let it write, and keep what is seen."""
+    fields = picture.fields | {"run": ""}
+    path = FOLDER / f"{picture.name}.png"
+    with opened() as page:
+        page.look(picture.width, picture.height, dark=picture.dark)
+        page.open(f"{server}/?{urlencode(fields, quote_via=quote)}")
+        page.wait("document.getElementById('status').textContent == 'finished'")
+        page.screenshot(path)
+    size = path.stat().st_size
+    assert size < LARGEST, f"{path} has {size} bytes; expected less than {LARGEST}"
+    return path
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for one in PICTURES:
+        print(take(sys.argv[1].rstrip("/"), one))

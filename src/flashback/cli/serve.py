@@ -1,0 +1,95 @@
+"""`flashback serve`."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashback.cli.console import notes
+from flashback.cli.generate import reader_options
+from flashback.cli.options import options_of, take
+from flashback.errors import FlashBackError
+from flashback.server.settings import ServerSettings
+from flashback.settings import RetrievalSettings
+
+_KEY = "FLASHBACK_API_KEY"
+
+
+@click.command(short_help="Serve an OpenAI-compatible API and a playground.")
+@click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
+@click.option(
+    "--adapter",
+    default="auto",
+    show_default=True,
+    help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for the "
+    "pattern, if anything.",
+)
+@reader_options
+@options_of(RetrievalSettings)
+@options_of(ServerSettings)
+def serve(
+    index: Path | None,
+    adapter: str,
+    model: str,
+    device: str,
+    dtype: str,
+    window: int | None,
+    trust_remote_code: bool,
+    **values: Any,
+) -> None:
+    """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
+
+    \b
+    flashback serve --index IDX
+    flashback serve --index IDX --model Qwen/Qwen3-0.6B --port 9000 --pattern slot
+    FLASHBACK_API_KEY=secret flashback serve --index IDX --host 0.0.0.0
+
+    Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The retrieval
+    settings are defaults, which a request can change.
+    """
+    settings = take(ServerSettings, values)
+    if not settings.api_key:
+        settings = replace(settings, api_key=os.environ.get(_KEY, ""))
+    defaults = take(RetrievalSettings, values)
+    defaults.check_retriever(index)  # before a model is loaded, or even downloaded
+    _check_installed()
+
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    from flashback.loading import load
+    from flashback.server.service import make_service
+    from flashback.server.serving import bind
+    from flashback.server.serving import serve as run
+
+    bound = bind(settings)  # before a model is loaded
+    writer = load(
+        model,
+        index,
+        adapter=None if adapter == "none" else adapter,
+        pattern=defaults.pattern,
+        device=device,
+        dtype=dtype,
+        window=window,
+        trust_remote_code=trust_remote_code,
+    )
+    service = make_service(writer.reader, writer.retriever, settings, defaults)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    notes.print(f"{service.model}: {writer.reader.placement}", style="dim")
+    notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")
+    run(service, bound)
+
+
+def _check_installed() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise FlashBackError(
+            f"serving needs {error.name}; install FlashBack with the extra serve: "
+            "pip install 'flashback-ralm[serve]'"
+        ) from None

@@ -1,0 +1,84 @@
+"""Errors as OpenAI's clients expect them: a status, and an object that says what is wrong."""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from flashback.errors import FlashBackError
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_FLAG = re.compile(r"--([a-z][a-z-]*)")
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """A request that is refused, or cannot be finished."""
+
+    status: int
+    message: str
+    """For the client: no paths, no traceback."""
+    code: str | None = None
+    """What a program can tell it by."""
+    param: str | None = None
+    """The field that is wrong."""
+    retry_after: int | None = None
+    """Seconds after which it may be worth another try."""
+
+    @property
+    def type(self) -> str:
+        """OpenAI's kind of error."""
+        fallback = "server_error" if self.status >= 500 else "invalid_request_error"
+        return _TYPES.get(self.status, fallback)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
+    """A setting or prompt that was refused, in the words of the API.
+
+    Args:
+        reader: the reader's name, which may be a path.
+        model: its name in the API.
+    """
+    found = _FLAG.search(str(error))
+    param = found[1].replace("-", "_") if found else None
+    named = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))
+    code = "context_length_exceeded" if "the prompt has" in named else "invalid_value"
+    return ApiError(400, named.replace(reader, model), code, param)
+
+
+def internal() -> ApiError:
+    """A mistake of ours; what it was is in the log."""
+    return ApiError(500, "the server failed on this request; its log says how", "internal_error")
+
+
+def stopping() -> ApiError:
+    """The server was told to stop."""
+    return ApiError(
+        503, "the server is shutting down; try again in a moment", "shutting_down", retry_after=5
+    )
+
+
+def of_status(status: int, detail: object) -> ApiError:
+    """What the framework refuses: an unknown path, a method."""
+    known = {404: "there is no such path", 405: "the path does not take this method"}
+    return ApiError(status, known.get(status, str(detail) or HTTPStatus(status).phrase))

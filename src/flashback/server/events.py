@@ -1,0 +1,113 @@
+"""What happens to a request while it is worked on, in order; all of it is told to the client."""
+
+from dataclasses import dataclass
+
+from flashback.engines.protocol import Usage
+from flashback.retrieval.protocol import Hit
+from flashback.server.errors import ApiError
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of the text and its log-probability."""
+
+    token: str
+    offset: int
+    """Where it begins in the choice's text, characters."""
+    log_prob: float | None
+    """Given everything before it; None for a first token, which nothing comes before."""
+    top: tuple[tuple[str, float], ...]
+    """The most probable tokens there, best first."""
+
+
+@dataclass(frozen=True)
+class ChoiceStart:
+    """A choice begins."""
+
+    choice: int
+    prompt_tokens: int
+    first_of_prompt: bool
+    """Whether it is the first of its prompt's choices, the one whose prompt tokens count."""
+
+
+@dataclass(frozen=True)
+class SpanStart:
+    """A stride begins: this is what stands behind the text that follows."""
+
+    choice: int
+    stride: int
+    start: int
+    """Characters of the choice's text before it."""
+    passages: tuple[Hit, ...]
+    scored: bool = False
+    """Whether the text was given, and is scored, instead of written."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that became certain; tokens that begin in it, if they were asked for."""
+
+    choice: int
+    text: str
+    scores: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpanEnd:
+    """A stride is finished."""
+
+    choice: int
+    stride: int
+    end: int
+    tokens: int
+    usage: Usage
+    """Without counts if the text was scored: that takes packed passes, not one for each stride."""
+    retrieve_seconds: float
+    scored: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Spent on it, the search included."""
+        return self.retrieve_seconds + self.usage.encode_seconds + self.usage.decode_seconds
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that the client should know, such as a search that failed."""
+
+    choice: int
+    event: str
+    message: str
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceEnd:
+    """A choice is finished."""
+
+    choice: int
+    finish_reason: str
+    """OpenAI's: length or stop."""
+    tokens: int
+    """Written."""
+    jumps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Others may go on now. Stays within the scheduler."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ends here."""
+
+    error: ApiError
+
+
+@dataclass(frozen=True)
+class Done:
+    """All choices are finished."""
+
+
+Event = ChoiceStart | SpanStart | Piece | SpanEnd | Incident | ChoiceEnd | Turn | Failed | Done

@@ -1,0 +1,206 @@
+"""Requests to orders: defaults filled in, limits applied, settings checked."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from flashback.arrangement import Ids
+from flashback.errors import SettingsError
+from flashback.retrieval.protocol import SearchOptions
+from flashback.server.errors import ApiError, of_settings
+from flashback.server.orders import Conversation, Order
+from flashback.server.schema import (
+    ChatRequest,
+    Common,
+    CompletionRequest,
+    RetrieveRequest,
+)
+from flashback.server.service import Service
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+
+_COMPLETION_TOKENS = 16
+"""OpenAI's default for completions."""
+_CHAT_TOKENS = 256
+_RETRIEVAL = {field.name for field in fields(RetrievalSettings)}
+
+
+def completion_order(request: CompletionRequest, service: Service) -> Order:
+    """What POST /v1/completions asks for.
+
+    Raises:
+        ApiError: something in it is out of the server's limits, or contradicts another field.
+    """
+    check_model(request.model, service)
+    tokens = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    if tokens == 0 and not request.echo:
+        raise ApiError(
+            400, "max_tokens 0 gives no text; with echo and logprobs it scores the prompt",
+            param="max_tokens",
+        )  # fmt: skip
+    order = Order(
+        prompts=_prompts(request.prompt),
+        settings=_settings(request, max(tokens, 1), service),
+        n=request.n or 1,
+        write=tokens > 0,
+        echo=bool(request.echo),
+        logprobs=request.logprobs,
+        **_options(request),
+    )
+    return _within_limits(order, service)
+
+
+def chat_order(request: ChatRequest, service: Service) -> Order:
+    """What POST /v1/chat/completions asks for.
+
+    Raises:
+        ApiError: see `completion_order`.
+    """
+    check_model(request.model, service)
+    if request.max_tokens and request.max_completion_tokens:
+        raise ApiError(
+            400, "give max_tokens or max_completion_tokens, not both", param="max_tokens"
+        )
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if not any(message.role == "user" for message in request.messages):
+        raise ApiError(
+            400, "there is no user message; expected at least one to answer", param="messages"
+        )
+    tokens = request.max_completion_tokens or request.max_tokens or _CHAT_TOKENS
+    messages = tuple({"role": one.role, "content": one.text} for one in request.messages)
+    order = Order(
+        prompts=(Conversation(messages),),
+        settings=_settings(request, tokens, service),
+        n=request.n or 1,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        **_options(request),
+    )
+    return _within_limits(order, service)
+
+
+def search_options(request: RetrieveRequest, service: Service) -> SearchOptions:
+    """What POST /v1/retrieve asks for."""
+    given = request.model_dump(exclude_none=True, exclude={"queries"})
+    return _retrieval(given, service).search_options
+
+
+def check_model(name: str, service: Service) -> None:
+    """Refuse the name of another model.
+
+    Raises:
+        ApiError: it is another one's.
+    """
+    if name != service.model:
+        raise ApiError(
+            404,
+            f"the model {name!r} is not here; this server has {service.model!r}",
+            "model_not_found",
+            "model",
+        )
+
+
+def _prompts(prompt: Any) -> tuple[str | Ids, ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt[0], int):
+        return (tuple(prompt),)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in prompt)
+
+
+def _options(request: Common) -> dict[str, Any]:
+    """What the `flashback` object says beside retrieval settings."""
+    given = request.flashback
+    if given is None:
+        return {}
+    return {"fresh_cache": given.fresh_cache, "first_boundary": given.first_boundary}
+
+
+def _settings(request: Common, tokens: int, service: Service) -> Settings:
+    given: dict[str, Any] = {} if request.flashback is None else request.flashback.model_dump()
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    try:
+        return Settings(
+            _retrieval(given, service),
+            _sampling(request),
+            StoppingSettings(tokens, tuple(stops), given.get("ignore_eos", False)),
+            given.get("truncate", False),
+        )
+    except SettingsError as error:
+        raise of_settings(error, service.reader.name, service.model) from error
+
+
+def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:
+    """The server's defaults with what the request says instead."""
+    changed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in _RETRIEVAL and value is not None
+    }
+    found = replace(service.defaults, **changed)
+    found.check_retriever(service.retriever)
+    service.reader.check_pattern(found.pattern)
+    return found
+
+
+def _sampling(request: Common) -> SamplingSettings:
+    """OpenAI's defaults; without a seed, a new one is drawn."""
+    seed = secrets.randbits(32) if request.seed is None else request.seed % (1 << 64)
+    chosen: dict[str, Any] = {"seed": seed}
+    if request.repetition_penalty is not None:
+        chosen["repetition_penalty"] = request.repetition_penalty
+    temperature = 1.0 if request.temperature is None else request.temperature
+    if temperature == 0:  # the most probable of the most probable tokens is the same
+        return SamplingSettings(**chosen)
+    for name in ("top_p", "top_k", "min_p"):
+        if (value := getattr(request, name)) is not None:
+            chosen[name] = value
+    return SamplingSettings(temperature=temperature, **chosen)
+
+
+def _within_limits(order: Order, service: Service) -> Order:
+    """Refuse what is too much.
+
+    Raises:
+        ApiError: too many choices or tokens, or text that is not Unicode.
+    """
+    limits = service.settings
+    if order.choices > limits.max_choices:
+        raise ApiError(
+            400,
+            f"{order.choices} choices (prompts times n); expected at most {limits.max_choices}",
+            param="n" if order.n > 1 else "prompt",
+        )
+    tokens = order.settings.stopping.max_new_tokens
+    if tokens > limits.max_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens {tokens}: expected at most {limits.max_tokens}",
+            param="max_tokens",
+        )
+    if order.scores_prompt and order.n > 1:
+        raise ApiError(400, "n: a prompt is scored once; expected 1 with echo and logprobs",
+                       param="n")  # fmt: skip
+    return order
+
+
+def check_unicode(value: Any, path: Sequence[str | int] = ()) -> None:
+    """Refuse half characters, which JSON can spell and no tokenizer takes.
+
+    Raises:
+        ApiError: naming the field.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            where = ".".join(map(str, path))
+            raise ApiError(
+                400, f"{where}: half of a surrogate pair; expected Unicode text", param=where
+            ) from None
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            check_unicode(one, (*path, str(key)))
+    elif isinstance(value, list) and value and not isinstance(value[0], int):
+        for at, one in enumerate(value):
+            check_unicode(one, (*path, at))

@@ -1,0 +1,360 @@
+"use strict";
+/* The playground: writes with /v1/completions and shows each stride with its passages. A link such
+   as ?prompt=The json module&compare&run fills in the form and starts. */
+
+const $ = (id) => document.getElementById(id);
+const TINTS = 6;
+/* The longer the text, the more it matters what is encoded again. */
+const LONG = `io: Core tools for working with streams
+
+The io module provides Python's main facilities for dealing with various types of I/O. There are
+three main types of I/O: text I/O, binary I/O and raw I/O. These are generic categories, and various
+backing stores can be used for each of them. A concrete object belonging to any of these categories
+is called a file object. Other common terms are stream and file-like object.
+
+Independent of its category, each concrete stream object will also have various capabilities: it can
+be read-only, write-only, or read-write. It can also allow arbitrary random access (seeking forwards
+or backwards to any location), or only sequential access (for example in the case of a socket or
+pipe). All streams are careful about the type of data you give to them. For example giving a str
+object to the write() method of a binary stream will raise a TypeError. So will giving a bytes
+object to the write() method of a text stream.
+
+Text I/O expects and produces str objects. This means that whenever the backing store is natively
+made of bytes (such as in the case of a file), encoding and decoding of data is made transparently
+as well as optional translation of platform-specific newline characters. The easiest way to create a
+text stream is with open(), optionally specifying an encoding. Binary I/O expects bytes-like objects
+and produces bytes objects. No encoding, decoding, or newline translation is performed. To read`;
+const EXAMPLES = [
+  ["A page about streams (long: see the difference)", LONG],
+  "The json module",
+  "To read a file line by line, open it and",
+  "A socket is an endpoint for",
+  "The difference between a list and a tuple is",
+];
+const ORDER = ["append", "prepend", "slot", "none"];
+const SAYS = {
+  append: "passages behind the text: its cache stays valid",
+  prepend: "passages before the text: each moves everything",
+  slot: "passages at positions of their own before the text",
+  none: "nothing is retrieved",
+};
+
+let model = null;
+let running = null; // the AbortController of what is being written
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function headers() {
+  const key = $("key").value;
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+}
+
+/* What went wrong, in words, and what can be done. */
+class Trouble extends Error {
+  constructor(message, advice) {
+    super(message);
+    this.advice = advice || "";
+  }
+}
+
+function troubleOf(status, error, retryAfter) {
+  const message = (error && error.message) || `the server answered ${status}`;
+  if (status === 401) {
+    $("key-field").hidden = false;
+    $("key").focus();
+    return new Trouble("This server asks for a key.", "Type it into the field API key.");
+  }
+  if (status === 429) return new Trouble("The server is busy.", `Try again in ${retryAfter || 5} seconds.`);
+  if (error && error.code === "shutting_down")
+    return new Trouble("The server is shutting down.", "What was written so far stays here.");
+  if (error && error.code === "context_length_exceeded") return new Trouble(message, "Shorten the prompt.");
+  return new Trouble(message);
+}
+
+async function call(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, { headers: headers(), ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Trouble("The server cannot be reached.", "Is it still running? Start it and write again.");
+  }
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => null);
+  throw troubleOf(answer.status, body && body.error, answer.headers.get("Retry-After"));
+}
+
+/* The records of a stream of server-sent events. */
+async function* records(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    let part;
+    try {
+      part = await reader.read();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Trouble("The connection was lost.", "What was written so far stays here.");
+    }
+    if (part.done) throw new Trouble("The stream ended early.", "What was written so far stays here.");
+    const events = (held + part.value).split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      const record = JSON.parse(data);
+      if (record.error) throw troubleOf(0, record.error);
+      yield record;
+    }
+  }
+}
+
+/* One text and everything that is shown of it. */
+class Column {
+  constructor(pattern, prompt) {
+    this.counts = { reused: 0, encoded: 0, tokens: 0, seconds: 0 };
+    this.card = null; // of the last stride
+    this.shown = null; // the passages of that card, as a key
+    this.cards = 0;
+    this.root = element("article", "column");
+    const head = element("div", "head");
+    head.append(element("h2", "", pattern), element("p", "kind", SAYS[pattern]));
+    this.meter = element("div", "meter");
+    this.meter.setAttribute("role", "img");
+    this.bars = { reused: element("span", "reused"), encoded: element("span", "encoded") };
+    this.meter.append(this.bars.reused, this.bars.encoded);
+    this.facts = element("p", "facts");
+    const body = element("div", "body");
+    this.text = element("div", "text");
+    this.text.append(element("span", "prompt", prompt));
+    this.passages = element("ol", "passages");
+    body.append(this.text, this.passages);
+    this.root.append(head, this.meter, this.facts, body);
+    this.count();
+  }
+
+  begin(event) {
+    const key = event.passages.map((one) => one.id).join("\n");
+    if (this.card === null || key !== this.shown) this.addCard(event.passages, key);
+    this.span = element("span", `stride ${this.tint}`);
+    this.span.tabIndex = 0;
+    const titles = event.passages.map((one) => one.title || one.id).join(", ");
+    this.span.setAttribute("aria-label", `stride ${event.stride + 1}, ${titles || "no passage"}`);
+    this.span.title = titles || "no passage";
+    const card = this.card;
+    card.spans.push(this.span);
+    this.span.addEventListener("focus", () => light(card, true, true));
+    this.span.addEventListener("blur", () => light(card, false));
+    this.span.addEventListener("mouseenter", () => light(card, true));
+    this.span.addEventListener("mouseleave", () => light(card, false));
+    this.text.append(this.span);
+  }
+
+  addCard(passages, key) {
+    const item = element("li");
+    this.tint = passages.length ? `t${this.cards++ % TINTS}` : "tnone";
+    item.classList.add(this.tint);
+    if (!passages.length) item.append(element("span", "", "No passage: nothing was found or asked for."));
+    for (const one of passages) {
+      item.append(element("strong", "", one.title || one.id));
+      item.append(element("span", "facts", `  score ${one.score.toFixed(1)}`));
+      item.append(element("p", "", one.excerpt));
+    }
+    const card = { item, spans: [] };
+    item.addEventListener("mouseenter", () => light(card, true));
+    item.addEventListener("mouseleave", () => light(card, false));
+    this.passages.append(item);
+    this.card = card;
+    this.shown = key;
+  }
+
+  end(event) {
+    this.counts.reused += event.reused;
+    this.counts.encoded += event.encoded;
+    this.counts.tokens += event.tokens;
+    this.counts.seconds += event.seconds;
+    this.count();
+  }
+
+  count() {
+    const { reused, encoded, tokens, seconds } = this.counts;
+    const share = reused + encoded ? (100 * reused) / (reused + encoded) : 0;
+    this.bars.reused.style.width = `${share}%`;
+    this.bars.encoded.style.width = `${reused + encoded ? 100 - share : 0}%`;
+    const speed = seconds ? (tokens / seconds).toFixed(1) : "–";
+    this.meter.setAttribute("aria-label", `${reused} tokens reused, ${encoded} encoded`);
+    this.facts.replaceChildren(
+      fact(reused.toLocaleString("en"), " reused · ", "reused"),
+      fact(encoded.toLocaleString("en"), " encoded · ", "encoded"),
+      fact(speed, " tokens/s · "),
+      fact(String(tokens), " tokens"),
+    );
+  }
+
+  take(record) {
+    const told = record.flashback;
+    if (told && told.event === "stride_start") this.begin(told);
+    else if (told && told.event === "stride_end") this.end(told);
+    else if (told && told.message) this.note(told.message);
+    const text = record.choices.length ? record.choices[0].text : "";
+    if (text) this.span.append(text);
+  }
+
+  note(message) {
+    this.root.append(element("p", "note", message));
+  }
+
+  complain(trouble) {
+    const box = element("div", "error");
+    box.setAttribute("role", "alert");
+    box.append(element("b", "", trouble.message), element("p", "", trouble.advice || ""));
+    this.root.append(box);
+  }
+}
+
+function fact(number, unit, className) {
+  const made = element("span", className);
+  made.append(element("b", "", number), unit);
+  return made;
+}
+
+function light(card, on, scroll) {
+  for (const one of [card.item, ...card.spans]) one.classList.toggle("lit", on);
+  if (on && scroll) card.item.scrollIntoView({ block: "nearest" });
+}
+
+function request(pattern, compare, seed) {
+  const body = {
+    model: model.id,
+    prompt: $("prompt").value,
+    max_tokens: Number($("tokens").value) || 96,
+    temperature: Number($("temperature").value) || 0,
+    seed,
+    stream: true,
+    flashback: { pattern, fresh_cache: compare },
+  };
+  for (const name of ["stride", "passages"])
+    if ($(name).value) body.flashback[name] = Number($(name).value);
+  return JSON.stringify(body);
+}
+
+async function writeOne(column, pattern, compare, seed) {
+  column.root.classList.add("writing");
+  column.root.setAttribute("aria-busy", "true");
+  try {
+    const signal = running.signal;
+    const body = request(pattern, compare, seed);
+    const answer = await call("v1/completions", { method: "POST", body, signal });
+    for await (const record of records(answer)) column.take(record);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    column.complain(error instanceof Trouble ? error : new Trouble(String(error)));
+  } finally {
+    column.root.classList.remove("writing");
+    column.root.removeAttribute("aria-busy");
+  }
+}
+
+async function write() {
+  if (running || !model) return;
+  const prompt = $("prompt").value;
+  if (!prompt.trim()) {
+    $("status").textContent = "Type a prompt first, or pick one.";
+    $("prompt").focus();
+    return;
+  }
+  const compare = $("compare").checked;
+  const known = model.flashback.patterns;
+  const patterns = compare ? ORDER.filter((one) => known.includes(one)) : [$("pattern").value];
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  const columns = patterns.map((pattern) => new Column(pattern, prompt));
+  $("columns").className = compare ? "compared" : "";
+  $("columns").replaceChildren(...columns.map((column) => column.root));
+  begin();
+  try {
+    for (const [at, column] of columns.entries()) {
+      $("status").textContent = `writing: ${patterns[at]} …`;
+      await writeOne(column, patterns[at], compare, seed);
+    }
+    $("status").textContent = "finished";
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+    $("status").textContent = "stopped";
+  } finally {
+    end();
+  }
+}
+
+function begin() {
+  running = new AbortController();
+  $("write").disabled = true;
+  $("stop").disabled = false;
+}
+
+function end() {
+  running = null;
+  $("write").disabled = false;
+  $("stop").disabled = true;
+}
+
+function stop() {
+  if (running) running.abort();
+}
+
+async function connect() {
+  try {
+    const answer = await call("v1/models");
+    model = (await answer.json()).data[0];
+  } catch (error) {
+    $("model").className = "off";
+    $("model").textContent = `${error.message} ${error.advice || ""}`;
+    return;
+  }
+  const { patterns, defaults, passages, window: size } = model.flashback;
+  const count = passages === null ? "no index" : `${passages.toLocaleString("en")} passages`;
+  $("model").className = "";
+  $("model").textContent = `${model.id} · ${count} · window ${size.toLocaleString("en")} tokens`;
+  $("pattern").replaceChildren(...ORDER.filter((one) => patterns.includes(one)).map((one) => new Option(one)));
+  $("pattern").value = defaults.pattern;
+  $("stride").value = defaults.stride;
+  $("passages").value = defaults.passages;
+  $("compare").disabled = patterns.length < 2;
+}
+
+function fillIn() {
+  const given = new URLSearchParams(location.search);
+  if (given.has("long")) $("prompt").value = LONG;
+  for (const name of ["prompt", "tokens", "temperature", "stride", "passages", "pattern"])
+    if (given.has(name)) $(name).value = given.get(name);
+  $("compare").checked = given.has("compare");
+  return given.has("run");
+}
+
+for (const example of EXAMPLES) {
+  const [label, text] = Array.isArray(example) ? example : [example, example];
+  const chip = element("button", "", label);
+  chip.type = "button";
+  chip.addEventListener("click", () => {
+    $("prompt").value = text;
+    $("prompt").focus();
+  });
+  $("examples").append(chip);
+}
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  write();
+});
+$("stop").addEventListener("click", stop);
+$("key").addEventListener("change", connect);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+});
+connect().then(() => {
+  if (fillIn()) write();
+});

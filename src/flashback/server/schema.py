@@ -1,0 +1,166 @@
+"""The requests, as JSON schemas: unknown fields are refused by name, known ones checked.
+
+Fields of OpenAI's that this server does not have are listed at the one value that changes nothing
+(`n` = 1 of something, null); any other value is refused.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal, Optional
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+
+from flashback.server.orders import FIRST_BOUNDARY
+from flashback.settings import Pattern, RetrievalSettings, SamplingSettings
+
+MOST_LOGPROBS = 20
+_LONGEST_STOP = 256
+
+
+class Strict(BaseModel):
+    """No coercion, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+def _json_type(field: "dataclasses.Field[Any]") -> Any:
+    """A declared setting's type and range, for a schema."""
+    if field.name == "pattern":
+        return Literal[tuple(str(pattern) for pattern in Pattern)]
+    if isinstance(field.default, tuple):
+        return Annotated[list[str], Field(max_length=1000)]
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    if low is None:
+        return field.type
+    return Annotated[field.type, Field(ge=low, le=high)]
+
+
+def _optional(settings: type, *names: str) -> dict[str, Any]:
+    """Fields of a settings class, each null by default: what the server was started with."""
+    declared = {field.name: field for field in dataclasses.fields(settings)}
+    chosen = names or [name for name, field in declared.items() if "help" in field.metadata]
+    return {
+        name: (
+            Optional[_json_type(declared[name])],  # noqa: UP045 - made at run time
+            Field(None, description=declared[name].metadata["help"]),
+        )
+        for name in chosen
+    }
+
+
+FlashbackOptions: Any = create_model(
+    "FlashbackOptions",
+    __base__=Strict,
+    __doc__="How passages are looked up for this request; null: as the server was started.",
+    **_optional(RetrievalSettings),
+    fresh_cache=(bool, Field(False, description="Begin with an empty cache of its own.")),
+    truncate=(bool, Field(False, description="Cut a prompt that is too long from the left.")),
+    ignore_eos=(bool, Field(False, description="Write on after an end-of-text token.")),
+    first_boundary=(
+        Annotated[int, Field(ge=1, le=1 << 20)],
+        Field(
+            FIRST_BOUNDARY,
+            description="Tokens of a scored text before its first passage, BOS included.",
+        ),
+    ),
+)
+
+_Sampling: Any = create_model(
+    "_Sampling", __base__=Strict, **_optional(SamplingSettings, "top_k", "min_p")
+)
+
+
+class StreamOptions(Strict):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_STOP)]
+
+
+class Common(_Sampling):  # type: ignore[misc]
+    """Fields that completions and chats share."""
+
+    model: str = Field(description="A name that /v1/models gives.")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    n: Annotated[int, Field(ge=1, le=4096)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+        None, description="Written into the server's log."
+    )
+    flashback: FlashbackOptions | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+
+class CompletionRequest(Common):
+    """POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    suffix: None = None
+    best_of: Literal[1] | None = None
+
+
+class TextPart(Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One message of a conversation."""
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatRequest(Common):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none"] | None = None
+    response_format: Annotated[dict[Literal["type"], Literal["text"]], Field()] | None = None
+    store: Literal[False] | None = None
+
+
+class RetrieveRequest(Strict):
+    """POST /v1/retrieve: a batch of searches."""
+
+    queries: Annotated[
+        list[Annotated[str, StringConstraints(max_length=100_000)]],
+        Field(min_length=1, max_length=1024),
+    ]
+    passages: Annotated[int, Field(ge=1, le=1000)] | None = None
+    min_score: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    forbid_titles: Annotated[list[str], Field(max_length=1000)] | None = None
+    forbid_documents: Annotated[list[str], Field(max_length=1000)] | None = None

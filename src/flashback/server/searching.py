@@ -1,0 +1,83 @@
+"""One text's searches: bounded in time, and a failure is an event instead of a hang or a crash."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.server.settings import OnRetrievalError
+
+_LOG = logging.getLogger(__name__)
+Found = TypeVar("Found")
+
+
+class RetrievalFailed(Exception):
+    """A search failed, and the text is to end there; the message is for the client."""
+
+
+class GuardedRetriever:
+    """A retriever that may fail; a `Retriever` for one text."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        seconds: float,
+        on_error: OnRetrievalError,
+        query: Callable[[], str] | None = None,
+    ) -> None:
+        """Guard a retriever.
+
+        Args:
+            seconds: a search that takes longer has failed.
+            on_error: `stop` raises `RetrievalFailed`, `continue` finds nothing.
+            query: what to ask instead of the end of the context.
+        """
+        self._retriever = retriever
+        self._seconds = seconds
+        self._on_error = on_error
+        self._query = query
+        self.failure: str | None = None
+        """Of the last search."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`.
+
+        Raises:
+            RetrievalFailed: it failed, and the text is to end there.
+        """
+        self.failure = None
+        asked = list(queries) if self._query is None else [self._query()]
+        try:
+            return within(self._seconds, lambda: self._retriever.search(asked, options))
+        except BaseException as error:  # whatever a retriever raises; an index library may panic
+            _LOG.warning("a search failed", exc_info=error)
+            self.failure = f"the retriever failed ({type(error).__name__})"
+        if self._on_error is OnRetrievalError.STOP:
+            raise RetrievalFailed(self.failure)
+        return [[] for _ in queries]
+
+
+def within(seconds: float, call: Callable[[], Found]) -> Found:
+    """What `call` returns; it runs on a thread, which is left alone if it takes too long.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    results: list[Found] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="flashback-search", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return results[0]

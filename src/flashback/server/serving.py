@@ -1,0 +1,77 @@
+"""The application on a socket, until it is told to stop."""
+
+import asyncio
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from flashback.errors import FlashBackError
+from flashback.server.app import make_app
+from flashback.server.service import Service
+from flashback.server.settings import ServerSettings
+
+_LAST_WORDS = 5
+"""Seconds for answers that have ended to reach their clients."""
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server that lets the scheduler finish or end its jobs before it closes."""
+
+    def __init__(self, service: Service) -> None:
+        config = uvicorn.Config(
+            make_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_LAST_WORDS,
+        )
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is being written, tell the rest that it ends, then close."""
+        closing = asyncio.create_task(
+            asyncio.to_thread(self._service.scheduler.close, self._service.settings.grace)
+        )
+        await closing
+        await super().shutdown(sockets)
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        FlashBackError: the address is not this machine's, or the port is taken.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(1024)
+    except OSError as error:
+        raise FlashBackError(
+            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}; give "
+            "another port, or 0 for any"
+        ) from error
+    return bound
+
+
+def serve(service: Service, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    log = logging.getLogger("flashback.server")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        Listener(service).run(sockets=[bound])
+    finally:
+        log.removeHandler(handler)

@@ -1,0 +1,302 @@
+"""An order, worked on: runs on the engine's thread and gives everyone else a turn after a stride.
+
+Everything that touches the tokenizer or the model happens here, so on one thread.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from flashback.arrangement import Ids
+from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import Usage
+from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.generation import Generator, Stride, StrideStart, TextPiece, Writing
+from flashback.server.errors import ApiError, of_settings
+from flashback.server.events import (
+    ChoiceEnd,
+    ChoiceStart,
+    Event,
+    Incident,
+    Piece,
+    SpanEnd,
+    SpanStart,
+    Turn,
+)
+from flashback.server.orders import Conversation, Order
+from flashback.server.scheduler import Events, Job
+from flashback.server.scores import (
+    ScoredText,
+    TokenRecorder,
+    score_text,
+    text_offsets,
+    token_scores,
+)
+from flashback.server.searching import GuardedRetriever, RetrievalFailed
+from flashback.server.service import Service
+from flashback.settings import Settings
+
+_LONGEST_TOKEN = 128
+"""Characters; a text of more than that for each position of the window cannot fit."""
+_STOPPED = {"length": "length", "stop": "stop", "eos": "stop"}
+"""OpenAI's names of why a text ends."""
+
+
+@dataclass
+class _Text:
+    """A choice's text so far, as the client sees it."""
+
+    choice: int
+    characters: int = 0
+    stride: int = 0
+    written: str = ""
+    """Without what was echoed."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A choice whose prompt was found good."""
+
+    writing: Writing
+    recorder: TokenRecorder
+    guard: GuardedRetriever | None
+
+
+class Worker:
+    """Works on one order."""
+
+    def __init__(self, service: Service, order: Order, job: Job) -> None:
+        self._service = service
+        self._order = order
+        self._job = job
+        self._engine = service.engine
+        if order.fresh_cache:
+            reader = service.reader
+            self._engine = LocalEngine(reader.model, reader.window, self_check=False)
+
+    def events(self) -> Events:
+        """All that happens, with a `Turn` after each stride; errors are the API's."""
+        first = True
+        try:
+            for event in self._all():
+                self._service.metrics.note(event, str(self._order.settings.retrieval.pattern))
+                if first and isinstance(event, SpanEnd):
+                    first = False
+                    self._service.metrics.first_stride(self._job.age)
+                yield event
+        except (SettingsError, PromptTooLong) as error:
+            raise of_settings(error, self._service.reader.name, self._service.model) from error
+
+    def _all(self) -> Iterator[Event]:
+        if self._is_late():
+            raise ApiError(429, "the request waited too long for its turn", "queue_timeout")
+        prompts = [self._ids(prompt) for prompt in self._order.prompts]
+        for ids in prompts:  # all of them, before any is written
+            self._check_prompt(ids)
+        yield from self._warnings()
+        for number, ids in enumerate(prompts):
+            for one in range(self._order.n):
+                if self._is_late() and self._order.scores_prompt:
+                    raise ApiError(503, self._time_limit, "time_limit")
+                yield from self._choice(number, one, ids)
+
+    def _ids(self, prompt: str | Ids | Conversation) -> Ids:
+        reader = self._service.reader
+        if isinstance(prompt, Conversation):
+            return prompt.prompt_ids(reader)
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > _LONGEST_TOKEN * reader.window and not self._order.settings.truncate:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} characters, which cannot fit the reader's window of "
+                f"{reader.window} tokens; shorten it"
+            )
+        return tuple(reader.encode_prompt(prompt))
+
+    def _check_prompt(self, ids: Ids) -> None:
+        """Refuse what cannot be written or scored before the answer begins."""
+        if not ids:
+            raise SettingsError("the prompt is empty; expected at least one token of text")
+        size = self._service.reader.vocabulary_size
+        if bad := [token for token in ids if not 0 <= token < size]:
+            raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
+        if self._order.write:
+            self._begin(_Text(0), 0, ids, None).writing.close()
+
+    def _warnings(self) -> Iterator[Event]:
+        card = self._service.reader.adapter
+        if card is not None and (found := card.differences(self._order.settings.retrieval)):
+            message = f"the model's adapter was trained for {'; '.join(found)}"
+            yield Incident(0, "warning", message)
+
+    def _choice(self, number: int, one: int, ids: Ids) -> Iterator[Event]:
+        """One text: what is echoed of its prompt, then what is written."""
+        order, text = self._order, _Text(number * self._order.n + one)
+        begun = None
+        prompt_tokens = len(ids)
+        if order.write:
+            begun = self._begin(text, one, ids, self._conversation(number))
+            prompt_tokens = len(begun.writing.prompt_tokens)
+        yield ChoiceStart(text.choice, prompt_tokens, one == 0)
+        if order.echo:
+            yield from self._echo(text, ids, order.prompts[number])
+            yield Turn()
+        if begun is None:
+            yield ChoiceEnd(text.choice, "length", 0, ())
+            return
+        if prompt_tokens < len(ids):
+            left_out = len(ids) - prompt_tokens
+            message = f"the first {left_out} tokens of the prompt were left out to write on"
+            yield Incident(text.choice, "prompt_truncated", message)
+        begun.recorder.begin(begun.writing.prompt_tokens, text.characters)
+        yield from self._write(text, begun)
+        yield Turn()
+
+    def _conversation(self, number: int) -> Conversation | None:
+        prompt = self._order.prompts[number]
+        return prompt if isinstance(prompt, Conversation) else None
+
+    def _begin(self, text: _Text, one: int, ids: Ids, conversation: Conversation | None) -> _Begun:
+        order, service = self._order, self._service
+        recorder = TokenRecorder(service.reader, order.logprobs, self._job.check)
+        guard = self._guard(text, conversation)
+        generator = Generator(service.reader, self._engine, guard)
+        with warnings.catch_warnings():  # `_warnings` tells the client
+            warnings.simplefilter("ignore", FlashBackWarning)
+            settings = self._settings_of(one)
+            return _Begun(generator.stream(ids, settings, on_token=recorder), recorder, guard)
+
+    def _settings_of(self, one: int) -> Settings:
+        """Every choice of a prompt has a seed of its own."""
+        settings = self._order.settings
+        seed = (settings.sampling.seed + one) % (1 << 64)
+        return replace(
+            settings,
+            sampling=replace(settings.sampling, seed=seed),
+            truncate=settings.truncate or self._order.scores_prompt,
+        )
+
+    def _guard(self, text: _Text, conversation: Conversation | None) -> GuardedRetriever | None:
+        service = self._service
+        if service.retriever is None:
+            return None
+        query = None
+        if conversation is not None:
+            length = self._order.settings.retrieval.query_tokens
+
+            def query() -> str:
+                return conversation.query(service.reader, text.written, length)
+
+        limits = service.settings
+        return GuardedRetriever(
+            service.retriever, limits.retrieval_limit, limits.on_retrieval_error, query
+        )
+
+    def _write(self, text: _Text, begun: _Begun) -> Iterator[Event]:
+        """The stride loop's events in the client's terms; ends early if it must."""
+        reason, writing = None, begun.writing
+        try:
+            for event in writing:
+                yield from self._told(text, begun, event)
+                if isinstance(event, Stride) and self._is_late():
+                    reason = "length"
+                    yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
+                    break
+            else:
+                reason = _STOPPED[writing.result.finish_reason]
+                if writing.result.finish_reason != "stop" and (rest := begun.recorder.rest()):
+                    yield Piece(text.choice, "", rest)  # an end-of-text token has no text
+        except RetrievalFailed as error:
+            reason = "stop"
+            yield Incident(text.choice, "retrieval_error", str(error), text.stride)
+        finally:
+            writing.close()
+        yield ChoiceEnd(text.choice, reason, begun.recorder.tokens, writing.jumps)
+
+    def _is_late(self) -> bool:
+        return self._job.age > self._service.settings.time_limit
+
+    @property
+    def _time_limit(self) -> str:
+        return f"the request took longer than {self._service.settings.time_limit:g} s"
+
+    def _told(
+        self, text: _Text, begun: _Begun, event: StrideStart | TextPiece | Stride
+    ) -> Iterator[Event]:
+        if isinstance(event, StrideStart):
+            if begun.guard is not None and begun.guard.failure is not None:
+                failure = begun.guard.failure
+                yield Incident(text.choice, "retrieval_error", failure, text.stride)
+            yield SpanStart(text.choice, text.stride, text.characters, event.passages)
+        elif isinstance(event, TextPiece):
+            text.characters += len(event.text)
+            text.written += event.text
+            yield Piece(text.choice, event.text, begun.recorder.take(text.characters))
+        else:
+            yield SpanEnd(
+                text.choice,
+                text.stride,
+                text.characters,
+                len(event.tokens),
+                event.usage,
+                event.retrieve_seconds,
+            )
+            text.stride += 1
+            yield Turn()
+
+    def _echo(self, text: _Text, ids: Ids, prompt: str | Ids | Conversation) -> Iterator[Event]:
+        """The prompt as the beginning of the text; scored stride by stride if that was asked."""
+        reader = self._service.reader
+        given = isinstance(prompt, str)
+        shown = prompt if isinstance(prompt, str) else reader.decode(ids)
+        text.characters = len(shown)
+        if not self._order.scores_prompt:
+            yield Piece(text.choice, shown)
+            return
+        began = time.perf_counter()
+        scored = self._score(ids)
+        seconds = time.perf_counter() - began
+        skipped = len(reader.bos) if given and ids[: len(reader.bos)] == reader.bos else 0
+        yield from _scored_spans(text, shown, ids, scored, skipped, seconds, self._service)
+
+    def _score(self, ids: Ids) -> ScoredText:
+        order, service = self._order, self._service
+        assert order.logprobs is not None
+        guard = self._guard(_Text(0), None)
+        try:
+            return score_text(
+                ids,
+                service.reader,
+                guard,
+                order.settings.retrieval,
+                order.first_boundary,
+                order.logprobs,
+            )
+        except RetrievalFailed as error:
+            raise ApiError(503, f"{error}; nothing was scored", "retrieval_error") from error
+
+
+def _scored_spans(
+    text: _Text,
+    shown: str,
+    ids: Ids,
+    scored: ScoredText,
+    skipped: int,
+    seconds: float,
+    service: Service,
+) -> Iterator[Event]:
+    """A span for each stride of a given text; together they are the text."""
+    offsets = text_offsets(service.reader, ids)
+    tokens = token_scores(scored, ids, service.reader, skipped)
+    last = scored.strides[-1]
+    for stride in scored.strides:
+        start = min(offsets[stride.start], len(shown))
+        end = len(shown) if stride is last else min(offsets[stride.end], len(shown))
+        own = tokens[max(stride.start - skipped, 0) : stride.end - skipped]
+        yield SpanStart(text.choice, text.stride, start, stride.passages, scored=True)
+        yield Piece(text.choice, shown[start:end], tuple(own))
+        tokens_scored = stride.end - stride.start
+        usage = Usage(encode_seconds=seconds / len(scored.strides))
+        yield SpanEnd(text.choice, text.stride, end, tokens_scored, usage, 0.0, scored=True)
+        text.stride += 1

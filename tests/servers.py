@@ -1,0 +1,120 @@
+"""A server in this process for tests: a tiny reader, a made-up retriever, a real socket."""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+
+from flashback.reader import Reader
+from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.server.service import Service, make_service
+from flashback.server.serving import Listener, bind
+from flashback.server.settings import ServerSettings
+from flashback.settings import RetrievalSettings
+from readers import tiny_reader
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+DEFAULTS = RetrievalSettings(stride=4, query_tokens=8, passage_tokens=24)
+"""Small enough for a tiny reader's window."""
+
+
+class QueryRetriever:
+    """Passages that depend on the query alone, so that the order of searches does not matter."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+        self.before: list[Any] = []
+        """Called before each search: to fail, or to take time."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        self.queries += queries
+        for call in self.before:
+            call()
+        return [self._answer(query, options) for query in queries]
+
+    def _answer(self, query: str, options: SearchOptions) -> list[Hit]:
+        draw = random.Random(query)
+        number = draw.randrange(20)
+        text = "".join(draw.choice("abcdefgh ") for _ in range(draw.randint(1, 40)))
+        hits = [Hit(f"d{number}#{k}", f"d{number}", f"t{number}", text, 2.0 - k) for k in range(3)]
+        return [hit for hit in hits if hit.title not in options.forbid_titles][: options.k]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that listens."""
+
+    service: Service
+    url: str
+    listener: Listener
+    thread: threading.Thread
+
+    def client(self, api_key: str = "none") -> openai.OpenAI:
+        """The official client, without its patience."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def http(self, **options: Any) -> httpx2.Client:
+        """A plain client."""
+        return httpx2.Client(base_url=self.url, timeout=60, **options)
+
+    def complete(self, prompt: Any = "The tides", **fields: Any) -> Any:
+        """A greedy completion as a record; 200 is expected."""
+        body = {"model": self.service.model, "prompt": prompt, "temperature": 0} | fields
+        with self.http() as http:
+            answer = http.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        self.listener.should_exit = True
+
+
+def chat_reader(**options: Any) -> Reader:
+    """A tiny reader with a chat template."""
+    reader = tiny_reader(**options)
+    reader.tokenizer.chat_template = TEMPLATE
+    return reader
+
+
+@contextlib.contextmanager
+def serving(
+    reader: Reader | None = None,
+    retriever: Retriever | None = None,
+    defaults: RetrievalSettings = DEFAULTS,
+    **settings: Any,
+) -> Iterator[Served]:
+    """Serve until the block ends."""
+    chosen = ServerSettings(port=0, **{"grace": 0.2} | settings)
+    service = make_service(reader or chat_reader(), retriever or QueryRetriever(), chosen, defaults)
+    bound = bind(chosen)
+    listener = Listener(service)
+    thread = threading.Thread(target=listener.run, kwargs={"sockets": [bound]})
+    thread.start()
+    host, port = bound.getsockname()[:2]
+    served = Served(service, f"http://{host}:{port}", listener, thread)
+    try:
+        while not listener.started:
+            time.sleep(0.01)
+        yield served
+    finally:
+        served.stop()
+        thread.join()
+        bound.close()
+
+
+def until(condition: Any, seconds: float = 20) -> None:
+    """Wait for something to become true."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not become true"
+        time.sleep(0.01)

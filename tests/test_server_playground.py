@@ -1,0 +1,76 @@
+"""The playground in a real Chromium: it writes, compares, and says what went wrong."""
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+
+import chromium
+from chromium import Page
+from servers import Served, serving
+
+pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+
+STATUS = "document.getElementById('status').textContent"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with chromium.opened() as found:
+        yield found
+
+
+def count(page: Page, selector: str) -> int:
+    found: int = page.run(f"document.querySelectorAll({selector!r}).length")
+    return found
+
+
+def test_a_text_streams_in_by_keyboard_and_nothing_comes_from_elsewhere(
+    served: Served, page: Page
+) -> None:
+    page.look(390, 800)
+    page.open(f"{served.url}/")
+    page.wait("document.getElementById('pattern').value == 'append'")
+    assert count(page, ".empty") == 1
+    page.run("document.getElementById('prompt').focus()")
+    page.call("Input.insertText", text="The tides")
+    page.run("document.getElementById('tokens').value = 20")
+    page.press("Enter", 13, modifiers=2)
+    page.wait(f"{STATUS} == 'finished'")
+    expected = served.complete("The tides", max_tokens=20)
+    text = page.run("document.querySelector('.text').textContent")
+    assert text == "The tides" + expected["choices"][0]["text"]
+    assert count(page, ".stride") == len(expected["flashback"]["strides"])
+    assert count(page, ".passages li") >= 2
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    assert page.complaints == []
+
+
+def test_patterns_are_compared_side_by_side(served: Served, page: Page) -> None:
+    page.look(1280, 800, dark=True)
+    page.open(f"{served.url}/?prompt={quote('The tides')}&tokens=12&compare&run")
+    page.wait(f"{STATUS} == 'finished'")
+    titles = page.run("[...document.querySelectorAll('.column h2')].map((h) => h.textContent)")
+    assert titles == ["append", "prepend", "slot", "none"]
+    assert page.complaints == []
+
+
+def test_what_goes_wrong_is_said(served: Served, page: Page) -> None:
+    page.open(f"{served.url}/?prompt={'x' * 400}&run")
+    page.wait("document.querySelector('.error') !== null")
+    assert "Shorten the prompt" in page.run("document.querySelector('.error').textContent")
+    page.open(f"{served.url}/?run")
+    page.wait(f"{STATUS}.startsWith('Type a prompt')")
+
+
+def test_a_key_is_asked_for(page: Page) -> None:
+    with serving(api_key="secret") as own:
+        page.open(f"{own.url}/")
+        page.wait("!document.getElementById('key-field').hidden")
+        assert "key" in page.run("document.getElementById('model').textContent")

@@ -1,0 +1,172 @@
+"""Log-probabilities over the API: the same as in process, and where the strides are."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from flashback.arrangement import Ids, Slot, arrange
+from flashback.corpus.documents import Document
+from flashback.packing.examples import Arrangement
+from flashback.packing.forward import TargetScorer
+from flashback.packing.lookup import Lookup, examples_of
+from flashback.packing.windows import Cut, Window
+from flashback.reader import Reader
+from flashback.settings import Pattern
+from recompute import recomputed_logits
+from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
+
+TEXT = "The tides follow the moon, which pulls the water of the ocean towards it."
+BOUNDARY = 12
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(chat_reader(window=400)) as found:
+        yield found
+
+
+def scored(served: Served, prompt: Any = TEXT, pattern: str = "append", **fields: Any) -> Any:
+    """The text scored, with a grid that begins early."""
+    options = {"pattern": pattern, "first_boundary": BOUNDARY}
+    asked: Any = {"echo": True, "logprobs": 3, "max_tokens": 0, "flashback": options}
+    return served.complete(prompt, **asked | fields)
+
+
+def as_eval_scores(reader: Reader, ids: Ids, pattern: Pattern) -> list[float]:
+    """What `flashback eval` computes for the targets of one window whose strides begin there."""
+    settings = DEFAULTS
+    boundaries = range(BOUNDARY, len(ids) - settings.stride + 1, settings.stride)
+    document = Document("", "", reader.decode(ids))
+    window = Window(document, ids, 1, tuple(map(Cut, boundaries)), settings.stride)
+    found = list(Lookup(reader, QueryRetriever(), settings).search([window]))
+    examples = examples_of([window], found, reader, settings)
+    shown = Arrangement(pattern, reader.frame(settings.frame), reader.forbidden)
+    with torch.inference_mode():
+        rows = TargetScorer(reader.model).log_probs(examples, shown)[0]
+    return [float(value) for value in rows.flatten()]
+
+
+@pytest.mark.parametrize("pattern", list(Pattern))
+def test_given_texts_score_as_in_eval(served: Served, pattern: Pattern) -> None:
+    reader = served.service.reader
+    ids = tuple(reader.encode_prompt(TEXT))
+    expected = as_eval_scores(reader, ids, pattern)
+    found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]
+    assert len(found) == len(ids) - 1  # BOS is not the client's
+    own = found[BOUNDARY - 1 :][: len(expected)]
+    assert own == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.PREPEND, Pattern.APPEND])
+def test_given_texts_score_as_recomputed_stride_by_stride(served: Served, pattern: Pattern) -> None:
+    """The reference: every stride's prompt arranged anew and run on its own, without a cache."""
+    reader = served.service.reader
+    ids = tuple(reader.encode_prompt(TEXT))
+    frame = reader.frame(DEFAULTS.frame)
+    expected: list[float] = []
+    for start, end in strides_of(ids):
+        retrieves = pattern.retrieves and start >= BOUNDARY
+        passage = found_for(reader, ids[:start]) if retrieves else ()
+        prompt = arrange(pattern, ids[:start], passage, frame, 1, Slot(0)).arranged
+        rows = recomputed_logits(reader.model, [*prompt, *ids[start : end - 1]], end - start)
+        chosen = rows.log_softmax(-1).gather(1, torch.tensor(ids[start:end])[:, None])
+        expected += chosen[:, 0].tolist()
+    found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def strides_of(ids: Ids) -> list[tuple[int, int]]:
+    starts = [1, *range(BOUNDARY, len(ids), DEFAULTS.stride)]
+    return list(zip(starts, [*starts[1:], len(ids)], strict=True))
+
+
+def found_for(reader: Reader, context: Ids) -> Ids:
+    query = reader.decode(context[-DEFAULTS.query_tokens :])
+    (hits,) = QueryRetriever().search([query], DEFAULTS.search_options)
+    return tuple(reader.encode(hits[0].text)[: DEFAULTS.passage_tokens])
+
+
+def test_the_strides_of_a_given_text_tile_it_with_their_passages(served: Served) -> None:
+    answer = scored(served)
+    assert answer["choices"][0]["text"] == TEXT
+    strides = answer["flashback"]["strides"]
+    ends = [0, *(stride["end"] for stride in strides)]
+    assert [stride["start"] for stride in strides] == ends[:-1]
+    assert ends[-1] == len(TEXT)
+    assert strides[0]["passages"] == []
+    assert strides[0]["end"] == BOUNDARY - 1  # one byte a token, BOS apart
+    assert all(stride["passages"] and stride["scored"] for stride in strides[1:])
+
+
+def test_log_probabilities_of_what_is_written_are_those_of_the_text(served: Served) -> None:
+    """Written and then scored at the same strides, it is the same text."""
+    written = served.complete(TEXT[:11], max_tokens=8, logprobs=2)["choices"][0]
+    log_probs = written["logprobs"]
+    assert len(log_probs["token_logprobs"]) == 8
+    assert all(len(top) in (2, 3) for top in log_probs["top_logprobs"])
+    best = [max(top.values()) for top in log_probs["top_logprobs"]]
+    assert best == pytest.approx(log_probs["token_logprobs"], abs=1e-6)  # greedy
+    starts = log_probs["text_offset"]
+    assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize("pattern", ["none", "append"])
+def test_the_requests_of_an_evaluation_harness(served: Served, pattern: str) -> None:
+    """What lm-eval's local-completions sends, and how it reads the answer.
+
+    A batch of ids, echoed with one token more, of whose log-probabilities it drops the last; a
+    continuation's log-likelihood is the sum behind the context's length.
+    """
+    reader = served.service.reader
+    pairs = [("The tides follow", " the moon"), ("A socket", " reaches the network: it connects")]
+    context = [reader.encode_prompt(one) for one, _ in pairs]
+    batch = [ids + reader.encode(end) for ids, (_, end) in zip(context, pairs, strict=True)]
+    answer = served.complete(
+        batch,
+        max_tokens=1,
+        logprobs=1,
+        echo=True,
+        seed=1234,
+        flashback={"pattern": pattern, "first_boundary": BOUNDARY},
+    )
+    for choice, ids, before in zip(answer["choices"], batch, context, strict=True):
+        log_probs = choice["logprobs"]["token_logprobs"]
+        assert len(log_probs) == len(ids) + 1
+        assert log_probs[0] is None
+        direct = scored(served, [ids], pattern)["choices"][0]["logprobs"]["token_logprobs"]
+        likelihood = sum(log_probs[len(before) : -1])
+        assert math.isfinite(likelihood)
+        assert likelihood == pytest.approx(sum(direct[len(before) :]), abs=1e-4)
+
+
+def test_a_text_is_scored_up_to_the_window_and_not_beyond(served: Served) -> None:
+    window = served.service.reader.window
+    answer = scored(served, [[5] * window], "none")
+    assert len(answer["choices"][0]["logprobs"]["tokens"]) == window
+    with served.http() as http:
+        body = {
+            "model": "llama",
+            "prompt": [5] * (window + 1),
+            "echo": True,
+            "logprobs": 0,
+            "max_tokens": 0,
+            "flashback": {"pattern": "none"},
+        }
+        refused = http.post("/v1/completions", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_chat_tells_log_probabilities(served: Served) -> None:
+    messages: Any = [{"role": "user", "content": "moon"}]
+    answer = served.client().chat.completions.create(
+        model="llama", messages=messages, max_tokens=5, logprobs=True, top_logprobs=2, temperature=0
+    )
+    log_probs = answer.choices[0].logprobs
+    assert log_probs is not None
+    assert log_probs.content is not None
+    assert [len(token.top_logprobs) for token in log_probs.content] == [2] * 5
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in log_probs.content)
