@@ -47,7 +47,10 @@ def broken(model_folder: Path, tmp_path: Path) -> Path:
         (["--nonsuch"], "No such option '--nonsuch'; see 'flashback --help'"),
         (["generate", "--nonsuch"], "'--nonsuch'; see 'flashback generate --help'"),
         (["generate", "--strid", "3", "x"], "'--stride'"),
-        (["generate"], "Missing argument 'PROMPT'; see 'flashback generate --help'"),
+        (
+            ["generate"],
+            "expected PROMPT or --prompts FILE, found neither; see 'flashback generate --help'",
+        ),
         (["generate", "x", "y"], "unexpected extra argument (y)"),
         (["generate", "x", "--stride"], "'--stride' requires an argument"),
         (["index", "notes"], "Missing option '--out'; see 'flashback index build --help'"),

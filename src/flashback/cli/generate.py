@@ -141,11 +141,11 @@ def generate(
         raise click.UsageError("--json holds what --explain shows; give one of them")
     if prompts is not None and explain:
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
+    many = many_prompts(prompt, prompts, out, batch_size, as_json)
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
     if passages_from is not None and settings.retrieval.pattern is not Pattern.SLOT:
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
-    many = many_prompts(prompt, prompts, out, batch_size, as_json)
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
 
