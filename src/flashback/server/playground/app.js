@@ -114,6 +114,11 @@ async function* records(answer) {
   }
 }
 
+/* The end of a prompt, so that what is written behind it is in sight. */
+function ending(prompt) {
+  return prompt.length > 160 ? "… " + prompt.slice(-140).replace(/^\S*\s/, "") : prompt;
+}
+
 /* One text and everything that is shown of it. */
 class Column {
   constructor(pattern, prompt) {
@@ -131,7 +136,7 @@ class Column {
     this.facts = element("p", "facts");
     const body = element("div", "body");
     this.text = element("div", "text");
-    this.text.append(element("span", "prompt", prompt));
+    this.text.append(element("span", "prompt", ending(prompt)));
     this.passages = element("ol", "passages");
     body.append(this.text, this.passages);
     this.root.append(head, this.meter, this.facts, body);
