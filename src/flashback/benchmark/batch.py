@@ -19,6 +19,7 @@ from flashback.benchmark.shapes import shaped_reader, word
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError
 from flashback.generation import Generator
+from flashback.loading import for_inference
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.settings import RetrievalSettings, Settings, StoppingSettings
@@ -136,4 +137,4 @@ def prepare(settings: BatchBenchSettings) -> BatchBench:
         ReaderError: a folder holds no usable model.
     """
     reader = shaped_reader(settings.shape, device=settings.device, dtype=settings.dtype)
-    return BatchBench(reader, settings)
+    return BatchBench(for_inference(reader), settings)

@@ -17,6 +17,7 @@ from flashback.evaluation.arms import Arm, FrameKind
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
 from flashback.generation import Generation, Generator
+from flashback.loading import for_inference
 from flashback.packing.examples import Example
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
@@ -79,7 +80,7 @@ class Speed:
     ) -> dict[tuple[Arm, RetrievalSettings], float]:
         """Median seconds per token of every arm with every setting, all of them in turns."""
         readers = {
-            adapter: self.load() if adapter is None else put_on(self.load(), adapter)
+            adapter: for_inference(self.load() if adapter is None else put_on(self.load(), adapter))
             for adapter in dict.fromkeys(arm.adapter for arm in self.arms)
         }
         engines = {

@@ -12,6 +12,7 @@ empty, so that a machine whose speed drifts treats them alike.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from flashback.arrangement import Frame, slot_room
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
@@ -24,6 +25,7 @@ from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
 from flashback.generation import Generator, Stride
+from flashback.loading import for_inference
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
@@ -78,18 +80,13 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
         settings.shape, device=settings.device, dtype=settings.dtype, real_text=real is not None
     )
     arms = _arms(settings, reader)
-    needed = lengths[-1] + settings.passage_tokens + settings.stride
-    if needed > reader.window:
-        raise SettingsError(
-            f"--lengths {settings.lengths}: needs {needed} positions, but {reader.name} has "
-            f"{reader.window}"
-        )
-    size = lengths[-1] + settings.stride
+    size = text_size(reader, lengths, settings)
     if real is None:
         material = random_material(reader, size, settings.passage_tokens)
     else:
         material = real_material(reader, real.documents, real.retriever, size)
     shape = Shape.of(reader.model)
+    reader = for_inference(reader)  # from here on its linear layers have no plain weights
     ceilings = measure_ceilings(reader.placement)
     calibrated = calibrate(reader.model, shape, lengths[0], settings.batch_size)
     return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated)
@@ -260,7 +257,18 @@ def pattern_of(arm: str) -> Pattern:
     return Pattern(arm.removeprefix("authors_").removesuffix("_cached"))
 
 
-def parse_lengths(settings: RuntimeSettings) -> range:
+class Sweep(Protocol):
+    """Settings of a text that grows."""
+
+    @property
+    def lengths(self) -> str: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def passage_tokens(self) -> int: ...
+
+
+def parse_lengths(settings: Sweep) -> range:
     """Context lengths at the boundaries.
 
     Contexts begin at FIRST tokens and end where a passage still fits LAST positions (T - m).
@@ -279,6 +287,22 @@ def parse_lengths(settings: RuntimeSettings) -> range:
             f"{settings.passage_tokens + 2 * settings.stride} higher"
         )
     return lengths
+
+
+def text_size(reader: Reader, lengths: range, settings: Sweep) -> int:
+    """How many tokens the text needs.
+
+    Raises:
+        SettingsError: with a passage, they are more than the reader has positions for.
+    """
+    size = lengths[-1] + settings.stride
+    needed = size + settings.passage_tokens
+    if needed > reader.window:
+        raise SettingsError(
+            f"--lengths {settings.lengths}: needs {needed} positions, but {reader.name} has "
+            f"{reader.window}"
+        )
+    return size
 
 
 def grid(lengths: range, points: int = 5) -> list[int]:

@@ -88,6 +88,24 @@ class ParetoSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
+class EngineBenchSettings(CheckedSettings):
+    """How fast this engine writes, against transformers' own cache and plain layers."""
+
+    shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
+    lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
+    pattern: Pattern = setting(Pattern.APPEND, "Where passages go: none, prepend or append.")
+    stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
+    passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
+    repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern is Pattern.SLOT:
+            raise SettingsError("--pattern slot: transformers' cache has none; see 'bench runtime'")
+
+
+@dataclass(frozen=True)
 class BatchBenchSettings(CheckedSettings):
     """How fast several texts are written together."""
 

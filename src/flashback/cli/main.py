@@ -12,6 +12,7 @@ import click
 from flashback import __version__
 from flashback.cli.bench import bench
 from flashback.cli.bench_batch import batch
+from flashback.cli.bench_engine import engine
 from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate, reproduce
 from flashback.cli.generate import generate
@@ -47,6 +48,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.add_command(command)
 bench.add_command(batch)
+bench.add_command(engine)
 bench.add_command(pareto)
 
 

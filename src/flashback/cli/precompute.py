@@ -61,7 +61,7 @@ def precompute(
     )
 
     from flashback.engines.passage_store import check_free, check_space
-    from flashback.loading import load_adapted
+    from flashback.loading import for_inference, load_adapted
     from flashback.precomputation import Precomputation
 
     check_free(out)
@@ -76,7 +76,7 @@ def precompute(
     )
     reader.check_pattern(Pattern.SLOT)
     with notes.status("reading passages"):
-        work = Precomputation.of(reader, retriever.texts(), settings)
+        work = Precomputation.of(for_inference(reader), retriever.texts(), settings)
     click.echo(f"{out}: {len(work.passages):,} passages, {work.bytes / 1e9:.2f} GB")
     check_space(out, work.bytes)
     if work.bytes > _ASKED_FROM and not yes:

@@ -1,0 +1,235 @@
+"""The engine against what it was: the same text written by each, stride by stride in turns.
+
+    dynamic    transformers' own cache, which copies itself at every token; plain linear layers
+    ours       buffers that grow in place, and weights laid out for the processor
+    int8       ours, with weights and inputs of 8 bits
+
+`dynamic` and `ours` in each dtype. Random tokens, passages all different, as in the run-time test.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+
+from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.material import Material, random_material
+from flashback.benchmark.runtime import parse_lengths, text_size
+from flashback.benchmark.settings import EngineBenchSettings
+from flashback.benchmark.shapes import shaped_reader
+from flashback.benchmark.timed import TimedEngine
+from flashback.generation import Generator, Stride
+from flashback.loading import for_inference
+from flashback.reader import Reader, choose_placement
+from flashback.settings import (
+    FrameText,
+    Quantize,
+    RetrievalSettings,
+    Settings,
+    StoppingSettings,
+)
+
+RATIOS = (
+    ("ours float32", "dynamic float32"),
+    ("ours bfloat16", "dynamic bfloat16"),
+    ("ours bfloat16", "dynamic float32"),
+    ("ours int8", "dynamic float32"),
+    ("ours int8", "ours float32"),
+)
+"""Tokens per second that are compared, if both were measured."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the reader."""
+
+    cache: str
+    """`dynamic` or `ours`."""
+    number: str
+    """`float32`, `bfloat16` or `int8`."""
+
+    def __str__(self) -> str:
+        return f"{self.cache} {self.number}"
+
+    @property
+    def quantize(self) -> Quantize:
+        return Quantize.INT8 if self.number == Quantize.INT8 else Quantize.NONE
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in between the linear layers."""
+        return "float32" if self.quantize is Quantize.INT8 else self.number
+
+    def reader(self, settings: EngineBenchSettings) -> Reader:
+        """A reader laid out for this arm, with the weights of all others.
+
+        Raises:
+            SettingsError: an unknown shape or device, or 8 bits where they cannot be had.
+        """
+        reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
+        return reader if self.cache == "dynamic" else for_inference(reader, self.quantize)
+
+
+def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
+    """All that there are on a device: 8 bits are for CPUs.
+
+    Raises:
+        SettingsError: an unknown device.
+    """
+    numbers = ("float32", "bfloat16")
+    arms = tuple(Arm(cache, number) for number in numbers for cache in ("dynamic", "ours"))
+    on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
+    return (*arms, Arm("ours", Quantize.INT8)) if on_cpu else arms
+
+
+class ArmEngine(TimedEngine):
+    """An engine that knows how long the model itself took."""
+
+    def __init__(self, reader: Reader, text: Iterator[int], *, dynamic: bool) -> None:
+        """Take over a reader.
+
+        Args:
+            text: the tokens that are written.
+            dynamic: with transformers' own cache.
+        """
+        super().__init__(reader, text)
+        self._dynamic = dynamic
+        self.model_seconds = 0.0
+
+    def _new_cache(self, room: int) -> DynamicCache:
+        if self._dynamic:
+            return DynamicCache(config=self.model.config)
+        return super()._new_cache(room)
+
+    def run(self, *args: Any, **more: Any) -> Tensor:
+        """See `LocalEngine.run`."""
+        started = time.perf_counter()
+        logits = super().run(*args, **more)
+        synchronize(self.model.device)
+        self.model_seconds += time.perf_counter() - started
+        return logits
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stride of one arm."""
+
+    length: int
+    """Context tokens at its boundary."""
+    seconds: float
+    """From its beginning to its end, without retrieval."""
+    model_seconds: float
+    """Of these, the model's own passes."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every stride of every arm, in each repeat."""
+
+    stride: int
+    runs: tuple[dict[str, list[Measured]], ...]
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(self.runs[0])
+
+    def seconds(self, arm: str) -> list[float]:
+        """Of each repeat."""
+        return [sum(one.seconds for one in run[arm]) for run in self.runs]
+
+    def tokens_per_second(self, arm: str) -> float:
+        """From the median of the repeats."""
+        return len(self.runs[0][arm]) * self.stride / statistics.median(self.seconds(arm))
+
+    def spread(self, arm: str) -> float:
+        """The slowest repeat less the fastest, as a share of the median."""
+        seconds = self.seconds(arm)
+        return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+    def other_share(self, arm: str) -> float:
+        """What is not the model's: choosing, detokenising, arranging, keeping books."""
+        strides = [one for run in self.runs for one in run[arm]]
+        total = sum(one.seconds for one in strides)
+        return 1 - sum(one.model_seconds for one in strides) / total
+
+    def ratios(self) -> dict[str, float]:
+        """Tokens per second of one arm by those of another."""
+        return {
+            f"{above}/{below}": self.tokens_per_second(above) / self.tokens_per_second(below)
+            for above, below in RATIOS
+            if {above, below} <= set(self.arms)
+        }
+
+
+@dataclass(frozen=True)
+class EngineBench:
+    """A reader in every form, and a text."""
+
+    settings: EngineBenchSettings
+    lengths: range
+    readers: dict[Arm, Reader]
+    material: Material
+
+    @property
+    def strides(self) -> int:
+        """How many will be measured."""
+        return len(self.lengths) * len(self.readers) * self.settings.repeats
+
+    def run(self, on_stride: Callable[[], None] = lambda: None) -> Results:
+        """Write the text with every arm, `repeats` times.
+
+        Args:
+            on_stride: called after every measured stride.
+        """
+        self._once(self.lengths[:2], lambda: None)  # a warm-up
+        runs = [self._once(self.lengths, on_stride) for _ in range(self.settings.repeats)]
+        return Results(self.settings.stride, tuple(runs))
+
+    def _once(
+        self, lengths: Sequence[int], on_stride: Callable[[], None]
+    ) -> dict[str, list[Measured]]:
+        writers = {arm: self._measure(arm, lengths) for arm in self.readers}
+        found: dict[str, list[Measured]] = {str(arm): [] for arm in self.readers}
+        for _ in lengths:
+            for arm, writer in writers.items():
+                found[str(arm)].append(next(writer))
+                on_stride()
+        return found
+
+    def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[Measured]:
+        reader, stride = self.readers[arm], self.settings.stride
+        text = self.material.text
+        engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.cache == "dynamic")
+        retrieval = RetrievalSettings(
+            self.settings.pattern,
+            stride,
+            passage_tokens=self.settings.passage_tokens,
+            frame=FrameText("", "", 0),
+        )
+        stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
+        writer = Generator(reader, engine, self.material.new_retriever())
+        writing = writer.stream(text[: lengths[0]], Settings(retrieval, stopping=stopping))
+        for length in lengths:
+            before, started = engine.model_seconds, time.perf_counter()
+            written = next(event for event in writing if isinstance(event, Stride))
+            seconds = time.perf_counter() - started - written.retrieve_seconds
+            yield Measured(length, seconds, engine.model_seconds - before)
+
+
+def prepare(settings: EngineBenchSettings) -> EngineBench:
+    """Make the reader in every form.
+
+    Raises:
+        SettingsError: an unknown shape, device or dtype, or lengths that do not fit.
+    """
+    lengths = parse_lengths(settings)
+    readers = {arm: arm.reader(settings) for arm in arms_on(settings)}
+    first = next(iter(readers.values()))
+    first.check_pattern(settings.pattern)
+    material = random_material(first, text_size(first, lengths, settings), settings.passage_tokens)
+    return EngineBench(settings, lengths, readers, material)

@@ -1,0 +1,79 @@
+"""`flashback bench engine`: its arms, what it counts, its command."""
+
+from pathlib import Path
+
+import pytest
+from transformers import DynamicCache
+
+from command_line import refused, run
+from flashback.benchmark.engine import Arm, ArmEngine, Measured, Results, prepare
+from flashback.benchmark.settings import EngineBenchSettings
+from flashback.engines.packed import Int8Linear, PackedLinear
+from flashback.settings import Quantize
+
+ARMS = ["dynamic float32", "ours float32", "dynamic bfloat16", "ours bfloat16", "ours int8"]
+
+
+def small(model: Path) -> EngineBenchSettings:
+    return EngineBenchSettings(
+        shape=str(model), lengths="20:60", stride=5, passage_tokens=12, repeats=2, device="cpu"
+    )
+
+
+def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
+    machine = prepare(small(model_folder))
+    assert [str(arm) for arm in machine.readers] == ARMS
+    for arm, reader in machine.readers.items():
+        kinds = {type(layer) for layer in reader.model.modules()}
+        assert (PackedLinear in kinds) == (arm.cache == "ours" and arm.quantize is Quantize.NONE)
+        assert (Int8Linear in kinds) == (arm.quantize is Quantize.INT8)
+        assert reader.placement.dtype_name == arm.dtype
+        engine = ArmEngine(reader, iter(()), dynamic=arm.cache == "dynamic")
+        assert (type(engine._new_cache(0).layers[0]).__name__ == "DynamicLayer") == (
+            arm.cache == "dynamic"
+        )
+        assert isinstance(engine._new_cache(0), DynamicCache)
+
+
+def test_every_arm_writes_every_stride_and_the_model_takes_a_part_of_it(model_folder: Path) -> None:
+    machine = prepare(small(model_folder))
+    strides: list[int] = []
+    results = machine.run(lambda: strides.append(1))
+    assert len(strides) == machine.strides == 2 * 6 * len(ARMS)
+    for run_ in results.runs:
+        for rows in run_.values():
+            assert [row.length for row in rows] == list(machine.lengths)
+            assert all(0 < row.model_seconds < row.seconds for row in rows)
+
+
+def test_ratios_and_shares_are_of_all_strides() -> None:
+    def rows(*seconds: float) -> list[Measured]:
+        return [Measured(20, value, value / 2) for value in seconds]
+
+    runs = ({"dynamic float32": rows(2, 4), "ours float32": rows(1, 2)},) * 2
+    results = Results(5, runs)
+    assert results.tokens_per_second("ours float32") == pytest.approx(10 / 3)
+    assert results.other_share("ours float32") == pytest.approx(0.5)
+    assert results.spread("ours float32") == 0
+    assert results.ratios() == {"ours float32/dynamic float32": pytest.approx(2)}
+
+
+def test_the_command_prints_figures(model_folder: Path) -> None:
+    words = ("bench", "engine", "--shape", model_folder, "--lengths", "20:60", "--stride", "5")
+    more = ("--passage-tokens", "12", "--repeats", "1", "--device", "cpu")
+    record = run(*words, *more, "--json").record
+    assert [row["arm"] for row in record["rows"]] == ARMS
+    assert all(0 < row["other_share"] < 1 for row in record["rows"])
+    assert "ours int8/ours float32" in record["ratios"]
+    assert "ours float32/dynamic float32: " in run(*words, *more).out
+
+
+def test_what_it_cannot_measure_is_refused(model_folder: Path) -> None:
+    call = ("bench", "engine", "--shape", model_folder)
+    assert "transformers' cache has none" in refused(*call, "--pattern", "slot")
+    assert "--lengths 9999:99999: needs" in refused(*call, "--lengths", "9999:99999")
+
+
+def test_an_arm_has_a_name() -> None:
+    assert str(Arm("ours", "int8")) == "ours int8"
+    assert Arm("ours", "int8").dtype == "float32"
