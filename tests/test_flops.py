@@ -18,6 +18,7 @@ from flashback.benchmark.flops import (
     stride_passes,
 )
 from flashback.engines.cache import new_cache
+from flashback.engines.local import LocalEngine
 from flashback.settings import Pattern
 
 EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral", "bloom")]
@@ -51,6 +52,18 @@ def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
     assert pass_operations(Shape.of(model), one) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize("family", EXACT)
+def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None:
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    engine = LocalEngine(model, 128, self_check=False)
+    with FlopCounterMode(display=False) as counter:
+        engine.encode_passage((1,) * 30, 64)
+    counted = pass_operations(Shape.of(model), Pass(30, 0, states_only=True))
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert counted < 0.75 * pass_operations(Shape.of(model), Pass(30, 0))
+
+
 def test_bytes_are_weights_and_cache() -> None:
     model = tiny_model("llama")
     shape = Shape.of(model)
@@ -74,7 +87,7 @@ def test_passes_of_a_stride_encode_what_the_design_says(
     assert first[Pattern.NONE] == Pass(1, context - 1)
     assert first[Pattern.APPEND] == Pass(stride + passage, context - stride)
     assert first[Pattern.PREPEND] == Pass(context + passage, 0)
-    assert first[Pattern.SLOT] == Pass(passage, 0)
+    assert first[Pattern.SLOT] == Pass(passage, 0, states_only=True)
     for pattern in Pattern:
         passes = list(stride_passes(pattern, context, stride, passage))
         alone = 1 if pattern is Pattern.SLOT else 0  # the passage, before the boundary's one token

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flashback.settings import Pattern
@@ -68,9 +68,16 @@ class Shape:
             vocabulary=config.vocab_size,
             layer_weights=sum(matrices),
             attention_width=heads * head_size,
-            cache_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
+            cache_width=_key_value_heads(config, heads) * head_size,
             bytes_per_value=next(model.parameters()).element_size(),
         )
+
+
+def _key_value_heads(config: PretrainedConfig, heads: int) -> int:
+    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
+        return 1
+    found: int = getattr(config, "num_key_value_heads", None) or heads
+    return found
 
 
 def _is_head(module: nn.Module, model: PreTrainedModel) -> bool:
@@ -89,27 +96,44 @@ class Pass:
     """k"""
     batch: int = 1
     """b: rows, n, c and k each."""
+    states_only: bool = False
+    """It ends with the last layer's keys and values: a passage on its own."""
 
 
 def pass_operations(shape: Shape, one: Pass) -> float:
     """Floating-point operations of a pass: b (2nW + 4n(c+n)al + 2khV).
 
     W are the layers' weights and a the attention width; attention is counted over all pairs, masked
-    ones too, as kernels without block skipping compute it.
+    ones too, as kernels without block skipping compute it. A pass for states only ends behind the
+    last layer's projections: W - W/l + h(a + 2g) of the weights, g being the cache's width, and l - 1
+    attentions.
     """
-    matrices = 2 * one.new * shape.layer_weights
+    if one.states_only:
+        layers, logits = shape.layers - 1, 0
+    else:
+        layers, logits = shape.layers, one.logits
+    matrices = 2 * one.new * _layer_weights(shape, one)
     seen = one.cached + one.new
-    attention = 4 * one.new * seen * shape.attention_width * shape.layers
-    head = 2 * one.logits * shape.hidden * shape.vocabulary
+    attention = 4 * one.new * seen * shape.attention_width * layers
+    head = 2 * logits * shape.hidden * shape.vocabulary
     return one.batch * (matrices + attention + head)
 
 
 def pass_bytes(shape: Shape, one: Pass) -> float:
     """Bytes that a pass must move at least: every weight once, the cache read and written once."""
-    weights = shape.layer_weights + shape.hidden * shape.vocabulary
+    head = 0 if one.states_only else shape.hidden * shape.vocabulary
+    weights = _layer_weights(shape, one) + head
     read = 2 * (one.cached + one.new) * shape.cache_width * shape.layers
     written = 2 * one.new * shape.cache_width * shape.layers
     return (weights + one.batch * (read + written)) * shape.bytes_per_value
+
+
+def _layer_weights(shape: Shape, one: Pass) -> int:
+    """Those that a pass uses."""
+    if not one.states_only:
+        return shape.layer_weights
+    projections = shape.hidden * (shape.attention_width + 2 * shape.cache_width)
+    return shape.layer_weights - shape.layer_weights // shape.layers + projections
 
 
 def stride_passes(
@@ -138,7 +162,7 @@ def stride_passes(
     if pattern is Pattern.NONE:
         passage = 0
     if pattern is Pattern.SLOT and passage and not known:
-        yield Pass(passage, 0, batch=batch)  # on its own
+        yield Pass(passage, 0, batch=batch, states_only=True)
     prompt = context + passage
     if first:
         new = context if pattern is Pattern.SLOT else prompt

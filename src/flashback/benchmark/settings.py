@@ -101,7 +101,7 @@ class EngineBenchSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pattern is Pattern.SLOT:
+        if self.pattern == Pattern.SLOT:
             raise SettingsError("--pattern slot: transformers' cache has none; see 'bench runtime'")
 
 

@@ -1,15 +1,17 @@
 """The engine as the run-time test runs it: given text, several rows, every logit if asked."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from flashback.arrangement import Ids, Prompt
 from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Dictation
-from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
 from flashback.reader import Reader
 from flashback.sampling import Sampler
@@ -58,25 +60,12 @@ class TimedEngine(LocalEngine):
             self.passages.get(passage, room, self.encode_passage)
         synchronize(self.model.device)  # before a stride is timed
 
-    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
-        computed = len(ids) if self._every_logit else keep
-        if len(self._moves) == 1:
-            return super()._forward(sequence, ids, computed)[-keep:]
-        return self._forward_rows(sequence, ids, computed)[-keep:]
-
-    def _forward_rows(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
-        """As `LocalEngine._forward`, for all rows; the logits of row 0, (keep, V)."""
-        device = self.model.device
-        rows = (torch.tensor([list(ids)], device=device) + self._moves) % self._size  # (B, n)
-        start = sequence.room + len(sequence.ids)
-        positions = torch.arange(start, start + len(ids), device=device)[None]
-        logits: Tensor = self.model(
-            input_ids=rows,
-            past_key_values=sequence.cache,
-            use_cache=True,
-            **({"position_ids": positions.expand_as(rows)} if self._takes_positions else {}),
-            **({"logits_to_keep": keep} if self._takes_keep else {}),
-        ).logits
-        sequence.encoded(ids)
-        logits[:, -1].argmax(-1)  # every row chooses
-        return logits[0, -keep:]
+    def run(
+        self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any
+    ) -> Tensor:
+        """See `LocalEngine.run`; of all rows, the logits of row 0, (1, keep, V)."""
+        rows = (ids + self._moves) % self._size  # (B, T)
+        computed = ids.shape[1] if self._every_logit else keep
+        logits = super().run(rows, positions.expand_as(rows), cache, computed, **more)
+        logits[1:, -1].argmax(-1)  # every row chooses
+        return logits[:1, -keep:]

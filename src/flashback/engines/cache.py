@@ -18,7 +18,8 @@ positions before L - (W-1) may be dropped when the buffer is full, and only then
 dropped between two cuts. `reaches` answers from what is held.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -143,6 +144,25 @@ class BufferedLayer(DynamicLayer):
         return self._buffer.bytes
 
 
+class Enough(Exception):
+    """The last layer's keys and values are there: nothing of the pass is needed any more."""
+
+
+class _LastLayer(BufferedLayer):
+    """Ends the pass once it has its keys and values."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, new, D) keys and values.
+
+        Raises:
+            Enough: always.
+        """
+        super().update(key_states, value_states)
+        raise Enough
+
+
 class BufferedSlidingLayer(DynamicSlidingWindowLayer):
     """Sliding-window attention, in a buffer."""
 
@@ -195,6 +215,25 @@ def new_cache(model: PreTrainedModel, room: int = 0) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     cache.layers = [_buffered(layer, room) for layer in cache.layers]
     return cache
+
+
+def states_alone(model: PreTrainedModel, forward: Callable[[DynamicCache], object]) -> list[States]:
+    """Keys and values of a sequence that nothing is predicted from, (B, H, p, D) of each layer.
+
+    The pass ends in the last layer, before its attention: without its matrices and the head's.
+
+    Args:
+        model: all of its layers have full attention.
+        forward: runs the model on the sequence with this cache.
+    """
+    cache = new_cache(model)
+    *_, last = (at for at, layer in enumerate(cache.layers) if isinstance(layer, BufferedLayer))
+    cache.layers[last] = _LastLayer()
+    with contextlib.suppress(Enough):
+        forward(cache)
+    # Copies, since the buffers have room to spare.
+    held = (layer.states() for layer in full_layers(cache))
+    return [(keys.clone(), values.clone()) for keys, values in held]
 
 
 def _buffered(layer: object, room: int) -> Any:

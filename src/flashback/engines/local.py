@@ -36,10 +36,10 @@ from flashback.engines.cache import (
     States,
     cache_bytes,
     cache_reaches,
-    full_layers,
     has_full_attention_only,
     new_cache,
     show_passage,
+    states_alone,
 )
 from flashback.engines.checks import check_batch, check_cache_reuse, label, refuse_uncuttable
 from flashback.engines.passage_store import PassageStore
@@ -277,13 +277,9 @@ class LocalEngine:
     @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
-        alone = CachedSequence(room - len(passage), cache=new_cache(self.model))
-        self._forward(alone, passage, 1)
-        # Copies, since the buffers have room to spare.
-        return [
-            (keys.clone(), values.clone())
-            for keys, values in (layer.states() for layer in full_layers(alone.cache))
-        ]
+        ids = torch.tensor([passage], device=self.model.device)
+        positions = torch.arange(room - len(passage), room, device=self.model.device)[None]
+        return states_alone(self.model, lambda cache: self.run(ids, positions, cache, 1))
 
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
         with self.lock, torch.inference_mode():
