@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install format docs mini mini-adapter bench figures lock clean
+.PHONY: demo test check install peers format docs mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) hatchling editables
 	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
+
+peers: install  ## lm-eval, too, whose test against the server is skipped without it.
+	$(PIP) --no-build-isolation -e '.[dev,peers]'
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
@@ -53,7 +56,7 @@ mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes 
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev]'
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,peers]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 

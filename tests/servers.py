@@ -10,14 +10,17 @@ from typing import Any
 
 import httpx2
 import openai
+import torch
 
+from flashback.arrangement import Ids, Slot, arrange
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.server.service import Service, make_service
 from flashback.server.serving import Listener, bind
 from flashback.server.settings import ServerSettings
-from flashback.settings import RetrievalSettings
+from flashback.settings import Pattern, RetrievalSettings
 from readers import tiny_reader
+from recompute import recomputed_logits
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -110,6 +113,32 @@ def serving(
         served.stop()
         thread.join()
         bound.close()
+
+
+def recomputed_scores(
+    reader: Reader, ids: Ids, pattern: Pattern, first_boundary: int
+) -> list[float]:
+    """Log-probabilities of all ids but the first, as the server should score them.
+
+    The reference: every stride's prompt arranged anew and run on its own, without a cache.
+    """
+    frame = reader.frame(DEFAULTS.frame)
+    starts = [1, *range(first_boundary, len(ids), DEFAULTS.stride)]
+    scores: list[float] = []
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        retrieves = pattern.retrieves and start >= first_boundary
+        passage = _found_for(reader, ids[:start]) if retrieves else ()
+        prompt = arrange(pattern, ids[:start], passage, frame, 1, Slot(0)).arranged
+        rows = recomputed_logits(reader.model, [*prompt, *ids[start : end - 1]], end - start)
+        chosen = rows.log_softmax(-1).gather(1, torch.tensor(ids[start:end])[:, None])
+        scores += chosen[:, 0].tolist()
+    return scores
+
+
+def _found_for(reader: Reader, context: Ids) -> Ids:
+    query = reader.decode(context[-DEFAULTS.query_tokens :])
+    (hits,) = QueryRetriever().search([query], DEFAULTS.search_options)
+    return tuple(reader.encode(hits[0].text)[: DEFAULTS.passage_tokens])
 
 
 def until(condition: Any, seconds: float = 20) -> None:

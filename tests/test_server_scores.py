@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flashback.arrangement import Ids, Slot, arrange
+from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
 from flashback.packing.examples import Arrangement
 from flashback.packing.forward import TargetScorer
@@ -15,8 +15,7 @@ from flashback.packing.lookup import Lookup, examples_of
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
 from flashback.settings import Pattern
-from recompute import recomputed_logits
-from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
+from servers import DEFAULTS, QueryRetriever, Served, chat_reader, recomputed_scores, serving
 
 TEXT = "The tides follow the moon, which pulls the water of the ocean towards it."
 BOUNDARY = 12
@@ -62,31 +61,10 @@ def test_given_texts_score_as_in_eval(served: Served, pattern: Pattern) -> None:
 
 @pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.PREPEND, Pattern.APPEND])
 def test_given_texts_score_as_recomputed_stride_by_stride(served: Served, pattern: Pattern) -> None:
-    """The reference: every stride's prompt arranged anew and run on its own, without a cache."""
-    reader = served.service.reader
-    ids = tuple(reader.encode_prompt(TEXT))
-    frame = reader.frame(DEFAULTS.frame)
-    expected: list[float] = []
-    for start, end in strides_of(ids):
-        retrieves = pattern.retrieves and start >= BOUNDARY
-        passage = found_for(reader, ids[:start]) if retrieves else ()
-        prompt = arrange(pattern, ids[:start], passage, frame, 1, Slot(0)).arranged
-        rows = recomputed_logits(reader.model, [*prompt, *ids[start : end - 1]], end - start)
-        chosen = rows.log_softmax(-1).gather(1, torch.tensor(ids[start:end])[:, None])
-        expected += chosen[:, 0].tolist()
+    ids = tuple(served.service.reader.encode_prompt(TEXT))
+    expected = recomputed_scores(served.service.reader, ids, pattern, BOUNDARY)
     found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]
     assert found == pytest.approx(expected, abs=1e-4)
-
-
-def strides_of(ids: Ids) -> list[tuple[int, int]]:
-    starts = [1, *range(BOUNDARY, len(ids), DEFAULTS.stride)]
-    return list(zip(starts, [*starts[1:], len(ids)], strict=True))
-
-
-def found_for(reader: Reader, context: Ids) -> Ids:
-    query = reader.decode(context[-DEFAULTS.query_tokens :])
-    (hits,) = QueryRetriever().search([query], DEFAULTS.search_options)
-    return tuple(reader.encode(hits[0].text)[: DEFAULTS.passage_tokens])
 
 
 def test_the_strides_of_a_given_text_tile_it_with_their_passages(served: Served) -> None:

@@ -105,7 +105,7 @@ def pass_operations(shape: Shape, one: Pass) -> float:
 
     W are the layers' weights and a the attention width; attention is counted over all pairs, masked
     ones too, as kernels without block skipping compute it. A pass for states only ends behind the
-    last layer's projections: W - W/l + h(a + 2g) of the weights, g being the cache's width, and l - 1
+    last layer's projections: W - W/l + h(a + 2g) of the weights (g: the cache's width), and l - 1
     attentions.
     """
     if one.states_only:

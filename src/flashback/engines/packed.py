@@ -119,6 +119,16 @@ def pack_weights(model: PreTrainedModel) -> int:
     return _replace(model, PackedLinear, _TOLERANCE[model.dtype])
 
 
+def packed_or_plain(weight: Tensor) -> nn.Module:
+    """A linear layer (O, I) without bias, packed where PyTorch can."""
+    try:
+        return PackedLinear(weight, None, transposed=False, owned=True)
+    except (AttributeError, RuntimeError):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        return layer
+
+
 def quantize_weights(model: PreTrainedModel) -> int:
     """Replace the linear layers of a float32 model on CPU by ones of 8 bits, in place; how many.
 
