@@ -122,7 +122,7 @@ def recomputed_scores(
 
     The reference: every stride's prompt arranged anew and run on its own, without a cache.
     """
-    frame = reader.frame(DEFAULTS.frame)
+    frame = reader.frame(DEFAULTS.frame, pattern)
     starts = [1, *range(first_boundary, len(ids), DEFAULTS.stride)]
     scores: list[float] = []
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):

@@ -196,10 +196,10 @@ def test_the_way_from_append_to_slot_is_scored_step_by_step(evaluate: Eval) -> N
         "slot (text, passage sees the context, context encoded without passages)",
         "slot (text, context encoded without passages)",
         "slot (text)",
-        "slot (text, sink dropped)",
         "slot (text, gap of 16)",
         "slot (text, side by side)",
-        "slot (bos, text)",
+        "slot (text, no bos)",
+        "slot (text, no bos, sink dropped)",
         "slot (bare)",
     ]
 

@@ -646,10 +646,10 @@ def test_adapters_of_one_kind_are_told_apart_by_their_folders(adapters: Path) ->
 def test_an_untrained_reader_is_shown_what_generating_shows() -> None:
     arms = untrained_arms([Pattern.APPEND], usual_frames(tiny_reader()))
     reader = tiny_reader()
-    assert arms[-1].arrangement(reader).frame == reader.frame(None)
+    assert arms[-1].arrangement(reader).frame == reader.frame(None, Pattern.APPEND)
     marked = tiny_reader(marks=True)
     (arm,) = untrained_arms([Pattern.APPEND], usual_frames(marked))
-    assert arm.arrangement(marked).frame == marked.frame(None)
+    assert arm.arrangement(marked).frame == marked.frame(None, Pattern.APPEND)
     assert arm.arrangement(marked).forbidden == marked.marks
 
 

@@ -291,14 +291,14 @@ def test_a_long_prompt_is_refused_or_truncated() -> None:
     cut = Settings(small(new=5).retrieval, stopping=StoppingSettings(5), truncate=True)
     result = writer.generate("y" + "x" * 100, cut)
     assert result.prompt_tokens[0] == 0
-    assert len(result.prompt_tokens) == 100 - 30 - len(READER.frame(None)) - 5
+    assert len(result.prompt_tokens) == 100 - 30 - len(READER.frame(None, Pattern.APPEND)) - 5
 
 
 def test_a_jump_is_reported_and_keeps_bos_and_the_second_half() -> None:
     engine = LocalEngine(READER.model, 100)
     settings = small(new=80, ignore_eos=True)
     result = Generator(READER, engine, OnePassage()).generate("Once upon a time", settings)
-    budget = 100 - 30 - len(READER.frame(None)) - 5
+    budget = 100 - 30 - len(READER.frame(None, Pattern.APPEND)) - 5
     assert result.jumps
     text = (*result.prompt_tokens, *result.tokens)
     for jump in result.jumps:

@@ -168,7 +168,7 @@ def share_right(
     reader: Reader, examples: Sequence[Example], pattern: Pattern, frame: Frame | None = None
 ) -> float:
     """How often the number is the most probable next word, of all boundaries."""
-    arrangement = Arrangement(pattern, reader.frame(None) if frame is None else frame)
+    arrangement = Arrangement(pattern, reader.frame(None, pattern) if frame is None else frame)
     right = []
     for example in examples:
         for at, cut in enumerate(example.window.cuts):
@@ -225,6 +225,8 @@ def test_a_trained_reader_believes_the_passage(school: School, reading: Reader) 
         (most_probable(reading, prompt), passage[-2])
         for example in wrong
         for at, passage in enumerate(example.passages)
-        for prompt in [Arrangement(Pattern.APPEND, reading.frame(None)).prompt(example, at)]
+        for prompt in [
+            Arrangement(Pattern.APPEND, reading.frame(None, Pattern.APPEND)).prompt(example, at)
+        ]
     ]
     assert sum(one == other for one, other in said) > 0.8 * len(said)

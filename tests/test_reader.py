@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, Phi3Config
 from families import FAMILIES, tiny_config, tiny_model
 from flashback.errors import ReaderError, SettingsError
 from flashback.reader import MARK_LEFT, MARK_RIGHT, choose_placement, load_reader, window_of
-from flashback.settings import FrameText
+from flashback.settings import FrameText, Pattern
 from readers import byte_tokenizer, tiny_reader
 
 
@@ -149,16 +150,26 @@ def test_marks_are_found_by_name_and_are_the_frame() -> None:
     vocabulary = reader.tokenizer.get_vocab()
     left, right = vocabulary[MARK_LEFT], vocabulary[MARK_RIGHT]
     assert reader.marks == reader.forbidden == (left, right)
-    frame = reader.frame(None)
+    frame = reader.frame(None, Pattern.APPEND)
     assert (frame.before, frame.after) == ((left,), (right,))
     assert reader.decode([left, *reader.encode("x"), right]) == "x"
 
 
 def test_frames_of_plain_text_are_used_as_given() -> None:
     reader = tiny_reader()
-    frame = reader.frame(FrameText("<", ""))
+    frame = reader.frame(FrameText("<", ""), Pattern.APPEND)
     assert (reader.show(frame.before), frame.after) == ("<", ())
-    assert "Reference:" in reader.show(reader.frame(None).before)
+    assert "Reference:" in reader.show(reader.frame(None, Pattern.APPEND).before)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_in_a_slot_a_passage_begins_with_bos_as_any_text(bos: bool) -> None:
+    reader = tiny_reader(bos=bos)
+    plain, slot = (reader.frame(None, pattern) for pattern in (Pattern.PREPEND, Pattern.SLOT))
+    assert slot == replace(plain, before=reader.bos + plain.before)
+    assert reader.frame(FrameText("", "", 0), Pattern.SLOT).before == reader.bos
+    marked = tiny_reader(marks=True)
+    assert len(marked.frame(None, Pattern.SLOT).before) == 1  # as it was trained
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -42,7 +42,7 @@ def as_eval_scores(reader: Reader, ids: Ids, pattern: Pattern) -> list[float]:
     window = Window(document, ids, 1, tuple(map(Cut, boundaries)), settings.stride)
     found = list(Lookup(reader, QueryRetriever(), settings).search([window]))
     examples = examples_of([window], found, reader, settings)
-    shown = Arrangement(pattern, reader.frame(settings.frame), reader.forbidden)
+    shown = Arrangement(pattern, reader.frame(settings.frame, pattern), reader.forbidden)
     with torch.inference_mode():
         rows = TargetScorer(reader.model).log_probs(examples, shown)[0]
     return [float(value) for value in rows.flatten()]

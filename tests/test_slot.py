@@ -177,7 +177,7 @@ def test_a_stride_encodes_its_passage_and_one_token() -> None:
     first, *later = generation.strides
     assert (first.usage.encoded, first.usage.reused) == (len(first.arranged), 0)
     for stride in later:
-        passage = len(stride.passages[0].text) + 2
+        passage = len(reader.bos) + len(stride.passages[0].text) + 2
         assert (stride.usage.encoded, stride.usage.decoded) == (passage + 1, 4)
         assert stride.usage.reused == len(stride.arranged) - passage - 1
     again, _ = write(

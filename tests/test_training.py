@@ -149,7 +149,7 @@ def only_rows(folder: Path, pattern: Pattern) -> Path:
 
 def loss_of(reader: Reader, pattern: Pattern, examples: Sequence[Example] = EXAMPLES) -> float:
     """Nats per target."""
-    arrangement = Arrangement(pattern, reader.frame(None), reader.forbidden)
+    arrangement = Arrangement(pattern, reader.frame(None, pattern), reader.forbidden)
     with torch.no_grad():
         scores = TargetScorer(reader.model).log_probs(examples, arrangement)
     return -float(torch.cat([score.flatten() for score in scores]).mean())

@@ -210,7 +210,7 @@ class Generator:
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
         retrieval.check_lookahead()
-        frame = self.reader.frame(retrieval.frame)
+        frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         budget = context_budget(
             self.engine.capabilities.window,
             retrieval.passages,

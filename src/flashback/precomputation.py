@@ -31,7 +31,7 @@ class Precomputation:
         cls, reader: Reader, texts: Iterable[str], settings: RetrievalSettings
     ) -> "Precomputation":
         """Cut and frame passages; encode one to know how large they are."""
-        frame, most = reader.frame(settings.frame), settings.passage_tokens
+        frame, most = reader.frame(settings.frame, settings.pattern), settings.passage_tokens
         cut = (tuple(reader.encode(text)[:most]) for text in texts)
         passages = tuple(dict.fromkeys(frame.around(ids) for ids in cut if ids))
         room = slot_room(1, most, frame)

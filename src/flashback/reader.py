@@ -197,10 +197,11 @@ class Reader:
         assert isinstance(text, str)
         return text
 
-    def frame(self, text: FrameText | None) -> Frame:
+    def frame(self, text: FrameText | None, pattern: Pattern) -> Frame:
         """The ids around passages: of the given text, else marks if any, else of a default text.
 
         A reader whose adapter was trained without marks gets nothing instead of the default text.
+        In a slot, a passage in text begins with BOS, if the reader has one, as any text does.
         """
         if text is None and self.marks is not None:
             return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
@@ -208,7 +209,8 @@ class Reader:
             return Frame(echo=self._trained_echo)
         text = text or FrameText()
         before, after = (tuple(self.encode(part)) for part in (text.before, text.after))
-        return Frame(before, after, text.echo_tokens)
+        begin = self.bos if pattern is Pattern.SLOT else ()
+        return Frame(begin + before, after, text.echo_tokens)
 
     @property
     def can_have_slot(self) -> bool:

@@ -63,7 +63,7 @@ def _totals(generation: Generation) -> dict[str, Any]:
 
 def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
     """All settings, and what the reader made of them."""
-    frame = reader.frame(settings.retrieval.frame)
+    frame = reader.frame(settings.retrieval.frame, settings.retrieval.pattern)
     return asdict(settings) | {
         "placement": str(reader.placement),
         "device": str(reader.placement.device),

@@ -28,12 +28,20 @@ class FrameKind(StrEnum):
     ECHO = "text, echo"
     """The default `FrameText` with its echo: the context's last tokens behind an appended passage
     again."""
-    SINK = "bos, text"
-    """The reader's BOS in front of the default `FrameText`: a sink of the passage's own."""
+    NO_BOS = "text, no bos"
+    """The default `FrameText` in a slot, where the reader's BOS begins a passage otherwise."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
     """The reader's marking tokens."""
+
+
+_TEXTS = {
+    FrameKind.BARE: FrameText("", "", 0),
+    FrameKind.TEXT: FrameText(echo_tokens=0),
+    FrameKind.ECHO: FrameText(),
+    FrameKind.NO_BOS: FrameText(echo_tokens=0),
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,7 @@ class Arm:
 
     def arrangement(self, reader: Reader) -> Arrangement:
         """How this arm's reader is shown passages: with an adapter, as it was trained."""
-        frame = reader.frame(None) if self.adapter is not None else _frame(self.frame, reader)
-        return Arrangement(self.pattern, frame, reader.forbidden, self.layout)
+        return Arrangement(self.pattern, self._frame(reader), reader.forbidden, self.layout)
 
     def frame_tokens(self, reader: Reader) -> int:
         """How many tokens stand around a passage.
@@ -98,8 +105,20 @@ class Arm:
         if not self.pattern.retrieves:
             return 0
         if self.adapter is None:
-            return len(_frame(self.frame, reader)) + len(self.layout.dropped) + self.layout.gap
+            return len(self._frame(reader)) + len(self.layout.dropped) + self.layout.gap
         return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)
+
+    def _frame(self, reader: Reader) -> Frame:
+        if self.adapter is not None or self.frame is FrameKind.MARKS:
+            return reader.frame(None, self.pattern)
+        if self.frame is FrameKind.EOS:
+            if reader.tokenizer.eos_token_id is None:
+                raise SettingsError(
+                    f"{reader.name} has no end-of-text token to put before passages"
+                )
+            return Frame((int(reader.tokenizer.eos_token_id),))
+        pattern = Pattern.PREPEND if self.frame is FrameKind.NO_BOS else self.pattern
+        return reader.frame(_TEXTS[self.frame], pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
         """What this arm is scored on: the same targets, perhaps with shorter contexts."""
@@ -108,23 +127,6 @@ class Arm:
         return [
             replace(example, window=shortened(example.window, settings)) for example in examples
         ]
-
-
-def _frame(kind: FrameKind, reader: Reader) -> Frame:
-    if kind is FrameKind.BARE:
-        return Frame()
-    if kind is FrameKind.TEXT:
-        return reader.frame(FrameText(echo_tokens=0))
-    if kind is FrameKind.ECHO:
-        return reader.frame(FrameText())
-    if kind is FrameKind.SINK:
-        text = reader.frame(FrameText(echo_tokens=0))
-        return replace(text, before=reader.bos + text.before)
-    if kind is FrameKind.MARKS:
-        return reader.frame(None)
-    if reader.tokenizer.eos_token_id is None:
-        raise SettingsError(f"{reader.name} has no end-of-text token to put before passages")
-    return Frame((int(reader.tokenizer.eos_token_id),))
 
 
 def untrained_arms(patterns: Sequence[Pattern], frames: Sequence[FrameKind]) -> list[Arm]:
@@ -157,14 +159,14 @@ def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
         SlotLayout(alone=False, kept=False),
         SlotLayout(kept=False),
         SlotLayout(),
-        *([SlotLayout(dropped=reader.bos)] if reader.bos else []),
         SlotLayout(gap=_GAP),
         *([SlotLayout(parallel=True)] if passages > 1 else []),
     ]
+    without = [SlotLayout(), SlotLayout(dropped=reader.bos)] if reader.bos else []
     return [
         Arm(Pattern.APPEND, FrameKind.TEXT),
         *(Arm(Pattern.SLOT, FrameKind.TEXT, layout=layout) for layout in layouts),
-        *([Arm(Pattern.SLOT, FrameKind.SINK)] if reader.bos else []),
+        *(Arm(Pattern.SLOT, FrameKind.NO_BOS, layout=layout) for layout in without),
         Arm(Pattern.SLOT, FrameKind.BARE),
     ]
 

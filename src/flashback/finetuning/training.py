@@ -207,7 +207,9 @@ def check_positions(
     """
     needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.pattern.retrieves:
-        around = max(len(reader.frame(FrameText())), 2) if frame is None else frame
+        around = (
+            max(len(reader.frame(FrameText(), retrieval.pattern)), 2) if frame is None else frame
+        )
         needed += retrieval.passages * retrieval.passage_tokens + around
         passages = (
             f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {around} frame "

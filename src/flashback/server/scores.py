@@ -117,7 +117,7 @@ def score_text(
         if (body := grid.body(reader, settings.stride)) is not None:
             assert retriever is not None
             found = next(Lookup(reader, retriever, settings).search([body]))
-            frame = reader.frame(settings.frame)
+            frame = reader.frame(settings.frame, settings.pattern)
             shown = Arrangement(settings.pattern, frame, reader.forbidden)
             examples = examples_of([body], [found], reader, settings)
             log_probs = scorer.log_probs(examples, shown)[0].flatten(0, 1)
@@ -178,7 +178,7 @@ class Grid:
         """
         longest = reader.window
         if settings.pattern.retrieves:
-            frame = len(reader.frame(settings.frame))
+            frame = len(reader.frame(settings.frame, settings.pattern))
             budget = context_budget(
                 reader.window, settings.passages, settings.passage_tokens, frame, settings.stride
             )
