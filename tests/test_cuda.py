@@ -47,6 +47,17 @@ def test_a_long_text_equals_the_cpus_recomputation(
         pytest.skip("sliding windows have no slot")
     if device == "cpu" and family != "llama":
         pytest.skip("test_parity.py and test_slot.py check the CPU")
+    check_a_long_text(family, pattern, device, monkeypatch)
+
+
+def check_a_long_text(
+    family: str,
+    pattern: Pattern,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    decode_graphs: bool | None = None,
+) -> RecordingEngine:
+    """Write with jumps, and compare all logits with the CPU's recomputed ones."""
     samplers: list[RecordingSampler] = []
 
     def recording(*arguments: Any) -> RecordingSampler:
@@ -56,7 +67,7 @@ def test_a_long_text_equals_the_cpus_recomputation(
     monkeypatch.setattr(generation_module, "Sampler", recording)
     model = tiny_model(family)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    engine = RecordingEngine(model, window=150)
+    engine = RecordingEngine(model, window=150, decode_graphs=decode_graphs)
     retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
     settings = Settings(retrieval, stopping=StoppingSettings(120, ignore_eos=True))
     reader = tiny_reader(family, model=model)
@@ -66,6 +77,7 @@ def test_a_long_text_equals_the_cpus_recomputation(
     for prompt, stride in zip(engine.prompts, written.strides, strict=True):
         for row in reference(family, prompt, stride.tokens):
             torch.testing.assert_close(next(seen).cpu(), row, atol=TOLERANCE, rtol=0)
+    return engine
 
 
 def reference(family: str, prompt: Prompt, tokens: Ids) -> Tensor:

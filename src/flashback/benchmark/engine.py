@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -23,6 +22,7 @@ from flashback.benchmark.runtime import parse_lengths, text_size
 from flashback.benchmark.settings import EngineBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
+from flashback.engines.local import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
 from flashback.reader import Reader, choose_placement
@@ -97,19 +97,18 @@ class ArmEngine(TimedEngine):
             text: the tokens that are written.
             dynamic: with transformers' own cache.
         """
-        super().__init__(reader, text)
         self._dynamic = dynamic
         self.model_seconds = 0.0
+        super().__init__(reader, text, decode_graphs=False if dynamic else None)
 
     def _new_cache(self, room: int) -> DynamicCache:
         if self._dynamic:
             return DynamicCache(config=self.model.config)
         return super()._new_cache(room)
 
-    def run(self, *args: Any, **more: Any) -> Tensor:
-        """See `LocalEngine.run`."""
+    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         started = time.perf_counter()
-        logits = super().run(*args, **more)
+        logits = super()._forward(sequence, ids, keep)
         synchronize(self.model.device)
         self.model_seconds += time.perf_counter() - started
         return logits

@@ -10,11 +10,12 @@ empty, so that a machine whose speed drifts treats them alike.
               middle of a long text
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flashback.arrangement import Frame, slot_room
+from flashback.arrangement import slot_room
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.material import Material, random_material, real_material
@@ -192,8 +193,10 @@ class Runtime:
         engine = self._engine(arm, start)
         if arm == "slot_cached":
             contexts = range(start, start + count * self.settings.stride, self.settings.stride)
-            room = slot_room(1, self.settings.passage_tokens, Frame())
-            engine.keep(self.material.passages(self.reader, contexts, retrieval), room)
+            frame = self.reader.frame(retrieval.frame, pattern)
+            found = self.material.passages(self.reader, contexts, retrieval)
+            room = slot_room(1, self.settings.passage_tokens, frame)
+            engine.keep(map(frame.around, found), room)
         retriever = self.material.new_retriever()
         writing = Generator(self.reader, engine, retriever).stream(
             self.material.text[:start], Settings(retrieval, stopping=stopping)
@@ -209,13 +212,13 @@ class Runtime:
             before, encoded = stride, engine.passages.count.encoded
 
     def _engine(self, arm: str, start: int) -> TimedEngine:
-        limit = {"passage_bytes": self.settings.passage_megabytes * 10**6} if arm == "slot" else {}
+        limit = self.settings.passage_megabytes * 10**6 if arm == "slot" else sys.maxsize
         return TimedEngine(
             self.reader,
             iter(self.material.text[start:]),
             rows=self.settings.batch_size,
             every_logit=arm == "authors_prepend",
-            **limit,
+            passage_bytes=limit,
         )
 
     def _measured(self, arm: str, length: int, written: Written) -> Measured:

@@ -33,6 +33,7 @@ class TimedEngine(LocalEngine):
         rows: int = 1,
         every_logit: bool = False,
         passage_bytes: int = sys.maxsize,
+        decode_graphs: bool | None = None,
     ) -> None:
         """Take over a reader's model.
 
@@ -41,13 +42,20 @@ class TimedEngine(LocalEngine):
             rows: B.
             every_logit: compute the logits of every position of a pass, as the authors' code does.
             passage_bytes: keys and values of slot passages to keep, at most.
+            decode_graphs: see `LocalEngine`.
         """
-        super().__init__(reader.model, reader.window, passage_bytes=passage_bytes, self_check=False)
         self._text = text
         self._every_logit = every_logit
         size = reader.vocabulary_size
-        self._moves = torch.arange(rows, device=self.model.device)[:, None] * (size // rows)
+        self._moves = torch.arange(rows, device=reader.model.device)[:, None] * (size // rows)
         self._size = size
+        super().__init__(
+            reader.model,
+            reader.window,
+            passage_bytes=passage_bytes,
+            self_check=False,
+            decode_graphs=decode_graphs,
+        )
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         """See `Engine.complete`; the tokens are the text's."""

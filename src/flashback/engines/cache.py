@@ -52,14 +52,14 @@ class _Buffer:
         """Write (B, H, new, D) at the end; if room is short, drop what precedes `droppable`."""
         new = keys.shape[-2]
         if self._keys is None or self.end - self.first + new > self._keys.shape[-2]:
-            self._move(keys, values, new, max(self.first, droppable))
+            self._move((keys, values), new, max(self.first, droppable))
         self._write(self.end, keys, values)
         self.end += new
 
     def put(self, keys: Tensor, values: Tensor) -> None:
         """Write (B, H, p, D) right before position 0."""
         if self._keys is None:
-            self._move(keys, values, 0, self.first)
+            self._move((keys, values), 0, self.first)
         self._write(-keys.shape[-2], keys, values)
 
     @property
@@ -82,12 +82,25 @@ class _Buffer:
         held = slice(start - self.first, self.end - self.first)
         return self._keys[:, :, held], self._values[:, :, held]
 
-    def _move(self, keys: Tensor, values: Tensor, new: int, first: int) -> None:
+    @property
+    def held(self) -> States:
+        """The buffers themselves, (B, H, capacity, D) each."""
+        assert self._keys is not None
+        assert self._values is not None
+        return self._keys, self._values
+
+    def reserve(self, new: int) -> None:
+        """Make room for so many more positions."""
+        if self.end - self.first + new > self.held[0].shape[-2]:
+            self._move(self.held, new, self.first)
+
+    def _move(self, like: States, new: int, first: int) -> None:
         held = self.end - first
         capacity = room_for(held + new)
         larger = [
-            states.new_empty((*states.shape[:2], capacity, states.shape[3]))
-            for states in (keys, values)
+            # Zeros: a mask hides by a weight of nothing, and nothing times not-a-number is not.
+            states.new_zeros((*states.shape[:2], capacity, states.shape[3]))
+            for states in like
         ]
         if self._keys is not None:
             for buffer, states in zip(larger, self.view(first), strict=True):
@@ -130,6 +143,19 @@ class BufferedLayer(DynamicLayer):
     def states(self) -> States:
         """Keys and values of everything that is held, (B, H, p + n, D) each; a view."""
         return self._buffer.view(-self._passage)
+
+    @property
+    def buffers(self) -> States:
+        """Where keys and values are: column R + i holds the context's token i."""
+        return self._buffer.held
+
+    def reserve(self, new: int) -> None:
+        """Make room for so many more positions, which may move the buffers."""
+        self._buffer.reserve(new)
+
+    def advance(self, new: int) -> None:
+        """So many more positions were written to the buffers by someone else."""
+        self._buffer.end += new
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` positions (transformers' sign)."""

@@ -74,6 +74,24 @@ def check_cache_reuse(engine: "LocalEngine") -> None:
 
 
 @torch.inference_mode()
+def decodes_by_graphs(engine: "LocalEngine") -> bool:
+    """Whether an engine's decode graphs compute what recomputing does, in two steps."""
+    length = max(3, min(24, engine.capabilities.window))
+    (ids,) = _random_ids(engine.model, 1, length)
+    sequence, _ = engine._lease(Prompt(tuple(ids[:-2])))
+    try:
+        engine._forward(sequence, ids[:-2], 1)
+        for end in (length - 1, length):
+            logits = engine._forward(sequence, ids[end - 1 : end], 1)[-1]
+            _compare(engine.model, ids[:end], logits, "logits of a decode graph")
+    except (UnsupportedReader, TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        engine._end_lease(sequence)
+    return True
+
+
+@torch.inference_mode()
 def check_batch(engine: "LocalEngine") -> None:
     """Compare rows of different lengths with recomputed logits, then cut them unequally.
 

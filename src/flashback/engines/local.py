@@ -41,7 +41,14 @@ from flashback.engines.cache import (
     show_passage,
     states_alone,
 )
-from flashback.engines.checks import check_batch, check_cache_reuse, label, refuse_uncuttable
+from flashback.engines.checks import (
+    check_batch,
+    check_cache_reuse,
+    decodes_by_graphs,
+    label,
+    refuse_uncuttable,
+)
+from flashback.engines.decode_graph import DecodeGraphs
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
@@ -105,6 +112,7 @@ class LocalEngine:
         passage_bytes: int = PASSAGE_BYTES,
         passage_store: PassageStore | None = None,
         self_check: bool = True,
+        decode_graphs: bool | None = None,
     ) -> None:
         """Take over a model.
 
@@ -117,6 +125,8 @@ class LocalEngine:
             passage_bytes: keys and values of slot passages to keep, at most.
             passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
+            decode_graphs: decode at fixed places in memory, recorded on CUDA (`decode_graph.py`),
+                if the reader can; None: on CUDA only.
 
         Raises:
             UnsupportedReader: the model's cache cannot be cut back, or the self-check failed.
@@ -137,6 +147,12 @@ class LocalEngine:
         self._leased: list[CachedSequence] = []
         self.lock = threading.RLock()
         self._batches_checked = False
+        self._graphs: DecodeGraphs | None = None
+        on_cuda = model.device.type == "cuda"
+        if slot and self._takes_positions and (on_cuda if decode_graphs is None else decode_graphs):
+            self._graphs = DecodeGraphs(self.run, record=on_cuda)
+            if not decodes_by_graphs(self):
+                self._graphs = None
         if self_check:
             check_cache_reuse(self)
 
@@ -288,6 +304,12 @@ class LocalEngine:
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         """Encode `ids` behind what is cached; the logits of the last `keep` of them, (keep, V)."""
         start = sequence.room + len(sequence.ids)
+        if self._graphs is not None and len(ids) == 1:
+            first = sequence.room - len(sequence.shown)
+            decoded = self._graphs.step(sequence.cache, ids[0], start, first)
+            if decoded is not None:
+                sequence.encoded(ids)
+                return decoded
         logits = self.run(
             torch.tensor([list(ids)], device=self.model.device),
             torch.arange(start, start + len(ids), device=self.model.device)[None],
