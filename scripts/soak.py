@@ -315,6 +315,7 @@ def main() -> int:
     )
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--memory", default="256", help="MiB of caches the server keeps")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -331,7 +332,8 @@ def main() -> int:
                 index,
             ]
             subprocess.run(command, check=True)
-        with server(["--index", index, "--dtype", "float32"]) as (url, pid):
+        options = ["--index", index, "--dtype", "float32", "--memory", asked.memory]
+        with server(options) as (url, pid):
             found = asyncio.run(soak(url, pid, asked.clients, asked.seconds))
     finally:
         shutil.rmtree(folder)
