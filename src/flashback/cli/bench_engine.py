@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def engine(threads: int | None, as_json: bool, **values: Any) -> None:
-    """Write a text as this engine does and as it did: tokens per second.
+    """This engine against transformers' own cache: tokens per second.
 
     \b
     flashback bench engine --shape opt-125m --lengths 512:1024
