@@ -278,7 +278,8 @@ def report(count: Count, memory: list[float], metrics: str) -> dict[str, Any]:
     warm = memory[int(len(memory) * WARM_UP) :]
     part = max(len(warm) // 6, 1)
     before, after = statistics.median(warm[:part]), statistics.median(warm[-part:])
-    median = statistics.median(count.first_stride)
+    median = statistics.median(count.first_stride or [0.0])
+    slowest = max(count.first_stride, default=0.0)
     return {
         "completed": count.completed,
         "different": count.different,
@@ -286,8 +287,8 @@ def report(count: Count, memory: list[float], metrics: str) -> dict[str, Any]:
         "garbage": count.garbage,
         "statuses": {str(code): number for code, number in sorted(count.statuses.items())},
         "broken": count.broken[:10],
-        "first_stride_seconds": {"median": median, "slowest": max(count.first_stride)},
-        "slowest/median": max(count.first_stride) / median,
+        "first_stride_seconds": {"median": median, "slowest": slowest},
+        "slowest/median": slowest / median if median else 0.0,
         "resident_megabytes": {"warm": before, "end": after, "peak": max(memory)},
         "memory_growth": after / before,
         "metrics": dict(re.findall(r"^(flashback_\w+_total\S*) (\S+)$", metrics, re.MULTILINE)),
@@ -303,8 +304,20 @@ def failures(found: dict[str, Any]) -> list[str]:
         "someone starved": found["slowest/median"] > FAIREST,
         "memory grew": found["memory_growth"] > GROWTH,
         "nothing was completed": not found["completed"],
+        "nothing was streamed": not found["first_stride_seconds"]["median"],
     }
     return [claim for claim, broken in claims.items() if broken]
+
+
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
 
 
 def main() -> int:
@@ -313,8 +326,8 @@ def main() -> int:
     parser.add_argument(
         "--index", help="index folder (default: one of this Python's documentation)"
     )
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--clients", type=positive, default=32)
+    parser.add_argument("--seconds", type=positive, default=300)
     parser.add_argument("--memory", default="256", help="MiB of caches the server keeps")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     asked = parser.parse_args()

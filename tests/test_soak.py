@@ -29,7 +29,12 @@ def test_a_small_soak_finds_nothing_wrong() -> None:
     assert sum(float(n) for name, n in strides.items() if "strides" in name) > found["completed"]
 
 
-GOOD: dict[str, Any] = {"different": 0, "broken": [], "statuses": {"200": 9, "400": 1}}
+GOOD: dict[str, Any] = {
+    "different": 0,
+    "broken": [],
+    "statuses": {"200": 9, "400": 1},
+    "first_stride_seconds": {"median": 1.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -41,12 +46,18 @@ GOOD: dict[str, Any] = {"different": 0, "broken": [], "statuses": {"200": 9, "40
         ({"slowest/median": 5.1}, "someone starved"),
         ({"memory_growth": 1.06}, "memory grew"),
         ({"completed": 0}, "nothing was completed"),
+        ({"first_stride_seconds": {"median": 0.0}}, "nothing was streamed"),
     ],
 )
 def test_what_is_not_as_promised_is_a_failure(change: dict[str, Any], claim: str) -> None:
     good = GOOD | {"slowest/median": 2.0, "memory_growth": 1.0, "completed": 9}
     assert failures(good) == []
     assert failures(good | change) == [claim]
+
+
+def test_a_soak_without_streams_is_reported() -> None:
+    found = report(Count(completed=1), [10.0], "")
+    assert failures(found) == ["nothing was streamed"]
 
 
 def test_memory_is_compared_after_the_warm_up() -> None:
