@@ -6,7 +6,7 @@ import pytest
 from transformers import DynamicCache
 
 from command_line import refused, run
-from flashback.benchmark.engine import Arm, ArmEngine, Measured, Results, prepare
+from flashback.benchmark.engine import Arm, ArmEngine, MeasuredStride, Results, prepare
 from flashback.benchmark.settings import EngineBenchSettings
 from flashback.engines.packed import Int8Linear, PackedLinear
 from flashback.settings import Quantize
@@ -47,14 +47,14 @@ def test_every_arm_writes_every_stride_and_the_model_takes_a_part_of_it(model_fo
 
 
 def test_ratios_and_shares_are_of_all_strides() -> None:
-    def rows(*seconds: float) -> list[Measured]:
-        return [Measured(20, value, value / 2) for value in seconds]
+    def rows(*seconds: float) -> list[MeasuredStride]:
+        return [MeasuredStride(20, value, value / 2) for value in seconds]
 
     runs = ({"dynamic float32": rows(2, 4), "ours float32": rows(1, 2)},) * 2
     results = Results(5, runs)
-    assert results.tokens_per_second("ours float32") == pytest.approx(10 / 3)
+    assert results.row("ours float32").tokens_per_second == pytest.approx(10 / 3)
     assert results.other_share("ours float32") == pytest.approx(0.5)
-    assert results.spread("ours float32") == 0
+    assert results.row("ours float32").spread == 0
     assert results.ratios() == {"ours float32/dynamic float32": pytest.approx(2)}
 
 

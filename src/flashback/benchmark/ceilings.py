@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
@@ -32,6 +33,7 @@ class Ceilings:
     """Multiplying large matrices."""
 
 
+@torch.inference_mode()
 def measure_ceilings(placement: Placement) -> Ceilings:
     """Measure both on the device and in the dtype of a placement; seconds, not minutes.
 
@@ -43,7 +45,7 @@ def measure_ceilings(placement: Placement) -> Ceilings:
     left, right = torch.zeros(2, _MATRIX, _MATRIX, dtype=dtype, device=device)
     products: list[Callable[[], object]] = [lambda: left @ right]
     if device.type == "cpu":
-        layer = packed_or_plain(right)
+        layer = packed_or_plain(nn.Linear(_MATRIX, _MATRIX, bias=False, dtype=dtype))
         products.append(lambda: layer(left))
     read = _best_seconds(stream.sum, device)
     product = min(_best_seconds(work, device) for work in products)

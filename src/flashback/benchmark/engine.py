@@ -7,7 +7,6 @@
 `dynamic` and `ours` in each dtype. Random tokens, passages all different, as in the run-time test.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from functools import cached_property
 from torch import Tensor
 from transformers import DynamicCache
 
+from flashback.benchmark.batch import Measured
 from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Material, random_material
-from flashback.benchmark.runtime import parse_lengths, text_size
+from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
 from flashback.benchmark.settings import EngineBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
@@ -26,13 +26,7 @@ from flashback.engines.local import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
 from flashback.reader import Reader, choose_placement
-from flashback.settings import (
-    FrameText,
-    Quantize,
-    RetrievalSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import Quantize, Settings, StoppingSettings
 
 RATIOS = (
     ("ours float32", "dynamic float32"),
@@ -115,7 +109,7 @@ class ArmEngine(TimedEngine):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStride:
     """One stride of one arm."""
 
     length: int
@@ -131,24 +125,16 @@ class Results:
     """Every stride of every arm, in each repeat."""
 
     stride: int
-    runs: tuple[dict[str, list[Measured]], ...]
+    runs: tuple[dict[str, list[MeasuredStride]], ...]
 
     @cached_property
     def arms(self) -> tuple[str, ...]:
         return tuple(self.runs[0])
 
-    def seconds(self, arm: str) -> list[float]:
-        """Of each repeat."""
-        return [sum(one.seconds for one in run[arm]) for run in self.runs]
-
-    def tokens_per_second(self, arm: str) -> float:
-        """From the median of the repeats."""
-        return len(self.runs[0][arm]) * self.stride / statistics.median(self.seconds(arm))
-
-    def spread(self, arm: str) -> float:
-        """The slowest repeat less the fastest, as a share of the median."""
-        seconds = self.seconds(arm)
-        return (max(seconds) - min(seconds)) / statistics.median(seconds)
+    def row(self, arm: str) -> Measured:
+        """All strides of an arm together."""
+        seconds = tuple(sum(one.seconds for one in run[arm]) for run in self.runs)
+        return Measured(arm, len(self.runs[0][arm]) * self.stride, seconds)
 
     def other_share(self, arm: str) -> float:
         """What is not the model's: choosing, detokenising, arranging, keeping books."""
@@ -159,7 +145,8 @@ class Results:
     def ratios(self) -> dict[str, float]:
         """Tokens per second of one arm by those of another."""
         return {
-            f"{above}/{below}": self.tokens_per_second(above) / self.tokens_per_second(below)
+            f"{above}/{below}": self.row(above).tokens_per_second
+            / self.row(below).tokens_per_second
             for above, below in RATIOS
             if {above, below} <= set(self.arms)
         }
@@ -191,25 +178,20 @@ class EngineBench:
 
     def _once(
         self, lengths: Sequence[int], on_stride: Callable[[], None]
-    ) -> dict[str, list[Measured]]:
+    ) -> dict[str, list[MeasuredStride]]:
         writers = {arm: self._measure(arm, lengths) for arm in self.readers}
-        found: dict[str, list[Measured]] = {str(arm): [] for arm in self.readers}
+        found: dict[str, list[MeasuredStride]] = {str(arm): [] for arm in self.readers}
         for _ in lengths:
             for arm, writer in writers.items():
                 found[str(arm)].append(next(writer))
                 on_stride()
         return found
 
-    def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[Measured]:
+    def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text
         engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.cache == "dynamic")
-        retrieval = RetrievalSettings(
-            self.settings.pattern,
-            stride,
-            passage_tokens=self.settings.passage_tokens,
-            frame=FrameText("", "", 0),
-        )
+        retrieval = bare_retrieval(self.settings.pattern, self.settings)
         stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
         writer = Generator(reader, engine, self.material.new_retriever())
         writing = writer.stream(text[: lengths[0]], Settings(retrieval, stopping=stopping))
@@ -217,7 +199,7 @@ class EngineBench:
             before, started = engine.model_seconds, time.perf_counter()
             written = next(event for event in writing if isinstance(event, Stride))
             seconds = time.perf_counter() - started - written.retrieve_seconds
-            yield Measured(length, seconds, engine.model_seconds - before)
+            yield MeasuredStride(length, seconds, engine.model_seconds - before)
 
 
 def prepare(settings: EngineBenchSettings) -> EngineBench:

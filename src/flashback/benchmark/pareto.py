@@ -13,7 +13,7 @@ from typing import Any
 from flashback.adapter import put_on
 from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
-from flashback.evaluation.arms import Arm, FrameKind
+from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
 from flashback.generation import Generation, Generator
@@ -21,13 +21,7 @@ from flashback.loading import for_inference
 from flashback.packing.examples import Example
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
-
-_TEXTS = {
-    FrameKind.BARE: FrameText("", "", 0),
-    FrameKind.TEXT: FrameText(echo_tokens=0),
-    FrameKind.ECHO: FrameText(),
-}
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Speed:
         return len(settings) * len(self.arms) * repeats * len(self.prompts)
 
     def _settings(self, arm: Arm, retrieval: RetrievalSettings) -> Settings:
-        frame = None if arm.adapter is not None else _TEXTS.get(arm.frame)
+        frame = None if arm.adapter is not None else TEXTS.get(arm.frame)
         own = replace(retrieval, pattern=arm.pattern, frame=frame)
         tokens = retrieval.stride + self.new_tokens
         return Settings(own, stopping=StoppingSettings(max_new_tokens=tokens, ignore_eos=True))

@@ -181,14 +181,7 @@ class Runtime:
     def strides(self, arm: str, start: int, count: int) -> Iterator[Written]:
         """Strides of an arm that begins with an empty cache and `start` tokens of context."""
         pattern = pattern_of(arm)
-        retrieval = self.material.forbidding(
-            RetrievalSettings(
-                pattern,
-                self.settings.stride,
-                passage_tokens=self.settings.passage_tokens,
-                frame=FrameText("", "", 0),
-            )
-        )
+        retrieval = self.material.forbidding(bare_retrieval(pattern, self.settings))
         stopping = StoppingSettings(count * self.settings.stride, ignore_eos=True)
         engine = self._engine(arm, start)
         if arm == "slot_cached":
@@ -290,6 +283,16 @@ def parse_lengths(settings: Sweep) -> range:
             f"{settings.passage_tokens + 2 * settings.stride} higher"
         )
     return lengths
+
+
+def bare_retrieval(pattern: Pattern, settings: Sweep) -> RetrievalSettings:
+    """Passages with no words around them, as in the paper's test."""
+    return RetrievalSettings(
+        pattern,
+        settings.stride,
+        passage_tokens=settings.passage_tokens,
+        frame=FrameText("", "", 0),
+    )
 
 
 def text_size(reader: Reader, lengths: range, settings: Sweep) -> int:

@@ -54,12 +54,12 @@ def engine(threads: int | None, as_json: bool, **values: Any) -> None:
     table.add_column("engine")
     for heading in ("tokens/s", "spread", "other"):
         table.add_column(heading, justify="right")
-    for arm in results.arms:
+    for row in map(results.row, results.arms):
         table.add_row(
-            arm,
-            f"{results.tokens_per_second(arm):.1f}",
-            f"{results.spread(arm):.0%}",
-            f"{results.other_share(arm):.1%}",
+            row.arm,
+            f"{row.tokens_per_second:.1f}",
+            f"{row.spread:.0%}",
+            f"{results.other_share(row.arm):.1%}",
         )
     Console().print(table)
     for name, value in results.ratios().items():
@@ -89,14 +89,13 @@ def _record(machine: "EngineBench", results: "Results") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "rows": [
-            {
-                "arm": arm,
-                "tokens_per_second": results.tokens_per_second(arm),
-                "seconds": results.seconds(arm),
-                "spread": results.spread(arm),
-                "other_share": results.other_share(arm),
+            asdict(row)
+            | {
+                "tokens_per_second": row.tokens_per_second,
+                "spread": row.spread,
+                "other_share": results.other_share(row.arm),
             }
-            for arm in results.arms
+            for row in map(results.row, results.arms)
         ],
         "ratios": results.ratios(),
     }

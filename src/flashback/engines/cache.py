@@ -170,7 +170,7 @@ class BufferedLayer(DynamicLayer):
         return self._buffer.bytes
 
 
-class Enough(Exception):
+class _Enough(Exception):
     """The last layer's keys and values are there: nothing of the pass is needed any more."""
 
 
@@ -183,10 +183,10 @@ class _LastLayer(BufferedLayer):
         """Append (B, H, new, D) keys and values.
 
         Raises:
-            Enough: always.
+            _Enough: always.
         """
         super().update(key_states, value_states)
-        raise Enough
+        raise _Enough
 
 
 class BufferedSlidingLayer(DynamicSlidingWindowLayer):
@@ -255,7 +255,7 @@ def states_alone(model: PreTrainedModel, forward: Callable[[DynamicCache], objec
     cache = new_cache(model)
     *_, last = (at for at, layer in enumerate(cache.layers) if isinstance(layer, BufferedLayer))
     cache.layers[last] = _LastLayer()
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(_Enough):
         forward(cache)
     # Copies, since the buffers have room to spare.
     held = (layer.states() for layer in full_layers(cache))

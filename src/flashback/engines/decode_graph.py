@@ -125,7 +125,8 @@ class DecodeGraph:
                 self._pass()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Another thread may encode the next passage meanwhile (lookahead); only this one records.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._pass()
         return graph
 

@@ -119,13 +119,12 @@ def pack_weights(model: PreTrainedModel) -> int:
     return _replace(model, PackedLinear, _TOLERANCE[model.dtype])
 
 
-def packed_or_plain(weight: Tensor) -> nn.Module:
-    """A linear layer (O, I) without bias, packed where PyTorch can."""
+@torch.no_grad()
+def packed_or_plain(layer: nn.Linear) -> nn.Module:
+    """A layer with its weight packed; as it is where PyTorch cannot."""
     try:
-        return PackedLinear(weight, None, transposed=False, owned=True)
+        return PackedLinear(layer.weight, layer.bias, transposed=False, owned=True)
     except (AttributeError, RuntimeError):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
         return layer
 
 

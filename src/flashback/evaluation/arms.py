@@ -36,12 +36,13 @@ class FrameKind(StrEnum):
     """The reader's marking tokens."""
 
 
-_TEXTS = {
+TEXTS = {
     FrameKind.BARE: FrameText("", "", 0),
     FrameKind.TEXT: FrameText(echo_tokens=0),
     FrameKind.ECHO: FrameText(),
     FrameKind.NO_BOS: FrameText(echo_tokens=0),
 }
+"""The frames that are text."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Arm:
                 )
             return Frame((int(reader.tokenizer.eos_token_id),))
         pattern = Pattern.PREPEND if self.frame is FrameKind.NO_BOS else self.pattern
-        return reader.frame(_TEXTS[self.frame], pattern)
+        return reader.frame(TEXTS[self.frame], pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
         """What this arm is scored on: the same targets, perhaps with shorter contexts."""

@@ -207,9 +207,8 @@ def check_positions(
     """
     needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.pattern.retrieves:
-        around = (
-            max(len(reader.frame(FrameText(), retrieval.pattern)), 2) if frame is None else frame
-        )
+        text = reader.frame(FrameText(), retrieval.pattern)
+        around = max(len(text), 2) if frame is None else frame
         needed += retrieval.passages * retrieval.passage_tokens + around
         passages = (
             f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {around} frame "
