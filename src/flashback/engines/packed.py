@@ -4,7 +4,8 @@ A weight as PyTorch keeps it is rearranged by the matrix kernel in every pass. H
 once: oneDNN's layout for float32 and bfloat16, or 8-bit integers.
 
     packed    y = x Wᵀ + b, up to the order of additions
-    int8      W = diag(v) Q, x = u q: y = u v (q Qᵀ) + b, with whole numbers q, Q in [-127, 127]
+    int8      W = diag(v) Q, x = u q: y = u v (q Qᵀ) + b, with whole numbers Q in [-127, 127] and
+              q in [-127, 127], or [-63, 63] where the processor's 16-bit sums would overflow
 
 v belongs to an output, u to one row of x (a token): what a token computes does not depend on the
 other tokens of the pass.
@@ -14,6 +15,7 @@ replaced, and stays as it is where the operator is missing or computes something
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +91,9 @@ class Int8Linear(RepackedLinear):
         self._scales = scales
         self._zeros = torch.zeros(len(scales), dtype=torch.int32)
         self._least = torch.tensor(1e-12)
-        self._half = torch.tensor(128.5)
-        """Inputs are stored from 1 to 255, with 128 for zero; cutting off then rounds."""
+        self._levels = input_levels()
+        self._half = torch.tensor(self._levels + 1.5)
+        """Inputs are stored from 1 on, with levels + 1 for zero; cutting off then rounds."""
 
     def unpacked(self) -> Tensor:
         rounded: Tensor = self._rounded.to_dense().to(torch.float32).t()
@@ -99,13 +102,30 @@ class Int8Linear(RepackedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), float32."""
         largest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True)
-        scale = torch.add(self._least, largest, alpha=1 / 127)
+        scale = torch.add(self._least, largest, alpha=1 / self._levels)
         rounded = torch.addcdiv(self._half, x, scale).to(torch.uint8)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(rounded, 1.0, 128, self._rounded, self._scales, self._zeros, None),
+            *(rounded, 1.0, self._levels + 1, self._rounded, self._scales, self._zeros, None),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
+
+
+@cache
+def input_levels() -> int:
+    """The largest whole number an 8-bit layer may round its inputs to: 127, or 63.
+
+    Without the VNNI instructions two products are added in 16 bits, and 2 · 255 · 127 is too much.
+    """
+    size = 64
+    weight = torch.full((size, size), 127, dtype=torch.int8)
+    zeros = torch.zeros(size, dtype=torch.int32)
+    largest: Tensor = torch.ops.onednn.qlinear_pointwise(
+        torch.full((1, size), 255, dtype=torch.uint8),
+        *(1.0, 128, torch.ops.onednn.qlinear_prepack(weight, None), torch.ones(size), zeros, None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+    return 127 if bool((largest == size * 127 * 127).all()) else 63
 
 
 def pack_weights(model: PreTrainedModel) -> int:
