@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import run
 from flashback.benchmark.batch import ARMS, BatchBench, QueryPassages, random_prompts
+from flashback.benchmark.record import device_name
 from flashback.benchmark.settings import BatchBenchSettings
 from flashback.errors import FlashBackError
 from flashback.retrieval.protocol import SearchOptions
@@ -47,6 +49,7 @@ def test_the_command_prints_figures(model_folder: Path) -> None:
     more = ("--passage-tokens", "12", "--device", "cpu", "--shape", model_folder)
     record = run("bench", "batch", *small, *more, "--json").record
     assert [row["arm"] for row in record["rows"]] == list(ARMS)
+    assert record["device_name"] == device_name(torch.device("cpu"))
     ratio = record["rows"][1]["tokens_per_second"] / record["rows"][0]["tokens_per_second"]
     assert record["ratios"] == {"batch/one_by_one": pytest.approx(ratio)}
     out = run("bench", "batch", *small, *more).out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from command_line import refused, run
+from flashback.benchmark.record import device_name
 from flashback.benchmark.settings import TrainingBenchSettings
 from flashback.benchmark.shapes import SHAPES
 from flashback.benchmark.training import (
@@ -167,6 +168,7 @@ def test_the_command_prints_json(model_folder: Path) -> None:
     record = run("bench", "training", "--shape", model_folder, *TINY, "--json").record
     assert (record["device"], record["dtype"]) == ("cpu", "float32")
     assert record["settings"]["window_tokens"] == 70
+    assert record["device_name"] == device_name(torch.device("cpu"))
     speeds = {row["arm"]: row["targets_per_second"] for row in record["rows"]}
     assert list(speeds) == list(ARMS)
     for row in record["rows"]:

@@ -16,6 +16,7 @@ from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
 from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
+from flashback.benchmark.record import device_name
 from flashback.benchmark.results import RATIOS, Measured, Results
 from flashback.benchmark.runtime import Runtime, Written, grid, parse_lengths, prepare
 from flashback.benchmark.settings import ARMS, RuntimeSettings
@@ -325,6 +326,8 @@ def test_the_command_prints_json(model_folder: Path) -> None:
     arguments = ("--lengths", "40:100", "--stride", "8", "--passage-tokens", "20", "--json")
     record = run("bench", "runtime", "--shape", model_folder, *arguments).record
     assert (record["device"], record["dtype"], record["batch"]) == ("cpu", "float32", 1)
+    assert record["device_name"] == device_name(torch.device("cpu"))
+    assert torch.backends.cpu.get_cpu_capability() in record["device_name"]
     assert set(record["ratios"]) == {f"{above}/{below}" for above, below in RATIOS}
     for name, ratio in record["ratios"].items():
         above, below = name.split("/")

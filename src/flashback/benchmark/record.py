@@ -20,14 +20,11 @@ def runtime_record(machine: Runtime, results: Results) -> dict[str, Any]:
     arms = machine.arms
     return {
         "shape": machine.reader.name,
-        "device": str(machine.reader.placement.device),
-        "device_name": device_name(machine.reader.placement.device),
-        "threads": torch.get_num_threads(),
+        **measured_on(machine.reader.placement.device),
         "dtype": machine.reader.placement.dtype_name,
         "batch": machine.settings.batch_size,
         "text": machine.material.name,
         "settings": asdict(machine.settings) | {"arms": arms},
-        "versions": versions(),
         "ceilings": asdict(machine.ceilings),
         "calibrated": asdict(machine.calibrated),
         "tokens": len(machine.lengths) * machine.settings.stride,
@@ -94,10 +91,24 @@ def _passage_cache(rows: Sequence[Measured]) -> dict[str, int]:
     }
 
 
+def measured_on(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions, for every benchmark's record."""
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
 def device_name(device: torch.device) -> str:
-    """What the processor calls itself."""
+    """What the processor calls itself; a CPU's with its vector instructions, which decide speed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpu_name() -> str:
     try:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

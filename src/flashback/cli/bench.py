@@ -99,15 +99,14 @@ def training(threads: int | None, as_json: bool, **values: Any) -> None:
 
 
 def _training_record(machine: "Training", rows: "Sequence[Measured]") -> dict[str, Any]:
+    from flashback.benchmark.record import measured_on
     from flashback.benchmark.training import ratios
-    from flashback.records import versions
 
     return {
         "shape": machine.reader.name,
-        "device": str(machine.reader.placement.device),
+        **measured_on(machine.reader.placement.device),
         "dtype": machine.reader.placement.dtype_name,
         "settings": asdict(machine.settings),
-        "versions": versions(),
         "rows": [
             {
                 "arm": row.arm,

@@ -35,7 +35,7 @@ def batch(threads: int | None, as_json: bool, **values: Any) -> None:
     import torch
 
     from flashback.benchmark.batch import prepare
-    from flashback.records import versions
+    from flashback.benchmark.record import measured_on
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -47,10 +47,8 @@ def batch(threads: int | None, as_json: bool, **values: Any) -> None:
     if as_json:
         record = {
             "settings": asdict(settings),
-            "device": str(placement.device),
+            **measured_on(placement.device),
             "dtype": placement.dtype_name,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
             "rows": [
                 asdict(row) | {"seconds": row.seconds, "tokens_per_second": row.tokens_per_second}
                 for row in rows

@@ -76,18 +76,12 @@ def _title(machine: "EngineBench") -> str:
 
 
 def _record(machine: "EngineBench", results: "Results") -> dict[str, Any]:
-    import torch
-
-    from flashback.benchmark.record import device_name
-    from flashback.records import versions
+    from flashback.benchmark.record import measured_on
 
     device = next(iter(machine.readers.values())).placement.device
     return {
         "settings": asdict(machine.settings),
-        "device": str(device),
-        "device_name": device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        **measured_on(device),
         "rows": [
             asdict(row)
             | {
