@@ -142,9 +142,8 @@ def test_a_rounded_product_is_that_of_its_weights_row_by_row(bias: bool) -> None
         x[0, 4] = 0
         together = layer(x)
         alone = torch.cat([layer(row[None, None]) for row in x[0]], 1)
-        rounding = x.abs().amax(-1, keepdim=True) / (
-            2 * input_levels()
-        )  # half a step of every input
+        half_steps = 2 * input_levels()
+        rounding = x.abs().amax(-1, keepdim=True) / half_steps  # half a step of every input
         exact = nn.functional.linear(x, layer.weight, plain.bias)
         most = rounding * layer.weight.abs().sum(1)
     assert torch.allclose(together, alone, atol=0, rtol=1e-6)
