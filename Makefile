@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
+PARALLEL := $(VENV)/.runs-tests-in-parallel
 
 .PHONY: demo test check install peers format docs mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
 
-test: install  ## Run the whole test suite: no network, no GPU needed.
-	$(BIN)/python -m pytest
+test: $(PARALLEL)  ## Run the whole test suite: no network, no GPU needed.
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install  ## Formatting, lint and strict types.
 	$(BIN)/ruff format --check .
@@ -27,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) hatchling editables
 	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
+
+$(PARALLEL): $(STAMP)
+	$(PIP) --no-build-isolation -e '.[dev,test]'
+	@touch $(PARALLEL)
 
 peers: install  ## lm-eval, too, whose test against the server is skipped without it.
 	$(PIP) --no-build-isolation -e '.[dev,peers]'
@@ -56,7 +61,7 @@ mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes 
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,peers]'
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,peers]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 

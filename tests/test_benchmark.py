@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from command_line import index_notes, refused, run, write_notes
-from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate
+from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
 from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
@@ -24,7 +25,7 @@ from flashback.benchmark.shapes import SHAPES, shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
-from flashback.reader import window_of
+from flashback.reader import Placement, window_of
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.settings import Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
@@ -255,6 +256,24 @@ def test_calibration_gives_back_what_a_reader_reaches() -> None:
     assert clock[0] > 0
     assert pass_operations(shape, Pass(64, 0)) / found.operations_per_second == pytest.approx(3.0)
     assert pass_bytes(shape, Pass(1, 64)) / found.bytes_per_second == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("rate", "largest"), [(1e9, 256), (1e10, 1024), (1e12, 2048)])
+def test_a_slow_processor_multiplies_smaller_matrices(rate: float, largest: int) -> None:
+    """bfloat16 without instructions for it would take minutes."""
+    sizes: list[int] = []
+
+    def timed(work: Callable[[], object], _device: object) -> float:
+        if not isinstance(work, partial):
+            return 0.5  # reading memory
+        sizes.append(len(work.args[-1]))
+        return 2 * sizes[-1] ** 3 / rate
+
+    placement = Placement(torch.device("cpu"), torch.float32, "")
+    with patch("flashback.benchmark.ceilings._seconds", timed):
+        found = measure_ceilings(placement)
+    assert max(sizes) == largest
+    assert found.operations_per_second == pytest.approx(rate)
 
 
 def test_the_bound_is_the_ceiling_that_is_met_first() -> None:

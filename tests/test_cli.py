@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import flashback
+import flashback.demo
+import flashback.indexing
 from command_line import NOTES, Outcome, run, start
 from flashback.cli.main import app
+from flashback.corpus.python_docs import find_modules
 from recompute import TOLERANCE, recomputed_logits
 
 PROMPT = "What pulls at the tides? Moon, moon. Network: "
@@ -422,24 +424,24 @@ def test_a_process_prints_the_result_alone(generate: Generate, model_folder: Pat
     assert out.decode() == generate(*small, indexed=False).out.replace("\n", os.linesep)
 
 
-@pytest.mark.timeout(1200)
 def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With a part of the standard library's documentation: all of an environment takes minutes."""
+    parts = {"asyncio", "collections", "email", "http", "logging", "pydoc_data", "urllib", "xml"}
+    modules = [(name, path) for name, path in find_modules() if name.split(".")[0] in parts]
+    monkeypatch.setattr(flashback.demo, "find_modules", lambda: modules)
+    monkeypatch.setattr(flashback.indexing, "find_modules", lambda: modules)
+    monkeypatch.setattr(flashback.demo, "SCORED_PAGES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def demonstrate() -> tuple[dict[str, Any], list[Path]]:
-        process = start("demo", "--json")
-        out, err = process.communicate(timeout=600)
-        assert (process.returncode, err) == (0, b"")
-        return json.loads(out), sorted((tmp_path / "flashback").glob("*/*"))
-
-    record, files = demonstrate()
+    record = json.loads(run("demo", "--json").out)
     assert [row["pattern"] for row in record["rows"]] == ["append", "slot", "prepend", "none"]
     assert [row["tokens"] for row in record["rows"]] == [128] * 4
     append, slot, prepend, _ = record["rows"]
     assert slot["encoded"] < append["encoded"] < prepend["encoded"]
+    files = sorted((tmp_path / "flashback").glob("*/*"))
     assert len(files) == 2  # the manifest and one data folder, named at random
-    again, files_again = demonstrate()
-    assert files_again == files
-    assert [row["encoded"] for row in again["rows"]] == [row["encoded"] for row in record["rows"]]
+    _, built = flashback.demo.open_or_build_index(lambda _: (lambda _: None, lambda: None))
+    assert not built
+    assert sorted((tmp_path / "flashback").glob("*/*")) == files

@@ -18,7 +18,10 @@ from flashback.reader import Placement
 
 _STREAM_BYTES = 1 << 29
 """Far more than any cache holds."""
-_MATRIX = 2048
+_MATRICES = (256, 512, 1024, 2048)
+"""Rows; the largest that takes no longer than `_LONG_PRODUCT` is measured."""
+_LONG_PRODUCT = 0.25
+"""Seconds; some processors multiply bfloat16 a hundred times slower than float32."""
 _REPEATS = 5
 _DECODE_STEPS = 4
 
@@ -42,14 +45,25 @@ def measure_ceilings(placement: Placement) -> Ceilings:
     """
     device, dtype = placement.device, placement.dtype
     stream = torch.zeros(_STREAM_BYTES // dtype.itemsize, dtype=dtype, device=device)
-    left, right = torch.zeros(2, _MATRIX, _MATRIX, dtype=dtype, device=device)
-    products: list[Callable[[], object]] = [lambda: left @ right]
-    if device.type == "cpu":
-        layer = packed_or_plain(nn.Linear(_MATRIX, _MATRIX, bias=False, dtype=dtype))
-        products.append(lambda: layer(left))
     read = _best_seconds(stream.sum, device)
-    product = min(_best_seconds(work, device) for work in products)
-    return Ceilings(_STREAM_BYTES / read, 2 * _MATRIX**3 / product)
+    return Ceilings(_STREAM_BYTES / read, _operations_per_second(placement))
+
+
+def _operations_per_second(placement: Placement) -> float:
+    """The matrix rate, of matrices as large as the processor multiplies in a reasonable time."""
+    device, dtype = placement.device, placement.dtype
+    rate = 0.0
+    for size in _MATRICES:
+        operations = 2 * size**3
+        if rate and operations / rate > _LONG_PRODUCT:
+            break
+        left, right = torch.zeros(2, size, size, dtype=dtype, device=device)
+        products: list[Callable[[], object]] = [partial(torch.matmul, left, right)]
+        if device.type == "cpu":
+            layer = packed_or_plain(nn.Linear(size, size, bias=False, dtype=dtype))
+            products.append(partial(layer, left))
+        rate = operations / min(_best_seconds(work, device) for work in products)
+    return rate
 
 
 @torch.inference_mode()

@@ -30,14 +30,18 @@ def find_modules() -> list[tuple[str, Path]]:
     """(dotted name, file) of every module of this environment, sorted; our own excluded."""
     paths = sysconfig.get_paths()
     roots = dict.fromkeys(Path(paths[key]).resolve() for key in ("stdlib", "purelib", "platlib"))
+    own_package = Path(__file__).resolve().parent.parent
     modules: dict[str, Path] = {}
     for root in roots:
         for folder, folders, files in os.walk(root):
-            folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+            folders[:] = [
+                name
+                for name in folders
+                if name not in _SKIPPED_FOLDERS and Path(folder, name) != own_package
+            ]
             for file in files:
                 path = Path(folder, file)
-                ours = path.is_relative_to(_own_package())
-                if path.suffix == ".py" and path.is_file() and not ours:
+                if path.suffix == ".py" and path.is_file():
                     modules.setdefault(_module_name(path.relative_to(root)), path)
     return sorted(modules.items())
 
@@ -69,10 +73,6 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _own_package() -> Path:
-    return Path(__file__).resolve().parent.parent
 
 
 def _module_name(path: Path) -> str:
