@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from flashback.arrangement import Ids
 from flashback.engines.cache import States
+from flashback.packing.last_layer import LastLayer
 
 
 class Passes:
@@ -28,6 +29,7 @@ class Passes:
         self.full_attention = all(type(layer) is DynamicLayer for layer in layers)
         """Whether every layer sees every position; False for sliding windows."""
         self.device = next(base.parameters()).device
+        self._last_layer = LastLayer(base)
         self._model = model
 
     def logits(self, ids: Tensor, keep: int, inputs: dict[str, Any]) -> Tensor:
@@ -37,8 +39,10 @@ class Passes:
             # multiply every sequence with the vocabulary's matrix on its own.
             end = ids.shape[1]
             inputs = inputs | {"logits_to_keep": torch.arange(end - keep, end, device=ids.device)}
-        inputs = {"use_cache": False} | inputs
-        logits: Tensor = self._model(input_ids=ids, **inputs).logits
+        if "past_key_values" not in inputs:  # the last layer is narrowed by means of one
+            inputs = inputs | {"past_key_values": DynamicCache(), "use_cache": True}
+        with self._last_layer.narrowed(keep):
+            logits: Tensor = self._model(input_ids=ids, **inputs).logits
         return logits if logits.shape[1] == keep else logits[:, -keep:]
 
     def behind(self, cache: DynamicCache, ids: Ids, position: int, keep: int) -> Tensor:

@@ -1,0 +1,164 @@
+"""The last layer, at the positions whose logits are needed; before them, its keys and values alone.
+
+Nothing else of the last layer is ever read there: neither its queries and attention nor its
+feed-forward network. Branches of 16 targets behind a passage of 128 tokens need one position in
+nine: that leaves out most of a layer's work, forwards and backwards, and nothing changes.
+
+It needs no knowledge of the model. The layer runs twice: on all positions, until a cache between
+has got its keys and values and ends it, and then on the needed positions, where that cache answers
+with the keys and values of all. What the layer would have given for the others is zeros.
+
+Symbols: B batch, T tokens of a pass, n of them needed, K keys, H key-value heads, D head size.
+"""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from flashback.engines.cache import States
+
+_QUERY_AXES = {
+    "hidden_states": 1,  # (B, T, width)
+    "attention_mask": -2,  # (B, 1, T, K)
+    "position_ids": -1,  # (B, T)
+    "position_embeddings": -2,  # two of (B, T, D)
+}
+"""Arguments of a layer that have an entry for every position, and on which axis."""
+_OTHER_TENSORS = {"alibi"}
+"""Arguments that have none; a layer with others is left alone."""
+_MASKED = ("sdpa", "eager")
+"""Ways of attention that are told by a mask what a position sees."""
+
+
+class LastLayer:
+    """Narrows the last layer of one model, for as long as one asks for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take a causal language model of transformers.
+
+        Args:
+            model: the model itself, not an adapter around it; LoRA layers may be inside.
+        """
+        config: Any = model.config
+        count = config.get_text_config().num_hidden_layers
+        stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+        self._layer = next((one[-1] for one in stacks if len(one) == count), None)
+        self._attention = config._attn_implementation
+        if self._layer is not None:
+            self._names = tuple(inspect.signature(self._layer.forward).parameters)
+
+    @contextlib.contextmanager
+    def narrowed(self, needed: int) -> Iterator[None]:
+        """Let passes of this thread compute their last `needed` positions only, if they can.
+
+        A pass must be given a cache.
+        """
+        layer = self._layer
+        if layer is None or self._attention not in _MASKED:
+            yield
+            return
+        whole, thread = layer.forward, threading.get_ident()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(self._names, args, strict=False)) | kwargs
+            if threading.get_ident() == thread and self._can_narrow(given, needed):
+                return _narrowed(whole, given, needed)
+            return whole(*args, **kwargs)
+
+        layer.forward = forward
+        try:
+            yield
+        finally:
+            layer.forward = whole
+
+    def _can_narrow(self, given: dict[str, Any], needed: int) -> bool:
+        """Whether it would save anything, and everything that has a position is known."""
+        tensors = {name for name, value in given.items() if _holds_tensors(value)}
+        return (
+            given["hidden_states"].shape[1] > needed
+            and len(_caches(given)) == 1
+            and not tensors - _QUERY_AXES.keys() - _OTHER_TENSORS
+            and (given.get("attention_mask") is not None or self._attention == "sdpa")
+        )
+
+
+def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -> Any:
+    """A layer's output (B, T, width) of these arguments, zeros but for the needed positions."""
+    (name,) = _caches(given)
+    cache = _KeysFirst(given[name])
+    with contextlib.suppress(_Enough):
+        forward(**given | {name: cache})
+    narrow = given | {name: cache}
+    for name, axis in _QUERY_AXES.items():
+        if _holds_tensors(given.get(name)):
+            narrow[name] = _last(given[name], axis, needed)
+    if given.get("attention_mask") is None:  # plainly causal, which the shape does not tell now
+        narrow["attention_mask"] = _causal(cache.keys, needed)
+    output = forward(**narrow)
+    left_out = given["hidden_states"].shape[1] - needed
+    if isinstance(output, tuple):
+        return (nn.functional.pad(output[0], (0, 0, left_out, 0)), *output[1:])
+    return nn.functional.pad(output, (0, 0, left_out, 0))
+
+
+def _caches(given: dict[str, Any]) -> list[str]:
+    """The names of the arguments that are caches; families differ in them."""
+    return [name for name, value in given.items() if isinstance(value, Cache)]
+
+
+def _causal(keys: Tensor, needed: int) -> Tensor:
+    """What each of the last positions sees, (1, 1, n, K)."""
+    count = keys.shape[-2]
+    seen = torch.ones(needed, count, dtype=torch.bool, device=keys.device)
+    return seen.tril(count - needed)[None, None]
+
+
+class _Enough(Exception):
+    """The keys and values are there: nothing else of the layer is needed."""
+
+
+class _KeysFirst:
+    """A cache that ends the layer when it is given keys and values, and knows them afterwards."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._states: States | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys of all positions, (B, H, K, D)."""
+        assert self._states is not None, "a layer that narrows its attention asks its cache"
+        return self._states[0]
+
+    def update(self, keys: Tensor, values: Tensor, *where: Any, **more: Any) -> States:
+        """Keys and values of all positions, (B, H, K, D) each.
+
+        Raises:
+            _Enough: the first time.
+        """
+        if self._states is None:
+            self._states = self._cache.update(keys, values, *where, **more)
+            raise _Enough
+        return self._states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, Tensor)
+
+
+def _last(value: Any, axis: int, count: int) -> Any:
+    """The last entries of a tensor, or of several, on an axis."""
+    if isinstance(value, tuple | list):
+        return tuple(_last(part, axis, count) for part in value)
+    return value.narrow(axis, value.shape[axis] - count, count)
