@@ -6,10 +6,10 @@
 Needs Chromium (Debian: apt-get install chromium). Writes docs/playground/{desktop,phone,dark}.png.
 """
 
-import sys
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from chromium import opened
 
@@ -51,6 +51,11 @@ def take(server: str, picture: Picture) -> Path:
 
 
 if __name__ == "__main__":
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("server", help="its address, such as http://127.0.0.1:8000")
+    server = words.parse_args().server.rstrip("/")
+    if urlsplit(server).scheme not in {"http", "https"}:
+        words.error(f"{server}: expected an address that begins with http://")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for one in PICTURES:
-        print(take(sys.argv[1].rstrip("/"), one))
+        print(take(server, one))
