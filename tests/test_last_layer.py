@@ -86,6 +86,20 @@ def test_what_is_not_known_to_have_positions_is_left_alone() -> None:
     assert computed == [IDS.shape[1]]
 
 
+def test_a_layer_that_was_replaced_before_stays_replaced() -> None:
+    model = tiny_model("llama")
+    layer: Any = last_stack(model)
+    expected, original = run(model), layer.forward
+    with LastLayer(model).narrowed(NEEDED):
+        pass
+    assert "forward" not in vars(layer)
+    layer.forward = replaced = lambda *args, **given: 2 * original(*args, **given)
+    with LastLayer(model).narrowed(NEEDED):
+        pass
+    assert layer.forward is replaced
+    assert not torch.equal(run(model), expected)
+
+
 def test_other_threads_get_whole_layers() -> None:
     model = tiny_model("llama")
     computed = positions_computed(model)

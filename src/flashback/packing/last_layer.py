@@ -71,20 +71,24 @@ class LastLayer:
                 return _narrowed(whole, given, needed)
             return whole(*args, **kwargs)
 
+        before = vars(layer).get("forward")  # only if somebody else has replaced it, too
         layer.forward = forward
         try:
             yield
         finally:
-            layer.forward = whole
+            del layer.forward
+            if before is not None:
+                layer.forward = before
 
     def _can_narrow(self, given: dict[str, Any], needed: int) -> bool:
         """Whether it would save anything, and everything that has a position is known."""
         tensors = {name for name, value in given.items() if _holds_tensors(value)}
+        mask = given.get("attention_mask")
         return (
             given["hidden_states"].shape[1] > needed
             and len(_caches(given)) == 1
             and not tensors - _QUERY_AXES.keys() - _OTHER_TENSORS
-            and (given.get("attention_mask") is not None or self._attention == "sdpa")
+            and (self._attention == "sdpa" if mask is None else mask.ndim == 4)
         )
 
 
