@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -392,6 +394,27 @@ def test_a_folder_that_holds_no_index_is_refused(tmp_path: Path) -> None:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_opening_leaves_nothing_though_the_library_writes_late(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(links))
+    remove = os.rmdir
+    late: list[Path] = []
+
+    def rmdir(path: Path, **options: Any) -> None:
+        if not late:  # what its thread that watches a folder does, once
+            late.append(next(links.iterdir()) / ".tantivy-meta.lock")
+            late[0].touch()
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert found(BM25Index.open(folder), "dogs") == found(BM25Index.open(folder), "dogs") != []
+    assert late
+    assert not list(links.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,20 @@ def fresh_folder(parent: Path, prefix: str) -> Path:
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     os.chmod(folder, 0o755)
     return folder
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone behind the block, even if a library's thread still wrote into it."""
+    folder = Path(tempfile.mkdtemp(prefix="flashback-"))
+    try:
+        yield folder
+    finally:
+        for _ in range(100):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.01)  # a file came between emptying the folder and removing it
 
 
 @contextlib.contextmanager

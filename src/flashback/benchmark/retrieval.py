@@ -3,17 +3,16 @@
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
 from flashback.errors import CorpusError
+from flashback.files import temporary_folder
 from flashback.indexing import index_corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.protocol import SearchOptions
@@ -62,8 +61,8 @@ def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -
     """
     if "-" in corpus:
         raise CorpusError("corpus -: standard input cannot be read twice; name files or folders")
-    with tempfile.TemporaryDirectory(prefix="flashback-") as folder:
-        target = Path(folder, "index")
+    with temporary_folder() as folder:
+        target = folder / "index"
         build, manifest = _seconds(
             lambda: index_corpus(corpus, target, IndexSettings(), CorpusReport())
         )

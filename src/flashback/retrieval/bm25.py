@@ -7,7 +7,6 @@ go through one analysis: words, lower case, no English stop words, Porter stems.
 import contextlib
 import platform
 import sqlite3
-import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import tantivy
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import DEFAULT_WORDS, NearDuplicates, Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
+from flashback.files import temporary_folder
 from flashback.retrieval.index_folder import (
     Content,
     Manifest,
@@ -177,14 +177,14 @@ def _readable_damage(folder: Path) -> Iterator[None]:
 def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
     """Open the data of an index that may be read-only.
 
-    tantivy creates lock files beside what it opens; it gets a folder of links to do so. What it has
-    mapped stays mapped when that folder goes.
+    tantivy creates lock files beside what it opens, at times from a thread that watches the folder;
+    it gets a folder of links to do so. What it has mapped stays mapped when that folder goes.
     """
-    with tempfile.TemporaryDirectory(prefix="flashback-") as links, _readable_damage(folder):
+    with temporary_folder() as links, _readable_damage(folder):
         for name in manifest.files:
             if not name.endswith(".lock"):
-                Path(links, name).symlink_to((folder / manifest.data / name).resolve())
-        index = tantivy.Index.open(links)
+                (links / name).symlink_to((folder / manifest.data / name).resolve())
+        index = tantivy.Index.open(str(links))
         index.register_tokenizer(_ANALYSIS, _analyzer())
         index.config_reader(reload_policy="manual")  # maps the files; nothing is reloaded later
         index.searcher()
