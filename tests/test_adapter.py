@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
@@ -624,6 +624,16 @@ def test_a_fingerprint_tells_models_apart(perturb: Callable[[PreTrainedModel], N
     assert fingerprint(model) != before
 
 
+def test_weights_of_real_models_have_fingerprints() -> None:
+    """More values than float32 can count, as every embedding of some size has."""
+    config = GPT2Config(vocab_size=2**20 + 1, n_embd=16, n_layer=1, n_head=1, n_positions=8)
+    model = GPT2LMHeadModel(config)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.transformer.wte.weight[-1, -1] += 1
+    assert fingerprint(model) != before
+
+
 def test_fingerprints_of_families_differ() -> None:
     assert len({fingerprint(tiny_model(family)) for family in FAMILIES}) == len(FAMILIES)
 
@@ -648,7 +658,8 @@ def adapted_generator(adapter: Path, model_folder: Path, index: Path) -> Any:
         ({"passage_tokens": 30}, "passage tokens 40, not 30"),
         ({"passages": 2}, "passages 1, not 2"),
         ({"stride": 4, "passages": 2}, "stride 8, not 4; passages 1, not 2"),
-        ({"frame": FrameText()}, "marking tokens around passages, not a text"),
+        ({"frame": FrameText("[", "]")}, "marking tokens around passages, not a text"),
+        ({"frame": FrameText(echo_tokens=9)}, "echo tokens 0, not 9"),
     ],
 )
 def test_a_warning_says_what_an_adapter_was_not_trained_for(

@@ -60,7 +60,7 @@ from flashback.packing.settings import Protocol, WindowSettings
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
-from flashback.settings import FrameText, Marks, Pattern, RetrievalSettings
+from flashback.settings import Marks, Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
 TOLERANCE = 1e-4
@@ -134,7 +134,7 @@ def shown(arm: Arm, window: Window, cut: Cut, passage: Ids, reader: Reader) -> I
         before = (1,)
     elif arm.adapter is None and arm.frame in (FrameKind.TEXT, FrameKind.ECHO):
         before, after = (tuple(reader.encode(text)) for text in (" [Reference: ", "]\n\n"))
-        echo = FrameText().echo_tokens if arm.frame is FrameKind.ECHO else 0
+        echo = 16 if arm.frame is FrameKind.ECHO else 0
     framed = (*before, *passage, *after) if passage else ()
     front = window.ids[: window.bos]
     if arm.pattern is Pattern.PREPEND:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def test_damaged_files_are_named_in_one_line(broken: Path, file: str, content: b
         ("./nowhere", "found nothing there"),
         ("/etc/hostname", "found a file there"),
         ("some-organisation/no-such-model", "cannot be loaded"),
+        ("~no-such-user/model", "found nothing there"),
     ],
 )
 def test_models_that_are_not_there(name: str, message: str) -> None:
@@ -160,6 +162,27 @@ def test_frames_of_plain_text_are_used_as_given() -> None:
     frame = reader.frame(FrameText("<", ""), Pattern.APPEND)
     assert (reader.show(frame.before), frame.after) == ("<", ())
     assert "Reference:" in reader.show(reader.frame(None, Pattern.APPEND).before)
+
+
+def test_an_echo_alone_changes_the_echo_alone() -> None:
+    for reader in (tiny_reader(), tiny_reader(marks=True)):
+        own = reader.frame(None, Pattern.APPEND)
+        assert reader.frame(FrameText(echo_tokens=3), Pattern.APPEND) == replace(own, echo=3)
+        texts = reader.frame(FrameText("<", ">"), Pattern.APPEND)
+        assert (texts.echo, reader.show(texts.before)) == (own.echo, "<")
+
+
+def test_texts_can_be_encoded_in_threads() -> None:
+    """Whether special tokens are split is a state of the tokenizer, not of a call."""
+    reader = tiny_reader()
+    text = f"a {reader.tokenizer.eos_token} b"
+    split, meant = reader.encode(text), reader.encode_prompt(text)
+    assert split != meant[len(reader.bos) :]
+    with ThreadPoolExecutor(2) as pool:
+        ours = pool.map(reader.encode, [text] * 300)
+        theirs = pool.map(reader.encode_prompt, [text] * 300)
+        assert all(ids == split for ids in ours)
+        assert all(ids == meant for ids in theirs)
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.engines.packed import named_weights
 from flashback.errors import AdapterError
 from flashback.reader import MARK_LEFT, MARK_RIGHT, Reader
-from flashback.settings import Marks, Pattern, RetrievalSettings
+from flashback.settings import FrameText, Marks, Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -81,9 +81,12 @@ class AdapterCard:
             for name, value in wanted.items()
             if getattr(self, name) != value
         ]
-        if retrieval.frame is not None:
-            frame = "marking tokens" if self.marks is not Marks.NONE else "nothing"
-            found.append(f"{frame} around passages, not a text")
+        frame = retrieval.frame or FrameText()
+        if frame.has_text:
+            trained = "marking tokens" if self.marks is not Marks.NONE else "nothing"
+            found.append(f"{trained} around passages, not a text")
+        if frame.echo_tokens not in (None, self.echo_tokens):
+            found.append(f"echo tokens {self.echo_tokens}, not {frame.echo_tokens}")
         return found
 
 
@@ -101,7 +104,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     for name, weight in sorted(named_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         flat = weight.detach().flatten()
-        at = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel())).long()
+        # In float32, the last of more than 2^24 rounds to the one behind it.
+        last = flat.numel() - 1
+        at = torch.linspace(0, last, min(_SAMPLED, flat.numel())).long().clamp_(max=last)
         sample = flat[at.to(flat.device)].to("cpu", torch.bfloat16)
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

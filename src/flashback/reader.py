@@ -1,13 +1,15 @@
 """The reader: a language model with its tokenizer, its window and its special tokens.
 
-Knows how models are found, checked and placed. Knows nothing of retrieval or of caches.
+Knows how models are found, checked and placed. Knows nothing of retrieval.
 """
 
 import contextlib
+import os
 import re
 import textwrap
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.arrangement import Frame, Ids
 from flashback.engines.cache import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.settings import FrameText, Pattern, Quantize
+from flashback.settings import DEFAULT_FRAME, FrameText, Pattern, Quantize
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
@@ -103,6 +105,8 @@ class Reader:
     window_reason: str
     adapter: "AdapterCard | None" = None
     """What was merged into the model, if anything was."""
+    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while the tokenizer encodes: whether it splits special tokens is a state of its own."""
 
     @cached_property
     def bos(self) -> Ids:
@@ -146,9 +150,7 @@ class Reader:
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
-        return self._checked(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        )
+        return self._encoded(text, split_special_tokens=True)
 
     def encode_prompt(self, text: str) -> list[int]:
         """A text's beginning to ids: BOS, if the reader has one, and the text.
@@ -158,7 +160,7 @@ class Reader:
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
-        ids = self._checked(self.tokenizer(text, add_special_tokens=False, verbose=False))
+        ids = self._encoded(text)
         if not ids and not self.bos and self.tokenizer.bos_token_id is not None:
             return [self.tokenizer.bos_token_id]
         return [*self.bos, *ids]
@@ -169,9 +171,16 @@ class Reader:
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
-        return self._checked(self.tokenizer(text, add_special_tokens=False, verbose=False))
+        return self._encoded(text)
 
-    def _checked(self, encoding: Any) -> list[int]:
+    def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        with self._encoding:
+            encoding = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=split_special_tokens,
+                verbose=False,
+            )
         ids: list[int] = encoding["input_ids"]
         if ids and max(ids) >= self.vocabulary_size:
             raise ReaderError(
@@ -203,14 +212,24 @@ class Reader:
         A reader whose adapter was trained without marks gets nothing instead of the default text.
         In a slot, a passage in text begins with BOS, if the reader has one, as any text does.
         """
-        if text is None and self.marks is not None:
+        own = self._own_frame(pattern)
+        if text is None:
+            return own
+        echo = own.echo if text.echo_tokens is None else text.echo_tokens
+        return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
+
+    def _own_frame(self, pattern: Pattern) -> Frame:
+        if self.marks is not None:
             return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
-        if text is None and self.adapter is not None:
+        if self.adapter is not None:
             return Frame(echo=self._trained_echo)
-        text = text or FrameText()
-        before, after = (tuple(self.encode(part)) for part in (text.before, text.after))
+        return self._text_frame(DEFAULT_FRAME, pattern, DEFAULT_FRAME.echo_tokens or 0)
+
+    def _text_frame(self, text: FrameText, pattern: Pattern, echo: int) -> Frame:
+        before = DEFAULT_FRAME.before if text.before is None else text.before
+        after = DEFAULT_FRAME.after if text.after is None else text.after
         begin = self.bos if pattern is Pattern.SLOT else ()
-        return Frame(begin + before, after, text.echo_tokens)
+        return Frame((*begin, *self.encode(before or "")), tuple(self.encode(after or "")), echo)
 
     @property
     def can_have_slot(self) -> bool:
@@ -294,7 +313,7 @@ def shipped(name: str) -> Path:
 def _locate(name: str) -> str:
     if name == MINI:
         return str(shipped(MINI))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # a user who does not exist is no error here
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ReaderError(f"model {name}: the folder has no config.json; expected a model")
@@ -316,7 +335,7 @@ def _readable(name: str, part: str) -> Iterator[None]:
     except Exception as error:
         found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
         kind = type(error).__name__
-        is_folder = name == MINI or Path(name).expanduser().is_dir()
+        is_folder = name == MINI or os.path.isdir(os.path.expanduser(name))
         where = "" if is_folder else "no such folder here, and as a hub model "
         raise ReaderError(
             f"model {name}: {where}its {part} cannot be loaded: {found} ({kind})"

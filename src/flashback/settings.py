@@ -109,18 +109,31 @@ _MOST_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class FrameText:
-    """Plain text around a passage, for readers that were not trained with marking tokens."""
+    """What stands around a passage; None: what the reader has there, marking tokens or a text.
 
-    # A bracket rarely comes next in a text, so that what is cached of a frame that was dropped is
-    # not taken for text that was written.
-    before: str = " [Reference: "
-    after: str = "]\n\n"
-    echo_tokens: int = 16
+    One of the two texts alone is completed by that of `DEFAULT_FRAME`.
+    """
+
+    before: str | None = None
+    after: str | None = None
+    echo_tokens: int | None = None
     """How many of the context's last tokens are repeated behind an appended passage: without them,
     an untrained reader does not find the word that it was writing."""
 
     def __post_init__(self) -> None:
-        _check_number("--echo-tokens", self.echo_tokens, int, 0, _MOST_TOKENS)
+        if self.echo_tokens is not None:
+            _check_number("--echo-tokens", self.echo_tokens, int, 0, _MOST_TOKENS)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it replaces marking tokens."""
+        return self.before is not None or self.after is not None
+
+
+# A bracket rarely comes next in a text, so that what is cached of a frame that was dropped is not
+# taken for text that was written.
+DEFAULT_FRAME = FrameText(" [Reference: ", "]\n\n", 16)
+"""For readers that were not trained with marking tokens."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from flashback.packing.passes import takes_positions
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import shortened
 from flashback.reader import Reader
-from flashback.settings import FrameText, Marks, Pattern
+from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
 
 
 class FrameKind(StrEnum):
@@ -24,12 +24,12 @@ class FrameKind(StrEnum):
     BARE = "bare"
     """Nothing."""
     TEXT = "text"
-    """The default `FrameText`, without an echo."""
+    """`DEFAULT_FRAME`, without an echo."""
     ECHO = "text, echo"
-    """The default `FrameText` with its echo: the context's last tokens behind an appended passage
+    """`DEFAULT_FRAME` with its echo: the context's last tokens behind an appended passage
     again."""
     NO_BOS = "text, no bos"
-    """The default `FrameText` in a slot, where the reader's BOS begins a passage otherwise."""
+    """`DEFAULT_FRAME` in a slot, where the reader's BOS begins a passage otherwise."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
@@ -38,9 +38,9 @@ class FrameKind(StrEnum):
 
 TEXTS = {
     FrameKind.BARE: FrameText("", "", 0),
-    FrameKind.TEXT: FrameText(echo_tokens=0),
-    FrameKind.ECHO: FrameText(),
-    FrameKind.NO_BOS: FrameText(echo_tokens=0),
+    FrameKind.TEXT: replace(DEFAULT_FRAME, echo_tokens=0),
+    FrameKind.ECHO: DEFAULT_FRAME,
+    FrameKind.NO_BOS: replace(DEFAULT_FRAME, echo_tokens=0),
 }
 """The frames that are text."""
 

@@ -20,7 +20,7 @@ from flashback.packing.examples import Example
 from flashback.packing.lookup import Found
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader
-from flashback.settings import FrameText
+from flashback.settings import DEFAULT_FRAME
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def evaluate(
 
 def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> list[_Task]:
     # What frames are made of: a text of ours, and the tokenizer's end-of-text token.
-    frames = [asdict(FrameText()), reader.tokenizer.eos_token_id]
+    frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
     base = [fingerprint(reader.model), reader.placement.dtype_name, frames]
     adapters = {arm.adapter: _checksums(arm.adapter) for arm in arms}
     found = []

@@ -32,7 +32,7 @@ from flashback.packing.examples import Arrangement, Example
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader
 from flashback.records import versions
-from flashback.settings import FrameText, RetrievalSettings
+from flashback.settings import DEFAULT_FRAME, RetrievalSettings
 
 CHECKPOINTS = "checkpoints"
 _LOSSES = {"loss", "eval_loss"}
@@ -207,7 +207,7 @@ def check_positions(
     """
     needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.pattern.retrieves:
-        text = reader.frame(FrameText(), retrieval.pattern)
+        text = reader.frame(DEFAULT_FRAME, retrieval.pattern)
         around = max(len(text), 2) if frame is None else frame
         needed += retrieval.passages * retrieval.passage_tokens + around
         passages = (
@@ -287,7 +287,7 @@ def _arguments(
         )
     except ImportError as error:
         raise TrainingError(
-            f"{' '.join(str(error).split())} (or: pip install 'flashback-ralm[train]')"
+            f"{' '.join(str(error).split())} (or: pip install '.[train]' in a clone of the project)"
         ) from error
     except ValueError as error:
         raise SettingsError(" ".join(str(error).split())) from error
