@@ -119,6 +119,14 @@ def test_idle_caches_are_kept_up_to_the_limit() -> None:
     assert len(engine._idle) == 2
 
 
+@pytest.mark.parametrize("limit", range(1, 6))
+def test_as_many_idle_caches_are_kept_as_was_asked_for(limit: int) -> None:
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=limit)
+    for number in range(8):  # prompts with nothing in common
+        complete(engine, tuple(range(15 * number, 15 * number + 15)), 2)
+        assert len(engine._idle) == min(number + 1, limit)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_log_probabilities_of_the_continuation(family: str) -> None:
     engine = LocalEngine(tiny_model(family), window=100)
@@ -139,6 +147,8 @@ def test_scoring_from_nowhere_is_refused(engine: LocalEngine, start: int) -> Non
 def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(SettingsError, match="exceed the window of 192"):
         engine.complete(Prompt(tuple(range(190))), 3, greedy())
+    with pytest.raises(SettingsError, match="0 tokens asked for"):
+        engine.complete(Prompt((1,)), 0, greedy())
     with pytest.raises(SettingsError, match="prompt is empty"):
         engine.complete(Prompt(()), 3, greedy())
     with pytest.raises(SettingsError, match="10 slot, 180 prompt and 3 new tokens exceed"):

@@ -115,6 +115,11 @@ def test_other_patterns_have_no_use_for_them(stored: Path, index: Path) -> None:
     assert "--pattern slot only" in message
 
 
+def test_rounded_weights_have_no_use_for_them(stored: Path, index: Path) -> None:
+    words = ("--passages-from", stored, "--pattern", "slot", "--quantize", "int8")
+    assert "were encoded with whole weights" in refused("generate", "--index", index, *words, "x")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -145,6 +145,11 @@ def load(
     """
     quantized = quantize_of(quantize)
     check_quantize(quantized, device, dtype)
+    if passages_from is not None and quantized is not Quantize.NONE:
+        raise SettingsError(
+            f"--quantize {quantized}: stored passages were encoded with whole weights; leave out "
+            "one of --quantize and --passages-from"
+        )
     store = None if passages_from is None else PassageStore.open(passages_from)
     retriever = None if index is None else BM25Index.open(index)
     reader = load_adapted(

@@ -161,8 +161,11 @@ class LocalEngine:
 
         Raises:
             SettingsError: the prompt has a slot and the reader can have none, or one unlike that
-                of the stored passages; the prompt is empty, or it exceeds the window.
+                of the stored passages; the prompt is empty, or it exceeds the window; no token is
+                asked for.
         """
+        if max_tokens < 1:
+            raise SettingsError(f"{max_tokens} tokens asked for; expected at least 1")
         self.check_request(prompt, max_tokens)
         usage = Usage()
         return Completion(self._complete(prompt, max_tokens, sampler, usage), usage)
@@ -275,10 +278,10 @@ class LocalEngine:
         """Put a passage into the slot; how many tokens had to be encoded for it."""
         if sequence.shown == passage:
             return 0
-        if not passage:
-            sequence.show((), None)
-            return 0
         with self.lock, torch.inference_mode():
+            if not passage:
+                sequence.show((), None)
+                return 0
             states, kept = self.passages.get(passage, sequence.room, self.encode_passage)
             sequence.show(passage, states)
         return 0 if kept else len(passage)
@@ -386,7 +389,7 @@ class LocalEngine:
             self._end_lease(sequence)
             self._idle.append(sequence)
             if self._idle_bytes is None:
-                del self._idle[: len(self._idle) - self._idle_limit]
+                del self._idle[: max(len(self._idle) - self._idle_limit, 0)]
                 return
             while self._idle and self.held[1] > self._idle_bytes:
                 del self._idle[0]

@@ -15,7 +15,11 @@ from flashback.sampling import Sampler
 
 @dataclass
 class Usage:
-    """What one completion cost; filled while it runs. reused + encoded = the prompt's length."""
+    """What one completion cost; filled while it runs.
+
+    reused + encoded = the prompt's length; encoded alone may exceed it with a slot whose earlier
+    passages had to be encoded again.
+    """
 
     reused: int = 0
     """Prompt tokens whose keys and values were already cached."""
@@ -74,7 +78,7 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
-        """Continue `prompt` by up to `max_tokens` tokens chosen by `sampler`."""
+        """Continue `prompt` by up to `max_tokens` tokens (at least 1) chosen by `sampler`."""
         ...
 
     def score(self, ids: Sequence[int], start: int) -> list[float]:
