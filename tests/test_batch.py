@@ -340,3 +340,10 @@ def test_a_batch_is_exact_on_cuda(family: str) -> None:
     model = tiny_model(family)
     model.to(torch.device("cuda"))  # type: ignore[arg-type]
     LocalEngine(model, window=100).batch(2)  # the self-check raises if not
+
+
+def test_one_text_is_no_list_of_prompts() -> None:
+    writer = Generator(tiny_reader(), LocalEngine(tiny_model("llama"), window=192), None)
+    for write in (writer.generate_batch, writer.stream_batch):
+        with pytest.raises(SettingsError, match="expected several texts, found one"):
+            write("The json")

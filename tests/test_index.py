@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from flashback.corpus.documents import BadRecord, CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
+from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, Manifest, read_manifest, verify
 from flashback.retrieval.protocol import Hit, SearchOptions
@@ -394,6 +395,16 @@ def test_a_folder_that_holds_no_index_is_refused(tmp_path: Path) -> None:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_one_corpus_may_be_named_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The cat sleeps.")
+    assert index_corpus(tmp_path / "a.txt", tmp_path / "IDX").content.counts["documents"] == 1
+    assert index_corpus(str(tmp_path / "a.txt"), tmp_path / "IDY").content.counts["documents"] == 1
+
+
+def test_a_title_that_cannot_be_is_not_found(pets: BM25Index) -> None:
+    assert found(pets, "cat", forbid_titles=("\ud800",)) == found(pets, "cat")
 
 
 def test_opening_leaves_nothing_though_the_library_writes_late(

@@ -82,6 +82,10 @@ class Writing:
         """Text lengths in tokens at which the context jumped so far."""
         return tuple(self._text.context.jumps)
 
+    def end_soon(self) -> None:
+        """Let the next token of this stride be the last one, as if no more had been asked for."""
+        self._text.end_soon()
+
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
         self._events.close()
@@ -158,6 +162,7 @@ class Generator:
         batch_size: int = 8,
     ) -> list[Generation]:
         """Write many texts to the end, in the order of their prompts. See `stream_batch`."""
+        _refuse_text(prompts)
         done = dict(self.stream_batch(prompts, settings, batch_size=min(batch_size, len(prompts))))
         return [done[number] for number in range(len(prompts))]
 
@@ -177,8 +182,10 @@ class Generator:
             batch_size: how many texts are written at a time; each needs a KV cache of its own.
 
         Raises:
-            As `stream`, when the prompt's turn comes.
+            As `stream`, when the prompt's turn comes; SettingsError at once, if `prompts` is one
+            text.
         """
+        _refuse_text(prompts)
         settings = settings or Settings()
         self._warn_if_untrained(settings.retrieval)
         texts = enumerate(self.begin(prompt, settings) for prompt in prompts)
@@ -271,8 +278,10 @@ class Generator:
             return tuple(self.find([query], text.settings.retrieval)[0])
 
         def prepare(hits: Sequence[Hit]) -> None:
-            engine, passage = self.engine, text.passage(hits)
-            if text.slot.room and passage and isinstance(engine, SlotEngine):
+            engine = self.engine
+            if not text.slot.room or not isinstance(engine, SlotEngine):
+                return
+            if passage := text.passage(hits):
                 engine.prepare(text.frame.around(passage), text.slot.room)
 
         with Lookahead(find, prepare) as ahead:
@@ -294,3 +303,11 @@ class Generator:
                 if text.finish_reason is not None:
                     break
         yield text.end_stride(completion.usage, retrieve_seconds)
+
+
+def _refuse_text(prompts: Iterable[object]) -> None:
+    """A bare string would be taken letter by letter."""
+    if isinstance(prompts, str):
+        raise SettingsError(
+            f"prompts {prompts[:40]!r}: expected several texts, found one; use [...]"
+        )

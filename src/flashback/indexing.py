@@ -135,7 +135,7 @@ which is all but the evaluation part and what repeats it. The others are the pap
 
 
 def index_corpus(
-    names: Sequence[str],
+    names: str | Path | Sequence[str | Path],
     folder: str | Path,
     settings: IndexSettings | None = None,
     report: CorpusReport | None = None,
@@ -146,7 +146,8 @@ def index_corpus(
     """Read a corpus, cut it into passages and index them.
 
     Args:
-        names: files, folders, `-`, or one of `NAMED_CORPORA`.
+        names: files, folders, `-`, or one of `NAMED_CORPORA`; one or several. `python-docs` is read
+            by worker processes, which import the program's main module: guard that as usual.
         folder: of the index to make.
         report: filled with what was met: documents, bad records, ignored files.
         progress: starts a progress bar.
@@ -158,7 +159,8 @@ def index_corpus(
     settings = settings or IndexSettings()
     report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
-    corpus = open_corpus(names, report)
+    listed = [names] if isinstance(names, str | Path) else names
+    corpus = open_corpus([str(name) for name in listed], report)
     advance, on_passage = progress(corpus.bytes)
     passages = cut_documents(corpus.read(advance), settings.passage_words)
     return build_index(

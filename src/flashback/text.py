@@ -156,6 +156,10 @@ class Text:
             self._pieces.append(text)
         return text
 
+    def end_soon(self) -> None:
+        """Let the next token of the stride be the last one."""
+        self._left, self.stride_tokens = 0, len(self._tokens) + 1
+
     def end_stride(self, usage: Usage, retrieve_seconds: float) -> Stride:
         """Add the stride's tokens to the context."""
         self.context.ids.extend(self._tokens)

@@ -13,10 +13,12 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
 from flashback.corpus.documents import Advance, Document
+from flashback.errors import CorpusError
 
 NAME = "python-docs"
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib"}
@@ -49,17 +51,27 @@ def find_modules() -> list[tuple[str, Path]]:
 def read_python_docs(
     modules: list[tuple[str, Path]], advance: Advance = lambda _: None
 ) -> Iterator[Document]:
-    """Stream one document per module that says something; `advance` gets source bytes."""
+    """Stream one document per module that says something; `advance` gets source bytes.
+
+    Raises:
+        CorpusError: a process that parses sources died.
+    """
     sizes = [path.stat().st_size for _, path in modules]
     # Spawned, not forked: the parent may hold the threads of a loaded model.
     workers = min(os.cpu_count() or 1, 8)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         with _interrupts_blocked():  # and so in the workers, which it starts
             documents = pool.map(read_module, modules, chunksize=64)
-        for size, document in zip(sizes, documents, strict=True):
-            advance(size)
-            if document is not None:
-                yield document
+        try:
+            for size, document in zip(sizes, documents, strict=True):
+                advance(size)
+                if document is not None:
+                    yield document
+        except BrokenProcessPool as error:  # workers import the program's main module
+            raise CorpusError(
+                "python-docs is read by worker processes, and one of them died; in a script of "
+                'your own, start it below `if __name__ == "__main__":`'
+            ) from error
 
 
 @contextlib.contextmanager

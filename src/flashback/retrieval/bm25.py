@@ -249,8 +249,7 @@ class BM25Index:
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
-        storable = text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
-        terms = Counter(self._analyzer.analyze(storable))
+        terms = Counter(self._analyzer.analyze(_storable(text)))
         if not terms:
             return []
         clauses = [
@@ -272,7 +271,7 @@ class BM25Index:
 
     def _term(self, field: str, value: str, weight: float = 1.0) -> tantivy.Query:
         option = "freq" if field == "text" else "basic"
-        query = tantivy.Query.term_query(self._schema, field, value, option)
+        query = tantivy.Query.term_query(self._schema, field, _storable(value), option)
         return query if weight == 1.0 else tantivy.Query.boost_query(query, weight)
 
     def _hit(self, score: float, at: tantivy.DocAddress) -> Hit:
@@ -281,3 +280,8 @@ class BM25Index:
             str(record.get_first(name)) for name in ("id", "document", "title", "text")
         )
         return Hit(identifier, document, title, text, float(score))
+
+
+def _storable(text: str) -> str:
+    """A text without lone surrogates, which tantivy refuses and no index holds."""
+    return text.encode("utf-8", "replace").decode("utf-8")
