@@ -175,7 +175,7 @@ REFUSED = [
     ({"temperature": "hot"}, 400, "temperature"),
     ({"model": "gpt"}, 404, "model"),
     ({"prompt": [1, 10**6]}, 400, None),
-    ({"prompt": "x" * 500}, 400, None),
+    ({"prompt": "x" * 500}, 400, "prompt"),
     ({"prompt": []}, 400, "prompt"),
     ({"n": 500}, 400, "n"),
     ({"flashback": {"strides": 3}}, 400, "flashback.strides"),
@@ -183,6 +183,9 @@ REFUSED = [
     ({"flashback": {"stride": 190}}, 400, None),
     ({"flashback": {"pattern": "middle"}}, 400, "flashback.pattern"),
     ({"prompt": "\ud800"}, 400, "prompt"),
+    ({"prompt": [1, -5]}, 400, "prompt"),
+    ({"prompt": ["a", 1]}, 400, "prompt"),
+    ({"stop": [""]}, 400, "stop"),
 ]
 
 
@@ -199,6 +202,27 @@ def test_what_is_not_supported_is_refused_by_name(
     assert set(error) == {"message", "type", "param", "code"}
     assert param is None or error["param"] == param
     assert param is None or param.rpartition(".")[2] in error["message"]
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1, -5], ["a", 1], {}])
+def test_what_a_prompt_may_be_is_told(served: Served, prompt: Any) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/completions", json={"model": "llama", "prompt": prompt})
+    assert "a list of token ids" in answer.json()["error"]["message"]
+
+
+def test_what_a_message_may_be_is_told(served: Served) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": None}]
+    with served.http() as http:
+        answer = http.post("/v1/chat/completions", json={"model": "llama", "messages": messages})
+    error = answer.json()["error"]
+    assert error["param"] == "messages.1.content"
+    assert "a list of {'type': 'text'" in error["message"]
+
+
+def test_a_models_name_may_have_a_slash() -> None:
+    with serving(model_name="some/name") as own:
+        assert own.client().models.retrieve("some/name").id == "some/name"
 
 
 @pytest.mark.parametrize(

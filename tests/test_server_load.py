@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import openai
 import pytest
 
 from command_line import start
-from flashback.settings import RetrievalSettings
-from servers import QueryRetriever, chat_reader, serving, until
+from flashback.errors import SettingsError
+from flashback.server.service import make_service
+from flashback.server.settings import ServerSettings
+from flashback.settings import Pattern, RetrievalSettings
+from servers import DEFAULTS, QueryRetriever, chat_reader, serving, until
 
 ENDLESS: dict[str, Any] = {"flashback": {"ignore_eos": True}}
 
@@ -102,6 +106,63 @@ def test_a_request_that_takes_too_long_ends_with_what_there_is() -> None:
     assert 0 < answer["usage"]["completion_tokens"] < 1000
     assert answer["choices"][0]["finish_reason"] == "length"
     assert [event["event"] for event in answer["flashback"]["events"]] == ["time_limit"]
+
+
+def test_a_client_that_leaves_the_queue_is_done_with(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flashback.server")
+    held = threading.Event()
+    retriever = QueryRetriever()
+    retriever.before.append(lambda: held.wait(20))
+    with (
+        serving(retriever=retriever, max_active=1, max_queue=1) as served,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(served.complete, max_tokens=4)
+        until(lambda: served.service.scheduler.load.active == 1)
+        with served.http() as http, pytest.raises(httpx2.ReadTimeout):
+            http.post("/v1/completions", json={"model": "llama", "prompt": "a"}, timeout=0.3)
+        until(lambda: served.service.scheduler.load.waiting == 0)
+        until(lambda: len(caplog.records) == 1)  # its line, while the first one is still writing
+        held.set()
+        assert first.result()["usage"]["completion_tokens"] == 4
+
+
+LONG_STRIDE: dict[str, Any] = {"flashback": {"stride": 1000, "ignore_eos": True}}
+
+
+def test_a_long_stride_leaves_turns_to_others() -> None:
+    with serving(chat_reader(window=4096)) as served, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(served.complete, "a long one", max_tokens=1000, **LONG_STRIDE)
+        until(lambda: served.service.scheduler.load.active == 1)
+        served.complete("a short one", max_tokens=4)
+        assert not long.done()
+        answer = long.result()
+    assert answer["usage"]["completion_tokens"] == 1000
+    assert len(answer["flashback"]["strides"]) == 1
+
+
+def test_a_long_stride_ends_when_its_time_is_over() -> None:
+    with serving(chat_reader(window=4096), time_limit=0.5) as served:
+        answer = served.complete("a", max_tokens=1000, **LONG_STRIDE)
+    assert 0 < answer["usage"]["completion_tokens"] < 1000
+    assert answer["choices"][0]["finish_reason"] == "length"
+    (stride,) = answer["flashback"]["strides"]
+    assert stride["end"] == len(answer["choices"][0]["text"])
+    assert [event["event"] for event in answer["flashback"]["events"]] == ["time_limit"]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        (RetrievalSettings(stride=4, lookahead=4), "--lookahead 4"),
+        (RetrievalSettings(passages=99), "leaves -"),
+    ],
+)
+def test_defaults_that_would_refuse_every_request_are_refused(
+    defaults: RetrievalSettings, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message), serving(defaults=defaults):
+        pass
 
 
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
@@ -195,13 +256,8 @@ def test_told_to_stop_what_can_be_finished_is() -> None:
 
 
 def test_without_an_index_nothing_is_looked_up() -> None:
-    from flashback.server.service import make_service
-    from flashback.server.settings import ServerSettings
-    from flashback.settings import Pattern
-
-    service = make_service(
-        chat_reader(), None, ServerSettings(), RetrievalSettings(pattern=Pattern.NONE)
-    )
+    defaults = replace(DEFAULTS, pattern=Pattern.NONE)
+    service = make_service(chat_reader(), None, ServerSettings(), defaults)
     service.scheduler.close(0)
     assert service.description()["patterns"] == ["none"]
 

@@ -53,6 +53,7 @@ def serve(
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
     defaults = take(RetrievalSettings, values)
+    defaults.check_lookahead()
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()
 
@@ -91,5 +92,5 @@ def _check_installed() -> None:
     except ImportError as error:
         raise FlashBackError(
             f"serving needs {error.name}; install FlashBack with the extra serve: "
-            "pip install 'flashback-ralm[serve]'"
+            "pip install '.[serve]' in a clone of the project"
         ) from None

@@ -85,7 +85,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """The one model there is."""
         return {"object": "list", "data": [_model(service)]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """The model by its name."""
         check_model(name, service)
@@ -334,6 +334,15 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, unknown)
 
 
+_SEVERAL_TYPES = {
+    "prompt": "a text, a list of texts, a list of token ids (from 0 on), or a list of such lists; "
+    "lists not empty",
+    "stop": "a text of 1 to 256 characters, or up to 16 of them",
+    "content": "a text, or a list of {'type': 'text', 'text': ...}",
+}
+"""What to say of fields that may be of several types."""
+
+
 def _of_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request, by the name of its field."""
     problem = error.errors()[0]
@@ -349,6 +358,10 @@ def _of_validation(error: RequestValidationError) -> ApiError:
         )
     if not where:
         return ApiError(400, "expected a JSON object with Content-Type application/json")
+    for at, part in enumerate(where):
+        if part in _SEVERAL_TYPES:  # of which pydantic names one, and says that it is not that
+            name = ".".join(where[: at + 1])
+            return ApiError(400, f"{name}: expected {_SEVERAL_TYPES[part]}", "invalid_value", name)
     if problem["loc"][-1] in where and name in ("flashback", "stream_options", "messages"):
         name = ".".join(where)
     return ApiError(400, f"{name}: {problem['msg'].lower()}", "invalid_value", name)

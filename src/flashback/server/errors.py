@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flashback.errors import FlashBackError
+from flashback.errors import FlashBackError, PromptTooLong
 
 _TYPES = {
     401: "authentication_error",
@@ -62,8 +62,10 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
     found = _FLAG.search(str(error))
     param = found[1].replace("-", "_") if found else None
     named = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))
-    code = "context_length_exceeded" if "the prompt has" in named else "invalid_value"
-    return ApiError(400, named.replace(reader, model), code, param)
+    named = named.replace(reader, model)
+    if isinstance(error, PromptTooLong):
+        return ApiError(400, named, "context_length_exceeded", "prompt")
+    return ApiError(400, named, "invalid_value", param)
 
 
 def internal() -> ApiError:

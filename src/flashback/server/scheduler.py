@@ -2,9 +2,9 @@
 
 Knows jobs, turns and queues. Knows nothing of HTTP or of what a job computes.
 
-A job is waiting, active or finished. Active jobs go round: each does one turn (a stride), then the
-next one. So whoever becomes active sees the first stride after one round at most, however long the
-others' texts are. A job that was cancelled stops at its next token.
+A job is waiting, active or finished. Active jobs go round: each does one turn (a stride, or a part
+of a long one), then the next one. So whoever becomes active sees the first stride after one round
+at most, however long the others' texts are. A job that was cancelled stops at its next token.
 """
 
 import asyncio
@@ -163,8 +163,12 @@ class Scheduler:
         """End a job at its next token; one that waits leaves the queue at once."""
         job.cancel()
         with self._changed:
-            if job in self._waiting:
+            waits = job in self._waiting
+            if waits:
                 self._waiting.remove(job)
+                self._changed.notify_all()
+        if waits:  # no turn will come in which it could end
+            job.give_up()
 
     def close(self, grace: float) -> None:
         """Take no more jobs; finish those there are, end what is left after `grace` seconds."""

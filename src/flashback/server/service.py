@@ -4,6 +4,7 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashback.arrangement import context_budget
 from flashback.engines.local import LocalEngine
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
@@ -68,11 +69,13 @@ def make_service(
     """Put the parts together.
 
     Raises:
-        SettingsError: the default pattern needs an index, or the reader cannot have it.
+        SettingsError: the default pattern needs an index, or the reader cannot have it; the
+            defaults leave no room in its window.
         UnsupportedReader: the model's cache cannot be cut back exactly.
     """
     defaults.check_retriever(retriever)
     reader.check_pattern(defaults.pattern)
+    _check_defaults(reader, defaults)
     memory = settings.memory * MIB
     passages = memory // _PASSAGE_SHARE
     engine = LocalEngine(
@@ -81,3 +84,11 @@ def make_service(
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
     return Service(reader, engine, retriever, settings, defaults, model, scheduler)
+
+
+def _check_defaults(reader: Reader, defaults: RetrievalSettings) -> None:
+    """Refuse at the start what would refuse every request that says nothing else."""
+    defaults.check_lookahead()
+    frame = len(reader.frame(defaults.frame, defaults.pattern))
+    passages, tokens = defaults.passages, defaults.passage_tokens
+    context_budget(reader.window, passages, tokens, frame, defaults.stride)

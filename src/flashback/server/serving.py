@@ -55,10 +55,11 @@ def bind(settings: ServerSettings) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(1024)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: no name of a host
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise FlashBackError(
-            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}; give "
-            "another port, or 0 for any"
+            f"--host {host} --port {port}: cannot listen there: {reason}; give another host or "
+            "port (0 for any)"
         ) from error
     return bound
 

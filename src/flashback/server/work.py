@@ -1,4 +1,5 @@
-"""An order, worked on: runs on the engine's thread and gives everyone else a turn after a stride.
+"""An order, worked on: runs on the engine's thread and gives everyone else a turn after a stride,
+or within a long one.
 
 Everything that touches the tokenizer or the model happens here, so on one thread.
 """
@@ -39,6 +40,8 @@ from flashback.settings import Settings
 
 _LONGEST_TOKEN = 128
 """Characters; a text of more than that for each position of the window cannot fit."""
+_LONGEST_TURN = 64
+"""Tokens; a longer stride is written in several turns."""
 _STOPPED = {"length": "length", "stop": "stop", "eos": "stop"}
 """OpenAI's names of why a text ends."""
 
@@ -195,14 +198,21 @@ class Worker:
 
     def _write(self, text: _Text, begun: _Begun) -> Iterator[Event]:
         """The stride loop's events in the client's terms; ends early if it must."""
-        reason, writing = None, begun.writing
+        reason, writing, turn_began = None, begun.writing, 0
         try:
             for event in writing:
                 yield from self._told(text, begun, event)
-                if isinstance(event, Stride) and self._is_late():
-                    reason = "length"
-                    yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
-                    break
+                if isinstance(event, Stride):
+                    turn_began = begun.recorder.tokens
+                    if self._is_late():
+                        reason = "length"
+                        yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
+                        break
+                elif self._is_late():
+                    writing.end_soon()
+                elif begun.recorder.tokens - turn_began >= _LONGEST_TURN:
+                    turn_began = begun.recorder.tokens
+                    yield Turn()
             else:
                 reason = _STOPPED[writing.result.finish_reason]
                 if writing.result.finish_reason != "stop" and (rest := begun.recorder.rest()):

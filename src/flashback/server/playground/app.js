@@ -358,7 +358,7 @@ $("stop").addEventListener("click", stop);
 $("key").addEventListener("change", connect);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 connect().then(() => {
   if (fillIn()) write();
