@@ -62,6 +62,8 @@ def broken(model_folder: Path, tmp_path: Path) -> Path:
         (["generate", "--json", "--explain", "--pattern", "none", "x"], "--json"),
         (["search", "IDX", "caf\udce9"], r"'caf\udce9' is not UTF-8"),
         (["generate", "--pattern", "none", "caf\udce9"], "is not UTF-8"),
+        (["serve", "--lookahead", "16", "--index", "IDX"], "--lookahead 16"),
+        (["export", "--window", "9"], "No such option '--window'"),
     ],
 )
 def test_wrong_usage(words: list[str], message: str) -> None:
@@ -120,6 +122,7 @@ def test_numbers_out_of_range_of_an_index(value: str, notes: Path, tmp_path: Pat
         (["--pattern", "none", "--device", "cpu:x"], "--device cpu:x: expected auto, cpu"),
         (["--pattern", "none", "--device", "cuda:999"], "--device cuda:999: this machine has"),
         (["--pattern", "none", "--dtype", "float8"], "expected auto, float32 or bfloat16"),
+        (["--pattern", "none", "--echo-tokens", "4"], "--echo-tokens 4: has no effect with"),
     ],
 )
 def test_settings_that_are_not_to_be_had(flags: list[str], message: str) -> None:
@@ -147,6 +150,11 @@ def test_windows_that_do_not_fit(
 ) -> None:
     words = ("--model", model_folder, "--index", index, *SMALL, "--window", window)
     assert message in refused("generate", *words, "x")
+
+
+def test_an_index_that_is_not_used_need_not_be_there(model_folder: Path) -> None:
+    words = ("--index", "nowhere", "--pattern", "none", *SMALL, "--max-new-tokens", "2")
+    assert run("generate", "--model", model_folder, *words, "x").code == 0
 
 
 # Models

@@ -105,6 +105,13 @@ def test_every_pattern_has_a_point_for_every_stride_and_k(
     assert values[0] == values[1]
 
 
+def test_what_has_no_place_in_the_table_is_not_swept(
+    model_folder: Path, corpora: Corpora, tmp_path: Path
+) -> None:
+    message = refused(*call(model_folder, corpora, tmp_path / "PARETO", "--sweep", "m=8,16"))
+    assert "expected s= and k= only" in message
+
+
 def test_documents_shorter_than_a_prompt_are_refused(
     model_folder: Path, corpora: Corpora, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ def check_plot(path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise SettingsError(
-            "--plot needs matplotlib; install it with pip install 'flashback-ralm[bench]'"
+            "--plot needs matplotlib; pip install '.[bench]' in a clone of the project"
         ) from None
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:

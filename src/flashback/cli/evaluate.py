@@ -108,7 +108,7 @@ def evaluate(
 
     quiet_transformers()
     wanted = [Pattern(pattern) for pattern in patterns]
-    retrieves = not wanted or any(pattern.retrieves for pattern in wanted)
+    retrieves = ablation or not wanted or any(pattern.retrieves for pattern in wanted)
     retrieval = replace(
         take(RetrievalSettings, values), pattern=Pattern.APPEND if retrieves else Pattern.NONE
     )
@@ -380,8 +380,9 @@ def reproduce(
         --evaluate wikitext-2:test --index WIKIPEDIA --out TABLE --device cuda
 
     No retrieval; prepended and appended naively (bare, in a text frame, behind an end-of-text
-    token); with LoRA; with LoRA and frozen marks; with LoRA and trained marks (FlashBack). Rows
-    with an echo are not the paper's: an untrained one, and with --echo-tokens a trained one.
+    token); with LoRA; with LoRA and frozen marks; with LoRA and trained marks (FlashBack). Not the
+    paper's: rows with an echo, an untrained one and with --echo-tokens a trained one; and, for
+    readers that can have one, passages in a slot, untrained and with LoRA.
     """
     from flashback.cli.quiet import quiet_transformers
 
@@ -411,7 +412,8 @@ def reproduce(
         "index": str(index),
         "resamples": bootstrap.resamples,
         "trained_on": list(train_documents),
-        "training": {name: getattr(run_settings, name) for name in _TRAINED},
+        "training": {name: getattr(run_settings, name) for name in _TRAINED}
+        | {"max_windows": windows.max_windows},
     }
     _check_reproduction(readers.get(), run)
     examples = _training_examples(readers.get(), sources[0], retrieval, windows)

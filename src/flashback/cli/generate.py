@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 
 
 def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that decide which model runs, where, and with how many positions."""
+    window = click.option("--window", type=int, help="Use fewer positions than the model has.")
+    return model_options(window(command))
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that decide which model runs, and where."""
     for option in (
         click.option("--trust-remote-code", is_flag=True, help="Run code of the model's folder."),
-        click.option("--window", type=int, help="Use fewer positions than the model has."),
         click.option(
             "--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."
         ),
@@ -143,7 +148,12 @@ def generate(
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
-    if passages_from is not None and settings.retrieval.pattern is not Pattern.SLOT:
+    pattern = settings.retrieval.pattern
+    if echo_tokens and pattern is not Pattern.APPEND:
+        raise click.UsageError(
+            f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
+        )
+    if passages_from is not None and pattern is not Pattern.SLOT:
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
@@ -157,9 +167,9 @@ def generate(
 
     writer = load(
         model,
-        index,
+        index if pattern.retrieves else None,
         adapter=None if adapter == "none" else adapter,
-        pattern=settings.retrieval.pattern,
+        pattern=pattern,
         passages_from=passages_from,
         device=device,
         dtype=dtype,

@@ -55,7 +55,7 @@ def index() -> None:
         the paper's data sets in the authors' splits, fetched from the Hugging Face hub;
         NAME@FOLDER and NAME:PART@FOLDER read a local copy of the hub's files instead
 
-    The paper's data sets need the extra 'train': pip install 'flashback-ralm[train]'. To index a
+    The paper's data sets need the extra 'train': pip install '.[train]'. To index a
     folder that is called like one of the names, write ./NAME.
     """
 

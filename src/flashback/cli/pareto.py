@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,9 @@ def pareto(
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
     timing = take(ParetoSettings, values)
     settings = list(combinations(retrieval, sweep))
+    for one in settings:
+        if replace(one, stride=retrieval.stride, passages=retrieval.passages) != retrieval:
+            raise click.UsageError("--sweep: expected s= and k= only; give l and m one value each")
     sources = open_sources(documents, index, retrieves=True)
 
     from flashback.adapter import read_card

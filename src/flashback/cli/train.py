@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from flashback.cli.console import notes
-from flashback.cli.generate import reader_options
+from flashback.cli.generate import model_options, reader_options
 from flashback.cli.options import options_of, take
 from flashback.errors import SettingsError
 from flashback.finetuning.settings import TrainingSettings
@@ -221,14 +221,13 @@ def training_progress(title: str = "training") -> "Iterator[OnStep]":
 @click.command(short_help="Write a reader and its adapter as a plain checkpoint.")
 @click.option("--adapter", type=Path, required=True, help="Made by 'flashback train'.")
 @click.option("--out", type=Path, required=True, help="The model folder to make.")
-@reader_options
+@model_options
 def export(
     adapter: Path,
     out: Path,
     model: str,
     device: str,
     dtype: str,
-    window: int | None,
     trust_remote_code: bool,
 ) -> None:
     """Merge an adapter into its reader: a folder for transformers, vLLM and others.
@@ -251,7 +250,6 @@ def export(
         adapter,
         device=device,
         dtype=dtype,
-        window=window,
         trust_remote_code=trust_remote_code,
     )
     write_export(reader, out)

@@ -33,7 +33,8 @@ def import_pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise CorpusError(
-            f"the paper's data sets need pyarrow ({error}); pip install 'flashback-ralm[train]'"
+            f"the paper's data sets need pyarrow ({error}); pip install '.[train]' in a clone of "
+            "the project"
         ) from error
     return pyarrow
 

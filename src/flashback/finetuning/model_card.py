@@ -8,7 +8,14 @@ from typing import Any
 from flashback.adapter import CARD, AdapterCard, card_record, read_card
 from flashback.evaluation.markdown import measured_on, rows_in_markdown
 from flashback.files import write_atomically
-from flashback.settings import Marks
+from flashback.settings import Marks, Pattern
+
+_WHERE = {
+    Pattern.NONE: None,
+    Pattern.PREPEND: "in front of the text",
+    Pattern.APPEND: "behind the text",
+    Pattern.SLOT: "in a slot before the text, which it is exchanged in",
+}
 
 
 def model_card(card: AdapterCard) -> str:
@@ -18,8 +25,9 @@ def model_card(card: AdapterCard) -> str:
         Marks.FROZEN: "`<MARK_L>` and `<MARK_R>` around it, whose embeddings were not trained",
         Marks.NONE: "nothing around it",
     }[card.marks]
-    where = {"append": "behind the text", "prepend": "in front of the text"}.get(card.pattern)
+    where = _WHERE[card.pattern]
     task = f"It reads a retrieved passage {where}, with {marks}." if where else "No retrieval."
+    index = " --index IDX" if card.pattern.retrieves else ""
     lines = [
         "---",
         f"base_model: {card.base.name}",
@@ -30,10 +38,11 @@ def model_card(card: AdapterCard) -> str:
         "",
         f"# A FlashBack adapter for {card.base.name}",
         "",
-        f"Pattern `{card.pattern}` (arXiv 2405.04065). {task}",
+        f"Pattern `{card.pattern}` of FlashBack (arXiv 2405.04065, but for `slot`). {task}",
         "",
         "```bash",
-        f'flashback generate --model {card.base.name} --adapter FOLDER --index IDX "A prompt"',
+        f"flashback generate --model {card.base.name} --adapter FOLDER --pattern {card.pattern}"
+        f'{index} "A prompt"',
         "flashback export --help    # a plain checkpoint for transformers and vLLM",
         "```",
         "",
