@@ -272,7 +272,7 @@ def test_the_json_of_a_generation_holds_what_recomputing_it_takes(
     assert record["text"] == "".join(stride["text"] for stride in record["strides"])
     assert record["text"] == tokenizer.decode(record["tokens"])
     assert (record["finish_reason"], len(record["tokens"])) == ("length", 24)
-    assert (record["model"], record["pattern"]) == (str(model_folder), "append")
+    assert (record["model"], record["pattern"]) == (str(model_folder), "slot")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -373,7 +373,8 @@ def test_retrieval_and_stopping_flags_reach_the_result(generate: Generate) -> No
 
 
 def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_folder: Path) -> None:
-    record = generate.record("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", "3")
+    flags = ("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", "3")
+    record = generate.record("--pattern", "append", *flags)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
 
     def encode(text: str) -> list[int]:
@@ -391,13 +392,14 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
         *frame["after"],
         *record["prompt_tokens"][-3:],
     ]
-    alone = generate.record("--frame-before", "<")["settings"]["frame_tokens"]
+    shorter = generate.record("--pattern", "append", "--frame-before", "<")
+    alone = shorter["settings"]["frame_tokens"]
     assert alone == {"before": encode("<"), "after": encode("]\n\n"), "echo": 16}  # the default
 
 
 def test_a_prompt_too_long_is_cut_from_the_left_if_asked(generate: Generate) -> None:
     long = "The moon. " * 40
-    record = generate.record("--truncate", prompt=long)
+    record = generate.record("--pattern", "append", "--truncate", prompt=long)
     budget = 192 - (40 + len(" [Reference: ") + len("]\n\n") + 16) - 8
     assert len(record["prompt_tokens"]) == budget
     assert record["prompt_tokens"][0] == 0  # BOS

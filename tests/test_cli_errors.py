@@ -114,7 +114,7 @@ def test_numbers_out_of_range_of_an_index(value: str, notes: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--pattern", "sideways"], "'sideways' is not one of 'none', 'prepend', 'append'"),
+        (["--pattern", "sideways"], "'sideways' is not one of 'auto', 'none', 'prepend', 'append'"),
         (["--stop", ""], "--stop '': expected a text that is not empty"),
         (["--pattern", "append"], "--pattern append retrieves, but there is no index"),
         ([], "give --index, or use --pattern none"),

@@ -111,7 +111,8 @@ def test_passages_of_another_reader_dtype_or_slot_are_refused(
 
 
 def test_other_patterns_have_no_use_for_them(stored: Path, index: Path) -> None:
-    message = refused("generate", "--index", index, "--passages-from", stored, "Text")
+    words = ("generate", "--index", index, "--pattern", "append")
+    message = refused(*words, "--passages-from", stored, "Text")
     assert "--pattern slot only" in message
 
 

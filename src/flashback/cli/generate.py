@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
+from flashback.cli.patterns import AUTO, RETRIEVAL_OPTIONS, Choice, pattern_option
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.settings import (
     FrameText,
@@ -88,7 +90,8 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 )
 @reader_options
 @quantize_option
-@options_of(RetrievalSettings)
+@pattern_option
+@options_of(RetrievalSettings, only=RETRIEVAL_OPTIONS)
 @frame_options
 @click.option(
     "--echo-tokens",
@@ -117,6 +120,7 @@ def generate(
     window: int | None,
     trust_remote_code: bool,
     quantize: str,
+    pattern: str,
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
@@ -147,14 +151,10 @@ def generate(
     if prompts is not None and explain:
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
-    settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
-    pattern = settings.retrieval.pattern
-    if echo_tokens and pattern is not Pattern.APPEND:
-        raise click.UsageError(
-            f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
-        )
-    if passages_from is not None and pattern is not Pattern.SLOT:
-        raise click.UsageError("--passages-from has an effect on --pattern slot only")
+    choice = Choice(pattern, adapter)
+    settings = _settings(values, choice.likely, frame_of(frame_before, frame_after, echo_tokens))
+    if pattern != AUTO:
+        _check_pattern(choice.likely, echo_tokens, passages_from)
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
@@ -167,9 +167,9 @@ def generate(
 
     writer = load(
         model,
-        index if pattern.retrieves else None,
+        index if choice.likely.retrieves else None,
         adapter=None if adapter == "none" else adapter,
-        pattern=pattern,
+        pattern=choice.adapter_for,
         passages_from=passages_from,
         device=device,
         dtype=dtype,
@@ -177,9 +177,12 @@ def generate(
         trust_remote_code=trust_remote_code,
         quantize=quantize,
     )
+    settings = replace(settings, retrieval=replace(settings.retrieval, pattern=choice.of(writer)))
+    _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
-        notes.print(f"{model}{adapted}: {writer.reader.placement}", style="dim")
+        shown = f"{model}{adapted}, pattern {settings.retrieval.pattern}"
+        notes.print(f"{shown}: {writer.reader.placement}", style="dim")
     if many is not None:
         write_prompts(writer, settings, many)
         return
@@ -193,11 +196,20 @@ def generate(
         _print_summary(writing.result)
 
 
-def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
+def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | None) -> None:
+    if echo and pattern is not Pattern.APPEND:
+        raise click.UsageError(
+            f"--echo-tokens {echo}: has no effect with --pattern {pattern}; leave it out"
+        )
+    if passages_from is not None and pattern is not Pattern.SLOT:
+        raise click.UsageError("--passages-from has an effect on --pattern slot only")
+
+
+def _settings(values: dict[str, Any], pattern: Pattern, frame: FrameText | None) -> Settings:
     return take(
         Settings,
         values,
-        retrieval=take(RetrievalSettings, values, frame=frame),
+        retrieval=take(RetrievalSettings, values, pattern=pattern, frame=frame),
         sampling=take(SamplingSettings, values),
         stopping=take(StoppingSettings, values),
     )

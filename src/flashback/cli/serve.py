@@ -10,6 +10,7 @@ import click
 from flashback.cli.console import notes
 from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.cli.patterns import RETRIEVAL_OPTIONS, Choice, pattern_option
 from flashback.errors import FlashBackError
 from flashback.server.settings import ServerSettings
 from flashback.settings import RetrievalSettings
@@ -27,7 +28,8 @@ _KEY = "FLASHBACK_API_KEY"
     "pattern, if anything.",
 )
 @reader_options
-@options_of(RetrievalSettings)
+@pattern_option
+@options_of(RetrievalSettings, only=RETRIEVAL_OPTIONS)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
@@ -37,6 +39,7 @@ def serve(
     dtype: str,
     window: int | None,
     trust_remote_code: bool,
+    pattern: str,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -52,7 +55,8 @@ def serve(
     settings = take(ServerSettings, values)
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
-    defaults = take(RetrievalSettings, values)
+    choice = Choice(pattern, adapter)
+    defaults = take(RetrievalSettings, values, pattern=choice.likely)
     defaults.check_lookahead()
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()
@@ -70,16 +74,19 @@ def serve(
         model,
         index,
         adapter=None if adapter == "none" else adapter,
-        pattern=defaults.pattern,
+        pattern=choice.adapter_for,
         device=device,
         dtype=dtype,
         window=window,
         trust_remote_code=trust_remote_code,
     )
+    defaults = replace(defaults, pattern=choice.of(writer))
     service = make_service(writer.reader, writer.retriever, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    notes.print(f"{service.model}: {writer.reader.placement}", style="dim")
+    notes.print(
+        f"{service.model}, pattern {defaults.pattern}: {writer.reader.placement}", style="dim"
+    )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")
     run(service, bound)
 
