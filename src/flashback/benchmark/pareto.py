@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashback.adapter import put_on
 from flashback.arrangement import Ids
@@ -22,6 +22,9 @@ from flashback.packing.examples import Example
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,9 @@ def _cell(point: Point, best: bool) -> str:
 
 
 def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
-    """One line for every arm and number of passages, over its strides; the front in black.
+    """One line for every arm and number of passages, over its strides; the front dotted in black.
+
+    On the right what lies near the lowest perplexity, enlarged.
 
     Raises:
         SettingsError: see `flashback.benchmark.plot.check_plot`.
@@ -166,8 +171,24 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     check_plot(path)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    whole, near = figure.subplots(1, 2)
+    for axes in (whole, near):
+        _draw(axes, points)
+    whole.set(yscale="log", title=title, ylabel="perplexity")
+    lowest = min(point.perplexity.value for point in points)
+    near.set(ylim=(0.99 * lowest, _NEAR * lowest), title=f"up to {_NEAR} times the lowest")
+    figure.legend(
+        *whole.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4
+    )
+    figure.savefig(path, dpi=120)
+
+
+_NEAR = 1.2
+"""Perplexities of so many times the lowest are enlarged."""
+
+
+def _draw(axes: "Axes", points: Sequence[Point]) -> None:
     arms = list(dict.fromkeys(point.arm for point in points))
     counts = sorted({point.passages for point in points})
     for number, arm in enumerate(arms):
@@ -190,9 +211,8 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
         "k:",
         label="no point is better in both",
     )
-    axes.set(xscale="log", yscale="log", title=title)
     shapes = ", ".join(f"{m} k={k}" for m, k in zip("○□△◇▽☆", counts, strict=False))
-    axes.set(xlabel=f"milliseconds per token ({shapes})", ylabel="perplexity")
+    axes.set(xscale="log", xlabel=f"milliseconds per token ({shapes})")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right upper")
-    figure.savefig(path, dpi=120)

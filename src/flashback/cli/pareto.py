@@ -96,6 +96,7 @@ def pareto(
 
     from flashback.adapter import read_card
     from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
+    from flashback.benchmark.record import measured_on
     from flashback.evaluation.arms import arm_of, told_apart
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
@@ -130,6 +131,7 @@ def pareto(
     points = points_of(arms, tables, settings, seconds)
     record = {"timing": asdict(timing), **tables[0].record()["settings"]}
     record = {
+        **measured_on(readers.get().placement.device),
         "settings": {name: value for name, value in record.items() if name not in _SWEPT},
         "tokens": int(tables[0].texts.tokens.sum()),
         "points": [point.record() for point in points],
