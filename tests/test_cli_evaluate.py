@@ -691,7 +691,7 @@ def test_a_table_without_its_figure_is_a_table(
     outcome = reproduce(tmp_path / "TABLE")
     assert printed(outcome, ROWS)
     assert outcome.err.startswith(f"{tmp_path / 'TABLE' / 'table.png'} is not drawn: ")
-    assert "pip install 'flashback-ralm[bench]'" in outcome.err
+    assert "pip install '.[bench]'" in outcome.err
     assert not (tmp_path / "TABLE" / "table.png").exists()
 
 

@@ -348,7 +348,7 @@ def test_without_pyarrow_only_plain_json_lines_can_be_read(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     message = refusal(lambda: open_corpus([f"wikitext-2@{wikitext}"], CorpusReport()))
     assert "need pyarrow" in message
-    assert message.endswith("pip install 'flashback-ralm[train]'")
+    assert message.endswith("pip install '.[train]' in a clone of the project")
     write_pile(wikitext, "test.jsonl", record("a"))
     assert len(read(f"pile-arxiv:evaluation@{wikitext}")[0]) == 1
 

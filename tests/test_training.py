@@ -615,7 +615,7 @@ def test_losses_go_to_a_logger_and_its_files_stay(
 
 def test_accelerate_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.training_args.is_accelerate_available", lambda: False)
-    assert "pip install 'flashback-ralm[train]'" in why_refused(tmp_path / "A")
+    assert "pip install '.[train]' in a clone" in why_refused(tmp_path / "A")
 
 
 # Broken on the way

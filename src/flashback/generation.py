@@ -162,7 +162,6 @@ class Generator:
         batch_size: int = 8,
     ) -> list[Generation]:
         """Write many texts to the end, in the order of their prompts. See `stream_batch`."""
-        _refuse_text(prompts)
         done = dict(self.stream_batch(prompts, settings, batch_size=min(batch_size, len(prompts))))
         return [done[number] for number in range(len(prompts))]
 
