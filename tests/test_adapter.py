@@ -36,6 +36,7 @@ from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
 from flashback.finetuning.export import export
 from flashback.finetuning.lora import add_lora, save_lora
+from flashback.finetuning.model_card import model_card
 from flashback.finetuning.settings import TrainingSettings
 from flashback.generation import Generator
 from flashback.loading import adapter_folder, load
@@ -744,3 +745,13 @@ def test_a_shipped_adapter_that_is_damaged_is_not_passed_over(ships: Path) -> No
 
 def test_the_card_of_a_folder_is_what_was_written(whole: Path) -> None:
     assert read_card(whole) == card_of(tiny_reader())
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_card_says_where_passages_stand_and_how_to_write(pattern: Pattern) -> None:
+    readme = model_card(replace(card_of(tiny_reader()), pattern=pattern))
+    (command,) = (line for line in readme.splitlines() if line.startswith("flashback generate"))
+    assert f"--pattern {pattern} " in command
+    assert ("--index" in command) == pattern.retrieves
+    assert ("It reads a retrieved passage" in readme) == pattern.retrieves
+    assert ("in a slot" in readme) == (pattern is Pattern.SLOT)

@@ -74,3 +74,13 @@ def test_a_key_is_asked_for(page: Page) -> None:
         page.open(f"{own.url}/")
         page.wait("!document.getElementById('key-field').hidden")
         assert "key" in page.run("document.getElementById('model').textContent")
+
+
+def test_what_the_api_takes_the_form_takes(served: Served, page: Page) -> None:
+    page.open(f"{served.url}/")
+    page.wait("document.getElementById('stride').value !== ''")
+    for field, value in (("temperature", "0.25"), ("passages", "10"), ("stride", "600")):
+        page.run(f"document.getElementById('{field}').value = {value}")
+    assert page.run("document.getElementById('form').checkValidity()")
+    page.run("document.getElementById('stride').value = 0")
+    assert not page.run("document.getElementById('form').checkValidity()")

@@ -14,7 +14,7 @@ _WHERE = {
     Pattern.NONE: None,
     Pattern.PREPEND: "in front of the text",
     Pattern.APPEND: "behind the text",
-    Pattern.SLOT: "in a slot before the text, which it is exchanged in",
+    Pattern.SLOT: "in a slot before the text",
 }
 
 
