@@ -14,11 +14,12 @@ from flashback.cli.bench import bench
 from flashback.cli.bench_batch import batch
 from flashback.cli.bench_engine import engine
 from flashback.cli.demo import demo
-from flashback.cli.evaluate import evaluate, reproduce
+from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.pareto import pareto
 from flashback.cli.precompute import precompute
+from flashback.cli.reproduce import reproduce
 from flashback.cli.serve import serve
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
