@@ -10,7 +10,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import AUTO, RETRIEVAL_OPTIONS, Choice, pattern_option
+from flashback.cli.patterns import AUTO, RETRIEVAL_OPTIONS, Choice, check_echo, pattern_option
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.settings import (
     FrameText,
@@ -197,10 +197,7 @@ def generate(
 
 
 def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | None) -> None:
-    if echo and pattern is not Pattern.APPEND:
-        raise click.UsageError(
-            f"--echo-tokens {echo}: has no effect with --pattern {pattern}; leave it out"
-        )
+    check_echo(echo or 0, pattern)
     if passages_from is not None and pattern is not Pattern.SLOT:
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
 

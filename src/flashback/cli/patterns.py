@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.errors import SettingsError
 from flashback.settings import Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
@@ -65,3 +66,15 @@ class Choice:
     @property
     def _adapter_decides(self) -> bool:
         return self.pattern == AUTO and self.adapter not in (AUTO, "none")
+
+
+def check_echo(echo_tokens: int, pattern: Pattern) -> None:
+    """Refuse an echo where nothing stands behind the context.
+
+    Raises:
+        SettingsError: the pattern is not `append`.
+    """
+    if echo_tokens and pattern is not Pattern.APPEND:
+        raise SettingsError(
+            f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
+        )

@@ -21,7 +21,7 @@ from rich.progress import (
 from flashback.cli.console import notes
 from flashback.cli.generate import model_options, reader_options
 from flashback.cli.options import options_of, take
-from flashback.errors import SettingsError
+from flashback.cli.patterns import check_echo
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
@@ -116,7 +116,7 @@ def train(
         train as run_training,
     )
 
-    _check_echo(settings, retrieval)
+    check_echo(settings.echo_tokens, retrieval.pattern)
     check_output(out)
     loggers(log_to)  # now, not after minutes of looking up
     retrieves = retrieval.pattern.retrieves
@@ -160,14 +160,6 @@ def train(
         click.echo(
             f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
             "target"
-        )
-
-
-def _check_echo(settings: TrainingSettings, retrieval: RetrievalSettings) -> None:
-    if settings.echo_tokens and retrieval.pattern is not Pattern.APPEND:
-        raise SettingsError(
-            f"--echo-tokens {settings.echo_tokens}: has no effect with --pattern "
-            f"{retrieval.pattern}; leave it out"
         )
 
 
