@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-DEFAULTS = RetrievalSettings(stride=4, query_tokens=8, passage_tokens=24)
+DEFAULTS = RetrievalSettings(Pattern.APPEND, stride=4, query_tokens=8, passage_tokens=24)
 """Small enough for a tiny reader's window."""
 
 

@@ -41,7 +41,7 @@ from flashback.finetuning.settings import TrainingSettings
 from flashback.generation import Generator
 from flashback.loading import adapter_folder, load
 from flashback.reader import MINI, Reader, load_reader
-from flashback.settings import FrameText, Marks, Pattern, RetrievalSettings, Settings
+from flashback.settings import PATTERNS, FrameText, Marks, Pattern, RetrievalSettings, Settings
 from readers import byte_tokenizer, tiny_reader
 from trainings import full_model
 
@@ -52,7 +52,7 @@ MARKS = (258, 259)
 TEXT = torch.tensor([[0, 40, 41, 42, 258, 50, 60, 70, 259, 80, 90, 100]])
 """With marks around a passage."""
 BARE_TEXT = torch.tensor([[0, 40, 41, 42, 50, 60, 70, 80, 90, 100]])
-TRAINED_FOR = RetrievalSettings(stride=8, query_tokens=22, passage_tokens=40)
+TRAINED_FOR = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=22, passage_tokens=40)
 SMALL = ("--stride", "8", "--query-tokens", "22", "--passage-tokens", "40")
 
 
@@ -747,7 +747,7 @@ def test_the_card_of_a_folder_is_what_was_written(whole: Path) -> None:
     assert read_card(whole) == card_of(tiny_reader())
 
 
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_card_says_where_passages_stand_and_how_to_write(pattern: Pattern) -> None:
     readme = model_card(replace(card_of(tiny_reader()), pattern=pattern))
     (command,) = (line for line in readme.splitlines() if line.startswith("flashback generate"))

@@ -10,7 +10,7 @@ import flashback
 from command_line import index_notes
 
 SETTINGS = flashback.Settings(
-    flashback.RetrievalSettings(stride=8, passage_tokens=40),
+    flashback.RetrievalSettings(flashback.Pattern.APPEND, stride=8, passage_tokens=40),
     stopping=flashback.StoppingSettings(max_new_tokens=24),
 )
 

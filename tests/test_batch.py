@@ -116,7 +116,7 @@ def made_up_settings(draw: st.DrawFn, patterns: Sequence[Pattern]) -> Settings:
     )
 
 
-SMALL = Settings(RetrievalSettings(passage_tokens=20))
+SMALL = Settings(RetrievalSettings(Pattern.APPEND, passage_tokens=20))
 PROMPTS = st.lists(st.lists(st.integers(2, 257), min_size=1, max_size=60), min_size=2, max_size=5)
 PAPER_PATTERNS = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
 
@@ -185,7 +185,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     reader = shared_reader("llama")
     writer = Generator(reader, shared_engine("llama"), QueryRetriever())
     made_up = Settings(
-        RetrievalSettings(stride=5, passage_tokens=20),
+        RetrievalSettings(Pattern.APPEND, stride=5, passage_tokens=20),
         SamplingSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3),
         StoppingSettings(max_new_tokens=30, ignore_eos=True),
     )
@@ -200,7 +200,8 @@ def test_one_search_serves_the_whole_batch() -> None:
     retriever = QueryRetriever()
     writer = Generator(shared_reader("llama"), shared_engine("llama"), retriever)
     made_up = Settings(
-        RetrievalSettings(stride=4, passage_tokens=20), stopping=StoppingSettings(12, (), True)
+        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
+        stopping=StoppingSettings(12, (), True),
     )
     writer.generate_batch([[5, 6], [7], [8, 9]], made_up, batch_size=3)
     assert retriever.asked == [3, 3, 3]
@@ -211,7 +212,8 @@ def test_a_text_that_ends_makes_room_for_the_next() -> None:
     retriever = QueryRetriever()
     writer = Generator(shared_reader("opt"), shared_engine("opt"), retriever)
     made_up = Settings(
-        RetrievalSettings(stride=4, passage_tokens=20), stopping=StoppingSettings(8, (), True)
+        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
+        stopping=StoppingSettings(8, (), True),
     )
     finished = writer.stream_batch([[n] for n in range(5, 10)], made_up, batch_size=2)
     assert [number for number, _ in finished] == [0, 1, 2, 3, 4]

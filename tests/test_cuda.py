@@ -13,7 +13,7 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
 from flashback.generation import Generator
 from flashback.sampling import Sampler
-from flashback.settings import Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings, StoppingSettings
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, RecordingSampler, block_mask_logits, recomputed_logits
 
@@ -37,7 +37,7 @@ class RecordingEngine(LocalEngine):
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_long_text_equals_the_cpus_recomputation(
     family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from flashback.engines import decode_graph
 from flashback.engines.decode_graph import DecodeGraph
 from flashback.engines.local import LocalEngine
 from flashback.sampling import Sampler
-from flashback.settings import Pattern, SamplingSettings
+from flashback.settings import PATTERNS, Pattern, SamplingSettings
 from test_cuda import CUDA, check_a_long_text
 
 FULL = [family for family in FAMILIES if family not in SLIDING]
@@ -21,7 +21,7 @@ FIXED = [family for family in FULL if family not in ("falcon", "bloom")]
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FULL)
 def test_a_long_text_equals_recomputing_everything(
     family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch

@@ -60,7 +60,7 @@ from flashback.packing.settings import Protocol, WindowSettings
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
-from flashback.settings import Marks, Pattern, RetrievalSettings
+from flashback.settings import PATTERNS, Marks, Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
 TOLERANCE = 1e-4
@@ -267,7 +267,7 @@ def test_all_arms_see_the_same_targets_contexts_and_passages(
     scored: list[tuple[str, list[Example]]], adapters: Path
 ) -> None:
     judged = made_up()
-    arms = [*UNTRAINED, *adapter_arms(adapters / "marks", list(Pattern))]
+    arms = [*UNTRAINED, *adapter_arms(adapters / "marks", PATTERNS)]
     evaluate(arms, [judged], Readers(load), settings=FEW)
     assert len(scored) == len(arms)
     shortened = 0
@@ -588,9 +588,9 @@ def test_figures_are_drawn_even_where_rounding_moves_an_interval(
 
 def all_arms(adapters: Path) -> Iterator[Arm]:
     yield from UNTRAINED
-    yield from untrained_arms(list(Pattern), [FrameKind.MARKS])[1:]
+    yield from untrained_arms(PATTERNS, [FrameKind.MARKS])[1:]
     for name in ("marks", "bare"):
-        yield from adapter_arms(adapters / name, list(Pattern))
+        yield from adapter_arms(adapters / name, PATTERNS)
 
 
 def test_names_tell_arms_apart_and_stay_the_same(adapters: Path) -> None:

@@ -19,7 +19,7 @@ from flashback.benchmark.flops import (
 )
 from flashback.engines.cache import new_cache
 from flashback.engines.local import LocalEngine
-from flashback.settings import Pattern
+from flashback.settings import PATTERNS, Pattern
 
 EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral", "bloom")]
 """Sliding windows see less than all pairs; Bloom's ALiBi adds products of its own."""
@@ -83,12 +83,12 @@ def test_bytes_are_weights_and_cache() -> None:
 def test_passes_of_a_stride_encode_what_the_design_says(
     context: int, stride: int, passage: int
 ) -> None:
-    first = {p: next(stride_passes(p, context, stride, passage)) for p in Pattern}
+    first = {p: next(stride_passes(p, context, stride, passage)) for p in PATTERNS}
     assert first[Pattern.NONE] == Pass(1, context - 1)
     assert first[Pattern.APPEND] == Pass(stride + passage, context - stride)
     assert first[Pattern.PREPEND] == Pass(context + passage, 0)
     assert first[Pattern.SLOT] == Pass(passage, 0, states_only=True)
-    for pattern in Pattern:
+    for pattern in PATTERNS:
         passes = list(stride_passes(pattern, context, stride, passage))
         alone = 1 if pattern is Pattern.SLOT else 0  # the passage, before the boundary's one token
         assert len(passes) == stride + alone

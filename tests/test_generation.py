@@ -173,7 +173,12 @@ def test_queries_are_the_last_tokens_of_the_context_as_text() -> None:
 def test_what_is_forbidden_reaches_the_retriever() -> None:
     retriever = OnePassage()
     retrieval = RetrievalSettings(
-        stride=5, passages=3, min_score=1.5, forbid_titles=("t",), forbid_documents=("d",)
+        Pattern.APPEND,
+        stride=5,
+        passages=3,
+        min_score=1.5,
+        forbid_titles=("t",),
+        forbid_documents=("d",),
     )
     Generator(READER, Script("0123456789"), retriever).generate("x", Settings(retrieval))
     assert retriever.asked[0][1] == SearchOptions(3, 1.5, ("t",), ("d",))
@@ -207,7 +212,9 @@ def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> 
 def test_several_passages_stand_best_first_in_one_frame() -> None:
     script = Script("0123456789")
     settings = Settings(
-        RetrievalSettings(stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">", 0))
+        RetrievalSettings(
+            Pattern.APPEND, stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">", 0)
+        )
     )
     hits = [Hit("a", "a", "", "best", 2.0), Hit("b", "b", "", "second", 1.0)]
 
@@ -336,21 +343,27 @@ def test_whole_numbers_are_good_real_ones() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RetrievalSettings(stride=0), r"--stride 0: expected a whole number from 1"),
-        (lambda: RetrievalSettings(**wrong(stride=2.5)), r"--stride 2.5"),
-        (lambda: RetrievalSettings(stride=True), r"--stride True"),
-        (lambda: RetrievalSettings(passages=-1), r"--passages -1"),
+        (
+            lambda: RetrievalSettings(Pattern.APPEND, stride=0),
+            r"--stride 0: expected a whole number from 1",
+        ),
+        (lambda: RetrievalSettings(Pattern.APPEND, **wrong(stride=2.5)), r"--stride 2.5"),
+        (lambda: RetrievalSettings(Pattern.APPEND, stride=True), r"--stride True"),
+        (lambda: RetrievalSettings(Pattern.APPEND, passages=-1), r"--passages -1"),
         (
             lambda: RetrievalSettings(**wrong(pattern="sideways")),
             r"--pattern sideways: expected one of none",
         ),
-        (lambda: RetrievalSettings(min_score=float("nan")), r"--min-score nan"),
+        (lambda: RetrievalSettings(Pattern.APPEND, min_score=float("nan")), r"--min-score nan"),
         (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1"),
         (lambda: SamplingSettings(top_p=2.0), r"--top-p 2.0: expected a number from 1e-06 to 1"),
         (lambda: SamplingSettings(seed=-1), r"--seed -1"),
         (lambda: SamplingSettings(temperature=1e-9), r"--temperature 1e-09: expected 0 or"),
         (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
-        (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
+        (
+            lambda: RetrievalSettings(Pattern.APPEND, **wrong(forbid_titles="secret")),
+            r"--forbid-title 'secret'",
+        ),
         (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),
         (lambda: StoppingSettings(stop=("",)), r"--stop ''"),
         (lambda: StoppingSettings(**wrong(stop="abc")), r"--stop 'abc': expected a tuple"),

@@ -127,7 +127,7 @@ def test_evaluation_asks_what_writing_asks() -> None:
     reader = tiny_reader()
     windows = WindowSettings(window_tokens=64, first_boundary=16)
     (window,) = cut_documents([Document("d", "", "x" * 30 + "y" * 30)], reader, windows, 8)
-    retrieval = RetrievalSettings(stride=8, query_tokens=12, lookahead=3)
+    retrieval = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=12, lookahead=3)
     queries = Lookup(reader, Recording(), retrieval).queries(window)
     ends = [16, *(cut.boundary - 3 for cut in window.cuts[1:])]
     assert queries == [reader.decode(window.ids[end - 12 : end]) for end in ends]

@@ -150,7 +150,7 @@ def test_keeping_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.Mon
     reader = shared_reader(family)
     engine = LocalEngine(reader.model, window=180, self_check=False)
     made_up = Settings(
-        RetrievalSettings(stride=4, passage_tokens=20),
+        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
         stopping=StoppingSettings(max_new_tokens=24, ignore_eos=True),
     )
     writer = Generator(reader, engine, MadeUpRetriever(0, empty=0, same=0))
@@ -247,7 +247,9 @@ def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str
     engine = LocalEngine(reader.model, window=190)
     s, m = 6, 20
     made_up = Settings(
-        RetrievalSettings(stride=s, passage_tokens=m, frame=FrameText("<<", ">>>", 0)),
+        RetrievalSettings(
+            Pattern.APPEND, stride=s, passage_tokens=m, frame=FrameText("<<", ">>>", 0)
+        ),
         stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
     )
     long_passages = MadeUpRetriever(5, longest=40, empty=0, same=0)

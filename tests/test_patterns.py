@@ -1,15 +1,21 @@
-"""Which pattern a command writes with when --pattern says nothing."""
+"""Which pattern is meant by `auto`."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from families import FAMILIES, SLIDING
-from flashback.cli.patterns import Choice
 from flashback.engines.local import LocalEngine
+from flashback.errors import SettingsError
+from flashback.finetuning.settings import TrainingSettings
+from flashback.finetuning.training import Run
 from flashback.generation import Generator
-from flashback.settings import Pattern
+from flashback.loading import AUTO, adapter_folder
+from flashback.packing.settings import WindowSettings
+from flashback.reader import MINI
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
 from readers import tiny_reader
 
 
@@ -25,26 +31,52 @@ class Card:
         self.pattern = pattern
 
 
+def chosen(writer: Generator, pattern: Pattern = Pattern.AUTO) -> Pattern:
+    settings = Settings(RetrievalSettings(pattern, stride=7), truncate=True)
+    found = writer.settled(settings)
+    assert found == replace(
+        settings, retrieval=replace(settings.retrieval, pattern=found.retrieval.pattern)
+    )
+    return found.retrieval.pattern
+
+
+def test_auto_is_what_settings_say_that_say_nothing() -> None:
+    assert RetrievalSettings().pattern is Pattern.AUTO
+    assert Pattern.AUTO not in PATTERNS
+    assert len(PATTERNS) == len(Pattern) - 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_passages_stand_in_a_slot_where_there_can_be_one(family: str) -> None:
-    expected = Pattern.APPEND if family in SLIDING else Pattern.SLOT
-    for adapter in ("auto", "none"):
-        assert Choice("auto", adapter).of(writer(family)) == expected
+    assert chosen(writer(family)) is (Pattern.APPEND if family in SLIDING else Pattern.SLOT)
 
 
-@pytest.mark.parametrize("pattern", Pattern)
+def test_an_engine_without_a_slot_has_passages_appended() -> None:
+    engine = writer().engine
+    assert isinstance(engine, LocalEngine)
+    engine.capabilities = replace(engine.capabilities, slot=False)
+    assert chosen(Generator(tiny_reader(), engine, None)) is Pattern.APPEND
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_an_adapter_decides_unless_something_is_said(pattern: Pattern) -> None:
     adapted = writer(adapter=Card(pattern))
-    assert Choice("auto", "FOLDER").of(adapted) == pattern
-    assert Choice("prepend", "FOLDER").of(adapted) == Pattern.PREPEND
-    assert Choice(str(pattern), "none").of(writer()) == pattern
+    assert chosen(adapted) is pattern
+    assert chosen(adapted, Pattern.PREPEND) is Pattern.PREPEND
+    assert chosen(writer(), pattern) is pattern
 
 
 def test_a_checkpoint_with_marks_was_trained_to_read_behind_the_text() -> None:
-    assert Choice("auto", "auto").of(writer(marks=True)) == Pattern.APPEND
+    assert chosen(writer(marks=True)) is Pattern.APPEND
 
 
-def test_what_ships_is_asked_for_by_the_likely_pattern() -> None:
-    assert Choice("auto", "auto").adapter_for == Pattern.SLOT
-    assert Choice("append", "auto").adapter_for == Pattern.APPEND
-    assert Choice("auto", "FOLDER").adapter_for is None
+def test_what_ships_is_taken_for_its_own_pattern() -> None:
+    assert adapter_folder(MINI, AUTO, Pattern.AUTO) is None
+    assert adapter_folder(MINI, AUTO, Pattern.SLOT) is None
+    assert adapter_folder(MINI, AUTO, Pattern.APPEND) is not None
+    assert adapter_folder(MINI, "FOLDER", Pattern.AUTO) == Path("FOLDER")
+
+
+def test_a_training_must_say_where_passages_stand() -> None:
+    with pytest.raises(SettingsError, match=r"--pattern auto: .* expected one of none, prepend"):
+        Run(TrainingSettings(), RetrievalSettings(), WindowSettings())

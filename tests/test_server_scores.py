@@ -14,7 +14,7 @@ from flashback.packing.forward import TargetScorer
 from flashback.packing.lookup import Lookup, examples_of
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
-from flashback.settings import Pattern
+from flashback.settings import PATTERNS, Pattern
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, recomputed_scores, serving
 
 TEXT = "The tides follow the moon, which pulls the water of the ocean towards it."
@@ -48,7 +48,7 @@ def as_eval_scores(reader: Reader, ids: Ids, pattern: Pattern) -> list[float]:
     return [float(value) for value in rows.flatten()]
 
 
-@pytest.mark.parametrize("pattern", list(Pattern))
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_given_texts_score_as_in_eval(served: Served, pattern: Pattern) -> None:
     reader = served.service.reader
     ids = tuple(reader.encode_prompt(TEXT))

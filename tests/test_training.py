@@ -40,7 +40,7 @@ from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, tra
 from flashback.packing.examples import Arrangement, Example
 from flashback.packing.forward import TargetScorer
 from flashback.reader import Reader
-from flashback.settings import Marks, Pattern
+from flashback.settings import PATTERNS, Marks, Pattern
 from readers import byte_tokenizer, tiny_reader
 from trainings import (
     EXAMPLES,
@@ -123,7 +123,7 @@ def test_a_card_says_what_was_trained(uninterrupted: Path) -> None:
     assert card.results["training_loss"] == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_training_lowers_the_loss_of_its_pattern(pattern: Pattern, tmp_path: Path) -> None:
     some = replace(RETRIEVAL, pattern=pattern)
     own = run_with(retrieval=some, steps=12, dropout=0.0, log_steps=1, windows_per_step=5)

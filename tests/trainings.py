@@ -23,10 +23,10 @@ from flashback.packing.examples import Example
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
-from flashback.settings import RetrievalSettings
+from flashback.settings import Pattern, RetrievalSettings
 
 STRIDE, FIRST, PASSAGE = 4, 12, 9
-RETRIEVAL = RetrievalSettings(stride=STRIDE, query_tokens=8, passage_tokens=PASSAGE)
+RETRIEVAL = RetrievalSettings(Pattern.APPEND, stride=STRIDE, query_tokens=8, passage_tokens=PASSAGE)
 WINDOWS = WindowSettings(window_tokens=64, first_boundary=FIRST)
 SETTINGS = TrainingSettings(
     steps=7, windows_per_step=2, learning_rate=0.01, checkpoint_steps=2, log_steps=3

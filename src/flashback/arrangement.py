@@ -140,6 +140,7 @@ def arrange(
     framed = frame.around(passage)
     if pattern is Pattern.APPEND:
         return Prompt(context + framed + frame.echoed(context[bos:]))
+    assert pattern is Pattern.PREPEND, "see Generator.settled"
     return Prompt(context[:bos] + framed + context[bos:])
 
 

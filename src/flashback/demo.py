@@ -33,6 +33,7 @@ from flashback.packing.settings import WindowSettings
 from flashback.reader import MINI, Reader, load_reader
 from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import (
+    PATTERNS,
     Pattern,
     RetrievalSettings,
     SamplingSettings,
@@ -138,7 +139,7 @@ class Demo:
 
     def warm_up(self) -> None:
         """Let libraries allocate and tune themselves before anything is timed."""
-        for pattern in Pattern:
+        for pattern in PATTERNS:
             settings = Settings(
                 RetrievalSettings(pattern), stopping=StoppingSettings(max_new_tokens=17)
             )
@@ -191,7 +192,7 @@ def score_patterns(index: BM25Index, start: StartScoring) -> dict[str, Any]:
     found = prepare(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
     judged = Judged(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
-    arms = untrained_arms(list(Pattern), [FrameKind.TEXT])
+    arms = untrained_arms(PATTERNS, [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:
         arms += adapter_arms(adapter, [Pattern.APPEND])

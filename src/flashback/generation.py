@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import abc
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
 from flashback.batching import write_together
@@ -149,7 +149,7 @@ class Generator:
             PromptTooLong: the prompt does not fit and `settings.truncate` is false.
             SettingsError: an empty prompt, no retriever, or a window too small for the settings.
         """
-        settings = settings or Settings()
+        settings = self.settled(settings or Settings())
         text = self.begin(prompt, settings, on_token)
         self._warn_if_untrained(settings.retrieval)
         return Writing(self._write(text), text)
@@ -185,7 +185,7 @@ class Generator:
             text.
         """
         _refuse_text(prompts)
-        settings = settings or Settings()
+        settings = self.settled(settings or Settings())
         self._warn_if_untrained(settings.retrieval)
         texts = enumerate(self.begin(prompt, settings) for prompt in prompts)
         batch = self._open_batch(batch_size)
@@ -213,6 +213,7 @@ class Generator:
         on_token: OnToken | None = None,
     ) -> Text:
         """A text with nothing written yet. See `stream`."""
+        settings = self.settled(settings)
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
         retrieval.check_lookahead()
@@ -234,6 +235,26 @@ class Generator:
             Sampler(settings.sampling, context.ids, self.reader.forbidden, on_token),
             Slot(self._room(retrieval, frame)),
         )
+
+    def settled(self, settings: Settings) -> Settings:
+        """The same settings, with the pattern that is meant by `auto`.
+
+        As the reader's adapter was trained; without one in a slot, which needs no training, or
+        appended if there can be none, or if the reader has marking tokens.
+        """
+        if settings.retrieval.pattern is not Pattern.AUTO:
+            return settings
+        return replace(settings, retrieval=replace(settings.retrieval, pattern=self._own_pattern))
+
+    @property
+    def _own_pattern(self) -> Pattern:
+        reader = self.reader
+        if reader.adapter is not None:
+            return reader.adapter.pattern
+        if reader.marks is not None:  # an exported checkpoint, trained to read them
+            return Pattern.APPEND
+        slot = self.engine.capabilities.slot and reader.can_have_slot
+        return Pattern.SLOT if slot else Pattern.APPEND
 
     def find(self, queries: Sequence[str], retrieval: RetrievalSettings) -> list[list[Hit]]:
         """The passages for each query; none in a pattern without passages."""

@@ -5,6 +5,7 @@ command line takes its options, defaults and help from here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     flag: str | None = None,
+    choices: Sequence[StrEnum] = (),
 ) -> Any:
     """Declare a field of a settings class.
 
@@ -27,10 +29,10 @@ def setting(
         help: one line with the unit; shown by `--help`.
         low, high: the range of a number, both included.
         flag: its name on the command line, if that is not the field's.
+        choices: of an enumeration; none: all of it.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "low": low, "high": high, "flag": flag}
-    )
+    declared = {"help": help, "low": low, "high": high, "flag": flag, "choices": choices}
+    return dataclasses.field(default=default, metadata=declared)
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:
@@ -73,6 +75,8 @@ def _shown(number: float) -> str:
 class Pattern(StrEnum):
     """Where retrieved passages stand (the paper's context patterns)."""
 
+    AUTO = "auto"
+    """No place of its own: what a reader reads best, decided by `Generator.settled`."""
     NONE = "none"
     PREPEND = "prepend"
     APPEND = "append"
@@ -83,6 +87,10 @@ class Pattern(StrEnum):
     def retrieves(self) -> bool:
         """Whether the pattern has passages at all."""
         return self is not Pattern.NONE
+
+
+PATTERNS = tuple(pattern for pattern in Pattern if pattern is not Pattern.AUTO)
+"""Those that say where a passage stands."""
 
 
 class Marks(StrEnum):
@@ -141,7 +149,10 @@ class RetrievalSettings(CheckedSettings):
     """When to retrieve, what with, and how much of it (paper section 3)."""
 
     pattern: Pattern = setting(
-        Pattern.APPEND, "Where passages stand; none: nothing is retrieved, an index is not used."
+        Pattern.AUTO,
+        "Where passages stand. auto: as the adapter was trained; without one in a slot, or "
+        "appended if the model can have none or has marking tokens. none: nothing is retrieved, an "
+        "index is not used.",
     )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=_MOST_TOKENS)
     query_tokens: int = setting(

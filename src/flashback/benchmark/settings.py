@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flashback.errors import SettingsError
 from flashback.packing.settings import WindowSettings
-from flashback.settings import CheckedSettings, Pattern, setting
+from flashback.settings import PATTERNS, CheckedSettings, Pattern, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -93,7 +93,9 @@ class EngineBenchSettings(CheckedSettings):
 
     shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
     lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages go: none, prepend or append.")
+    pattern: Pattern = setting(
+        Pattern.APPEND, "Where passages go: none, prepend or append.", choices=PATTERNS
+    )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
@@ -115,7 +117,7 @@ class BatchBenchSettings(CheckedSettings):
         512, "Tokens of the longest prompt; the shortest has half.", low=2, high=1 << 20
     )
     new_tokens: int = setting(64, "Tokens to write behind each prompt.", low=1, high=1 << 20)
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages go: none, prepend, append or slot.")
+    pattern: Pattern = setting(Pattern.APPEND, "Where passages go.", choices=PATTERNS)
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)

@@ -18,7 +18,7 @@ from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.packing.settings import Protocol, WindowSettings
-from flashback.settings import Pattern, Quantize, RetrievalSettings
+from flashback.settings import PATTERNS, Pattern, Quantize, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.arms import Arm
@@ -39,7 +39,7 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
 @click.option(
     "--pattern",
     "patterns",
-    type=click.Choice([str(pattern) for pattern in Pattern]),
+    type=click.Choice(list(map(str, PATTERNS))),
     multiple=True,
     help="Score this pattern (repeatable; default: all that the reader can have).",
 )
@@ -57,7 +57,7 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
 )
 @reader_options
 @quantize_option
-@options_of(RetrievalSettings, only=RETRIEVED[1:])
+@options_of(RetrievalSettings, only=RETRIEVED)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @click.option("--per-document", type=Path, help="Write a JSON line per document to this file.")
@@ -204,7 +204,7 @@ def chosen_patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern
     for pattern in wanted:
         reader.check_pattern(pattern)
     return list(wanted) or [
-        pattern for pattern in Pattern if pattern is not Pattern.SLOT or reader.can_have_slot
+        pattern for pattern in PATTERNS if pattern is not Pattern.SLOT or reader.can_have_slot
     ]
 
 

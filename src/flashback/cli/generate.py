@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import AUTO, RETRIEVAL_OPTIONS, Choice, check_echo, pattern_option
+from flashback.cli.patterns import check_echo
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.settings import (
     FrameText,
@@ -90,8 +89,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 )
 @reader_options
 @quantize_option
-@pattern_option
-@options_of(RetrievalSettings, only=RETRIEVAL_OPTIONS)
+@options_of(RetrievalSettings)
 @frame_options
 @click.option(
     "--echo-tokens",
@@ -120,7 +118,6 @@ def generate(
     window: int | None,
     trust_remote_code: bool,
     quantize: str,
-    pattern: str,
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
@@ -151,10 +148,9 @@ def generate(
     if prompts is not None and explain:
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
-    choice = Choice(pattern, adapter)
-    settings = _settings(values, choice.likely, frame_of(frame_before, frame_after, echo_tokens))
-    if pattern != AUTO:
-        _check_pattern(choice.likely, echo_tokens, passages_from)
+    settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
+    if settings.retrieval.pattern is not Pattern.AUTO:
+        _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
@@ -167,9 +163,9 @@ def generate(
 
     writer = load(
         model,
-        index if choice.likely.retrieves else None,
+        index if settings.retrieval.pattern.retrieves else None,
         adapter=None if adapter == "none" else adapter,
-        pattern=choice.adapter_for,
+        pattern=settings.retrieval.pattern,
         passages_from=passages_from,
         device=device,
         dtype=dtype,
@@ -177,7 +173,7 @@ def generate(
         trust_remote_code=trust_remote_code,
         quantize=quantize,
     )
-    settings = replace(settings, retrieval=replace(settings.retrieval, pattern=choice.of(writer)))
+    settings = writer.settled(settings)
     _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
@@ -202,11 +198,11 @@ def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | Non
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
 
 
-def _settings(values: dict[str, Any], pattern: Pattern, frame: FrameText | None) -> Settings:
+def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
     return take(
         Settings,
         values,
-        retrieval=take(RetrievalSettings, values, pattern=pattern, frame=frame),
+        retrieval=take(RetrievalSettings, values, frame=frame),
         sampling=take(SamplingSettings, values),
         stopping=take(StoppingSettings, values),
     )

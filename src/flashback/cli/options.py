@@ -58,6 +58,6 @@ def _behaviour(field: "dataclasses.Field[Any]") -> dict[str, Any]:
     if isinstance(default, tuple):
         return common | {"multiple": True, "show_default": False, "metavar": "TEXT"}
     if isinstance(type(default), EnumType):
-        choice = click.Choice([str(value) for value in type(default)])
+        choice = click.Choice([str(value) for value in field.metadata["choices"] or type(default)])
         return common | {"type": choice, "default": str(default), "show_default": True}
     return common | {"type": type(default), "show_default": True}

@@ -53,7 +53,7 @@ _SWEPT = ("stride", "passages")
     help="Values of s and k (repeatable: every combination).",
 )
 @reader_options
-@options_of(RetrievalSettings, only=[name for name in RETRIEVED if name != "pattern"])
+@options_of(RetrievalSettings, only=RETRIEVED)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @options_of(ParetoSettings)

@@ -19,7 +19,7 @@ from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.settings import BootstrapSettings
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.perplexity import Table
@@ -63,7 +63,7 @@ _TRAINED = [
 )
 @reader_options
 @options_of(TrainingSettings, only=_TRAINED)
-@options_of(RetrievalSettings, only=RETRIEVED[1:])
+@options_of(RetrievalSettings, only=RETRIEVED)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -98,7 +98,7 @@ def reproduce(
 
     quiet_transformers()
     run_settings = take(TrainingSettings, values)
-    retrieval = take(RetrievalSettings, values)
+    retrieval = take(RetrievalSettings, values, pattern=Pattern.APPEND)  # every row has its own
     windows = take(WindowSettings, values)
     bootstrap = take(BootstrapSettings, values)
     if out == Path():  # what an unset shell variable gives
@@ -148,7 +148,7 @@ def _check_reproduction(reader: "Reader", run: "Run") -> None:
     from flashback.evaluation.reproduce import NAIVE_FRAMES
     from flashback.finetuning.training import check_positions
 
-    arms = untrained_arms(list(Pattern), NAIVE_FRAMES)
+    arms = untrained_arms(PATTERNS, NAIVE_FRAMES)
     frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))
     check_positions(reader, run.windows, run.retrieval, frame)
 

@@ -10,7 +10,6 @@ import click
 from flashback.cli.console import notes
 from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import RETRIEVAL_OPTIONS, Choice, pattern_option
 from flashback.errors import FlashBackError
 from flashback.server.settings import ServerSettings
 from flashback.settings import RetrievalSettings
@@ -28,8 +27,7 @@ _KEY = "FLASHBACK_API_KEY"
     "pattern, if anything.",
 )
 @reader_options
-@pattern_option
-@options_of(RetrievalSettings, only=RETRIEVAL_OPTIONS)
+@options_of(RetrievalSettings)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
@@ -39,7 +37,6 @@ def serve(
     dtype: str,
     window: int | None,
     trust_remote_code: bool,
-    pattern: str,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -55,8 +52,7 @@ def serve(
     settings = take(ServerSettings, values)
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
-    choice = Choice(pattern, adapter)
-    defaults = take(RetrievalSettings, values, pattern=choice.likely)
+    defaults = take(RetrievalSettings, values)
     defaults.check_lookahead()
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()
@@ -74,18 +70,18 @@ def serve(
         model,
         index,
         adapter=None if adapter == "none" else adapter,
-        pattern=choice.adapter_for,
+        pattern=defaults.pattern,
         device=device,
         dtype=dtype,
         window=window,
         trust_remote_code=trust_remote_code,
     )
-    defaults = replace(defaults, pattern=choice.of(writer))
     service = make_service(writer.reader, writer.retriever, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     notes.print(
-        f"{service.model}, pattern {defaults.pattern}: {writer.reader.placement}", style="dim"
+        f"{service.model}, pattern {service.defaults.pattern}: {writer.reader.placement}",
+        style="dim",
     )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")
     run(service, bound)

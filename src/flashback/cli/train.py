@@ -21,7 +21,7 @@ from rich.progress import (
 from flashback.cli.console import notes
 from flashback.cli.generate import model_options, reader_options
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import check_echo
+from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from flashback.reader import Reader
 
 RETRIEVED = (
-    "pattern",
     "stride",
     "query_tokens",
     "passage_tokens",
@@ -43,7 +42,7 @@ RETRIEVED = (
     "forbid_titles",
     "forbid_documents",
 )
-"""The retrieval settings of a training: what stands around passages is `--marks`."""
+"""A training's retrieval settings, but for its pattern; what is around passages is `--marks`."""
 
 
 @click.command(short_help="Train an adapter that reads passages.")
@@ -62,6 +61,7 @@ RETRIEVED = (
 )
 @reader_options
 @options_of(TrainingSettings)
+@trained_pattern_option
 @options_of(RetrievalSettings, only=RETRIEVED)
 @options_of(WindowSettings, only=("window_tokens", "first_boundary", "max_windows"))
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 where that is safe.")
@@ -82,6 +82,7 @@ def train(
     trust_remote_code: bool,
     bfloat16: bool,
     log_to: tuple[str, ...],
+    pattern: str,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -99,7 +100,7 @@ def train(
 
     quiet_transformers()
     settings = take(TrainingSettings, values)
-    retrieval = take(RetrievalSettings, values)
+    retrieval = take(RetrievalSettings, values, pattern=Pattern(pattern))
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
     from flashback.adapter import card_record

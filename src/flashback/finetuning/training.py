@@ -32,7 +32,7 @@ from flashback.packing.examples import Arrangement, Example
 from flashback.packing.settings import WindowSettings
 from flashback.reader import Reader
 from flashback.records import versions
-from flashback.settings import DEFAULT_FRAME, RetrievalSettings
+from flashback.settings import DEFAULT_FRAME, PATTERNS, Pattern, RetrievalSettings
 
 CHECKPOINTS = "checkpoints"
 _LOSSES = {"loss", "eval_loss"}
@@ -49,6 +49,13 @@ class Run:
     windows: WindowSettings
     data: dict[str, Any] = field(default_factory=dict)
     """What is recorded of the documents and the index."""
+
+    def __post_init__(self) -> None:
+        if self.retrieval.pattern is Pattern.AUTO:
+            raise SettingsError(
+                "--pattern auto: an adapter is trained for passages in one place; expected one of "
+                + ", ".join(PATTERNS)
+            )
 
     def identity(self, reader: Reader, examples: Iterable[Example], **more: Any) -> str:
         """A text that is equal for runs that may be continued by one another.

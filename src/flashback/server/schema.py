@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from flashback.server.orders import FIRST_BOUNDARY
-from flashback.settings import Pattern, RetrievalSettings, SamplingSettings
+from flashback.settings import PATTERNS, RetrievalSettings, SamplingSettings
 
 MOST_LOGPROBS = 20
 _LONGEST_STOP = 256
@@ -28,7 +28,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 def _json_type(field: "dataclasses.Field[Any]") -> Any:
     """A declared setting's type and range, for a schema."""
     if field.name == "pattern":
-        return Literal[tuple(str(pattern) for pattern in Pattern)]
+        return Literal[tuple(map(str, PATTERNS))]
     if isinstance(field.default, tuple):
         return Annotated[list[str], Field(max_length=1000)]
     low, high = field.metadata.get("low"), field.metadata.get("high")

@@ -6,12 +6,13 @@ from typing import Any
 
 from flashback.arrangement import context_budget
 from flashback.engines.local import LocalEngine
+from flashback.generation import Generator
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
 from flashback.server.settings import MIB, ServerSettings
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
 
 _PASSAGE_SHARE = 4
 """One part in so many of the memory is for slot passages."""
@@ -38,7 +39,7 @@ class Service:
         if self.retriever is None:
             return [Pattern.NONE]
         slot = self.engine.capabilities.slot and self.reader.can_have_slot
-        return [pattern for pattern in Pattern if slot or pattern is not Pattern.SLOT]
+        return [pattern for pattern in PATTERNS if slot or pattern is not Pattern.SLOT]
 
     def description(self) -> dict[str, Any]:
         """What a client may want to know, such as the playground."""
@@ -75,12 +76,13 @@ def make_service(
     """
     defaults.check_retriever(retriever)
     reader.check_pattern(defaults.pattern)
-    _check_defaults(reader, defaults)
     memory = settings.memory * MIB
     passages = memory // _PASSAGE_SHARE
     engine = LocalEngine(
         reader.model, reader.window, idle_bytes=memory - passages, passage_bytes=passages
     )
+    defaults = Generator(reader, engine, retriever).settled(Settings(defaults)).retrieval
+    _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
     return Service(reader, engine, retriever, settings, defaults, model, scheduler)
