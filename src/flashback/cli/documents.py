@@ -53,27 +53,6 @@ def counting(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
         yield start
 
 
-def loader(
-    model: str, device: str, dtype: str, window: int | None, trust_remote_code: bool
-) -> "Callable[[], Reader]":
-    """What loads a reader anew, without an adapter, at every call; see `load_reader`.
-
-    Raises:
-        UnsupportedReader: when called: padding and branches need attention that can be masked.
-    """
-    from flashback.engines.checks import refuse_uncuttable
-    from flashback.reader import load_reader
-
-    def load() -> "Reader":
-        reader = load_reader(
-            model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
-        )
-        refuse_uncuttable(reader.model)
-        return reader
-
-    return load
-
-
 @dataclass(frozen=True)
 class Sources:
     """Documents and an index that are there; nothing has been read or searched yet."""

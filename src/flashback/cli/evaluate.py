@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.cli.documents import Sources, counting, loader, open_sources, prepare_sources
-from flashback.cli.generate import quantize_option, reader_options
+from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.options import options_of, take
+from flashback.cli.readers import ReaderOptions, quantize_option, reader_options
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
 from flashback.evaluation.settings import BootstrapSettings
@@ -71,11 +71,7 @@ def evaluate(
     shortened: bool,
     ablation: bool,
     sweep: tuple[str, ...],
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    options: ReaderOptions,
     quantize: str,
     per_document: Path | None,
     plot: Path | None,
@@ -115,9 +111,8 @@ def evaluate(
 
     for adapter in adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
-    check_quantize(Quantize(quantize), device, dtype)
-    load = loader(model, device, dtype, window, trust_remote_code)
-    readers = Readers(load, _finish(Quantize(quantize)))
+    check_quantize(Quantize(quantize), options.device, options.dtype)
+    readers = Readers(options.load_plain, _finish(Quantize(quantize)))
     wanted = chosen_patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*untrained_rows(readers.get(), wanted, shortened), *adapted]
@@ -135,9 +130,9 @@ def evaluate(
         tables = run_evaluation(arms, judged, readers, settings=bootstrap, start=start)
     names = [_swept_name(one, sweep) for one in settings]
     try:
-        _write_files(tables, names, model, per_document, plot)
+        _write_files(tables, names, options.model, per_document, plot)
     finally:  # what took minutes is not lost to a full disk
-        print_tables(tables, names, model, as_json=as_json)
+        print_tables(tables, names, options.model, as_json=as_json)
 
 
 def _finish(quantize: Quantize) -> "Callable[[Reader], Reader] | None":

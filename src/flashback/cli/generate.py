@@ -11,10 +11,10 @@ from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
+from flashback.cli.readers import ReaderOptions, adapter_option, quantize_option, reader_options
 from flashback.settings import (
     FrameText,
     Pattern,
-    Quantize,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -23,42 +23,6 @@ from flashback.settings import (
 
 if TYPE_CHECKING:
     from flashback.generation import Generation, Writing
-
-
-def reader_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that decide which model runs, where, and with how many positions."""
-    window = click.option("--window", type=int, help="Use fewer positions than the model has.")
-    return model_options(window(command))
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that decide which model runs, and where."""
-    for option in (
-        click.option("--trust-remote-code", is_flag=True, help="Run code of the model's folder."),
-        click.option(
-            "--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."
-        ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
-        ),
-        click.option(
-            "--model",
-            default="flashback-mini",
-            show_default=True,
-            help="Hub name or folder of a decoder-only model.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-quantize_option = click.option(
-    "--quantize",
-    type=click.Choice([str(value) for value in Quantize]),
-    default=str(Quantize.NONE),
-    show_default=True,
-    help="int8: linear layers with 8-bit weights and inputs, on CPU; faster, not exact.",
-)
 
 
 def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,13 +44,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @click.command(short_help="Write on from a prompt.")
 @click.argument("prompt", required=False)
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
-@click.option(
-    "--adapter",
-    default="auto",
-    show_default=True,
-    help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for the "
-    "pattern, if anything.",
-)
+@adapter_option
 @reader_options
 @quantize_option
 @options_of(RetrievalSettings)
@@ -111,12 +69,8 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 def generate(
     prompt: str | None,
     index: Path | None,
-    adapter: str,
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    adapter: str | None,
+    options: ReaderOptions,
     quantize: str,
     frame_before: str | None,
     frame_after: str | None,
@@ -162,22 +116,19 @@ def generate(
     from flashback.records import generation_record
 
     writer = load(
-        model,
+        options.model,
         index if settings.retrieval.pattern.retrieves else None,
-        adapter=None if adapter == "none" else adapter,
+        adapter=adapter,
         pattern=settings.retrieval.pattern,
         passages_from=passages_from,
-        device=device,
-        dtype=dtype,
-        window=window,
-        trust_remote_code=trust_remote_code,
         quantize=quantize,
+        **options.placed,
     )
     settings = writer.settled(settings)
     _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
-        shown = f"{model}{adapted}, pattern {settings.retrieval.pattern}"
+        shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
         notes.print(f"{shown}: {writer.reader.placement}", style="dim")
     if many is not None:
         write_prompts(writer, settings, many)

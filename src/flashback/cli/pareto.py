@@ -10,7 +10,7 @@ import click
 
 from flashback.benchmark.settings import ParetoSettings
 from flashback.cli.console import notes
-from flashback.cli.documents import counting, loader, open_sources
+from flashback.cli.documents import counting, open_sources
 from flashback.cli.evaluate import (
     check_arms,
     chosen_patterns,
@@ -18,8 +18,8 @@ from flashback.cli.evaluate import (
     judge_sources,
     untrained_rows,
 )
-from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.cli.readers import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED
 from flashback.errors import SettingsError, TrainingError
 from flashback.evaluation.settings import BootstrapSettings
@@ -64,11 +64,7 @@ def pareto(
     out: Path,
     adapters: tuple[Path, ...],
     sweep: tuple[str, ...],
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    options: ReaderOptions,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -103,8 +99,7 @@ def pareto(
     from flashback.evaluation.readers import Readers
 
     cards = {folder: read_card(folder) for folder in adapters}
-    load = loader(model, device, dtype, window, trust_remote_code)
-    readers = Readers(load)
+    readers = Readers(options.load_plain)
     arms = told_apart(
         [
             *untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False),
@@ -124,7 +119,7 @@ def pareto(
     store = ScoreStore(out / "scores")
     with counting("scoring windows") as start:
         tables = run_evaluation(arms, judged, readers, settings=bootstrap, store=store, start=start)
-    speed = Speed(arms, load, sources.retriever, prompts, timing.new_tokens)
+    speed = Speed(arms, options.load_plain, sources.retriever, prompts, timing.new_tokens)
     with counting("writing texts") as start:
         on_text = start(speed.texts(settings, timing.repeats))
         seconds = speed.measure(settings, timing.repeats, on_text)
@@ -136,7 +131,7 @@ def pareto(
         "tokens": int(tables[0].texts.tokens.sum()),
         "points": [point.record() for point in points],
     }
-    _write(points, record, f"{model}, {record['tokens']:,} targets", out)
+    _write(points, record, f"{options.model}, {record['tokens']:,} targets", out)
     click.echo(json.dumps(record, indent=2) if as_json else "\n".join(in_markdown(points)))
 
 

@@ -8,8 +8,9 @@ import click
 
 from flashback.cli.console import notes
 from flashback.cli.documents import counting
-from flashback.cli.generate import frame_of, frame_options, reader_options
+from flashback.cli.generate import frame_of, frame_options
 from flashback.cli.options import options_of, take
+from flashback.cli.readers import ReaderOptions, adapter_option, reader_options
 from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import Pattern, RetrievalSettings
 
@@ -20,7 +21,7 @@ _ASKED_FROM = 1 << 30
 @click.command(short_help="Encode an index's passages for the slot, once.")
 @click.argument("index", type=Path)
 @click.option("--out", type=Path, required=True, help="Folder to make.")
-@click.option("--adapter", default="auto", show_default=True, help="As for 'flashback generate'.")
+@adapter_option
 @reader_options
 @options_of(RetrievalSettings, only=["passage_tokens"])
 @frame_options
@@ -28,12 +29,8 @@ _ASKED_FROM = 1 << 30
 def precompute(
     index: Path,
     out: Path,
-    adapter: str,
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    adapter: str | None,
+    options: ReaderOptions,
     frame_before: str | None,
     frame_after: str | None,
     yes: bool,
@@ -65,18 +62,10 @@ def precompute(
     from flashback.precomputation import Precomputation
 
     check_free(out)
-    reader = load_adapted(
-        model,
-        None if adapter == "none" else adapter,
-        pattern=Pattern.SLOT,
-        device=device,
-        dtype=dtype,
-        window=window,
-        trust_remote_code=trust_remote_code,
-    )
-    reader.check_pattern(Pattern.SLOT)
+    loaded = load_adapted(options.model, adapter, pattern=Pattern.SLOT, **options.placed)
+    loaded.check_pattern(Pattern.SLOT)
     with notes.status("reading passages"):
-        work = Precomputation.of(for_inference(reader), retriever.texts(), settings)
+        work = Precomputation.of(for_inference(loaded), retriever.texts(), settings)
     click.echo(f"{out}: {len(work.passages):,} passages, {work.bytes / 1e9:.2f} GB")
     check_space(out, work.bytes)
     if work.bytes > _ASKED_FROM and not yes:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.console import notes
-from flashback.cli.documents import Sources, counting, loader, open_sources, prepare_sources
+from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.evaluate import judge_sources, print_tables, title_of
-from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.cli.readers import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED, training_progress
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.settings import BootstrapSettings
@@ -73,11 +73,7 @@ def reproduce(
     index: Path,
     out: Path,
     evaluate_windows: int,
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    options: ReaderOptions,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -113,7 +109,7 @@ def reproduce(
 
     table_of.check_output(out)
     sources = [open_sources(names, index, retrieves=True) for names in (train_documents, documents)]
-    readers = Readers(loader(model, device, dtype, window, trust_remote_code))
+    readers = Readers(options.load_plain)
     data = {"documents": list(train_documents), "index": str(index)}
     run = Run(run_settings, retrieval, windows, data)
     few = replace(windows, max_windows=evaluate_windows)
@@ -137,9 +133,9 @@ def reproduce(
             arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start
         )
     try:
-        _write_reproduction(table, model, out)
+        _write_reproduction(table, options.model, out)
     finally:
-        print_tables([table], [""], model, as_json=as_json)
+        print_tables([table], [""], options.model, as_json=as_json)
 
 
 def _check_reproduction(reader: "Reader", run: "Run") -> None:

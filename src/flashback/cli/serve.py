@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from flashback.cli.console import notes
-from flashback.cli.generate import reader_options
 from flashback.cli.options import options_of, take
+from flashback.cli.readers import ReaderOptions, adapter_option, reader_options
 from flashback.errors import FlashBackError
 from flashback.server.settings import ServerSettings
 from flashback.settings import RetrievalSettings
@@ -19,24 +19,14 @@ _KEY = "FLASHBACK_API_KEY"
 
 @click.command(short_help="Serve an OpenAI-compatible API and a playground.")
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
-@click.option(
-    "--adapter",
-    default="auto",
-    show_default=True,
-    help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for the "
-    "pattern, if anything.",
-)
+@adapter_option
 @reader_options
 @options_of(RetrievalSettings)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
-    adapter: str,
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    adapter: str | None,
+    options: ReaderOptions,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -66,16 +56,7 @@ def serve(
     from flashback.server.serving import serve as run
 
     bound = bind(settings)  # before a model is loaded
-    writer = load(
-        model,
-        index,
-        adapter=None if adapter == "none" else adapter,
-        pattern=defaults.pattern,
-        device=device,
-        dtype=dtype,
-        window=window,
-        trust_remote_code=trust_remote_code,
-    )
+    writer = load(options.model, index, adapter=adapter, pattern=defaults.pattern, **options.placed)
     service = make_service(writer.reader, writer.retriever, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

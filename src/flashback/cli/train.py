@@ -19,9 +19,9 @@ from rich.progress import (
 )
 
 from flashback.cli.console import notes
-from flashback.cli.generate import model_options, reader_options
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
+from flashback.cli.readers import ReaderOptions, model_options, reader_options
 from flashback.finetuning.settings import TrainingSettings
 from flashback.packing.settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
@@ -75,11 +75,7 @@ def train(
     out: Path,
     held_out: tuple[str, ...],
     held_out_windows: int,
-    model: str,
-    device: str,
-    dtype: str,
-    window: int | None,
-    trust_remote_code: bool,
+    options: ReaderOptions,
     bfloat16: bool,
     log_to: tuple[str, ...],
     pattern: str,
@@ -104,7 +100,7 @@ def train(
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
     from flashback.adapter import card_record
-    from flashback.cli.documents import loader, open_sources, prepare_sources
+    from flashback.cli.documents import open_sources, prepare_sources
     from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.model_card import record_table
     from flashback.finetuning.training import (
@@ -123,8 +119,7 @@ def train(
     retrieves = retrieval.pattern.retrieves
     sources = open_sources(documents, index, retrieves=retrieves)
     held_out_sources = open_sources(held_out, index, retrieves=retrieves) if held_out else None
-    load = loader(model, device, dtype, window, trust_remote_code)
-    reader = load()
+    reader = options.load_plain()
     reader.check_pattern(retrieval.pattern)
     data = {"documents": list(documents), "index": None if index is None else str(index)}
     run = Run(settings, retrieval, windows, data)
@@ -138,7 +133,7 @@ def train(
         described = {"documents": list(held_out), "windows": held_out_windows}
         judged = Judged(tuple(found.examples(reader, retrieval)), found.found, few, described)
     if notes.is_terminal:
-        line = f"{len(examples):,} windows of {model}, {reader.placement}"
+        line = f"{len(examples):,} windows of {options.model}, {reader.placement}"
         notes.print(line, style="dim", markup=False)
     with training_progress() as on_step:
         card = run_training(
@@ -154,7 +149,7 @@ def train(
     if not _speaks():
         return
     if judged is not None:
-        card = record_table(out, _measured(out, card, judged, load))
+        card = record_table(out, _measured(out, card, judged, options.load_plain))
     if as_json:
         click.echo(card_record(card), nl=False)
     else:
@@ -218,10 +213,7 @@ def training_progress(title: str = "training") -> "Iterator[OnStep]":
 def export(
     adapter: Path,
     out: Path,
-    model: str,
-    device: str,
-    dtype: str,
-    trust_remote_code: bool,
+    options: ReaderOptions,
 ) -> None:
     """Merge an adapter into its reader: a folder for transformers, vLLM and others.
 
@@ -235,15 +227,10 @@ def export(
     from flashback.finetuning.export import export as write_export
     from flashback.loading import adapter_folder, load_adapted
 
+    model = options.model
     if adapter_folder(model, adapter) is None:
         raise click.UsageError(f"--adapter {adapter}: none ships for {model}; give a folder")
     check_export(out)
-    reader = load_adapted(
-        model,
-        adapter,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
+    reader = load_adapted(model, adapter, **options.placed)
     write_export(reader, out)
     click.echo(f"{out}: {model} with {adapter} in it, {reader.placement.dtype_name}")
