@@ -11,9 +11,11 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     OPTConfig,
     PhiConfig,
     PreTrainedModel,
@@ -73,13 +75,32 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     ),
 }
 
+_BY_COLUMN: dict[str, Callable[[], Any]] = {
+    "gpt_neo": lambda: GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=POSITIONS,
+        attention_types=[[["global", "local"], 1]],
+        window_size=SLIDING_WINDOW,
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+    "mpt": lambda: MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=POSITIONS
+    ),
+}
+
 FAMILIES = tuple(_CONFIGS)
+BY_COLUMN = tuple(_BY_COLUMN)
+"""They measure a window or a distance in columns of the cache, hidden ones among them."""
 SLIDING = ("mistral", "gemma2", "gemma3")
 
 
 def tiny_config(family: str) -> Any:
     """The configuration of a tiny model of a family."""
-    return _CONFIGS[family]()
+    return (_CONFIGS | _BY_COLUMN)[family]()
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:

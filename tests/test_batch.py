@@ -241,10 +241,13 @@ def test_a_bad_prompt_is_refused_when_its_turn_comes() -> None:
         next(finished)
 
 
-def test_a_family_that_cannot_be_batched_says_so_and_is_written_one_by_one() -> None:
-    reader = shared_reader("bloom")
-    writer = Generator(reader, shared_engine("bloom"), QueryRetriever())
-    with pytest.warns(FlashBackWarning, match=r"bloom cannot .* are written one by one"):
+@pytest.mark.parametrize(("family", "why"), [("bloom", "cannot"), ("gpt_neo", "measures its")])
+def test_a_family_that_cannot_be_batched_says_so_and_is_written_one_by_one(
+    family: str, why: str
+) -> None:
+    reader = shared_reader(family)
+    writer = Generator(reader, shared_engine(family), QueryRetriever())
+    with pytest.warns(FlashBackWarning, match=rf"{family}\)? {why} .* are written one by one"):
         texts = writer.generate_batch([[5, 6], [7]], SMALL)
     assert [text.tokens for text in texts] == [
         writer.generate(ids, SMALL).tokens for ids in ([5, 6], [7])

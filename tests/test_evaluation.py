@@ -454,7 +454,7 @@ def test_what_comes_close_to_the_document_is_counted() -> None:
         [hit(other, "own")],
     ]
     reader = tiny_reader()
-    settings = RetrievalSettings(stride=4, passages=2)
+    settings = RetrievalSettings(Pattern.APPEND, stride=4, passages=2)
     windows = WindowSettings(window_tokens=16 + 4 * len(answers), first_boundary=16)
     (prepared,) = prepare(
         [dataclasses.replace(document, text=document.text[: 15 + 4 * len(answers)])],
@@ -739,6 +739,14 @@ def test_everything_that_decides_a_score_is_told_apart() -> None:
     assert len(set(identities)) == len(identities)
     unseen = [identity_of([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
     assert unseen[0] == unseen[1]
+    # Where a slot ends, and what stands side by side in it.
+    slots = [
+        example,
+        dataclasses.replace(example, passage_tokens=99),
+        dataclasses.replace(example, most_passages=9),
+        dataclasses.replace(example, parts=tuple((one, one) for one in example.passages)),
+    ]
+    assert len({identity_of([one], WINDOWS) for one in slots}) == len(slots)
 
 
 def test_another_dtype_is_scored_again(store: ScoreStore, scored: Calls) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.corpus.passages import Passage
+from flashback.errors import FlashBackWarning
 from flashback.packing.lookup import Found, Lookup, LookupCache, examples_of
-from flashback.packing.settings import WindowSettings
+from flashback.packing.settings import Protocol, WindowSettings
 from flashback.packing.windows import Window, cut_documents
 from flashback.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
@@ -141,6 +142,50 @@ def test_spare_hits_take_the_place_of_copies(kinds: list[bool], k: int) -> None:
         assert found.copies[at] == sum(seen[:considered])
     if sum(kinds) <= 8 and len(kinds) >= k + 8:
         assert all(len(hits) == k for hits in found.hits)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (" ".join(OWN_WORDS[3:8]), False),  # fewer words than an 8-gram has
+        (" ".join(OWN_WORDS[3:8]).upper() + "!", False),
+        (" ".join(reversed(OWN_WORDS[3:8])), True),
+        ("wor", True),  # the beginning of a word
+        ("...", True),
+        (" ".join([*OWN_WORDS, *words(7, 68), *words(8, 400)]), True),
+        (" ".join([*OWN_WORDS, *OWN_WORDS, *words(8, 400)]), False),  # by what is shown of it
+    ],
+)
+def test_short_and_long_copies_are_found_too(text: str, kept: bool) -> None:
+    lookup = Lookup(reader(), CannedRetriever([hit(0, text)]), RETRIEVAL)
+    (found,) = lookup.search(windows_of(OWN)[:1])
+    assert all(bool(hits) == kept for hits in found.hits)
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_looking_ahead_stops_at_the_documents_first_stride_alone(protocol: Protocol) -> None:
+    """Where each stride has a context of its own, a document has several windows in a row."""
+    cutting = replace(WINDOWS, protocol=protocol)
+    document = Document("long", "", "".join(random.Random(0).choices("abcdefgh", k=900)))
+    windows = list(cut_documents([document], reader(), cutting, RETRIEVAL.stride))
+    assert len(windows) > 1
+    lookup = Lookup(reader(), CannedRetriever([]), replace(RETRIEVAL, lookahead=5))
+    for number, window in enumerate(windows):
+        first = number == 0 or protocol is Protocol.WINDOWS
+        for at, (cut, query) in enumerate(zip(window.cuts, lookup.queries(window), strict=True)):
+            end = cut.boundary - (0 if first and at == 0 else 5)
+            assert reader().decode(window.ids[:end]).endswith(query)
+            assert query
+
+
+def test_a_lookup_that_cannot_be_kept_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = LookupCache(tmp_path / "file", "index")
+    lookup = Lookup(reader(), CannedRetriever([hit(0)]), RETRIEVAL)
+    with pytest.warns(FlashBackWarning, match="the lookup is not kept"):
+        found, from_disk = cache.find(lookup, windows_of(OWN), RETRIEVAL)
+    assert found == list(lookup.search(windows_of(OWN)))
+    assert not from_disk
 
 
 def test_copies_are_those_of_the_windows_own_document() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from families import FAMILIES, SLIDING, VOCABULARY, tiny_model
+from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
 from flashback.arrangement import Frame, Ids, InView, Prompt, Slot
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
@@ -35,7 +35,7 @@ EXACT = [
     for family in FAMILIES
     for pattern in PATTERNS
     if pattern is not Pattern.SLOT or family in PACKING
-]
+] + [(family, Pattern.APPEND) for family in BY_COLUMN]
 DOCUMENT = Document("d", "A title", "never read here")
 
 

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 import flashback.engines.cache as cache_module
 import flashback.generation as generation_module
-from families import FAMILIES, SLIDING
+from families import BY_COLUMN, FAMILIES, SLIDING
 from flashback.arrangement import Prompt
 from flashback.engines.local import CachedSequence, LocalEngine
 from flashback.generation import Generation, Generator
@@ -115,7 +115,7 @@ def test_cached_generation_equals_recomputation(
     check_greedy(reader.model, generation, reader.forbidden)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_COLUMN])
 @pytest.mark.parametrize("pattern", PAPER_PATTERNS)
 def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: Pattern) -> None:
     """Contexts several times longer than any sliding window, and two jumps at least."""

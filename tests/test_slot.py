@@ -112,7 +112,7 @@ def largest_error(
     return error
 
 
-@pytest.mark.parametrize("family", FULL)
+@pytest.mark.parametrize("family", [*FULL, "mpt"])
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     prompt=st.lists(st.integers(2, 257), min_size=1, max_size=60),
@@ -259,7 +259,7 @@ def test_pieces_tile_the_context(length: int, start: int, seed: int) -> None:
         assert all(max(at for at in starts if at <= token) == passage[0] for token in ids)
 
 
-@pytest.mark.parametrize("family", SLIDING)
+@pytest.mark.parametrize("family", [*SLIDING, "gpt_neo"])
 def test_a_sliding_window_reader_says_why_it_has_no_slot(family: str) -> None:
     reader = tiny_reader(family)
     writer = Generator(reader, LocalEngine(reader.model, WINDOW), MadeUpRetriever())

@@ -32,10 +32,11 @@ from transformers import (
 from command_line import Outcome, refused, run
 from families import FAMILIES, tiny_model
 from flashback.adapter import CARD, CONFIG, WEIGHTS, put_on, read_card
+from flashback.arrangement import Frame
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import write_atomically
 from flashback.finetuning.lora import add_lora, query_and_value, save_lora
-from flashback.finetuning.trainer import Progress, last_checkpoint
+from flashback.finetuning.trainer import PackedLoss, Progress, last_checkpoint
 from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, train
 from flashback.packing.examples import Arrangement, Example
 from flashback.packing.forward import TargetScorer
@@ -103,6 +104,24 @@ def test_nothing_but_lora_and_trained_rows_changes(
         (own,) = rows
         assert torch.equal(own, table[list(MARKS)]) == (marks is Marks.FROZEN)
     assert not any(module.training for module in reader.model.modules())
+
+
+def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an exported checkpoint; and no training aims at them."""
+    aimed = []
+
+    def aiming(model: nn.Module, arrangement: Arrangement) -> PackedLoss:
+        aimed.append(arrangement.forbidden)
+        return PackedLoss(model, arrangement)
+
+    monkeypatch.setattr("flashback.finetuning.training.PackedLoss", aiming)
+    train_usual(tiny_reader(marks=True), tmp_path / "A", run_with(marks=Marks.NONE, steps=1))
+    assert aimed == [MARKS]
+    reader = put_on(tiny_reader(marks=True), tmp_path / "A")
+    assert reader.marks == MARKS
+    assert reader.frame(None, Pattern.APPEND) == Frame()
 
 
 def test_a_trained_adapter_lies_in_its_folder_alone(uninterrupted: Path) -> None:

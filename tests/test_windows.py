@@ -1,5 +1,6 @@
 """Where windows begin and end, which tokens are targets, and what each stride is given."""
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -203,6 +204,21 @@ def test_shortening_draws_a_length_for_every_stride_and_window() -> None:
 def test_shortening_never_lengthens_a_context() -> None:
     window = Window(document(400), tokens(document(400), True), 1, (Cut(300, 290),), 4)
     assert shortened(window, WindowSettings()).cuts == window.cuts
+
+
+@pytest.mark.parametrize("protocol", [Protocol.WINDOWS, Protocol.SLIDING])
+def test_bos_of_several_tokens_is_no_target(protocol: Protocol) -> None:
+    """As GLM's two: a first boundary among them moves behind them."""
+    several = dataclasses.replace(reader(True))
+    begin = (0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "bos", begin)
+        cutting = WindowSettings(window_tokens=40, first_boundary=1, protocol=protocol)
+        windows = list(cut_documents([document(100)], several, cutting, 4))
+    assert windows[0].cuts[0].boundary == len(begin)
+    assert in_a_row(windows)[:4] == tuple(several.encode(document(100).text))[:4]
+    for window in windows:
+        assert all(window.context(cut)[:2] == begin for cut in window.cuts)
 
 
 @pytest.mark.parametrize("protocol", Protocol)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.arrangement import Frame, Ids
 from flashback.engines.cache import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.settings import DEFAULT_FRAME, FrameText, Pattern, Quantize
+from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern, Quantize
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
@@ -219,7 +219,8 @@ class Reader:
         return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
 
     def _own_frame(self, pattern: Pattern) -> Frame:
-        if self.marks is not None:
+        without = self.adapter is not None and self.adapter.marks is Marks.NONE
+        if self.marks is not None and not without:
             return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
         if self.adapter is not None:
             return Frame(echo=self._trained_echo)

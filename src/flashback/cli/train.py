@@ -99,6 +99,8 @@ def train(
     retrieval = take(RetrievalSettings, values, pattern=Pattern(pattern))
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
+    if "-" in documents and "-" in held_out:
+        raise click.UsageError("standard input can be read only once: to train on, or to score")
     from flashback.adapter import card_record
     from flashback.cli.documents import open_sources, prepare_sources
     from flashback.evaluation.evaluate import Judged

@@ -37,6 +37,11 @@ class Document:
     text: str
 
 
+def name_of(document: Document) -> tuple[str, str]:
+    """What tells documents apart: ids may be the same in several files, parts have one title."""
+    return document.id, document.title
+
+
 @dataclass(frozen=True)
 class BadRecord:
     """A record that could not be used: where it stands and why."""

@@ -6,7 +6,7 @@ would leak: whatever repeats a held-out document is kept out of the other parts.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 from flashback.corpus.documents import Document
@@ -18,6 +18,8 @@ GRAM = 8
 """Words in the n-grams by which overlap is measured."""
 _PARAGRAPH_OVERLAP = 0.5
 _DOCUMENT_OVERLAP = 0.3
+_BEGINNING = 128
+"""Words; of a longer passage a reader is not shown more."""
 _TERM = re.compile(r"\w+")
 
 
@@ -32,13 +34,22 @@ class Overlap:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._known: set[int] = set()
+        self._whole: list[str] = []
         for text in texts:
             self._known.update(_grams(text))
+            self._whole.append(_runs(_TERM.findall(text.lower())))
 
     def share(self, text: str) -> float:
         """Between 0 (nothing in common, or shorter than an n-gram) and 1 (all of it)."""
         grams = list(_grams(text))
         return sum(gram in self._known for gram in grams) / len(grams) if grams else 0.0
+
+    def repeats(self, text: str) -> float:
+        """The share of a text's beginning; all of it, if a shorter text stands in the reference."""
+        terms = _TERM.findall(text.lower())[:_BEGINNING]
+        if len(terms) >= GRAM:
+            return self.share(" ".join(terms))
+        return float(bool(terms) and any(_runs(terms) in one for one in self._whole))
 
     def without_copies(self, document: Document) -> Document | None:
         """The document less paragraphs that repeat the reference; None if it is mostly a copy."""
@@ -48,6 +59,11 @@ class Overlap:
         if len(text) < (1 - _DOCUMENT_OVERLAP) * len(document.text):
             return None
         return Document(document.id, document.title, text)
+
+
+def _runs(terms: Sequence[str]) -> str:
+    """Words one behind the other, so that a part of them is a part of the text."""
+    return f" {' '.join(terms)} "
 
 
 def _grams(text: str) -> Iterator[int]:

@@ -272,7 +272,13 @@ def _buffered(layer: object, room: int) -> Any:
 def has_full_attention_only(model: PreTrainedModel) -> bool:
     """Whether every layer sees all positions, those of a slot included."""
     layers = DynamicCache(config=model.config).layers
-    return all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers)
+    full = all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers)
+    return full and not has_hidden_windows(model)
+
+
+def has_hidden_windows(model: PreTrainedModel) -> bool:
+    """Whether layers look at a window of columns of a cache that holds everything (GPT-Neo)."""
+    return "local" in getattr(model.config, "attention_layers", ())
 
 
 def cache_reaches(cache: DynamicCache, length: int) -> bool:

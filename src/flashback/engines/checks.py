@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from flashback.arrangement import Prompt
 from flashback.engines.batch import LocalBatch
-from flashback.engines.cache import CUTTABLE
+from flashback.engines.cache import CUTTABLE, has_hidden_windows
 from flashback.engines.packed import is_quantized
 from flashback.errors import UnsupportedReader
 
@@ -98,6 +98,11 @@ def check_batch(engine: "LocalEngine") -> None:
     Raises:
         UnsupportedReader: they differ by more than the dtype's tolerance, or cannot be had.
     """
+    if has_hidden_windows(engine.model):
+        raise UnsupportedReader(
+            f"{label(engine.model)} measures its local window in columns of the cache, which rows "
+            "of different lengths do not share"
+        )
     length = max(4, min(24, engine.capabilities.window))
     batch = LocalBatch(engine, 2)
     for first, second in ((length, length // 2), (length // 2 + 1, length)):

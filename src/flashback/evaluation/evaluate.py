@@ -41,8 +41,11 @@ def identity_of(
     digest = hashlib.sha256(repr(windows).encode())
     for example in examples:
         window = example.window
-        parts = (window.document.id, window.ids, window.cuts, window.stride)
-        digest.update(repr((parts, example.passages if passages else ())).encode())
+        parts: tuple[object, ...] = (window.document.id, window.ids, window.cuts, window.stride)
+        if passages:  # their limits decide where a slot ends
+            limits = (example.passage_tokens, example.most_passages)
+            parts = (*parts, example.passages, example.parts, *limits)
+        digest.update(repr(parts).encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flashback.corpus.documents import name_of
 from flashback.evaluation.arms import Arm
 from flashback.evaluation.statistics import Array, Bootstrap, Interval, exponential
 from flashback.packing.examples import Arrangement, Example
@@ -47,20 +48,18 @@ class Texts:
 
 def texts_of(examples: Sequence[Example], reader: Reader) -> Texts:
     """Count the targets' tokens, words and bytes."""
-    numbers: dict[str, int] = {}
-    titles: dict[str, str] = {}
+    numbers: dict[tuple[str, str], int] = {}
     counts = []
     for example in examples:
-        document = example.window.document
-        numbers.setdefault(document.id, len(numbers))
-        titles.setdefault(document.id, document.title)
+        numbers.setdefault(name_of(example.window.document), len(numbers))
         counts.append((example.window.target_count, *_text_of(example.window, reader)))
-    of_window = [numbers[example.window.document.id] for example in examples]
+    of_window = [numbers[name_of(example.window.document)] for example in examples]
     sums = [
         np.bincount(of_window, weights=column, minlength=len(numbers)).astype(np.float64)
         for column in zip(*counts, strict=True)
     ]
-    return Texts(tuple(numbers), tuple(titles.values()), tuple(of_window), *sums)
+    ids, titles = zip(*numbers, strict=True)
+    return Texts(ids, titles, tuple(of_window), *sums)
 
 
 def _text_of(window: Window, reader: Reader) -> tuple[int, int]:
@@ -94,7 +93,7 @@ def score(
     for at in range(0, len(examples), _TOGETHER):
         some = examples[at : at + _TOGETHER]
         for example, log_probs in zip(some, scorer.log_probs(some, arrangement), strict=True):
-            nats.append(-float(log_probs.double().sum()))
+            nats.append(-float(log_probs.cpu().double().sum()))
             if not math.isfinite(nats[-1]):
                 document = example.window.document
                 raise FloatingPointError(

@@ -144,7 +144,7 @@ def train(
     model, frame, marks = add_lora(reader, run.settings)
     _claim(out, identity, arguments)
     trainer = PackedTrainer(
-        PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or ())),
+        PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or reader.forbidden)),
         arguments,
         data_collator=collate,
         train_dataset=ExampleDataset(examples),

@@ -17,7 +17,7 @@ and gradients are those of separate sequences; the cost of a target does not gro
 computed. A stride whose prompt continues the one before joins its sequence: without passages all
 do, and prepended ones do while the passage stays the same. Readers with sliding windows read
 appended passages this way, too: their window would be measured from cached positions that a branch
-does not see.
+does not see. So do readers that measure distances in such positions (MPT).
 
 Symbols: n branches, L context tokens, w branch width, s stride, V vocabulary.
 """
@@ -56,8 +56,8 @@ class TargetScorer:
 
     @property
     def packs_appended(self) -> bool:
-        """Whether appended passages run as branches; False for sliding windows."""
-        return self._passes.full_attention
+        """Whether appended passages run as branches: exact where hidden positions do not count."""
+        return self._passes.skips_columns
 
     def log_probs(self, examples: Sequence[Example], arrangement: Arrangement) -> list[Tensor]:
         """Log-probabilities of every example's targets: a float32 tensor (cuts, s) for each.
@@ -68,7 +68,7 @@ class TargetScorer:
         separate: list[Row] = []
         appends = arrangement.pattern is Pattern.APPEND and self.packs_appended
         slots = arrangement.pattern is Pattern.SLOT
-        assert self.packs_appended or not slots, "see Reader.check_pattern"
+        assert self._passes.full_attention or not slots, "see Reader.check_pattern"
         for number, example in enumerate(examples):
             if appends and example.window.shares_context:
                 found |= self._branches(number, example, arrangement)

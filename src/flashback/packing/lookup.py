@@ -6,6 +6,7 @@ itself, passages of its title, and passages that largely repeat it are never use
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from flashback.arrangement import Ids
 from flashback.corpus.split import Overlap
+from flashback.errors import FlashBackWarning
 from flashback.files import write_atomically
 from flashback.packing.examples import Example
 from flashback.packing.windows import Window
@@ -21,7 +23,10 @@ from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings
 
 COPY = 0.5
-"""A passage is a copy of a document if this share of its 8-grams stands in it."""
+"""A passage is a copy of a document if this share of its first 128 words' 8-grams stands in it, or
+all of it, where it has fewer than 8 words."""
+_RULES = 2
+"""Of what a copy is: another number makes kept lookups void."""
 _SPARE = 8
 """Hits asked for beyond k, to replace copies."""
 
@@ -69,7 +74,8 @@ class Lookup:
         contexts = [window.context(cut) for cut in window.cuts]
         ahead = self._settings.lookahead
         if ahead:  # what comes first has no stride before it from which to look ahead
-            contexts[1:] = [context[:-ahead] for context in contexts[1:]]
+            later = 0 if window.continues else 1
+            contexts[later:] = [context[:-ahead] for context in contexts[later:]]
         return [self._reader.decode(one[-self._settings.query_tokens :]) for one in contexts]
 
     def search(self, windows: Iterable[Window]) -> Iterator[Found]:
@@ -102,7 +108,7 @@ def _keep(hits: Sequence[Hit], overlap: Overlap, k: int) -> tuple[tuple[Hit, ...
     good: list[Hit] = []
     copies, overlapping = 0, False
     for hit in hits:
-        share = overlap.share(hit.text)
+        share = overlap.repeats(hit.text)
         if share >= COPY:
             copies += 1
             continue
@@ -142,13 +148,17 @@ class LookupCache:
         for one in lookup.search(windows):
             found.append(one)
             on_window()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
+        except OSError as error:
+            reason = error.strerror or error
+            warnings.warn(f"{path}: {reason}; the lookup is not kept", FlashBackWarning, 2)
         return found, False
 
     def _key(self, lookup: Lookup, windows: Sequence[Window], settings: RetrievalSettings) -> str:
         options = asdict(settings.search_options)
-        digest = hashlib.sha256(json.dumps([self.index, options, COPY, _SPARE]).encode())
+        digest = hashlib.sha256(json.dumps([self.index, options, COPY, _SPARE, _RULES]).encode())
         for document, own in groupby(windows, key=lambda window: window.document):
             parts = [document.id, document.title, document.text]
             queries = [lookup.queries(window) for window in own]

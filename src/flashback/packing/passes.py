@@ -13,8 +13,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from flashback.arrangement import Ids
-from flashback.engines.cache import States
+from flashback.engines.cache import States, has_hidden_windows
 from flashback.packing.last_layer import LastLayer
+
+_BY_COLUMN = ("mpt",)
+"""Models that measure distances in columns of the cache, hidden ones among them."""
 
 
 class Passes:
@@ -25,9 +28,11 @@ class Passes:
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.takes_positions = takes_positions(base)
         self._takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        layers = DynamicCache(config=base.config).layers
-        self.full_attention = all(type(layer) is DynamicLayer for layer in layers)
+        full = all(type(one) is DynamicLayer for one in DynamicCache(config=base.config).layers)
+        self.full_attention = full and not has_hidden_windows(base)
         """Whether every layer sees every position; False for sliding windows."""
+        self.skips_columns = self.full_attention and base.config.model_type not in _BY_COLUMN
+        """Whether columns of a cache that a mask hides are as if they were not there."""
         self.device = next(base.parameters()).device
         self._last_layer = LastLayer(base)
         self._model = model

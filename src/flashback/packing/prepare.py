@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from flashback.corpus.documents import Document
+from flashback.corpus.documents import Document, name_of
 from flashback.errors import CorpusError, SettingsError
 from flashback.packing.examples import Example
 from flashback.packing.lookup import Found, Lookup, LookupCache, examples_of
@@ -34,9 +34,9 @@ class Prepared:
 
     def first_windows(self) -> "Prepared":
         """The first window of each document alone."""
-        firsts: dict[str, int] = {}
+        firsts: dict[tuple[str, str], int] = {}
         for at, window in enumerate(self.windows):
-            firsts.setdefault(window.document.id, at)
+            firsts.setdefault(name_of(window.document), at)
         return replace(
             self,
             windows=tuple(self.windows[at] for at in firsts.values()),
@@ -119,7 +119,7 @@ def _first_boundary(reader: Reader, windows: WindowSettings, strides: Sequence[i
     Raises:
         SettingsError: a window has no room for a context and a stride.
     """
-    first = least = windows.first_boundary
+    first = least = max(windows.first_boundary, len(reader.bos))
     if windows.protocol is Protocol.RANDOM:
         first = random_lengths(windows.window_tokens)[1]
         least = len(reader.bos) + first

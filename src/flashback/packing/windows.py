@@ -39,6 +39,8 @@ class Window:
     """How many of the ids are BOS; they stay in front of every context."""
     cuts: tuple[Cut, ...]
     stride: int
+    continues: bool = False
+    """Whether its first stride follows the last one of the window before."""
 
     def context(self, cut: Cut) -> Ids:
         """What the cut's targets are given, BOS first."""
@@ -100,9 +102,9 @@ def _tiles(
     size = settings.window_tokens - len(bos)
     for start in range(0, len(ids), size):
         window = bos + tuple(ids[start : start + size])
-        strides = (len(window) - settings.first_boundary) // (stride * multiple) * multiple
+        first = max(settings.first_boundary, len(bos))
+        strides = (len(window) - first) // (stride * multiple) * multiple
         if strides > 0:
-            first = settings.first_boundary
             cuts = tuple(Cut(first + number * stride) for number in range(strides))
             yield Window(document, window[: first + strides * stride], len(bos), cuts, stride)
 
@@ -116,7 +118,7 @@ def _whole(
     if settings.protocol is Protocol.RANDOM:
         low, first = random_lengths(settings.window_tokens)
     else:
-        low, first = 0, settings.first_boundary
+        low, first = 0, max(settings.first_boundary, len(bos))
     longest = settings.window_tokens - stride - len(bos)
     cuts = []
     for boundary in range(first, len(window) - stride + 1, stride):
@@ -124,7 +126,7 @@ def _whole(
         cuts.append(Cut(boundary, max(0, boundary - context)))
     for at in range(0, len(cuts), _STRIDES_TOGETHER):
         some = tuple(cuts[at : at + _STRIDES_TOGETHER])
-        yield Window(document, window, len(bos), some, stride)
+        yield Window(document, window, len(bos), some, stride, continues=at > 0)
 
 
 def random_lengths(window: int) -> tuple[int, int]:
