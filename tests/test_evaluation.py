@@ -873,7 +873,8 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
     called: list[tuple[str, Pattern, Marks, int]] = []
     readers: list[Reader] = []
     settings = TrainingSettings(echo_tokens=echo, steps=7, seed=3)
-    run = Run(settings, RETRIEVAL, WINDOWS, {"documents": ["x"]})
+    retrieval = dataclasses.replace(RETRIEVAL, pattern=Pattern.APPEND)
+    run = Run(settings, retrieval, WINDOWS, {"documents": ["x"]})
     examples = made_up().examples
 
     def record(reader: Reader, on: Sequence[Example], own: Run, out: Path, **_: Any) -> None:

@@ -1,5 +1,6 @@
 """The stride loop: what is retrieved, written, shown and counted."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -343,27 +344,21 @@ def test_whole_numbers_are_good_real_ones() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: RetrievalSettings(Pattern.APPEND, stride=0),
-            r"--stride 0: expected a whole number from 1",
-        ),
-        (lambda: RetrievalSettings(Pattern.APPEND, **wrong(stride=2.5)), r"--stride 2.5"),
-        (lambda: RetrievalSettings(Pattern.APPEND, stride=True), r"--stride True"),
-        (lambda: RetrievalSettings(Pattern.APPEND, passages=-1), r"--passages -1"),
+        (lambda: RetrievalSettings(stride=0), r"--stride 0: expected a whole number from 1"),
+        (lambda: RetrievalSettings(**wrong(stride=2.5)), r"--stride 2.5"),
+        (lambda: RetrievalSettings(stride=True), r"--stride True"),
+        (lambda: RetrievalSettings(passages=-1), r"--passages -1"),
         (
             lambda: RetrievalSettings(**wrong(pattern="sideways")),
-            r"--pattern sideways: expected one of none",
+            r"--pattern sideways: expected one of auto, none",
         ),
-        (lambda: RetrievalSettings(Pattern.APPEND, min_score=float("nan")), r"--min-score nan"),
+        (lambda: RetrievalSettings(min_score=float("nan")), r"--min-score nan"),
         (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1"),
         (lambda: SamplingSettings(top_p=2.0), r"--top-p 2.0: expected a number from 1e-06 to 1"),
         (lambda: SamplingSettings(seed=-1), r"--seed -1"),
         (lambda: SamplingSettings(temperature=1e-9), r"--temperature 1e-09: expected 0 or"),
         (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
-        (
-            lambda: RetrievalSettings(Pattern.APPEND, **wrong(forbid_titles="secret")),
-            r"--forbid-title 'secret'",
-        ),
+        (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
         (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),
         (lambda: StoppingSettings(stop=("",)), r"--stop ''"),
         (lambda: StoppingSettings(**wrong(stop="abc")), r"--stop 'abc': expected a tuple"),
@@ -372,3 +367,45 @@ def test_whole_numbers_are_good_real_ones() -> None:
 def test_settings_out_of_range_name_their_flag(build: "type", message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build()
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_text_ends_soon_wherever_that_is_said(at: int) -> None:
+    """With the next token, or with the stride's last one."""
+    writing = Generator(READER, Script("abcdefghijklmnop"), OnePassage()).stream("Once", small())
+    for number, event in enumerate(
+        (event for event in writing if isinstance(event, TextPiece)), start=1
+    ):
+        assert event.text
+        if number == at:
+            writing.end_soon()
+    assert writing.finish_reason == writing.result.finish_reason == "length"
+    assert len(writing.result.tokens) == at + (at % 5 != 0)
+
+
+def test_a_token_without_text_is_an_event_too() -> None:
+    writing = Generator(READER, Script("🙂"), OnePassage()).stream("Once", small(new=4))
+    pieces = [event.text for event in writing if isinstance(event, TextPiece)]
+    assert pieces == ["", "", "", "🙂"]
+
+
+def test_what_is_held_back_can_be_had_when_writing_is_stopped() -> None:
+    settings = small(stop=("abcdefgX",))
+    writing = Generator(READER, Script("abcdefghij"), OnePassage()).stream("Once", settings)
+    for event in writing:
+        if isinstance(event, Stride):
+            break
+    assert writing.finish_reason is None
+    assert writing.held_back() == "abcde"
+    writing.close()
+
+
+def test_a_query_may_be_made_of_what_was_written() -> None:
+    retriever = OnePassage()
+    settings = small(new=15)
+    asking = dataclasses.replace(settings.retrieval, lookahead=2)
+    writing = Generator(READER, Script("abcdefghijklmno"), retriever).stream(
+        "Once", dataclasses.replace(settings, retrieval=asking), query=lambda text: f"<{text}>"
+    )
+    writing.finish()
+    assert [queries for queries, _ in retriever.asked] == [["<>"], ["<ab>"], ["<abcdefg>"]]

@@ -115,6 +115,16 @@ def test_a_chats_first_query_is_what_the_user_said(served: Served) -> None:
     assert all("<user>" not in query for query in retriever.queries)
 
 
+@pytest.mark.parametrize("dumped", [False, True])
+def test_an_answer_can_be_sent_back(served: Served, dumped: bool) -> None:
+    client = served.client()
+    messages: Any = [{"role": "user", "content": "moon"}]
+    answer = client.chat.completions.create(model="llama", messages=messages, max_tokens=4)
+    said: Any = answer.choices[0].message
+    messages += [said.model_dump() if dumped else said, {"role": "user", "content": "more"}]
+    assert client.chat.completions.create(model="llama", messages=messages, max_tokens=4).choices
+
+
 def test_a_model_without_a_template_refuses_chats() -> None:
     messages: Any = [{"role": "user", "content": "moon"}]
     with serving(tiny_reader()) as own, pytest.raises(openai.BadRequestError) as error:
@@ -256,6 +266,12 @@ def test_a_key_is_asked_for_and_pages_of_other_origins_only_where_they_may() -> 
             own.client(api_key="secreT").models.list()
         allowed = http.get("/v1/models", headers={"Origin": "https://a.example"})
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        asked = {
+            "Origin": "https://a.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+        }
+        assert http.options("/v1/chat/completions", headers=asked).status_code == 200
         other = http.get("/v1/models", headers={"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import torch
+from torch import Tensor
 
 from command_line import start
+from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
 from flashback.server.service import make_service
 from flashback.server.settings import ServerSettings
+from flashback.server.work import Worker
 from flashback.settings import Pattern, RetrievalSettings
-from servers import DEFAULTS, QueryRetriever, chat_reader, serving, until
+from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving, until
 
 ENDLESS: dict[str, Any] = {"flashback": {"ignore_eos": True}}
 
@@ -149,6 +154,187 @@ def test_a_long_stride_ends_when_its_time_is_over() -> None:
     (stride,) = answer["flashback"]["strides"]
     assert stride["end"] == len(answer["choices"][0]["text"])
     assert [event["event"] for event in answer["flashback"]["events"]] == ["time_limit"]
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
+    """Lets every model, from now on, write one byte at every token, taking its time."""
+
+    def force(byte: str, seconds: float) -> None:
+        token = 1 if byte == "EOS" else chat_reader().encode(byte)[0]
+        run = LocalEngine.run
+
+        def always(self: LocalEngine, *given: Any, **more: Any) -> Tensor:
+            time.sleep(seconds)
+            logits = torch.full_like(run(self, *given, **more), -10.0)
+            logits[..., token] = 10.0
+            return logits
+
+        monkeypatch.setattr(LocalEngine, "run", always)
+
+    return force
+
+
+Forced = Callable[[str, float], None]
+
+
+def test_tokens_without_text_leave_turns_and_end_in_time(forced: Forced) -> None:
+    """A model that says the end of the text for ever."""
+    with serving(chat_reader(window=4096), time_limit=3.0) as served, ThreadPoolExecutor(1) as pool:
+        forced("EOS", 0.005)
+        long = pool.submit(served.complete, "a", max_tokens=1000, **LONG_STRIDE)
+        until(lambda: served.service.scheduler.load.active == 1)
+        served.complete("b", max_tokens=2)
+        assert not long.done()
+        answer = long.result()
+    assert 0 < answer["usage"]["completion_tokens"] < 1000
+    assert [event["event"] for event in answer["flashback"]["events"]] == ["time_limit"]
+
+
+@pytest.mark.parametrize("fault", ["late", "broken"])
+def test_what_was_held_back_is_given_out_when_a_text_is_cut_off(fault: str, forced: Forced) -> None:
+    """The beginning of a stop text that never came."""
+    retriever = QueryRetriever()
+    with serving(chat_reader(window=512), retriever, time_limit=0.5) as served:
+        forced("a", 0.04)
+        searched: list[int] = []
+        if fault == "broken":
+            retriever.before.append(lambda: searched.append(1) if not searched else broken())
+        stop, stride = "a" * 200 + "b", 8 if fault == "broken" else 4
+        answer = served.complete(
+            max_tokens=100, stop=stop, logprobs=0, flashback={"stride": stride}
+        )
+    (choice,), count = answer["choices"], answer["usage"]["completion_tokens"]
+    assert 0 < count < 100
+    assert choice["text"] == "a" * count
+    assert choice["logprobs"]["tokens"] == ["a"] * count
+    (event,) = answer["flashback"]["events"]
+    assert event["event"] == ("retrieval_error" if fault == "broken" else "time_limit")
+
+
+def test_a_text_that_ended_by_itself_was_not_cut_off(forced: Forced) -> None:
+    with serving(chat_reader(window=512), time_limit=0.3) as served:
+        forced("a", 0.05)
+        answer = served.complete(max_tokens=100, stop="aaaaaaa", flashback={"stride": 16})
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["flashback"]["events"] == []
+
+
+def test_choices_are_not_begun_when_the_time_is_over(forced: Forced) -> None:
+    with serving(chat_reader(window=512), time_limit=0.5) as served:
+        forced("a", 0.05)
+        answer = served.complete(max_tokens=100, n=5)
+    written = [len(choice["text"]) for choice in answer["choices"]]
+    assert written[0] > 0
+    assert written[1:] == [0] * 4
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert [event["event"] for event in answer["flashback"]["events"]] == ["time_limit"] * 5
+
+
+SCORED: dict[str, Any] = {"max_tokens": 0, "echo": True, "logprobs": 1}
+
+
+@pytest.mark.parametrize("pattern", ["append", "prepend", "slot"])
+def test_scoring_a_long_text_leaves_turns_to_others(pattern: str) -> None:
+    with serving(chat_reader(window=4096)) as served, ThreadPoolExecutor(1) as pool:
+        options = {"pattern": pattern, "stride": 4}
+        long = pool.submit(served.complete, "the tides " * 80, **SCORED, flashback=options)
+        until(lambda: served.service.scheduler.load.active == 1)
+        served.complete("b", max_tokens=4)
+        assert not long.done()
+        assert len(long.result()["choices"][0]["logprobs"]["tokens"]) == 800
+
+
+def test_scoring_ends_with_its_client_and_its_time() -> None:
+    body = {"model": "llama", "prompt": "the tides " * 300} | SCORED
+    options = {"pattern": "prepend", "stride": 1}
+    with serving(chat_reader(window=4096), time_limit=1.0) as served, served.http() as http:
+        answer = http.post("/v1/completions", json=body | {"flashback": options})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "time_limit"
+        with pytest.raises(httpx2.ReadTimeout):
+            http.post("/v1/completions", json=body | {"flashback": options}, timeout=0.2)
+        until(lambda: served.service.scheduler.load.active == 0, seconds=5)
+
+
+def test_what_is_too_long_to_score_is_refused_before_a_stream_begins() -> None:
+    body = {"model": "llama", "prompt": "a" * 400, "stream": True} | SCORED
+    with serving() as served, served.http() as http:
+        assert http.post("/v1/completions", json=body).status_code == 400
+
+
+def test_the_same_chats_at_once_have_the_same_answers() -> None:
+    """Although the next query is made while the text goes on."""
+    options = {"lookahead": 3, "stride": 8, "pattern": "append", "ignore_eos": True}
+
+    def ask(served: Served) -> str:
+        messages: Any = [{"role": "user", "content": "What follows the moon?"}]
+        answer = served.client().chat.completions.create(
+            model="llama",
+            messages=messages,
+            max_tokens=40,
+            temperature=0,
+            extra_body={"flashback": options},
+        )
+        return str(answer.choices[0].message.content)
+
+    with serving(chat_reader(window=512)) as served, ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(ask, [served] * 24))) == 1
+
+
+def test_caches_of_their_own_are_within_the_budget_and_given_back() -> None:
+    engines: list[LocalEngine] = []
+    with serving(memory=8, max_active=4) as served, pytest.MonkeyPatch.context() as patch:
+        original = Worker._own_engine
+
+        def seen(self: Worker) -> LocalEngine:
+            assert threading.current_thread().name == "flashback-engine"
+            engines.append(original(self))
+            return engines[-1]
+
+        patch.setattr(Worker, "_own_engine", seen)
+        for _ in range(2):
+            served.complete(max_tokens=8, flashback={"fresh_cache": True, "pattern": "slot"})
+    assert len(engines) == 2
+    for engine in engines:
+        assert engine.passages.count.encoded > 0
+        assert engine.passages.budget == served.service.engine.passages.budget // 4
+        assert (engine.held, engine.passages.bytes) == ((0, 0), 0)
+
+
+def test_counting_caches_does_not_wait_for_a_pass() -> None:
+    with serving() as served, served.http() as http:
+        served.complete(max_tokens=4)
+        held = threading.Event()
+
+        def work() -> None:
+            with served.service.engine.lock:
+                held.wait(20)
+
+        busy = threading.Thread(target=work)
+        busy.start()
+        assert http.get("/metrics", timeout=5).status_code == 200
+        held.set()
+        busy.join()
+
+
+def test_a_second_signal_does_not_wait_for_the_grace() -> None:
+    retriever = QueryRetriever()
+    retriever.before.append(lambda: time.sleep(0.02))
+    with (
+        serving(chat_reader(window=4096), retriever, grace=60) as served,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        endless = pool.submit(served.complete, max_tokens=3000, **ENDLESS)
+        until(lambda: served.service.scheduler.load.active == 1)
+        began = time.monotonic()
+        served.stop()
+        until(lambda: not served.service.scheduler.is_alive)
+        served.listener.force_exit = True  # what uvicorn makes of it
+        with pytest.raises((AssertionError, httpx2.HTTPError)):
+            endless.result()
+        served.thread.join(20)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

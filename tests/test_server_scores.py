@@ -1,11 +1,14 @@
 """Log-probabilities over the API: the same as in process, and where the strides are."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
@@ -14,7 +17,9 @@ from flashback.packing.forward import TargetScorer
 from flashback.packing.lookup import Lookup, examples_of
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
+from flashback.server.token_names import TokenName, TokenNames
 from flashback.settings import PATTERNS, Pattern
+from readers import tiny_reader
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, recomputed_scores, serving
 
 TEXT = "The tides follow the moon, which pulls the water of the ocean towards it."
@@ -136,6 +141,57 @@ def test_a_text_is_scored_up_to_the_window_and_not_beyond(served: Served) -> Non
         refused = http.post("/v1/completions", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_the_bytes_of_a_chats_tokens_are_the_texts(served: Served) -> None:
+    """Of a model that writes nothing but parts of characters, too."""
+    messages: Any = [{"role": "user", "content": "ü 🙂"}]
+    for seed in range(5):
+        answer = served.client().chat.completions.create(
+            model="llama", messages=messages, max_tokens=12, logprobs=True, seed=seed
+        )
+        log_probs, text = answer.choices[0].logprobs, answer.choices[0].message.content
+        assert log_probs is not None
+        assert text is not None
+        own = b"".join(bytes(token.bytes or ()) for token in log_probs.content or ())
+        assert own.decode("utf-8", "replace").startswith(text.rstrip("\ufffd"))
+
+
+def sentencepiece_reader() -> Reader:
+    """As Llama 2's: a space belongs to the word behind it, and none begins a text; or bytes."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "▁the", "▁json", "▁a", "the", "s", "a"]
+    model = models.BPE(
+        {piece: at for at, piece in enumerate(pieces)},
+        [],
+        byte_fallback=True,
+        unk_token="<unk>",
+        ignore_merges=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return dataclasses.replace(tiny_reader(), tokenizer=fast)
+
+
+def test_a_tokens_name_has_its_space_and_its_bytes() -> None:
+    reader = sentencepiece_reader()
+    ids = reader.encode("the json ü")
+    names = [TokenNames(reader)(token) for token in ids]
+    joined = b"".join(name.bytes or b"" for name in names)
+    assert joined.decode() == " the json ü"
+    assert [name.text for name in names[:2]] == [" the", " json"]
+    assert names[-1] == TokenName("<0xBC>", b"\xbc")
+    assert TokenNames(reader)(2) == TokenName("</s>", None)
+    assert TokenNames(tiny_reader())(0) == TokenName("<s>", None)
 
 
 def test_a_chat_tells_log_probabilities(served: Served) -> None:

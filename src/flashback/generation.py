@@ -20,13 +20,14 @@ from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
 from flashback.settings import Pattern, RetrievalSettings, Settings
-from flashback.text import FinishReason, Generation, Stride, Text
+from flashback.text import FinishReason, Generation, Query, Stride, Text
 
 __all__ = [
     "Event",
     "FinishReason",
     "Generation",
     "Generator",
+    "Query",
     "Stride",
     "StrideStart",
     "TextPiece",
@@ -46,7 +47,7 @@ class StrideStart:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text that became certain."""
+    """Text that became certain with a token; often empty, where a token shows none."""
 
     text: str
 
@@ -82,9 +83,18 @@ class Writing:
         """Text lengths in tokens at which the context jumped so far."""
         return tuple(self._text.context.jumps)
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended; None while it goes on."""
+        return self._text.finish_reason
+
     def end_soon(self) -> None:
         """Let the next token of this stride be the last one, as if no more had been asked for."""
         self._text.end_soon()
+
+    def held_back(self) -> str:
+        """Text that was written and not given out yet; to be asked for when writing is stopped."""
+        return self._text.held_back()
 
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
@@ -139,11 +149,13 @@ class Generator:
         settings: Settings | None = None,
         *,
         on_token: OnToken | None = None,
+        query: Query | None = None,
     ) -> Writing:
         """Begin to write behind `prompt`, a text or its token ids.
 
         Args:
             on_token: see `Sampler`.
+            query: what to search for, given what was written so far; None: its last tokens.
 
         Raises:
             PromptTooLong: the prompt does not fit and `settings.truncate` is false.
@@ -151,6 +163,7 @@ class Generator:
         """
         settings = self.settled(settings or Settings())
         text = self.begin(prompt, settings, on_token)
+        text.query = query
         self._warn_if_untrained(settings.retrieval)
         return Writing(self._write(text), text)
 
@@ -318,8 +331,7 @@ class Generator:
                 piece = text.take(token)
                 if text.next_query is not None and not ahead.begun and text.finish_reason is None:
                     ahead.begin(text.next_query)
-                if piece:
-                    yield TextPiece(piece)
+                yield TextPiece(piece)
                 if text.finish_reason is not None:
                     break
         yield text.end_stride(completion.usage, retrieve_seconds)

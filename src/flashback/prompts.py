@@ -46,7 +46,7 @@ def read_prompts(name: str, content: bytes) -> PromptFile:
         if earlier != number:
             raise PromptsError(
                 f"{name} line {number}: the id {prompt.id!r} is that of line {earlier}; expected "
-                "every id once"
+                "every id once (a line without one has its number)"
             )
         prompts.append(prompt)
     if not prompts:

@@ -47,6 +47,8 @@ def open_results(path: Path, run: dict[str, Any]) -> Iterator[Results]:
         PromptsError: the file belongs to another run or to none, is damaged, or is in use.
         OSError: it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        raise PromptsError(f"--out {path}: is no regular file; expected the name of one")
     with open(path, "ab") as file, folder_locked(path) as alone:
         if not alone:
             raise PromptsError(f"--out {path}: another process is writing into it")

@@ -4,7 +4,7 @@ Knows the rules of a stride, whoever drives it: one text at a time or many toget
 end-of-text tokens and penalties are handled here, since they may span strides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,8 @@ from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import Settings
 
+Query = Callable[[str], str]
+"""What to search for when so much was written; characters that are held back are not in it."""
 FinishReason = Literal["length", "stop", "eos"]
 
 
@@ -91,6 +93,8 @@ class Text:
     seconds: float = 0.0
     stride_tokens: int = 0
     """How many tokens the stride may have."""
+    query: Query | None = None
+    """What to search for instead of the last tokens."""
 
     def __post_init__(self) -> None:
         self.prompt_tokens: Ids = tuple(self.context.ids)
@@ -117,7 +121,9 @@ class Text:
         return self._query() if query is None else query
 
     def _query(self) -> str:
-        """The text of the last tokens so far."""
+        """What passages are searched for with now: the text of the last tokens, unless told."""
+        if self.query is not None:
+            return self.query("".join([*(stride.text for stride in self.strides), *self._pieces]))
         tokens = (*self.context.visible, *self._tokens)
         return self.reader.decode(tokens[-self.settings.retrieval.query_tokens :])
 
@@ -151,13 +157,15 @@ class Text:
         if at_limit and self.finish_reason is None:
             self.finish_reason = "length"
         if self.finish_reason in ("length", "eos"):
-            text += self._held_back()
+            text += self.held_back()
         if text:
             self._pieces.append(text)
         return text
 
     def end_soon(self) -> None:
-        """Let the next token of the stride be the last one."""
+        """Let the next token of the stride be the last one; at its end, the text's."""
+        if len(self._tokens) >= self.stride_tokens:
+            self.finish_reason = self.finish_reason or "length"
         self._left, self.stride_tokens = 0, len(self._tokens) + 1
 
     def end_stride(self, usage: Usage, retrieve_seconds: float) -> Stride:
@@ -195,7 +203,7 @@ class Text:
             self.finish_reason = "stop"
         return text
 
-    def _held_back(self) -> str:
+    def held_back(self) -> str:
         """At the end: what waited for the rest of a character or of a stop text."""
         text, stopped = self._stops.push(self._detokenizer.finish())
         if stopped:

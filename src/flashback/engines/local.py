@@ -212,9 +212,9 @@ class LocalEngine:
 
     @property
     def held(self) -> tuple[int, int]:
-        """How many caches no completion is using, and their bytes."""
-        with self.lock:
-            return len(self._idle), sum(cache_bytes(one.cache) for one in self._idle)
+        """How many caches no completion is using, and their bytes; a pass is not waited for."""
+        idle = list(self._idle)
+        return len(idle), sum(cache_bytes(one.cache) for one in idle)
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""

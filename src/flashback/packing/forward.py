@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from flashback.packing.examples import Arrangement, Example
-from flashback.packing.passes import Passes, cache_of, part, states_of
+from flashback.packing.passes import Passes, Steps, cache_of, part, states_of
 from flashback.packing.rows import Row, batches, padded
 from flashback.packing.slot import slot_log_probs
 from flashback.settings import Pattern
@@ -64,6 +64,16 @@ class TargetScorer:
 
         Gradients flow through them, unless they are turned off outside.
         """
+        steps = self.steps(examples, arrangement)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: list[Tensor] = end.value
+                return found
+
+    def steps(self, examples: Sequence[Example], arrangement: Arrangement) -> Steps[list[Tensor]]:
+        """The same, stopping after every pass."""
         found: dict[tuple[int, int], Tensor] = {}
         separate: list[Row] = []
         appends = arrangement.pattern is Pattern.APPEND and self.packs_appended
@@ -71,14 +81,17 @@ class TargetScorer:
         assert self._passes.full_attention or not slots, "see Reader.check_pattern"
         for number, example in enumerate(examples):
             if appends and example.window.shares_context:
-                found |= self._branches(number, example, arrangement)
+                found |= yield from self._branches(number, example, arrangement)
             elif slots and example.prompts_grow:
-                rows = slot_log_probs(self._passes, example, arrangement, self._batch_tokens)
+                rows = yield from slot_log_probs(
+                    self._passes, example, arrangement, self._batch_tokens
+                )
                 found |= {(number, at): row for at, row in enumerate(rows)}
             else:
                 separate.extend(_sequences(number, example, arrangement))
         for batch in batches(separate, self._batch_tokens):
             found |= self._run(batch, arrangement)
+            yield
         return [
             torch.stack([found[number, cut] for cut in range(len(example.window.cuts))])
             for number, example in enumerate(examples)
@@ -86,7 +99,7 @@ class TargetScorer:
 
     def _branches(
         self, number: int, example: Example, arrangement: Arrangement
-    ) -> dict[tuple[int, int], Tensor]:
+    ) -> Steps[dict[tuple[int, int], Tensor]]:
         """The window once, then every stride as a branch on its cache."""
         rows = list(_branches(number, example, arrangement))
         longest = max(row.seen for row in rows)
@@ -94,9 +107,11 @@ class TargetScorer:
         if longest:
             ids = torch.tensor([example.window.ids[:longest]], device=self._passes.device)
             self._passes.logits(ids, 1, {"past_key_values": context, "use_cache": True})
+            yield
         found: dict[tuple[int, int], Tensor] = {}
         for batch in batches(rows, self._batch_tokens):
             found |= self._run(batch, arrangement, context)
+            yield
         return found
 
     def _run(

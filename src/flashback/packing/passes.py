@@ -4,8 +4,8 @@ Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads.
 """
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from transformers.cache_utils import DynamicLayer
 from flashback.arrangement import Ids
 from flashback.engines.cache import States, has_hidden_windows
 from flashback.packing.last_layer import LastLayer
+
+Result = TypeVar("Result")
+Steps = Generator[None, None, Result]
+"""A computation of several passes that stops after each of them; it returns its result."""
 
 _BY_COLUMN = ("mpt",)
 """Models that measure distances in columns of the cache, hidden ones among them."""

@@ -9,7 +9,7 @@ Other layouts than the slot's own are there to be measured (`SlotLayout`, docs/s
 Symbols: R positions of the slot, b a boundary, s stride, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,20 +19,21 @@ from transformers import DynamicCache
 from flashback.arrangement import Ids
 from flashback.engines.cache import States
 from flashback.packing.examples import Arrangement, Example
-from flashback.packing.passes import Passes, cache_of, joined, part, states_of
+from flashback.packing.passes import Passes, Steps, cache_of, joined, part, states_of
 from flashback.packing.rows import Row, batches, padded
 
 
 def slot_log_probs(
     passes: Passes, example: Example, arrangement: Arrangement, batch_tokens: int
-) -> Tensor:
+) -> Steps[Tensor]:
     """Log-probabilities (cuts, s) of an example whose cuts go on from one another.
 
     Args:
         batch_tokens: the most tokens of a batch of passages.
     """
-    scored = _SlotExample(passes, example, arrangement, batch_tokens)
-    logits = scored.grown() if arrangement.layout.kept else scored.branched()
+    scored = _SlotExample(passes, example, arrangement)
+    yield from scored.encode_alone(batch_tokens)
+    logits = yield from scored.grown() if arrangement.layout.kept else scored.branched()
     first = example.window.cuts[0].boundary
     targets = example.window.ids[first : first + logits.shape[1]]
     log_probs = passes.log_probs(logits, [targets], arrangement.forbidden)
@@ -43,9 +44,7 @@ def slot_log_probs(
 class _SlotExample:
     """One example, and the keys and values of its passages."""
 
-    def __init__(
-        self, passes: Passes, example: Example, arrangement: Arrangement, batch_tokens: int
-    ) -> None:
+    def __init__(self, passes: Passes, example: Example, arrangement: Arrangement) -> None:
         self._passes = passes
         self._window = example.window
         self._layout = arrangement.layout
@@ -54,11 +53,8 @@ class _SlotExample:
         self._start = self._room + self._layout.gap
         """The position of the context's first token."""
         self._alone: dict[Ids, list[States]] = {}
-        if self._layout.alone:
-            passages = {passage for shown in self._shown for passage in shown}
-            self._alone = self._encode_alone(passages, batch_tokens)
 
-    def grown(self) -> Tensor:
+    def grown(self) -> Steps[Tensor]:
         """Logits (1, targets, V); every piece of the context keeps the states it was given."""
         cuts, ids = self._window.cuts, self._window.ids
         first, end = cuts[0].boundary - 1, cuts[-1].boundary + self._window.stride - 1
@@ -70,12 +66,14 @@ class _SlotExample:
             targets = starts[at + 1] - max(starts[at], first)
             rows, context = self._behind(shown, context, piece, starts[at], targets)
             logits.append(rows)
+            yield
         return torch.cat(logits, 1)
 
-    def branched(self) -> Tensor:
+    def branched(self) -> Steps[Tensor]:
         """The same, but every stride on a context that has never seen a passage."""
         window, clean = self._window, DynamicCache()
         self._passes.behind(clean, window.ids[: window.cuts[-1].boundary], self._start, 1)
+        yield
         logits = []
         for cut, shown in zip(window.cuts, self._shown, strict=True):
             last = cut.boundary - 1
@@ -83,6 +81,7 @@ class _SlotExample:
             ids = window.ids[last : last + window.stride]
             rows, _ = self._behind(shown, context if last else [], ids, last, len(ids))
             logits.append(rows)
+            yield
         return torch.cat(logits, 1)
 
     def _behind(
@@ -103,10 +102,16 @@ class _SlotExample:
         self._passes.behind(cache, ids, self._room - len(ids), 1)
         return part(states_of(cache), slice(-len(passage), None))
 
-    def _encode_alone(self, passages: Iterable[Ids], tokens: int) -> dict[Ids, list[States]]:
-        """Keys and values of passages, each on its own at the positions before R."""
-        found: dict[Ids, list[States]] = {}
+    def encode_alone(self, tokens: int) -> Steps[None]:
+        """Keys and values of passages, each on its own at the positions before R.
+
+        Args:
+            tokens: the most of a batch.
+        """
+        if not self._layout.alone:
+            return
         dropped = self._layout.dropped
+        passages = {passage for shown in self._shown for passage in shown}
         rows = [Row((), dropped + passage, ()) for passage in passages]
         for batch in batches(rows, tokens):
             width = max(len(row.ids) for row in batch)
@@ -125,5 +130,5 @@ class _SlotExample:
             states = states_of(cache)
             for at, row in enumerate(batch):
                 passage = row.ids[len(dropped) :]
-                found[passage] = part(states, slice(-len(passage), None), at)
-        return found
+                self._alone[passage] = part(states, slice(-len(passage), None), at)
+            yield

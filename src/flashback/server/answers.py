@@ -23,6 +23,7 @@ from flashback.server.events import (
     TokenScore,
 )
 from flashback.server.sources import end_record, incident_record, start_record
+from flashback.server.token_names import TokenName
 
 Record = dict[str, Any]
 
@@ -71,7 +72,7 @@ class CompletionShape:
 
     def _log_probs(self, scores: Sequence[TokenScore]) -> Record:
         return {
-            "tokens": [one.token for one in scores],
+            "tokens": [one.token.text for one in scores],
             "token_logprobs": [one.log_prob for one in scores],
             "top_logprobs": [self._top(one) for one in scores],
             "text_offset": [one.offset for one in scores],
@@ -83,9 +84,9 @@ class CompletionShape:
             return None
         best: dict[str, float] = {}
         for token, log_prob in score.top:
-            best.setdefault(token, log_prob)
+            best.setdefault(token.text, log_prob)
         if score.log_prob is not None:
-            best.setdefault(score.token, score.log_prob)
+            best.setdefault(score.token.text, score.log_prob)
         return best
 
 
@@ -128,8 +129,9 @@ class ChatShape:
         return _spelled(score.token, score.log_prob) | {"top_logprobs": top}
 
 
-def _spelled(token: str, log_prob: float | None) -> Record:
-    return {"token": token, "logprob": log_prob, "bytes": list(token.encode("utf-8", "replace"))}
+def _spelled(token: TokenName, log_prob: float | None) -> Record:
+    own = None if token.bytes is None else list(token.bytes)
+    return {"token": token.text, "logprob": log_prob, "bytes": own}
 
 
 @dataclass

@@ -66,7 +66,8 @@ def make_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients send headers of their own
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app
 

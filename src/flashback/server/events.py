@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from flashback.engines.protocol import Usage
 from flashback.retrieval.protocol import Hit
 from flashback.server.errors import ApiError
+from flashback.server.token_names import TokenName
 
 
 @dataclass(frozen=True)
 class TokenScore:
     """A token of the text and its log-probability."""
 
-    token: str
+    token: TokenName
     offset: int
     """Where it begins in the choice's text, characters."""
     log_prob: float | None
     """Given everything before it; None for a first token, which nothing comes before."""
-    top: tuple[tuple[str, float], ...]
+    top: tuple[tuple[TokenName, float], ...]
     """The most probable tokens there, best first."""
 
 

@@ -130,6 +130,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._closing = False
+        self._hurried = False
         self._changed = threading.Condition()
         self._usual_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="flashback-engine", daemon=True)
@@ -170,13 +171,19 @@ class Scheduler:
         if waits:  # no turn will come in which it could end
             job.give_up()
 
+    def hurry(self) -> None:
+        """Let `close` wait no longer."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
     def close(self, grace: float) -> None:
         """Take no more jobs; finish those there are, end what is left after `grace` seconds."""
         ends = time.monotonic() + grace
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            while self._jobs and (left := ends - time.monotonic()) > 0:
+            while self._jobs and not self._hurried and (left := ends - time.monotonic()) > 0:
                 self._changed.wait(left)
             for job in self._jobs:
                 job.cancel(stopping())

@@ -131,6 +131,12 @@ class Message(Strict):
     role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: None = None
+    # What an answer's message has besides, so that it can be sent back.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
     def text(self) -> str:

@@ -20,13 +20,15 @@ from flashback.errors import PromptTooLong
 from flashback.packing.examples import Arrangement, Example
 from flashback.packing.forward import TargetScorer
 from flashback.packing.lookup import Found, Lookup, examples_of
-from flashback.packing.passes import Passes
+from flashback.packing.passes import Passes, Steps
 from flashback.packing.windows import Cut, Window
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.server.events import TokenScore
+from flashback.server.token_names import TokenName, TokenNames
 from flashback.settings import Pattern, RetrievalSettings
 
+Top = tuple[tuple[TokenName, float], ...]
 _NEVER = -9999.0
 """In place of minus infinity, which JSON does not have."""
 
@@ -87,6 +89,7 @@ class ScoredText:
     """They tile the tokens."""
 
 
+@torch.inference_mode()
 def score_text(
     ids: Ids,
     reader: Reader,
@@ -94,8 +97,41 @@ def score_text(
     settings: RetrievalSettings,
     first_boundary: int,
     top: int,
-) -> ScoredText:
-    """Score a text as the pattern reads it.
+) -> Steps[ScoredText]:
+    """Score a text as the pattern reads it, stopping after every pass.
+
+    Raises:
+        PromptTooLong: the text does not fit beside passages.
+        SettingsError: the window is too small for the settings, or there is no retriever.
+    """
+    grid = grid_of(ids, reader, retriever, settings, first_boundary)
+    scorer = TopScorer(reader.model, top)
+    rows = [torch.zeros(0, 1 + 2 * top)]
+    strides = [ScoredStride(0, grid.head_end, ())]
+    if (head := grid.head()) is not None:
+        plain = Arrangement(Pattern.NONE, forbidden=reader.forbidden)
+        (log_probs,) = yield from scorer.steps([Example(head, ((),))], plain)
+        rows.append(log_probs.flatten(0, 1).cpu())
+    if (body := grid.body(reader, settings.stride)) is not None:
+        assert retriever is not None
+        found = next(Lookup(reader, retriever, settings).search([body]))
+        frame = reader.frame(settings.frame, settings.pattern)
+        shown = Arrangement(settings.pattern, frame, reader.forbidden)
+        examples = examples_of([body], [found], reader, settings)
+        (log_probs,) = yield from scorer.steps(examples, shown)
+        rows.append(log_probs.flatten(0, 1)[: len(ids) - grid.head_end].cpu())
+        strides += grid.strides(body, found)
+    return ScoredText(torch.cat(rows), grid.first, tuple(strides))
+
+
+def grid_of(
+    ids: Ids,
+    reader: Reader,
+    retriever: Retriever | None,
+    settings: RetrievalSettings,
+    first_boundary: int,
+) -> "Grid":
+    """Where the strides of a given text are.
 
     Raises:
         PromptTooLong: the text does not fit beside passages.
@@ -106,24 +142,7 @@ def score_text(
     bos = len(reader.bos) if ids[: len(reader.bos)] == reader.bos else 0
     grid = Grid(ids, bos, first_boundary if settings.pattern.retrieves else len(ids))
     grid.check_length(reader, settings)
-    scorer = TopScorer(reader.model, top)
-    rows = [torch.zeros(0, 1 + 2 * top)]
-    strides = [ScoredStride(0, grid.head_end, ())]
-    with torch.inference_mode():
-        if (head := grid.head()) is not None:
-            plain = Arrangement(Pattern.NONE, forbidden=reader.forbidden)
-            example = Example(head, ((),))
-            rows.append(scorer.log_probs([example], plain)[0].flatten(0, 1).cpu())
-        if (body := grid.body(reader, settings.stride)) is not None:
-            assert retriever is not None
-            found = next(Lookup(reader, retriever, settings).search([body]))
-            frame = reader.frame(settings.frame, settings.pattern)
-            shown = Arrangement(settings.pattern, frame, reader.forbidden)
-            examples = examples_of([body], [found], reader, settings)
-            log_probs = scorer.log_probs(examples, shown)[0].flatten(0, 1)
-            rows.append(log_probs[: len(ids) - grid.head_end].cpu())
-            strides += grid.strides(body, found)
-    return ScoredText(torch.cat(rows), grid.first, tuple(strides))
+    return grid
 
 
 @dataclass(frozen=True)
@@ -192,27 +211,19 @@ class Grid:
             )
 
 
-def named(reader: Reader, token: int) -> str:
-    """A token as text; one that is no whole character as the tokenizer spells it."""
-    text = reader.decode([token])
-    if text and "\ufffd" not in text:
-        return text
-    spelled = reader.tokenizer.convert_ids_to_tokens(token)
-    return spelled if isinstance(spelled, str) else f"<{token}>"
-
-
 def token_scores(scored: ScoredText, ids: Ids, reader: Reader, skipped: int) -> list[TokenScore]:
     """The tokens of a given text, with offsets into it.
 
     Args:
         skipped: leading tokens that are not the client's: a BOS that was put before its text.
     """
-    offsets = text_offsets(reader, ids)
-    nothing = TokenScore("", 0, None, ())
+    offsets, names = text_offsets(reader, ids), TokenNames(reader)
     scores = []
     for at in range(skipped, len(ids)):
-        row = nothing if at < scored.first else _score(scored.rows[at - scored.first], reader)
-        scores.append(TokenScore(named(reader, ids[at]), offsets[at], row.log_prob, row.top))
+        told: tuple[float | None, Top] = (None, ())
+        if at >= scored.first:
+            told = _told(scored.rows[at - scored.first], names)
+        scores.append(TokenScore(names(ids[at]), offsets[at], *told))
     return scores
 
 
@@ -226,12 +237,12 @@ def text_offsets(reader: Reader, ids: Ids) -> list[int]:
     return offsets
 
 
-def _score(row: Tensor, reader: Reader) -> TokenScore:
+def _told(row: Tensor, names: TokenNames) -> tuple[float, Top]:
+    """The log-probability of a token, and the most probable ones."""
     values = row.tolist()
     top = (len(values) - 1) // 2
-    names = [named(reader, int(token)) for token in values[1 + top :]]
-    best = tuple(zip(names, map(_finite, values[1 : 1 + top]), strict=True))
-    return TokenScore("", 0, _finite(values[0]), best)
+    best = [names(int(token)) for token in values[1 + top :]]
+    return _finite(values[0]), tuple(zip(best, map(_finite, values[1 : 1 + top]), strict=True))
 
 
 def _finite(log_prob: float) -> float:
@@ -252,6 +263,7 @@ class TokenRecorder:
         self._top = top
         self._check = check
         self._detokenizer = Detokenizer(reader, [])
+        self._names = TokenNames(reader)
         self._offset = 0
         self._pending: list[TokenScore] = []
         self.tokens = 0
@@ -270,11 +282,11 @@ class TokenRecorder:
         log_probs = _log_probs(logits, self._reader.forbidden)
         best = log_probs.topk(self._top)
         top = tuple(
-            (named(self._reader, one), _finite(value))
+            (self._names(one), _finite(value))
             for one, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         )
-        name, log_prob = named(self._reader, token), _finite(float(log_probs[token]))
-        self._pending.append(TokenScore(name, self._offset, log_prob, top))
+        log_prob = _finite(float(log_probs[token]))
+        self._pending.append(TokenScore(self._names(token), self._offset, log_prob, top))
         self._offset += len(self._detokenizer.push(token))
 
     def take(self, end: int) -> tuple[TokenScore, ...]:

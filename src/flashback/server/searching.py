@@ -24,19 +24,16 @@ class GuardedRetriever:
         retriever: Retriever,
         seconds: float,
         on_error: OnRetrievalError,
-        query: Callable[[], str] | None = None,
     ) -> None:
         """Guard a retriever.
 
         Args:
             seconds: a search that takes longer has failed.
             on_error: `stop` raises `RetrievalFailed`, `continue` finds nothing.
-            query: what to ask instead of the end of the context.
         """
         self._retriever = retriever
         self._seconds = seconds
         self._on_error = on_error
-        self._query = query
         self.failure: str | None = None
         """Of the last search."""
 
@@ -47,7 +44,7 @@ class GuardedRetriever:
             RetrievalFailed: it failed, and the text is to end there.
         """
         self.failure = None
-        asked = list(queries) if self._query is None else [self._query()]
+        asked = list(queries)
         try:
             return within(self._seconds, lambda: self._retriever.search(asked, options))
         except BaseException as error:  # whatever a retriever raises; an index library may panic

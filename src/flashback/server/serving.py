@@ -12,6 +12,8 @@ from flashback.server.app import make_app
 from flashback.server.service import Service
 from flashback.server.settings import ServerSettings
 
+_LOOKING_UP = 0.1
+"""Seconds between looks for a second signal."""
 _LAST_WORDS = 5
 """Seconds for answers that have ended to reach their clients."""
 
@@ -32,10 +34,15 @@ class Listener(uvicorn.Server):
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what is being written, tell the rest that it ends, then close."""
-        closing = asyncio.create_task(
-            asyncio.to_thread(self._service.scheduler.close, self._service.settings.grace)
-        )
+        """Finish what is being written, tell the rest that it ends, then close.
+
+        A second signal ends everything now.
+        """
+        scheduler, grace = self._service.scheduler, self._service.settings.grace
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close, grace))
+        while not (await asyncio.wait([closing], timeout=_LOOKING_UP))[0]:
+            if self.force_exit:
+                scheduler.hurry()
         await closing
         await super().shutdown(sockets)
 

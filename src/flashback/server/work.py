@@ -6,6 +6,7 @@ Everything that touches the tokenizer or the model happens here, so on one threa
 
 import time
 import warnings
+from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Usage
 from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
-from flashback.generation import Generator, Stride, StrideStart, TextPiece, Writing
+from flashback.generation import Generator, Query, Stride, StrideStart, TextPiece, Writing
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.events import (
     ChoiceEnd,
@@ -30,6 +31,7 @@ from flashback.server.scheduler import Events, Job
 from flashback.server.scores import (
     ScoredText,
     TokenRecorder,
+    grid_of,
     score_text,
     text_offsets,
     token_scores,
@@ -53,8 +55,6 @@ class _Text:
     choice: int
     characters: int = 0
     stride: int = 0
-    written: str = ""
-    """Without what was echoed."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,17 @@ class Worker:
         self._order = order
         self._job = job
         self._engine = service.engine
-        if order.fresh_cache:
-            reader = service.reader
-            self._engine = LocalEngine(reader.model, reader.window, self_check=False)
+
+    def _own_engine(self) -> LocalEngine:
+        """Without anything cached, and with its share of the memory for passages."""
+        reader, shared = self._service.reader, self._service.engine.passages.budget
+        share = shared // self._service.settings.max_active
+        return LocalEngine(reader.model, reader.window, passage_bytes=share, self_check=False)
 
     def events(self) -> Events:
         """All that happens, with a `Turn` after each stride; errors are the API's."""
+        if self._order.fresh_cache:
+            self._engine = self._own_engine()
         first = True
         try:
             for event in self._all():
@@ -90,6 +95,9 @@ class Worker:
                 yield event
         except (SettingsError, PromptTooLong) as error:
             raise of_settings(error, self._service.reader.name, self._service.model) from error
+        finally:
+            if self._engine is not self._service.engine:
+                self._engine.forget()
 
     def _all(self) -> Iterator[Event]:
         if self._is_late():
@@ -124,8 +132,12 @@ class Worker:
         size = self._service.reader.vocabulary_size
         if bad := [token for token in ids if not 0 <= token < size]:
             raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
+        if self._order.scores_prompt:
+            service, order = self._service, self._order
+            retrieval = order.settings.retrieval
+            grid_of(ids, service.reader, service.retriever, retrieval, order.first_boundary)
         if self._order.write:
-            self._begin(_Text(0), 0, ids, None).writing.close()
+            self._begin(0, ids, None).writing.close()
 
     def _warnings(self) -> Iterator[Event]:
         card = self._service.reader.adapter
@@ -139,9 +151,14 @@ class Worker:
         begun = None
         prompt_tokens = len(ids)
         if order.write:
-            begun = self._begin(text, one, ids, self._conversation(number))
+            begun = self._begin(one, ids, self._conversation(number))
             prompt_tokens = len(begun.writing.prompt_tokens)
         yield ChoiceStart(text.choice, prompt_tokens, one == 0)
+        if begun is not None and text.choice and self._is_late():
+            begun.writing.close()
+            yield Incident(text.choice, "time_limit", self._time_limit, 0)
+            yield ChoiceEnd(text.choice, "length", 0, ())
+            return
         if order.echo:
             yield from self._echo(text, ids, order.prompts[number])
             yield Turn()
@@ -160,15 +177,17 @@ class Worker:
         prompt = self._order.prompts[number]
         return prompt if isinstance(prompt, Conversation) else None
 
-    def _begin(self, text: _Text, one: int, ids: Ids, conversation: Conversation | None) -> _Begun:
+    def _begin(self, one: int, ids: Ids, conversation: Conversation | None) -> _Begun:
         order, service = self._order, self._service
         recorder = TokenRecorder(service.reader, order.logprobs, self._job.check)
-        guard = self._guard(text, conversation)
+        guard = self._guard()
         generator = Generator(service.reader, self._engine, guard)
         with warnings.catch_warnings():  # `_warnings` tells the client
             warnings.simplefilter("ignore", FlashBackWarning)
             settings = self._settings_of(one)
-            return _Begun(generator.stream(ids, settings, on_token=recorder), recorder, guard)
+            query = None if conversation is None else self._query_of(conversation)
+            writing = generator.stream(ids, settings, on_token=recorder, query=query)
+            return _Begun(writing, recorder, guard)
 
     def _settings_of(self, one: int) -> Settings:
         """Every choice of a prompt has a seed of its own."""
@@ -180,35 +199,36 @@ class Worker:
             truncate=settings.truncate or self._order.scores_prompt,
         )
 
-    def _guard(self, text: _Text, conversation: Conversation | None) -> GuardedRetriever | None:
+    def _guard(self) -> GuardedRetriever | None:
         service = self._service
         if service.retriever is None:
             return None
-        query = None
-        if conversation is not None:
-            length = self._order.settings.retrieval.query_tokens
-
-            def query() -> str:
-                return conversation.query(service.reader, text.written, length)
-
         limits = service.settings
         return GuardedRetriever(
-            service.retriever, limits.retrieval_limit, limits.on_retrieval_error, query
+            service.retriever, limits.retrieval_limit, limits.on_retrieval_error
         )
+
+    def _query_of(self, conversation: Conversation) -> Query:
+        length = self._order.settings.retrieval.query_tokens
+        return lambda written: conversation.query(self._service.reader, written, length)
 
     def _write(self, text: _Text, begun: _Begun) -> Iterator[Event]:
         """The stride loop's events in the client's terms; ends early if it must."""
         reason, writing, turn_began = None, begun.writing, 0
+        hurried = False
         try:
             for event in writing:
                 yield from self._told(text, begun, event)
                 if isinstance(event, Stride):
                     turn_began = begun.recorder.tokens
-                    if self._is_late():
+                    ended = writing.finish_reason
+                    if self._is_late() and (ended is None or (hurried and ended == "length")):
                         reason = "length"
+                        yield from self._cut_off(text, begun)
                         yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
                         break
                 elif self._is_late():
+                    hurried = True
                     writing.end_soon()
                 elif begun.recorder.tokens - turn_began >= _LONGEST_TURN:
                     turn_began = begun.recorder.tokens
@@ -219,10 +239,19 @@ class Worker:
                     yield Piece(text.choice, "", rest)  # an end-of-text token has no text
         except RetrievalFailed as error:
             reason = "stop"
+            yield from self._cut_off(text, begun)
             yield Incident(text.choice, "retrieval_error", str(error), text.stride)
         finally:
             writing.close()
         yield ChoiceEnd(text.choice, reason, begun.recorder.tokens, writing.jumps)
+
+    def _cut_off(self, text: _Text, begun: _Begun) -> Iterator[Event]:
+        """What was written, but held back for a stop text or a character's end."""
+        held_back = begun.writing.held_back()
+        text.characters += len(held_back)
+        rest = begun.recorder.rest()
+        if held_back or rest:
+            yield Piece(text.choice, held_back, rest)
 
     def _is_late(self) -> bool:
         return self._job.age > self._service.settings.time_limit
@@ -241,8 +270,9 @@ class Worker:
             yield SpanStart(text.choice, text.stride, text.characters, event.passages)
         elif isinstance(event, TextPiece):
             text.characters += len(event.text)
-            text.written += event.text
-            yield Piece(text.choice, event.text, begun.recorder.take(text.characters))
+            scores = begun.recorder.take(text.characters)
+            if event.text or scores:
+                yield Piece(text.choice, event.text, scores)
         else:
             yield SpanEnd(
                 text.choice,
@@ -265,17 +295,18 @@ class Worker:
             yield Piece(text.choice, shown)
             return
         began = time.perf_counter()
-        scored = self._score(ids)
+        scored = yield from self._score(ids)
         seconds = time.perf_counter() - began
         skipped = len(reader.bos) if given and ids[: len(reader.bos)] == reader.bos else 0
         yield from _scored_spans(text, shown, ids, scored, skipped, seconds, self._service)
 
-    def _score(self, ids: Ids) -> ScoredText:
+    def _score(self, ids: Ids) -> abc.Generator[Event, None, ScoredText]:
+        """The scores of a prompt; others have a turn after every pass."""
         order, service = self._order, self._service
         assert order.logprobs is not None
-        guard = self._guard(_Text(0), None)
+        guard = self._guard()
         try:
-            return score_text(
+            steps = score_text(
                 ids,
                 service.reader,
                 guard,
@@ -283,6 +314,16 @@ class Worker:
                 order.first_boundary,
                 order.logprobs,
             )
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    scored: ScoredText = end.value
+                    return scored
+                self._job.check()
+                if self._is_late():
+                    raise ApiError(503, self._time_limit, "time_limit")
+                yield Turn()
         except RetrievalFailed as error:
             raise ApiError(503, f"{error}; nothing was scored", "retrieval_error") from error
 
