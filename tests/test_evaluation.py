@@ -406,6 +406,32 @@ def test_intervals_are_the_same_every_time_and_others_for_other_seeds() -> None:
     assert first.value == other.value
 
 
+def test_resamples_are_those_of_one_draw() -> None:
+    """They are made some at a time, and kept small."""
+    documents, resamples = 30, 200
+    nats, units = simulated(np.random.default_rng(0), documents)
+    times = np.random.default_rng(7).multinomial(
+        documents, np.full(documents, 1 / documents), size=resamples
+    )
+    ratios = np.exp((times @ nats) / (times @ units))
+    found = Bootstrap(documents, resamples, 7).exponential(nats, units)
+    logs = np.quantile(np.log(ratios), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(np.exp(logs)))
+
+
+def test_documents_of_several_files_may_have_the_same_ids() -> None:
+    examples = made_up().examples[:2]
+    one, other = (
+        dataclasses.replace(
+            example,
+            window=dataclasses.replace(example.window, document=Document("0", title, "")),
+        )
+        for example, title in zip(examples, ("a", "b"), strict=True)
+    )
+    texts = texts_of([one, other, one], tiny_reader())
+    assert (texts.ids, texts.titles, texts.of_window) == (("0", "0"), ("a", "b"), (0, 1, 0))
+
+
 def test_ratios_are_paired() -> None:
     generator = np.random.default_rng(1)
     nats, units = simulated(generator, 50)

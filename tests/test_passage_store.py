@@ -1,6 +1,7 @@
 """Passages encoded once and kept on disk: the same text, nothing encoded, nothing half-written."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,39 @@ def test_passages_of_another_reader_dtype_or_slot_are_refused(
         (other / path.name).write_bytes(path.read_bytes())
     message = refused(*words[:-1], other, *SLOT, "Text", code=1)
     assert "another model" in message
+
+
+def test_passages_of_other_rotations_are_refused(
+    stored: Path, index: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """The weights are the same; what they compute is not."""
+    other = Path(shutil.copytree(model_folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 50.0}
+    (other / "config.json").write_text(json.dumps(config))
+    words = ("generate", "--index", index, "--passages-from", stored, "--model", other)
+    assert "another model" in refused(*words, *SLOT, "Text", code=1)
+
+
+def test_a_slot_longer_than_the_window_is_refused(
+    index: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    words = ("precompute", index, "--model", model_folder, "--out", tmp_path / "OUT")
+    message = refused(*words, "--passage-tokens", "5000")
+    assert "leaves no room in the reader's window of" in message
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_keys_and_values_may_differ_in_width(tmp_path: Path) -> None:
+    """As those of multi-head latent attention do."""
+    made = [(torch.randn(1, 4, 3, 6), torch.randn(1, 4, 3, 2)) for _ in range(2)]
+    write_store(tmp_path / "STORE", Owner("r", "float32", 20), [(7, 8, 9)], lambda _: made)
+    store = PassageStore.open(tmp_path / "STORE")
+    assert len(store) == 1
+    found = store.find((7, 8, 9), torch.device("cpu"))
+    assert found is not None
+    for one, other in zip(found, made, strict=True):
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True))
 
 
 def test_other_patterns_have_no_use_for_them(stored: Path, index: Path) -> None:

@@ -138,6 +138,17 @@ def test_dtype_and_device_come_with_a_reason(model_folder: Path) -> None:
     assert automatic.reason
 
 
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for device in ("auto", "cuda"):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        assert choose_placement(device, "float32").device == torch.device("cuda")
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        assert choose_placement(device, "float32").device == torch.device("cuda:2")
+    assert choose_placement("cuda:1", "float32").device == torch.device("cuda:1")
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "message"),
     [("toaster", "auto", "--device toaster"), ("auto", "int3", "--dtype int3")],

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,11 @@ from command_line import Outcome, refused, run
 from families import FAMILIES, tiny_model
 from flashback.adapter import CARD, CONFIG, WEIGHTS, put_on, read_card
 from flashback.arrangement import Frame
+from flashback.cli.readers import ReaderOptions
 from flashback.errors import SettingsError, TrainingError
-from flashback.files import write_atomically
+from flashback.files import folder_locked, write_atomically
 from flashback.finetuning.lora import add_lora, query_and_value, save_lora
+from flashback.finetuning.model_card import model_card
 from flashback.finetuning.trainer import PackedLoss, Progress, last_checkpoint
 from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, train
 from flashback.packing.examples import Arrangement, Example
@@ -850,6 +853,60 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
     assert "repeat that command to go on with it" in other
     command()
     assert "exists already" in refused(*command.words, code=1)
+
+
+def test_the_same_command_goes_on_while_held_out_documents_are_scored(
+    command: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter is made, its table is not; and its training's model is gone by then."""
+    held = ("--held-out", command.words[1])
+    loaded: list[weakref.ref[Any]] = []
+    load = ReaderOptions.load_plain
+
+    def remembering(self: ReaderOptions) -> Reader:
+        reader = load(self)
+        loaded.append(weakref.ref(reader.model))
+        return reader
+
+    def interrupted(*_: object, **__: object) -> None:
+        assert loaded[0]() is None
+        raise FULL
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReaderOptions, "load_plain", remembering)
+        patched.setattr("flashback.evaluation.evaluate.evaluate", interrupted)
+        assert "No space left" in refused(*command.words, *held, code=1)
+    trained = (command.out / WEIGHTS).read_bytes()
+    assert "exists already" in refused(*command.words, *held, "--rank", "3", code=1)
+    record = command("--json", *held).record
+    assert record["results"]["table"]["rows"][0]["name"] == "none"
+    assert (command.out / WEIGHTS).read_bytes() == trained
+    assert kept(command.out) == sorted(["README.md", CARD, CONFIG, WEIGHTS])
+    assert "exists already" in refused(*command.words, *held, code=1)
+
+
+def test_one_training_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "A"
+    out.mkdir()
+    with folder_locked(out), pytest.raises(TrainingError, match="another training writes"):
+        train_usual(tiny_reader(), out)
+    train_usual(tiny_reader(), out)
+
+
+def test_the_windows_of_a_step_are_counted_up_to_the_epochs_end(tmp_path: Path) -> None:
+    seen: list[float] = []
+    run = run_with(accumulation=8, steps=2)
+    card = train_usual(
+        tiny_reader(), tmp_path / "A", run, on_step=lambda state: seen.append(state.targets)
+    )
+    assert f"2 steps of {len(EXAMPLES)} windows." in model_card(card)
+    targets = sum(example.window.target_count for example in EXAMPLES)
+    assert seen == [targets, 2 * targets]
+
+
+def test_standard_input_is_not_read_twice(command: Train) -> None:
+    first, _, *rest = command.words
+    assert "can be read only once" in refused(first, "-", *rest, "--held-out", "-")
 
 
 @pytest.mark.parametrize(

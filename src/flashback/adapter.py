@@ -112,6 +112,21 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def computation_of(model: PreTrainedModel) -> str:
+    """`fingerprint`, and what else decides what the weights compute: rotations, norms, windows."""
+    settings = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if not name.startswith("_") and name not in _NO_MATTER
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    return f"{fingerprint(model)}-{digest.hexdigest()[:16]}"
+
+
+_NO_MATTER = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Members of a configuration that may differ between loads of one model."""
+
+
 def base_of(reader: Reader) -> Base:
     """The identity of a reader without an adapter."""
     return Base(reader.name, str(reader.model.config.model_type), fingerprint(reader.model))

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from flashback.adapter import fingerprint, put_on, read_card
+from flashback.adapter import computation_of, put_on, read_card
 from flashback.engines.local import LocalEngine
 from flashback.engines.packed import pack_weights, quantize_weights
 from flashback.engines.passage_store import PassageStore
@@ -162,7 +162,7 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     if store is not None:
-        store.check_reader(fingerprint(reader.model), reader.placement.dtype_name)
+        store.check_reader(computation_of(reader.model), reader.placement.dtype_name)
     reader = for_inference(reader, quantized)
     engine = LocalEngine(reader.model, reader.window, passage_store=store)
     return Generator(reader, engine, retriever)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashback.adapter import fingerprint
+from flashback.adapter import computation_of
 from flashback.arrangement import Ids, slot_room
 from flashback.engines.local import LocalEngine
 from flashback.engines.passage_store import Owner, write_store
 from flashback.engines.passages import size_of
+from flashback.errors import SettingsError
 from flashback.reader import Reader
 from flashback.settings import RetrievalSettings
 
@@ -30,11 +31,20 @@ class Precomputation:
     def of(
         cls, reader: Reader, texts: Iterable[str], settings: RetrievalSettings
     ) -> "Precomputation":
-        """Cut and frame passages; encode one to know how large they are."""
+        """Cut and frame passages; encode one to know how large they are.
+
+        Raises:
+            SettingsError: the slot leaves no room in the reader's window.
+        """
         frame, most = reader.frame(settings.frame, settings.pattern), settings.passage_tokens
         cut = (tuple(reader.encode(text)[:most]) for text in texts)
         passages = tuple(dict.fromkeys(frame.around(ids) for ids in cut if ids))
         room = slot_room(1, most, frame)
+        if room >= reader.window:
+            raise SettingsError(
+                f"--passage-tokens {most}: a slot of {room} positions leaves no room in the "
+                f"reader's window of {reader.window}; lower it"
+            )
         engine = LocalEngine(reader.model, reader.window, passage_bytes=0)
         per_token = size_of(engine.encode_passage(passages[0], room)) // len(passages[0])
         size = per_token * sum(map(len, passages))
@@ -47,6 +57,6 @@ class Precomputation:
             PassageStoreError: they cannot be written; nothing is left.
         """
         dtype = self.reader.placement.dtype_name
-        owner = Owner(fingerprint(self.reader.model), dtype, self.room)
+        owner = Owner(computation_of(self.reader.model), dtype, self.room)
         encode = self.engine.encode_passage
         write_store(out, owner, self.passages, lambda ids: encode(ids, self.room), on_passage)

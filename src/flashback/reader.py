@@ -76,6 +76,8 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
         reason = "no GPU found" if device == "cpu" else f"{device} found"
     else:
         reason = "device as asked"
+    if device == "cuda" and (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
+        device = f"cuda:{rank}"  # a process of torchrun has a GPU of its own
     if dtype != "auto":
         return Placement(torch.device(device), _DTYPES[dtype], f"{reason}, dtype as asked")
     if device.startswith("cuda") and torch.cuda.is_bf16_supported():

@@ -128,7 +128,7 @@ def _check_prompts(
 
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:
     """What decides the results; in float32, how many are written at a time does not."""
-    from flashback.adapter import fingerprint
+    from flashback.adapter import computation_of
     from flashback.records import settings_record, versions
     from flashback.results import NOTED
     from flashback.retrieval.bm25 import BM25Index
@@ -139,7 +139,7 @@ def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> d
     return {
         "prompts": {"sha256": many.file.sha256, "count": len(many.file.prompts)},
         "model": writer.reader.name,
-        "weights": fingerprint(writer.reader.model),
+        "weights": computation_of(writer.reader.model),
         "index": index.manifest.digest if isinstance(index, BM25Index) else None,
         "settings": decided,
         "json": many.full,

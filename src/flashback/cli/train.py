@@ -109,6 +109,7 @@ def train(
         Run,
         check_output,
         check_positions,
+        close_run,
         loggers,
     )
     from flashback.finetuning.training import (
@@ -147,11 +148,14 @@ def train(
             log_to=log_to,
             on_step=on_step,
             bfloat16=bfloat16,
+            close=judged is None,
         )
     if not _speaks():
         return
     if judged is not None:
+        del reader  # there is one model in memory at a time
         card = record_table(out, _measured(out, card, judged, options.load_plain))
+        close_run(out)
     if as_json:
         click.echo(card_record(card), nl=False)
     else:

@@ -2,8 +2,9 @@
 
     STORE/
     ├── flashback-passages.json       what they belong to, and the files
-    └── passages-00000.safetensors …  for each passage a tensor (layers, 2, heads, tokens, D), named
-                                      by its ids' checksum; their own checksums in the metadata
+    └── passages-00000.safetensors …  for each passage two tensors (layers, heads, tokens, D), keys
+                                      and values, named by its ids' checksum; their own checksum in
+                                      the metadata
 
 The folder appears whole, at the end. Files are mapped, not read: only what is asked for is. What is
 read is compared with its checksum, so that a flipped bit never reaches a reader.
@@ -30,7 +31,8 @@ from flashback.errors import PassageStoreError, SettingsError
 from flashback.files import fresh_folder, sync_files, sync_folder, write_atomically
 
 MANIFEST = "flashback-passages.json"
-FORMAT = 1
+FORMAT = 2
+_PARTS = (".keys", ".values")
 _SHARD_BYTES = 1 << 28
 
 
@@ -100,20 +102,22 @@ def _write_shards(
     """Every file's name and bytes."""
     files: dict[str, int] = {}
     shard: dict[str, Tensor] = {}
+    checksums: dict[str, str] = {}
 
     def finish() -> None:
         path = folder / f"passages-{len(files):05d}.safetensors"
-        checksums = {name: str(_checksum(tensor)) for name, tensor in shard.items()}
         save_file(shard, path, checksums)
         path.chmod(0o644)
         files[path.name] = path.stat().st_size
         shard.clear()
+        checksums.clear()
 
     held = 0
     for passage in dict.fromkeys(passages):
-        tensor = _packed(encode(passage))
-        shard[name_of(passage)] = tensor
-        held += tensor.nbytes
+        name, parts = name_of(passage), _packed(encode(passage))
+        shard |= {f"{name}{part}": tensor for part, tensor in zip(_PARTS, parts, strict=True)}
+        checksums[name] = str(_checksum(parts))
+        held += sum(tensor.nbytes for tensor in parts)
         on_passage()
         if held >= _SHARD_BYTES:
             finish()
@@ -123,13 +127,17 @@ def _write_shards(
     return files
 
 
-def _packed(states: Sequence[States]) -> Tensor:
-    """(layers, 2, heads, tokens, D), on the CPU."""
-    return torch.stack([torch.cat([keys, values]) for keys, values in states]).cpu().contiguous()
+def _packed(states: Sequence[States]) -> States:
+    """Keys and values, (layers, heads, tokens, D) each, on the CPU; D need not be the same."""
+    keys, values = (torch.cat(part).cpu().contiguous() for part in zip(*states, strict=True))
+    return keys, values
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.view(torch.uint8).numpy().data)
+def _checksum(parts: States) -> int:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part.view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 class PassageStore:
@@ -138,7 +146,7 @@ class PassageStore:
     def __init__(self, folder: Path, owner: Owner, files: Sequence[Any]) -> None:
         self.folder = folder
         self.owner = owner
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._files = {name: file for file in files for name in file.metadata() or {}}
 
     @classmethod
     def open(cls, folder: str | Path) -> "PassageStore":
@@ -209,13 +217,14 @@ class PassageStore:
         name = name_of(passage)
         if (file := self._files.get(name)) is None:
             return None
-        tensor = file.get_tensor(name)
-        if str(_checksum(tensor)) != (file.metadata() or {}).get(name):
+        keys, values = (file.get_tensor(f"{name}{part}") for part in _PARTS)
+        if str(_checksum((keys, values))) != file.metadata()[name]:
             raise PassageStoreError(
                 f"passages {self.folder}: a checksum differs, the file is damaged; make them again "
                 "with `flashback precompute`"
             )
-        return [(layer[:1], layer[1:]) for layer in tensor.to(device)]
+        each = zip(keys.to(device).split(1), values.to(device).split(1), strict=True)
+        return [(one, other) for one, other in each]
 
 
 def _mapped(folder: Path, name: str, size: int) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flashback.adapter import CARD, CONFIG, WEIGHTS, fingerprint
+from flashback.adapter import CARD, CONFIG, WEIGHTS, computation_of
 from flashback.errors import TrainingError
 from flashback.evaluation.arms import Arm, told_apart
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
@@ -111,8 +111,10 @@ def evaluate(
     tasks = _tasks(arms, judged, readers.get())
     texts = [texts_of(one.examples, readers.get()) for one in judged]
     nats = _scored(tasks, readers, store, start)
+    resamples = (settings or BootstrapSettings()).resamples
+    draws = {count: Bootstrap(count, resamples) for count in {len(own.ids) for own in texts}}
     return [
-        _table([task for task in tasks if task.judged is one], nats, own, settings)
+        _table([task for task in tasks if task.judged is one], nats, own, draws[len(own.ids)])
         for one, own in zip(judged, texts, strict=True)
     ]
 
@@ -120,7 +122,7 @@ def evaluate(
 def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> list[_Task]:
     # What frames are made of: a text of ours, and the tokenizer's end-of-text token.
     frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
-    base = [fingerprint(reader.model), reader.placement.dtype_name, frames]
+    base = [computation_of(reader.model), reader.placement.dtype_name, frames]
     adapters = {arm.adapter: _checksums(arm.adapter) for arm in arms}
     found = []
     for one in judged:
@@ -175,9 +177,8 @@ def _table(
     tasks: Sequence[_Task],
     nats: Mapping[str, Sequence[float]],
     texts: Texts,
-    settings: BootstrapSettings | None,
+    bootstrap: Bootstrap,
 ) -> Table:
-    bootstrap = Bootstrap(len(texts.ids), (settings or BootstrapSettings()).resamples)
     judged = tasks[0].judged
     rows = [
         row_of(task.arm, texts.per_document(nats[task.key]), texts, bootstrap) for task in tasks

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+_TOGETHER = 64
 _LARGEST = 700.0
 """Nats; e to the power of more is not a number."""
 
@@ -41,16 +42,23 @@ class Bootstrap:
             resamples: B.
         """
         generator = np.random.default_rng(seed)
-        self._times: Array = generator.multinomial(
-            documents, np.full(documents, 1 / documents), size=resamples
-        ).astype(np.float64)
+        chances = np.full(documents, 1 / documents)
+        self._times = np.empty((resamples, documents), np.uint16)
         """(B, D): how often a document stands in a resample."""
+        for block in self._blocks():
+            block[:] = generator.multinomial(documents, chances, size=len(block))
 
     def exponential(self, nats: Array, units: Array) -> Interval:
         """exp(Σ nats / Σ units): a perplexity per unit, from (D,) sums per document."""
-        resampled = (self._times @ nats) / (self._times @ units)
+        both = np.stack([nats, units], 1)
+        sums = np.concatenate([block.astype(np.float64) @ both for block in self._blocks()])
+        resampled = sums[:, 0] / sums[:, 1]
         low, high = np.quantile(resampled, [0.025, 0.975])
         return Interval(*(exponential(mean) for mean in (nats.sum() / units.sum(), low, high)))
+
+    def _blocks(self) -> list[NDArray[np.uint16]]:
+        """A few resamples each, so that as floating-point numbers they need little memory."""
+        return np.array_split(self._times, -(-len(self._times) // _TOGETHER))
 
     def ratio(self, nats: Array, other: Array, units: Array) -> Interval:
         """The perplexity of `nats` divided by that of `other` on the same units: paired."""

@@ -1,5 +1,6 @@
 """The README of an adapter folder: what it is, how it is used, what was measured."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,10 @@ def model_card(card: AdapterCard) -> str:
 
 
 def _windows(training: dict[str, Any]) -> int:
-    return int(training.get("windows_per_step", 0)) * int(training.get("accumulation", 1))
+    """Of an optimizer step, on all devices; it ends with the last window of an epoch."""
+    names = ("windows_per_step", "accumulation", "processes")
+    together = math.prod(int(training.get(name, 1)) for name in names)
+    return min(together, int(training.get("windows", together)))
 
 
 def _measured(table: dict[str, Any] | None) -> Iterable[str]:

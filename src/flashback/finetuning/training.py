@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,16 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from flashback.adapter import CARD, AdapterCard, base_of, card_record
+from flashback.adapter import (
+    CARD,
+    AdapterCard,
+    base_of,
+    card_record,
+    computation_of,
+    read_card,
+)
 from flashback.errors import SettingsError, TrainingError
-from flashback.files import sync_files, write_atomically
+from flashback.files import folder_locked, sync_files, write_atomically
 from flashback.finetuning.lora import add_lora, save_lora
 from flashback.finetuning.settings import TrainingSettings
 from flashback.finetuning.trainer import (
@@ -65,6 +72,7 @@ class Run:
         """
         parts = {
             "base": asdict(base_of(reader)),
+            "computation": computation_of(reader.model),
             "dtype": reader.placement.dtype_name,
             "settings": asdict(self.settings),
             "retrieval": asdict(self.retrieval),
@@ -87,12 +95,12 @@ def _digest(examples: Iterable[Example]) -> str:
 
 
 def check_output(out: Path) -> None:
-    """Refuse to train where something else is; a run that was interrupted may be continued.
+    """Refuse to train where something else is; a run that was not closed may be continued.
 
     Raises:
         TrainingError: the folder holds an adapter, or something that is none of ours.
     """
-    if (out / CARD).exists():
+    if (out / CARD).exists() and not (out / _RUN).exists():
         raise TrainingError(f"adapter {out}: exists already; choose another --out or remove it")
     if out.is_dir() and any(out.iterdir()) and not (out / _RUN).exists():
         raise TrainingError(f"adapter {out}: the folder is not empty; choose another --out")
@@ -110,6 +118,7 @@ def train(
     log_to: Sequence[str] = (),
     on_step: OnStep = lambda _: None,
     bfloat16: bool = False,
+    close: bool = True,
 ) -> AdapterCard:
     """Train an adapter; the same call goes on where an interrupted one was.
 
@@ -122,10 +131,12 @@ def train(
         log_to: names of loggers that transformers knows, such as `tensorboard`.
         on_step: called after every optimizer step.
         bfloat16: compute in bfloat16 where that is safe (autocast); weights stay as they are.
+        close: False: there is more to do with the adapter before the run is over, so that the same
+            call finds it finished instead of refusing its folder; then `close_run`.
 
     Raises:
         TrainingError: nothing to train on, a reader with an adapter, a loss that is no number, a
-            checkpoint that cannot be written, another run's folder.
+            checkpoint that cannot be written, another run's folder, or one that is in use.
         SettingsError: a layer or a logger that is not there.
     """
     out = Path(out)
@@ -141,26 +152,71 @@ def train(
     identity = run.identity(reader, examples, **more)
     base = base_of(reader)
     nn.Module.to(reader.model, arguments.device)
-    model, frame, marks = add_lora(reader, run.settings)
-    _claim(out, identity, arguments)
-    trainer = PackedTrainer(
-        PackedLoss(model, Arrangement(run.retrieval.pattern, frame, marks or reader.forbidden)),
-        arguments,
-        data_collator=collate,
-        train_dataset=ExampleDataset(examples),
-        eval_dataset=ExampleDataset(held_out) if held_out else None,
-        callbacks=[*callbacks, Report(on_step, _targets_per_step(examples, arguments))],
-    )
+    trained = (out / CARD).exists()  # and not closed
+    added = None if trained else add_lora(reader, run.settings)
+    with _alone(out, arguments):
+        _claim(out, identity, arguments)
+        if added is None:
+            card = read_card(out)
+        else:
+            model, frame, marks = added
+            arrangement = Arrangement(run.retrieval.pattern, frame, marks or reader.forbidden)
+            trainer = PackedTrainer(
+                PackedLoss(model, arrangement),
+                arguments,
+                data_collator=collate,
+                train_dataset=ExampleDataset(examples),
+                eval_dataset=ExampleDataset(held_out) if held_out else None,
+                callbacks=[*callbacks, Report(on_step, _targets_per_step(examples, arguments))],
+            )
+            about = {"windows": len(examples), "processes": arguments.world_size}
+            card = _trained(trainer, run, out, about, base=base, mark_ids=marks)
+    if close and arguments.process_index == 0:
+        close_run(out)
+    return card
+
+
+def close_run(out: Path) -> None:
+    """Nothing is left to do with an adapter: its folder is refused from now on."""
+    (out / _RUN).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(out: Path, arguments: TrainingArguments) -> Iterator[None]:
+    """Keep other trainings out of the folder, but for the processes of this one.
+
+    Raises:
+        TrainingError: another training is in it.
+    """
+    if arguments.process_index != 0:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with folder_locked(out) as alone:
+        if not alone:
+            raise TrainingError(f"adapter {out}: another training writes into it; wait for it")
+        yield
+
+
+def _trained(
+    trainer: PackedTrainer, run: Run, out: Path, about: dict[str, Any], **more: Any
+) -> AdapterCard:
+    """Train to the end, and publish the adapter.
+
+    Args:
+        about: the training, for the adapter's card.
+        more: of the card.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.run(last_checkpoint(out / CHECKPOINTS))
+    model = trainer.model.model
     model.eval()
     log = [entry for entry in trainer.state.log_history if entry.keys() & _LOSSES]
     card = _card(
         run,
-        base=base,
-        mark_ids=marks,
-        training=asdict(run.settings) | {"bfloat16": bfloat16, "windows": len(examples)},
+        training=asdict(run.settings) | {"bfloat16": trainer.args.bf16} | about,
         results={"training_loss": _mean_loss(log), "log": log},
+        **more,
     )
     if trainer.is_world_process_zero():
         _publish(model, card, out)
@@ -168,10 +224,10 @@ def train(
 
 
 def _targets_per_step(examples: Sequence[Example], arguments: TrainingArguments) -> float:
-    """On average, on all devices."""
+    """On average, on all devices; a step ends with the last window of an epoch."""
     targets = sum(example.window.target_count for example in examples) / len(examples)
     batches = arguments.gradient_accumulation_steps * arguments.world_size
-    return float(targets * arguments.train_batch_size * batches)
+    return float(targets * min(arguments.train_batch_size * batches, len(examples)))
 
 
 def _card(run: Run, **more: Any) -> AdapterCard:
@@ -244,7 +300,7 @@ def _claim(out: Path, identity: str, arguments: TrainingArguments) -> None:
         path = out / _RUN
         if path.exists() and path.read_bytes() == identity.encode():
             return
-        if last_checkpoint(out / CHECKPOINTS) is not None:
+        if (out / CARD).exists() or last_checkpoint(out / CHECKPOINTS) is not None:
             raise TrainingError(
                 f"adapter {out}: holds an interrupted training with other settings or documents; "
                 "repeat that command to go on with it, or choose another --out"
@@ -330,4 +386,3 @@ def _publish(model: Any, card: AdapterCard, out: Path) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
     with contextlib.suppress(OSError):
         (out / CHECKPOINTS).rmdir()  # unless a logger has written into it
-    (out / _RUN).unlink(missing_ok=True)
