@@ -877,7 +877,7 @@ def test_the_same_command_goes_on_while_held_out_documents_are_scored(
         patched.setattr("flashback.evaluation.evaluate.evaluate", interrupted)
         assert "No space left" in refused(*command.words, *held, code=1)
     trained = (command.out / WEIGHTS).read_bytes()
-    assert "exists already" in refused(*command.words, *held, "--rank", "3", code=1)
+    assert "with other settings" in refused(*command.words, *held, "--rank", "3", code=1)
     record = command("--json", *held).record
     assert record["results"]["table"]["rows"][0]["name"] == "none"
     assert (command.out / WEIGHTS).read_bytes() == trained
@@ -905,8 +905,8 @@ def test_the_windows_of_a_step_are_counted_up_to_the_epochs_end(tmp_path: Path) 
 
 
 def test_standard_input_is_not_read_twice(command: Train) -> None:
-    first, _, *rest = command.words
-    assert "can be read only once" in refused(first, "-", *rest, "--held-out", "-")
+    words: tuple[str | Path, ...] = ("-", "--held-out", "-")
+    assert "can be read only once" in command.refused(*words)
 
 
 @pytest.mark.parametrize(
