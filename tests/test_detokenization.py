@@ -39,6 +39,14 @@ def test_a_character_that_the_context_leaves_unfinished_is_shown_when_complete(
     assert "".join(map(detokenizer.push, ids[-cut:])) == "🙂"
 
 
+@given(context=TEXT, marks=st.integers(1, 3), text=TEXT)
+def test_replacement_characters_of_the_context_are_not_shown_again(
+    context: str, marks: int, text: str
+) -> None:
+    detokenizer = Detokenizer(READER, READER.encode(context + "\ufffd" * marks))
+    assert "".join(map(detokenizer.push, READER.encode(text))) == text
+
+
 @given(ids=st.lists(st.integers(2, 257), max_size=120))
 def test_arbitrary_bytes_give_what_decoding_them_at_once_gives(ids: list[int]) -> None:
     detokenizer = Detokenizer(READER, [])

@@ -194,6 +194,12 @@ def test_a_tokens_name_has_its_space_and_its_bytes() -> None:
     assert TokenNames(tiny_reader())(0) == TokenName("<s>", None)
 
 
+def test_a_special_token_that_was_spelled_takes_its_place(served: Served) -> None:
+    log_probs = scored(served, "ab</s>cd", "none")["choices"][0]["logprobs"]
+    assert log_probs["tokens"] == ["a", "b", "</s>", "c", "d"]
+    assert log_probs["text_offset"] == [0, 1, 2, 6, 7]
+
+
 def test_a_chat_tells_log_probabilities(served: Served) -> None:
     messages: Any = [{"role": "user", "content": "moon"}]
     answer = served.client().chat.completions.create(

@@ -25,8 +25,9 @@ class Detokenizer:
     def __init__(self, decoder: Decoder, context: Sequence[int]) -> None:
         self._decoder = decoder
         self._ids = list(context[-_TAIL:])
+        self._context = decoder.decode(self._ids)
         # A character that the context leaves unfinished is shown when it is completed.
-        self._done = len(decoder.decode(self._ids).rstrip(_REPLACEMENT))
+        self._done = len(self._context.rstrip(_REPLACEMENT))
         """Characters of the text of `_ids` that belong to the context or were given out."""
 
     def push(self, token: int) -> str:
@@ -35,6 +36,9 @@ class Detokenizer:
         text = self._decoder.decode(self._ids)
         if text.endswith(_REPLACEMENT):
             return ""
+        if self._context and text.startswith(self._context):  # it had such a character itself
+            self._done = max(self._done, len(self._context))
+        self._context = ""
         piece = text[self._done :]
         self._shorten(text)
         return piece

@@ -211,13 +211,16 @@ class Grid:
             )
 
 
-def token_scores(scored: ScoredText, ids: Ids, reader: Reader, skipped: int) -> list[TokenScore]:
-    """The tokens of a given text, with offsets into it.
+def token_scores(
+    scored: ScoredText, ids: Ids, reader: Reader, offsets: Sequence[int], skipped: int
+) -> list[TokenScore]:
+    """The tokens of a given text.
 
     Args:
+        offsets: see `text_offsets`.
         skipped: leading tokens that are not the client's: a BOS that was put before its text.
     """
-    offsets, names = text_offsets(reader, ids), TokenNames(reader)
+    names = TokenNames(reader)
     scores = []
     for at in range(skipped, len(ids)):
         told: tuple[float | None, Top] = (None, ())
@@ -227,12 +230,19 @@ def token_scores(scored: ScoredText, ids: Ids, reader: Reader, skipped: int) -> 
     return scores
 
 
-def text_offsets(reader: Reader, ids: Ids) -> list[int]:
-    """Where each token's text begins; at the end, the length of the whole text."""
-    detokenizer = Detokenizer(reader, [])
+def text_offsets(reader: Reader, ids: Ids, spelled_from: int) -> list[int]:
+    """Where each token's text begins; at the end, the length of the whole text.
+
+    Args:
+        spelled_from: the first of the tokens that were given as text, special ones among them.
+    """
+    detokenizer, special = Detokenizer(reader, []), set(reader.tokenizer.all_special_ids)
     offsets = [0]
-    for token in ids:
-        offsets.append(offsets[-1] + len(detokenizer.push(token)))
+    for at, token in enumerate(ids):
+        piece = detokenizer.push(token)
+        if at >= spelled_from and token in special:
+            piece += reader.show([token])
+        offsets.append(offsets[-1] + len(piece))
     offsets[-1] += len(detokenizer.finish())
     return offsets
 

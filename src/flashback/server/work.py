@@ -7,7 +7,7 @@ Everything that touches the tokenizer or the model happens here, so on one threa
 import time
 import warnings
 from collections import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flashback.arrangement import Ids
@@ -24,6 +24,7 @@ from flashback.server.events import (
     Piece,
     SpanEnd,
     SpanStart,
+    TokenScore,
     Turn,
 )
 from flashback.server.orders import Conversation, Order
@@ -298,7 +299,9 @@ class Worker:
         scored = yield from self._score(ids)
         seconds = time.perf_counter() - began
         skipped = len(reader.bos) if given and ids[: len(reader.bos)] == reader.bos else 0
-        yield from _scored_spans(text, shown, ids, scored, skipped, seconds, self._service)
+        offsets = text_offsets(reader, ids, skipped if given else len(ids))
+        tokens = token_scores(scored, ids, reader, offsets, skipped)
+        yield from _scored_spans(text, shown, scored, offsets, tokens, seconds)
 
     def _score(self, ids: Ids) -> abc.Generator[Event, None, ScoredText]:
         """The scores of a prompt; others have a turn after every pass."""
@@ -331,15 +334,18 @@ class Worker:
 def _scored_spans(
     text: _Text,
     shown: str,
-    ids: Ids,
     scored: ScoredText,
-    skipped: int,
+    offsets: Sequence[int],
+    tokens: Sequence[TokenScore],
     seconds: float,
-    service: Service,
 ) -> Iterator[Event]:
-    """A span for each stride of a given text; together they are the text."""
-    offsets = text_offsets(service.reader, ids)
-    tokens = token_scores(scored, ids, service.reader, skipped)
+    """A span for each stride of a given text; together they are the text.
+
+    Args:
+        offsets: of all its tokens.
+        tokens: the client's own, the last ones.
+    """
+    skipped = len(offsets) - 1 - len(tokens)
     last = scored.strides[-1]
     for stride in scored.strides:
         start = min(offsets[stride.start], len(shown))
