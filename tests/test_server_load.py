@@ -207,6 +207,8 @@ def test_what_was_held_back_is_given_out_when_a_text_is_cut_off(fault: str, forc
     (choice,), count = answer["choices"], answer["usage"]["completion_tokens"]
     assert 0 < count < 100
     assert choice["text"] == "a" * count
+    if fault == "late":
+        assert answer["flashback"]["strides"][-1]["end"] == count
     assert choice["logprobs"]["tokens"] == ["a"] * count
     (event,) = answer["flashback"]["events"]
     assert event["event"] == ("retrieval_error" if fault == "broken" else "time_limit")

@@ -219,15 +219,17 @@ class Worker:
         hurried = False
         try:
             for event in writing:
+                ended = writing.finish_reason
+                unfinished = ended is None or (hurried and ended == "length")
+                if isinstance(event, Stride) and self._is_late() and unfinished:
+                    reason = "length"
+                    yield from self._cut_off(text, begun)
+                    yield from self._told(text, begun, event)
+                    yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
+                    break
                 yield from self._told(text, begun, event)
                 if isinstance(event, Stride):
                     turn_began = begun.recorder.tokens
-                    ended = writing.finish_reason
-                    if self._is_late() and (ended is None or (hurried and ended == "length")):
-                        reason = "length"
-                        yield from self._cut_off(text, begun)
-                        yield Incident(text.choice, "time_limit", self._time_limit, text.stride)
-                        break
                 elif self._is_late():
                     hurried = True
                     writing.end_soon()
@@ -295,16 +297,14 @@ class Worker:
         if not self._order.scores_prompt:
             yield Piece(text.choice, shown)
             return
-        began = time.perf_counter()
-        scored = yield from self._score(ids)
-        seconds = time.perf_counter() - began
+        scored, seconds = yield from self._score(ids)
         skipped = len(reader.bos) if given and ids[: len(reader.bos)] == reader.bos else 0
         offsets = text_offsets(reader, ids, skipped if given else len(ids))
         tokens = token_scores(scored, ids, reader, offsets, skipped)
         yield from _scored_spans(text, shown, scored, offsets, tokens, seconds)
 
-    def _score(self, ids: Ids) -> abc.Generator[Event, None, ScoredText]:
-        """The scores of a prompt; others have a turn after every pass."""
+    def _score(self, ids: Ids) -> abc.Generator[Event, None, tuple[ScoredText, float]]:
+        """The scores of a prompt, and the seconds spent; others have a turn after every pass."""
         order, service = self._order, self._service
         assert order.logprobs is not None
         guard = self._guard()
@@ -317,12 +317,14 @@ class Worker:
                 order.first_boundary,
                 order.logprobs,
             )
+            seconds = 0.0
             while True:
+                began = time.perf_counter()
                 try:
                     next(steps)
                 except StopIteration as end:
-                    scored: ScoredText = end.value
-                    return scored
+                    return end.value, seconds + time.perf_counter() - began
+                seconds += time.perf_counter() - began
                 self._job.check()
                 if self._is_late():
                     raise ApiError(503, self._time_limit, "time_limit")
