@@ -112,7 +112,7 @@ def largest_error(
     return error
 
 
-@pytest.mark.parametrize("family", [*FULL, "mpt"])
+@pytest.mark.parametrize("family", FULL)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     prompt=st.lists(st.integers(2, 257), min_size=1, max_size=60),
