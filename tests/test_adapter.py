@@ -32,6 +32,7 @@ from flashback.adapter import (
     read_card,
 )
 from flashback.arrangement import Frame
+from flashback.cli.patterns import as_trained
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
 from flashback.finetuning.export import export
@@ -40,7 +41,7 @@ from flashback.finetuning.model_card import model_card
 from flashback.finetuning.settings import TrainingSettings
 from flashback.generation import Generator
 from flashback.loading import adapter_folder, load
-from flashback.reader import MINI, Reader, load_reader
+from flashback.reader import MINI, Reader, load_reader, shipped
 from flashback.settings import PATTERNS, FrameText, Marks, Pattern, RetrievalSettings, Settings
 from readers import byte_tokenizer, tiny_reader
 from trainings import full_model
@@ -745,6 +746,18 @@ def test_a_shipped_adapter_that_is_damaged_is_not_passed_over(ships: Path) -> No
 
 def test_the_card_of_a_folder_is_what_was_written(whole: Path) -> None:
     assert read_card(whole) == card_of(tiny_reader())
+
+
+def test_an_adapter_without_retrieval_needs_no_index(tmp_path: Path) -> None:
+    retrieval = RetrievalSettings(stride=7)
+    for pattern in PATTERNS:
+        folder = Path(shutil.copytree(shipped(f"{MINI}-adapter"), tmp_path / pattern))
+        record = json.loads((folder / CARD).read_text())
+        (folder / CARD).write_text(json.dumps(record | {"pattern": str(pattern)}))
+        assert as_trained(retrieval, str(folder)) == replace(retrieval, pattern=pattern)
+        prepended = replace(retrieval, pattern=Pattern.PREPEND)
+        assert as_trained(prepended, str(folder)) == prepended
+    assert as_trained(retrieval, "auto") == as_trained(retrieval, None) == retrieval
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -19,7 +19,7 @@ from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
 from flashback.benchmark.record import device_name
 from flashback.benchmark.results import RATIOS, Measured, Results
-from flashback.benchmark.runtime import Runtime, Written, grid, parse_lengths, prepare
+from flashback.benchmark.runtime import Runtime, Written, _arms, grid, parse_lengths, prepare
 from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import SHAPES, shaped_reader
 from flashback.benchmark.timed import TimedEngine
@@ -382,6 +382,20 @@ def test_real_text_and_its_passages_are_measured(model_folder: Path, tmp_path: P
     out = run("bench", "runtime", *arguments, "--pattern", "slot", "--pattern", "none").out
     assert "not counted above; passages of 21 tokens" in out  # with BOS
     assert "slot/none:" in out
+
+
+def test_lengths_and_threads_beyond_all_machines_are_refused() -> None:
+    long = f"512:{10**24}"
+    assert f"--lengths {long}: expected FIRST:LAST" in refused(
+        "bench", "runtime", "--lengths", long
+    )
+    assert "--threads" in refused("bench", "runtime", "--threads", "100000")
+
+
+def test_an_arm_that_is_named_twice_is_measured_once() -> None:
+    reader = tiny_reader()
+    for arms in (("append", "none", "append"), ("append", "none")):
+        assert _arms(RuntimeSettings(arms=arms), reader) == ("append", "none")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`generate --prompts`: every prompt once, whatever happens on the way."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,8 @@ def test_two_processes_do_not_write_into_one_file(many: Many) -> None:
         (("Once", "--batch-size", "2"), "--batch-size goes with --prompts"),
         (("--prompts", "FILE"), "--prompts needs --out FILE"),
         (("--prompts", "FILE", "--out", "nowhere/OUT"), "there is no folder"),
-        (("--prompts", "FILE", "--out", "."), "directory"),
+        (("--prompts", "FILE", "--out", "-"), "--out -: expected a file's name"),
+        (("--prompts", ".", "--out", "OUT"), "found a folder"),
         (("--prompts", "missing", "--out", "OUT"), "found no such file"),
         (("--prompts", "FILE", "--out", "OUT", "--batch-size", "0"), "0 is not in the range"),
         (("--prompts", "FILE", "--out", "OUT", "--explain"), "--explain prints"),
@@ -259,6 +261,20 @@ def test_prompts_are_strings_or_objects_and_empty_lines_are_none() -> None:
     ]
 
 
+def test_results_go_into_a_file_only(many: Many) -> None:
+    os.mkfifo(many.out)
+    assert "is no regular file" in refused(*many.arguments(), code=1)
+
+
+def test_a_full_disk_names_the_file_of_results(many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flashback.results.os.fsync", full)
+    assert refused(*many.arguments(), code=1).endswith("No space left on device\n")
+    assert "standard output" not in refused(*many.arguments(), code=1)
+
+
 def test_a_file_without_prompts_is_refused() -> None:
     with pytest.raises(PromptsError, match="found no prompts"):
         read_prompts("FILE", b"\n\n")
@@ -268,7 +284,8 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_is_written(many: Many)
     many.write("fits", "x" * 300)
     line = refused(*many.arguments(), code=1)
     assert "prompts.jsonl line 2: " in line
-    assert many.records == []
+    assert not many.out.exists()
+    assert not many.out.with_name(f"{many.out.name}.run.json").exists()
     many.write("fits", "x" * 300)
     many("--truncate")
     assert len(many.records) == 2

@@ -1,6 +1,7 @@
 """The corpus `python-docs`: documentation is taken from sources that are never executed."""
 
 import sysconfig
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,24 @@ def test_nothing_is_executed(result: Result) -> None:
 
 def test_progress_adds_up_to_the_size_of_the_sources(result: Result) -> None:
     assert result.steps == [path.stat().st_size for _, path in result.modules]
+
+
+def test_who_stops_reading_does_not_wait_for_the_rest(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does."""
+    cancelled: list[bool] = []
+    shutdown = ProcessPoolExecutor.shutdown
+
+    def seen(self: ProcessPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        cancelled.append(cancel_futures)
+        shutdown(self, wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", seen)
+    documents = read_python_docs(result.modules)
+    next(documents)
+    documents.close()
+    assert cancelled[0]
 
 
 def test_the_standard_library_documents_itself() -> None:

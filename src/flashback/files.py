@@ -13,16 +13,16 @@ if sys.platform != "win32":
     import fcntl
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text, durably.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file with this text or these bytes, durably.
 
     Raises:
         OSError: the disk is full or the folder not writable; `path` is then as it was.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), open(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -32,6 +32,16 @@ def write_atomically(path: Path, text: str) -> None:
             os.unlink(name)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing, which know no name, say which file they are about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def fresh_folder(parent: Path, prefix: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flashback.errors import PromptsError
-from flashback.files import folder_locked, write_atomically
+from flashback.files import folder_locked, naming, write_atomically
 
 NOTED = "versions"
 """In a run file, but no reason to refuse its results."""
@@ -31,9 +31,10 @@ class Results:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a result, durably; `record["line"]` is its prompt's."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(Path(self._file.name)):
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 @contextlib.contextmanager

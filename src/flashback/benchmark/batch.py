@@ -17,7 +17,7 @@ from flashback.arrangement import Ids
 from flashback.benchmark.settings import BatchBenchSettings
 from flashback.benchmark.shapes import shaped_reader, word
 from flashback.engines.local import LocalEngine
-from flashback.errors import FlashBackError
+from flashback.errors import FlashBackError, SettingsError
 from flashback.generation import Generator
 from flashback.loading import for_inference
 from flashback.reader import Reader
@@ -133,8 +133,15 @@ def prepare(settings: BatchBenchSettings) -> BatchBench:
     """Make the model and the prompts.
 
     Raises:
-        SettingsError: an unknown shape, device or dtype.
+        SettingsError: an unknown shape, device or dtype, or not enough positions.
         ReaderError: a folder holds no usable model.
     """
     reader = shaped_reader(settings.shape, device=settings.device, dtype=settings.dtype)
+    needed = settings.prompt_tokens + settings.new_tokens + settings.passage_tokens
+    if needed > reader.window:
+        raise SettingsError(
+            f"--prompt-tokens {settings.prompt_tokens}: with {settings.new_tokens} new and "
+            f"{settings.passage_tokens} passage tokens, {needed} positions are needed, but "
+            f"{reader.name} has {reader.window}"
+        )
     return BatchBench(for_inference(reader), settings)

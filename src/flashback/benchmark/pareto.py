@@ -166,7 +166,7 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     Raises:
         SettingsError: see `flashback.benchmark.plot.check_plot`.
     """
-    from flashback.benchmark.plot import check_plot
+    from flashback.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     figure.legend(
         *whole.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4
     )
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 _NEAR = 1.2

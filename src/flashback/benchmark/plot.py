@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashback.benchmark.results import Measured, Results
-from flashback.errors import SettingsError
+from flashback.figures import check_plot, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,25 +18,6 @@ _NAMES = {
     "prepend": "prepend",
     "authors_prepend": "prepend, logits everywhere",
 }
-
-
-def check_plot(path: Path) -> None:
-    """Whether a figure can be written there.
-
-    Raises:
-        SettingsError: matplotlib is not installed or does not know the suffix, or no such folder.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SettingsError(
-            "--plot needs matplotlib; pip install '.[bench]' in a clone of the project"
-        ) from None
-    known = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:] not in known:
-        raise SettingsError(f"--plot {path}: expected a name ending in one of {', '.join(known)}")
-    if not path.absolute().parent.is_dir():
-        raise SettingsError(f"--plot {path}: no such folder as {path.parent}")
 
 
 def plot_runtime(results: Results, title: str, path: Path) -> None:
@@ -69,7 +50,7 @@ def plot_runtime(results: Results, title: str, path: Path) -> None:
     speedup.set(xlabel="context, tokens", ylabel="times append's seconds", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=len(results.arms), fontsize="small")
     figure.suptitle(f"{title}\ndashed: predicted; dotted: the machine's bound", fontsize="medium")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def _draw(

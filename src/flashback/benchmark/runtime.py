@@ -102,7 +102,7 @@ def _arms(settings: RuntimeSettings, reader: Reader) -> tuple[str, ...]:
     for arm in settings.arms:
         reader.check_pattern(pattern_of(arm))
     possible = (arm for arm in ARMS if reader.can_have_slot or pattern_of(arm) is not Pattern.SLOT)
-    return settings.arms or tuple(possible)
+    return tuple(dict.fromkeys(settings.arms or possible))
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,10 @@ def pattern_of(arm: str) -> Pattern:
     return Pattern(arm.removeprefix("authors_").removesuffix("_cached"))
 
 
+_LONGEST_LENGTHS = 20
+"""Characters of two numbers that a machine can count to."""
+
+
 class Sweep(Protocol):
     """Settings of a text that grows."""
 
@@ -274,7 +278,7 @@ def parse_lengths(settings: Sweep) -> range:
     """
     text = settings.lengths
     first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal()):
+    if not (first.isdecimal() and last.isdecimal() and len(text) < _LONGEST_LENGTHS):
         raise SettingsError(f"--lengths {text}: expected FIRST:LAST in tokens, such as 512:1024")
     lengths = range(int(first), int(last) - settings.passage_tokens, settings.stride)
     if len(lengths) < 2 or int(first) < 4 * settings.stride:

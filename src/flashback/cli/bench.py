@@ -6,13 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
 from flashback.benchmark.settings import TrainingBenchSettings
 from flashback.cli.bench_runtime import runtime, threads_option
-from flashback.cli.console import notes
+from flashback.cli.console import for_results, notes
 from flashback.cli.options import options_of, take
 
 if TYPE_CHECKING:
@@ -139,4 +138,4 @@ def _print_training(machine: "Training", rows: "Sequence[Measured]") -> None:
             f"{row.spread:.0%}",
             f"{row.loss:.4f}",
         )
-    Console().print(table)
+    for_results().print(table)

@@ -5,12 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.settings import BatchBenchSettings
 from flashback.cli.bench_runtime import threads_option
-from flashback.cli.console import notes
+from flashback.cli.console import for_results, notes
 from flashback.cli.options import options_of, take
 
 
@@ -64,5 +63,5 @@ def batch(threads: int | None, as_json: bool, **values: Any) -> None:
     for row in rows:
         figures = f"{row.tokens_per_second:.1f}", f"{row.seconds:.2f}", f"{row.spread:.0%}"
         table.add_row(row.arm, *figures)
-    Console().print(table)
+    for_results().print(table)
     click.echo(f"batch/one_by_one: {ratio:.2f}")

@@ -5,12 +5,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.settings import EngineBenchSettings
 from flashback.cli.bench_runtime import threads_option
-from flashback.cli.console import notes, stride_progress
+from flashback.cli.console import for_results, notes, stride_progress
 from flashback.cli.options import options_of, take
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def engine(threads: int | None, as_json: bool, **values: Any) -> None:
             f"{row.spread:.0%}",
             f"{results.other_share(row.arm):.1%}",
         )
-    Console().print(table)
+    for_results().print(table)
     for name, value in results.ratios().items():
         click.echo(f"{name}: {value:.2f}")
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flashback.benchmark.settings import RuntimeSettings
-from flashback.cli.console import notes, stride_progress
+from flashback.cli.console import for_results, notes, stride_progress
 from flashback.cli.documents import Sources, open_sources
 from flashback.cli.options import options_of, take
 
@@ -21,7 +20,7 @@ TEXT = "python-docs:evaluation"
 """Real text that is on every machine."""
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads (default: PyTorch's choice)."
+    "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: PyTorch's choice)."
 )
 
 
@@ -71,9 +70,10 @@ def runtime(
     quiet_transformers()
     import torch
 
-    from flashback.benchmark.plot import check_plot, plot_runtime
+    from flashback.benchmark.plot import plot_runtime
     from flashback.benchmark.record import runtime_record
     from flashback.benchmark.runtime import prepare
+    from flashback.figures import check_plot
 
     if plot is not None:
         check_plot(plot)  # now, not after minutes of measuring
@@ -137,7 +137,7 @@ def _print_table(machine: "Runtime", results: "Results") -> None:
             f"{results.bound_share(arm):.0%}",
             f"{results.predicted_share(arm):.2f} x",
         )
-    Console().print(table)
+    for_results().print(table)
 
 
 def _print_figures(record: dict[str, Any]) -> None:

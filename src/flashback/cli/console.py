@@ -1,8 +1,10 @@
 """What people see while they wait: progress on standard error, quiet when it is not a terminal."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 from rich.console import Console
@@ -17,6 +19,18 @@ from rich.progress import (
 
 from flashback.corpus.documents import Advance, CorpusReport
 from flashback.indexing import ProgressStart
+
+_WIDE = 160
+"""Characters of a line in a file."""
+
+
+def for_results(**options: Any) -> Console:
+    """For tables on standard output: as wide as the terminal, or wide where there is none."""
+    console = Console(highlight=False, **options)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDE
+    return console
+
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 """For people; results go to standard output."""

@@ -171,7 +171,7 @@ def _swept_name(settings: RetrievalSettings, sweep: Sequence[str]) -> str:
 def _check_files(per_document: Path | None, plot: Path | None) -> None:
     """Now, not after minutes of scoring."""
     if plot is not None:
-        from flashback.benchmark.plot import check_plot
+        from flashback.figures import check_plot
 
         check_plot(plot)
         _check_writable("--plot", plot)

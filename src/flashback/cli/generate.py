@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import check_echo
+from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.cli.readers import ReaderOptions, adapter_option, quantize_option, reader_options
 from flashback.settings import (
@@ -105,6 +106,7 @@ def generate(
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
     if settings.retrieval.pattern is not Pattern.AUTO:
         _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+    settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""

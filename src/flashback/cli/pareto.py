@@ -98,6 +98,8 @@ def pareto(
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.evaluation.readers import Readers
 
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out {out}: a file is in the way; choose another")
     cards = {folder: read_card(folder) for folder in adapters}
     readers = Readers(options.load_plain)
     arms = told_apart(

@@ -1,12 +1,14 @@
-"""What the command line refuses of --pattern, and its options where `auto` has no meaning."""
+"""--pattern: what `auto` means before a model is loaded, what goes with it, and where it is not."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from flashback.errors import SettingsError
-from flashback.settings import PATTERNS, Pattern
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings
 
 
 def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,6 +20,19 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Where passages stand; none: nothing is retrieved, an index is not used.",
     )(command)
+
+
+def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSettings:
+    """With the pattern of an adapter's folder in place of `auto`; without one, as it is.
+
+    Raises:
+        AdapterError: the folder is missing or damaged.
+    """
+    if retrieval.pattern is not Pattern.AUTO or adapter in (None, "auto"):
+        return retrieval
+    from flashback.adapter import read_card
+
+    return replace(retrieval, pattern=read_card(Path(str(adapter))).pattern)
 
 
 def check_echo(echo_tokens: int, pattern: Pattern) -> None:

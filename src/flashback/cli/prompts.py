@@ -10,7 +10,7 @@ import click
 
 from flashback.cli.console import notes, read_standard_input, texts_progress
 from flashback.errors import FlashBackError
-from flashback.prompts import NumberedPrompt, PromptFile, read_prompts
+from flashback.prompts import PromptFile, read_prompts
 from flashback.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,16 +74,29 @@ def many_prompts(
             if value is not None:
                 raise click.UsageError(f"{flag} goes with --prompts; what PROMPT gives is printed")
         return None
+    checked = _checked_out(out)
+    return ManyPrompts(_read(prompts), checked, batch_size or BATCH_SIZE, full)
+
+
+def _checked_out(out: Path | None) -> Path:
+    """Where the results go."""
     if out is None:
         raise click.UsageError("--prompts needs --out FILE for the results")
+    if str(out) == "-":
+        raise click.UsageError("--out -: expected a file's name; results are added to a file")
     if not out.parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
-    dash = str(prompts) == "-"
-    if not dash and not prompts.is_file():
-        raise click.UsageError(f"--prompts {prompts}: found no such file; expected JSON lines")
-    content = read_standard_input().encode() if dash else prompts.read_bytes()
-    name = "standard input" if dash else str(prompts)
-    return ManyPrompts(read_prompts(name, content), out, batch_size or BATCH_SIZE, full)
+    return out
+
+
+def _read(prompts: Path) -> PromptFile:
+    """The file, or standard input."""
+    if str(prompts) == "-":
+        return read_prompts("standard input", read_standard_input().encode())
+    if not prompts.is_file():
+        found = "a folder" if prompts.is_dir() else "no such file"
+        raise click.UsageError(f"--prompts {prompts}: found {found}; expected JSON lines")
+    return read_prompts(str(prompts), prompts.read_bytes())
 
 
 def write_prompts(writer: "Generator", settings: Settings, many: ManyPrompts) -> None:
@@ -96,9 +109,9 @@ def write_prompts(writer: "Generator", settings: Settings, many: ManyPrompts) ->
     from flashback.results import open_results
 
     record = text_record if many.full else short_record
+    _check_prompts(writer, settings, many.file)
     with open_results(many.out, _run_record(writer, settings, many)) as results:
         left = [prompt for prompt in many.file.prompts if prompt.line not in results.done]
-        _check_prompts(writer, settings, many.file.name, left)
         tokens, began = 0, time.perf_counter()
         with texts_progress(len(many.file.prompts), len(results.done)) as on_text:
             size = min(many.batch_size, max(len(left), 1))
@@ -115,15 +128,13 @@ def write_prompts(writer: "Generator", settings: Settings, many: ManyPrompts) ->
         notes.print(f"{len(left)} texts, {tokens} tokens in {seconds:.1f} s{kept}", style="dim")
 
 
-def _check_prompts(
-    writer: "Generator", settings: Settings, name: str, prompts: list[NumberedPrompt]
-) -> None:
+def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) -> None:
     """Refuse a prompt now rather than after hours of writing."""
-    for prompt in prompts:
+    for prompt in file.prompts:
         try:
             writer.begin(prompt.text, settings)
         except FlashBackError as error:
-            raise type(error)(f"{name} line {prompt.line}: {error}") from None
+            raise type(error)(f"{file.name} line {prompt.line}: {error}") from None
 
 
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:

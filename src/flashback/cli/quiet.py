@@ -5,10 +5,12 @@ import sys
 
 def quiet_transformers() -> None:
     """No weight-loading bars and no advice; errors are raised, not printed."""
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    hub_logging.set_verbosity(40)  # errors: it tells of every try to reach the hub
     logging.disable_progress_bar()
     if sys.stderr.isatty():  # a download takes long enough to be shown
         enable_progress_bars()

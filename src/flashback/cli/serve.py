@@ -9,6 +9,7 @@ import click
 
 from flashback.cli.console import notes
 from flashback.cli.options import options_of, take
+from flashback.cli.patterns import as_trained
 from flashback.cli.readers import ReaderOptions, adapter_option, reader_options
 from flashback.errors import FlashBackError
 from flashback.server.settings import ServerSettings
@@ -42,7 +43,7 @@ def serve(
     settings = take(ServerSettings, values)
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
-    defaults = take(RetrievalSettings, values)
+    defaults = as_trained(take(RetrievalSettings, values), adapter)
     defaults.check_lookahead()
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from flashback.cli.console import for_results
 from flashback.evaluation.markdown import figure, measured_on, ratio_figure
 
 _GAP = 2
@@ -15,7 +15,7 @@ _GAP = 2
 
 def print_table(record: dict[str, Any], title: str) -> None:
     """Print a table's record (`flashback.evaluation.perplexity.Table.record`)."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = for_results(markup=False, emoji=False)
     columns = _columns(record["rows"])
     while len(columns) > 3 and _width(columns) > console.width:
         columns.pop()

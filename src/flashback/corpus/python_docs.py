@@ -11,7 +11,7 @@ import os
 import signal
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -26,6 +26,10 @@ _SHORTEST = 200
 """Characters; a module that documents less is left out."""
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+_MODULES_TOGETHER = 64
+"""Handed to a worker at a time."""
 
 
 def find_modules() -> list[tuple[str, Path]]:
@@ -50,7 +54,7 @@ def find_modules() -> list[tuple[str, Path]]:
 
 def read_python_docs(
     modules: list[tuple[str, Path]], advance: Advance = lambda _: None
-) -> Iterator[Document]:
+) -> Generator[Document, None, None]:
     """Stream one document per module that says something; `advance` gets source bytes.
 
     Raises:
@@ -59,19 +63,21 @@ def read_python_docs(
     sizes = [path.stat().st_size for _, path in modules]
     # Spawned, not forked: the parent may hold the threads of a loaded model.
     workers = min(os.cpu_count() or 1, 8)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
         with _interrupts_blocked():  # and so in the workers, which it starts
-            documents = pool.map(read_module, modules, chunksize=64)
-        try:
-            for size, document in zip(sizes, documents, strict=True):
-                advance(size)
-                if document is not None:
-                    yield document
-        except BrokenProcessPool as error:  # workers import the program's main module
-            raise CorpusError(
-                "python-docs is read by worker processes, and one of them died; in a script of "
-                'your own, start it below `if __name__ == "__main__":`'
-            ) from error
+            documents = pool.map(read_module, modules, chunksize=_MODULES_TOGETHER)
+        for size, document in zip(sizes, documents, strict=True):
+            advance(size)
+            if document is not None:
+                yield document
+    except BrokenProcessPool as error:  # workers import the program's main module
+        raise CorpusError(
+            "python-docs is read by worker processes, and one of them died; in a script of "
+            'your own, start it below `if __name__ == "__main__":`'
+        ) from error
+    finally:  # whoever reads no further waits for what is being parsed, not for all the rest
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def plot_table(table: Table, title: str, path: Path) -> None:
     Raises:
         SettingsError: see `flashback.benchmark.plot.check_plot`.
     """
-    from flashback.benchmark.plot import check_plot
+    from flashback.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def plot_table(table: Table, title: str, path: Path) -> None:
     axes.bar_label(bars, [figure_of(value) for value in values], label_type="center", color="white")
     axes.set(xlabel="perplexity (95 % intervals over documents)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _spread(intervals: Sequence[Interval]) -> list[list[float]]:
@@ -57,7 +57,7 @@ def plot_sweep(tables: Sequence[Table], names: Sequence[str], title: str, path: 
     Raises:
         SettingsError: see `flashback.benchmark.plot.check_plot`.
     """
-    from flashback.benchmark.plot import check_plot
+    from flashback.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure
@@ -80,4 +80,4 @@ def plot_sweep(tables: Sequence[Table], names: Sequence[str], title: str, path: 
     axes.set(ylabel="perplexity (95 % intervals over documents)", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
-    figure.savefig(path)
+    save_figure(figure, path)
