@@ -4,6 +4,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -137,8 +138,13 @@ def test_a_batch_equals_recomputation(
             check_greedy(reader.model, text, reader.forbidden)
 
 
-@pytest.mark.parametrize("family", TOGETHER)
-@pytest.mark.parametrize("pattern", PAPER_PATTERNS)
+@pytest.mark.parametrize(
+    ("family", "pattern"),
+    [
+        *((family, Pattern.APPEND) for family in TOGETHER),
+        *product(("llama", "gemma3"), (Pattern.NONE, Pattern.PREPEND)),  # without windows and with
+    ],
+)
 def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: Pattern) -> None:
     """Beyond any sliding window; rows jump at different times and end at different strides."""
     made_up = Settings(

@@ -113,7 +113,7 @@ def largest_error(
 
 
 @pytest.mark.parametrize("family", FULL)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=14, deadline=None, derandomize=True)
 @given(
     prompt=st.lists(st.integers(2, 257), min_size=1, max_size=60),
     made_up=made_up_settings(),
