@@ -437,6 +437,15 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     monkeypatch.setattr(flashback.demo, "SCORED_PAGES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
+    tables: list[dict[str, Any]] = []
+    score = flashback.demo.score_patterns
+
+    def score_once(*given: Any) -> dict[str, Any]:
+        tables.append(tables[0] if tables else score(*given))
+        return tables[0]
+
+    monkeypatch.setattr(flashback.demo, "score_patterns", score_once)
+
     def demonstrate() -> tuple[dict[str, Any], list[Path]]:
         ended = run("demo", "--json")
         assert ended.err == ""
