@@ -36,19 +36,23 @@ class Overlap:
         self._known: set[int] = set()
         self._whole: list[str] = []
         for text in texts:
-            self._known.update(_grams(text))
-            self._whole.append(_runs(_TERM.findall(text.lower())))
+            terms = _terms(text)
+            self._known.update(_grams(terms))
+            self._whole.append(_runs(terms))
 
     def share(self, text: str) -> float:
         """Between 0 (nothing in common, or shorter than an n-gram) and 1 (all of it)."""
-        grams = list(_grams(text))
+        return self._share(_terms(text))
+
+    def _share(self, terms: Sequence[str]) -> float:
+        grams = list(_grams(terms))
         return sum(gram in self._known for gram in grams) / len(grams) if grams else 0.0
 
     def repeats(self, text: str) -> float:
         """The share of a text's beginning; all of it, if a shorter text stands in the reference."""
-        terms = _TERM.findall(text.lower())[:_BEGINNING]
+        terms = _terms(text)[:_BEGINNING]
         if len(terms) >= GRAM:
-            return self.share(" ".join(terms))
+            return self._share(terms)
         return float(bool(terms) and any(_runs(terms) in one for one in self._whole))
 
     def without_copies(self, document: Document) -> Document | None:
@@ -61,13 +65,17 @@ class Overlap:
         return Document(document.id, document.title, text)
 
 
+def _terms(text: str) -> list[str]:
+    """Words, whatever their case and what is between them."""
+    return _TERM.findall(text.lower())
+
+
 def _runs(terms: Sequence[str]) -> str:
     """Words one behind the other, so that a part of them is a part of the text."""
     return f" {' '.join(terms)} "
 
 
-def _grams(text: str) -> Iterator[int]:
-    terms = _TERM.findall(text.lower())
+def _grams(terms: Sequence[str]) -> Iterator[int]:
     return (hash(tuple(terms[i : i + GRAM])) for i in range(len(terms) - GRAM + 1))
 
 
