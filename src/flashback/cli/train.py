@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from flashback.settings import Pattern, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
+    from flashback.cli.documents import Sources
     from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.trainer import OnStep
     from flashback.reader import Reader
@@ -103,7 +104,6 @@ def train(
         raise click.UsageError("standard input can be read only once: to train on, or to score")
     from flashback.adapter import card_record
     from flashback.cli.documents import open_sources, prepare_sources
-    from flashback.evaluation.evaluate import Judged
     from flashback.finetuning.model_card import record_table
     from flashback.finetuning.training import (
         Run,
@@ -129,12 +129,12 @@ def train(
     check_positions(reader, windows, retrieval, settings.frame_tokens)
     prepared = prepare_sources(sources, reader, [retrieval], windows)[0]
     examples = prepared.examples(reader, retrieval)
-    judged: Judged | None = None
-    if held_out_sources is not None:
-        few = replace(windows, max_windows=held_out_windows)
-        found = prepare_sources(held_out_sources, reader, [retrieval], few)[0]
-        described = {"documents": list(held_out), "windows": held_out_windows}
-        judged = Judged(tuple(found.examples(reader, retrieval)), found.found, few, described)
+    few = replace(windows, max_windows=held_out_windows)
+    judged = (
+        None
+        if held_out_sources is None
+        else _judged(held_out, held_out_sources, reader, retrieval, few)
+    )
     if notes.is_terminal:
         line = f"{len(examples):,} windows of {options.model}, {reader.placement}"
         notes.print(line, style="dim", markup=False)
@@ -163,6 +163,22 @@ def train(
             f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
             "target"
         )
+
+
+def _judged(
+    held_out: Sequence[str],
+    sources: "Sources",
+    reader: "Reader",
+    retrieval: RetrievalSettings,
+    windows: WindowSettings,
+) -> "Judged":
+    """Held-out documents, to be scored."""
+    from flashback.cli.documents import prepare_sources
+    from flashback.evaluation.evaluate import Judged
+
+    found = prepare_sources(sources, reader, [retrieval], windows)[0]
+    described = {"documents": list(held_out), "windows": windows.max_windows}
+    return Judged(tuple(found.examples(reader, retrieval)), found.found, windows, described)
 
 
 def _measured(
