@@ -134,7 +134,7 @@ def load(
         adapter: a folder made by `flashback train`; `auto`: what ships for the model, if anything;
             None: the model as it is.
         pattern: what will be written with; an adapter for another pattern is then not taken by
-            `auto`.
+            `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
         passages_from: a folder made by `flashback precompute`, for the pattern `slot`.
         device, dtype, window, trust_remote_code: see `load_reader`.
         quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,

@@ -164,7 +164,7 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     On the right what lies near the lowest perplexity, enlarged.
 
     Raises:
-        SettingsError: see `flashback.benchmark.plot.check_plot`.
+        SettingsError: see `flashback.figures.check_plot`.
     """
     from flashback.figures import check_plot, save_figure
 

@@ -1,6 +1,7 @@
 """Turn off what libraries print on their own; our messages say what matters."""
 
 import sys
+from logging import ERROR
 
 
 def quiet_transformers() -> None:
@@ -10,7 +11,7 @@ def quiet_transformers() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    hub_logging.set_verbosity(40)  # errors: it tells of every try to reach the hub
+    hub_logging.set_verbosity(ERROR)  # it tells of every try to reach the hub
     logging.disable_progress_bar()
     if sys.stderr.isatty():  # a download takes long enough to be shown
         enable_progress_bars()

@@ -41,7 +41,7 @@ class Owner:
     """What stored passages are good for."""
 
     reader: str
-    """The fingerprint of the model that encoded them, its adapter included."""
+    """`computation_of` the model that encoded them, its adapter included."""
     dtype: str
     room: int
     """R: the positions before which they end."""

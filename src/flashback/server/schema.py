@@ -25,6 +25,10 @@ class Strict(BaseModel):
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
+_DESCRIBED = {"pattern": "Where passages stand; none: nothing is retrieved."}
+"""Of fields that mean less in a request than at the start: `auto` is decided by then."""
+
+
 def _json_type(field: "dataclasses.Field[Any]") -> Any:
     """A declared setting's type and range, for a schema."""
     if field.name == "pattern":
@@ -44,7 +48,7 @@ def _optional(settings: type, *names: str) -> dict[str, Any]:
     return {
         name: (
             Optional[_json_type(declared[name])],  # noqa: UP045 - made at run time
-            Field(None, description=declared[name].metadata["help"]),
+            Field(None, description=_DESCRIBED.get(name, declared[name].metadata["help"])),
         )
         for name in chosen
     }
