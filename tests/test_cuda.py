@@ -55,7 +55,7 @@ def check_a_long_text(
     pattern: Pattern,
     device: str,
     monkeypatch: pytest.MonkeyPatch,
-    decode_graphs: bool | None = None,
+    fixed_passes: bool | None = None,
 ) -> None:
     """Write with jumps, and compare all logits with the CPU's recomputed ones."""
     samplers: list[RecordingSampler] = []
@@ -67,7 +67,7 @@ def check_a_long_text(
     monkeypatch.setattr(generation_module, "Sampler", recording)
     model = tiny_model(family)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    engine = RecordingEngine(model, window=150, decode_graphs=decode_graphs)
+    engine = RecordingEngine(model, window=150, fixed_passes=fixed_passes)
     retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
     settings = Settings(retrieval, stopping=StoppingSettings(120, ignore_eos=True))
     reader = tiny_reader(family, model=model)

@@ -93,7 +93,7 @@ class ArmEngine(TimedEngine):
         """
         self._dynamic = dynamic
         self.model_seconds = 0.0
-        super().__init__(reader, text, decode_graphs=False if dynamic else None)
+        super().__init__(reader, text, fixed_passes=False if dynamic else None)
 
     def _new_cache(self, room: int) -> DynamicCache:
         if self._dynamic:

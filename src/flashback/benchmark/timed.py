@@ -33,7 +33,7 @@ class TimedEngine(LocalEngine):
         rows: int = 1,
         every_logit: bool = False,
         passage_bytes: int = sys.maxsize,
-        decode_graphs: bool | None = None,
+        fixed_passes: bool | None = None,
     ) -> None:
         """Take over a reader's model.
 
@@ -42,7 +42,7 @@ class TimedEngine(LocalEngine):
             rows: B.
             every_logit: compute the logits of every position of a pass, as the authors' code does.
             passage_bytes: keys and values of slot passages to keep, at most.
-            decode_graphs: see `LocalEngine`.
+            fixed_passes: see `LocalEngine`.
         """
         self._text = text
         self._every_logit = every_logit
@@ -54,7 +54,7 @@ class TimedEngine(LocalEngine):
             reader.window,
             passage_bytes=passage_bytes,
             self_check=False,
-            decode_graphs=decode_graphs,
+            fixed_passes=fixed_passes,
         )
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:

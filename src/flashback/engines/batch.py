@@ -28,6 +28,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from flashback.arrangement import Ids, Prompt
 from flashback.engines.cache import States, room_for
+from flashback.engines.fixed_passes import NewTokens
 from flashback.engines.protocol import Request, Usage
 from flashback.engines.sequence import HeldTokens
 
@@ -44,16 +45,6 @@ class Row(HeldTokens):
 
     place: int = 0
     """Which row of the buffers holds it."""
-
-    @property
-    def end(self) -> int:
-        """R + n: the column of the next token."""
-        return self.room + len(self.ids)
-
-    @property
-    def first(self) -> int:
-        """R - p: the first column that is not hidden."""
-        return self.room - len(self.shown)
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ class _Layer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Write (A, H, T, D) keys and values; everything that the rows of the pass may see."""
         assert self.running is not None
-        held = self._held((key_states, value_states), int(self.running.columns.max()) + 1)
+        held = self._enough((key_states, value_states), int(self.running.columns.max()) + 1)
         for buffer, states in zip(held, (key_states, value_states), strict=True):
             self.running.write(buffer, states)
         return self.running.view(held[0]), self.running.view(held[1])
@@ -100,7 +91,7 @@ class _Layer(DynamicLayer):
     def put(self, place: int, end: int, states: States) -> None:
         """Write a passage (1, H, p, D) to the columns [end - p, end) of a row."""
         start = end - states[0].shape[-2]
-        for buffer, part in zip(self._held(states, end), states, strict=True):
+        for buffer, part in zip(self._enough(states, end), states, strict=True):
             buffer[place, :, start:end] = part[0]
 
     def move(self, source: int, target: int, end: int) -> None:
@@ -112,7 +103,17 @@ class _Layer(DynamicLayer):
         """The longest row of the pass."""
         return 0 if self.running is None else self.running.end - self.running.columns.shape[1]
 
-    def _held(self, states: States, capacity: int) -> States:
+    @property
+    def held(self) -> bool:
+        """Whether there is anything."""
+        return self._buffers is not None
+
+    def reserve(self, capacity: int) -> States:
+        """The buffers, (B, H, capacity or more, D) each."""
+        assert self._buffers is not None
+        return self._enough(self._buffers, capacity)
+
+    def _enough(self, states: States, capacity: int) -> States:
         """The buffers, enlarged if they have fewer columns than `capacity`."""
         held = self._buffers
         if held is None or held[0].shape[-2] < capacity:
@@ -285,23 +286,41 @@ class LocalBatch:
     def _pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
         """Encode new tokens behind these rows; the logits of the last of each, (A, V)."""
         with self._engine.lock, torch.inference_mode():
-            device = self._engine.model.device
-            longest = max(map(len, new))
-            padded = torch.tensor([[0] * (longest - len(ids)) + [*ids] for ids in new]).to(device)
-            running = _plan(rows, new, device)
-            for layer in self._layers:
-                layer.running = running
-            ends = torch.tensor([row.end + len(ids) for row, ids in zip(rows, new, strict=True)])
-            logits = self._engine.run(
-                padded,
-                torch.minimum(running.columns, (ends - 1).clamp(min=0).to(device)[:, None]),
-                self._cache,
-                keep=1,
-                attention_mask=self._masks(rows, running),
-            )
+            logits = self._fixed_pass(rows, new)
+            if logits is None:
+                logits = self._free_pass(rows, new)
         for row, ids in zip(rows, new, strict=True):
             row.encoded(ids)
-        return logits[:, -1]
+        return logits
+
+    def _free_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
+        device = self._engine.model.device
+        longest = max(map(len, new))
+        padded = torch.tensor([[0] * (longest - len(ids)) + [*ids] for ids in new]).to(device)
+        running = _plan(rows, new, device)
+        for layer in self._layers:
+            layer.running = running
+        ends = torch.tensor([row.end + len(ids) for row, ids in zip(rows, new, strict=True)])
+        return self._engine.run(
+            padded,
+            torch.minimum(running.columns, (ends - 1).clamp(min=0).to(device)[:, None]),
+            self._cache,
+            keep=1,
+            attention_mask=self._masks(rows, running),
+        )[:, -1]
+
+    def _fixed_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor | None:
+        """The same where the engine has fixed passes, of the first rows, behind what is held."""
+        fixed = self._engine.fixed
+        tokens = None if fixed is None else fixed.tokens(max(map(len, new)))
+        if fixed is None or tokens is None or not all(layer.held for layer in self._layers):
+            return None
+        if [row.place for row in rows] != list(range(len(rows))):
+            return None
+        end = max(row.end for row in rows) + tokens
+        buffers = [layer.reserve(end) for layer in self._layers]
+        added = [NewTokens(ids, row.end, row.first) for ids, row in zip(new, rows, strict=True)]
+        return fixed.step(self._cache, buffers, added, tokens)
 
     def _masks(self, rows: Sequence[Row], running: _Pass) -> Any:
         """What is added to attention scores, (A, 1, T, end); by kind of layer if they differ."""

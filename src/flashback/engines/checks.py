@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Prompt
+from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import CUTTABLE, has_hidden_windows
 from flashback.engines.packed import is_quantized
@@ -74,16 +74,23 @@ def check_cache_reuse(engine: "LocalEngine") -> None:
 
 
 @torch.inference_mode()
-def decodes_by_graphs(engine: "LocalEngine") -> bool:
-    """Whether an engine's decode graphs compute what recomputing does, in two steps."""
-    length = max(3, min(24, engine.capabilities.window))
-    (ids,) = _random_ids(engine.model, 1, length)
-    sequence, _ = engine._lease(Prompt(tuple(ids[:-2])))
+def has_fixed_passes(engine: "LocalEngine") -> bool:
+    """Whether an engine's fixed passes compute what recomputing does, first run and replayed.
+
+    Of one token, of several, and of a passage alone.
+    """
+    window = engine.capabilities.window
+    (ids,) = _random_ids(engine.model, 1, max(9, min(24, window)))
+    if len(ids) > window:
+        return False
+    sequence, _ = engine._lease(Prompt(tuple(ids[:-6])))
     try:
-        engine._forward(sequence, ids[:-2], 1)
-        for end in (length - 1, length):
-            logits = engine._forward(sequence, ids[end - 1 : end], 1)[-1]
-            _compare(engine.model, ids[:end], logits, "logits of a decode graph")
+        engine._forward(sequence, ids[:-6], 1)
+        for start, end in ((-6, -5), (-5, -4), (-4, -2), (-2, None)):
+            logits = engine._forward(sequence, ids[start:end], 1)[-1]
+            _compare(engine.model, ids[:end], logits, "logits of a fixed pass")
+        for passage in (ids[:2], ids[2:5]):
+            _compare_states(engine, tuple(passage))
     except (UnsupportedReader, TypeError, ValueError, RuntimeError):
         return False
     finally:
@@ -125,14 +132,29 @@ def _random_ids(model: PreTrainedModel, rows: int, length: int) -> list[list[int
     return ids
 
 
+def _compare_states(engine: "LocalEngine", passage: Ids) -> None:
+    """Refuse the model if a passage's keys and values differ from those of a pass of its own."""
+    room = len(passage) + 2
+    positions = torch.arange(2, room, device=engine.model.device)[None]
+    ids = torch.tensor([passage], device=engine.model.device)
+    expected = engine.states_alone(ids, positions)
+    for pair, other in zip(engine.encode_passage(passage, room), expected, strict=True):
+        for states, alone in zip(pair, other, strict=True):
+            _compare_values(engine.model, states, alone, "a passage's keys and values")
+
+
 def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: str) -> None:
     """Refuse the model if `logits` (V,) are not those behind `ids`."""
     recomputed = model(
         input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False
     ).logits[0, -1]
-    error = float((logits.float() - recomputed.float()).abs().max())
+    _compare_values(model, logits, recomputed, what)
+
+
+def _compare_values(model: PreTrainedModel, found: Tensor, expected: Tensor, what: str) -> None:
+    error = float((found.float() - expected.float()).abs().max())
     allowed = _LOOSE if is_quantized(model) else _TOLERANCE.get(model.dtype, _LOOSE)
-    if not error <= allowed * max(1.0, float(recomputed.abs().max())):
+    if not error <= allowed * max(1.0, float(expected.abs().max())):
         raise UnsupportedReader(
             f"{label(model)} fails the self-check: {what} differ from recomputed ones by "
             f"{error:.2g} (allowed: {allowed:g} relative)"

@@ -36,6 +36,7 @@ from flashback.engines.cache import (
     States,
     cache_bytes,
     cache_reaches,
+    full_layers,
     has_full_attention_only,
     new_cache,
     show_passage,
@@ -44,11 +45,11 @@ from flashback.engines.cache import (
 from flashback.engines.checks import (
     check_batch,
     check_cache_reuse,
-    decodes_by_graphs,
+    has_fixed_passes,
     label,
     refuse_uncuttable,
 )
-from flashback.engines.decode_graph import DecodeGraphs
+from flashback.engines.fixed_passes import FixedPasses, NewTokens
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
@@ -112,7 +113,7 @@ class LocalEngine:
         passage_bytes: int = PASSAGE_BYTES,
         passage_store: PassageStore | None = None,
         self_check: bool = True,
-        decode_graphs: bool | None = None,
+        fixed_passes: bool | None = None,
     ) -> None:
         """Take over a model.
 
@@ -125,8 +126,8 @@ class LocalEngine:
             passage_bytes: keys and values of slot passages to keep, at most.
             passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
-            decode_graphs: decode at fixed places in memory, recorded on CUDA (`decode_graph.py`),
-                if the reader can; None: on CUDA only.
+            fixed_passes: run short passes at fixed places in memory, recorded on CUDA
+                (`fixed_passes.py`), if the reader can; None: on CUDA only.
 
         Raises:
             UnsupportedReader: the model's cache cannot be cut back, or the self-check failed.
@@ -147,12 +148,12 @@ class LocalEngine:
         self._leased: list[CachedSequence] = []
         self.lock = threading.RLock()
         self._batches_checked = False
-        self._graphs: DecodeGraphs | None = None
+        self.fixed: FixedPasses | None = None
         on_cuda = model.device.type == "cuda"
-        if slot and self._takes_positions and (on_cuda if decode_graphs is None else decode_graphs):
-            self._graphs = DecodeGraphs(self.run, record=on_cuda)
-            if not decodes_by_graphs(self):
-                self._graphs = None
+        if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
+            self.fixed = FixedPasses(self.run, self.states_alone, model.device, record=on_cuda)
+            if not has_fixed_passes(self):
+                self.fixed = None
         if self_check:
             check_cache_reuse(self)
 
@@ -296,8 +297,15 @@ class LocalEngine:
     @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
+        fixed = None if self.fixed is None else self.fixed.encode(passage, room)
+        if fixed is not None:
+            return fixed
         ids = torch.tensor([passage], device=self.model.device)
         positions = torch.arange(room - len(passage), room, device=self.model.device)[None]
+        return self.states_alone(ids, positions)
+
+    def states_alone(self, ids: Tensor, positions: Tensor) -> list[States]:
+        """Keys and values of ids (1, T) at positions (1, T), with nothing else in view."""
         return states_alone(self.model, lambda cache: self.run(ids, positions, cache, 1))
 
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
@@ -306,21 +314,32 @@ class LocalEngine:
 
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         """Encode `ids` behind what is cached; the logits of the last `keep` of them, (keep, V)."""
-        start = sequence.room + len(sequence.ids)
-        if self._graphs is not None and len(ids) == 1:
-            first = sequence.room - len(sequence.shown)
-            decoded = self._graphs.step(sequence.cache, ids[0], start, first)
-            if decoded is not None:
-                sequence.encoded(ids)
-                return decoded
-        logits = self.run(
-            torch.tensor([list(ids)], device=self.model.device),
-            torch.arange(start, start + len(ids), device=self.model.device)[None],
-            sequence.cache,
-            keep,
-        )
+        start = sequence.end
+        logits = self._fixed_pass(sequence, ids) if keep == 1 else None
+        if logits is None:
+            logits = self.run(
+                torch.tensor([list(ids)], device=self.model.device),
+                torch.arange(start, start + len(ids), device=self.model.device)[None],
+                sequence.cache,
+                keep,
+            )[0]
         sequence.encoded(ids)
-        return logits[0]
+        return logits
+
+    def _fixed_pass(self, sequence: CachedSequence, ids: Sequence[int]) -> Tensor | None:
+        """The logits behind the last of `ids`, (1, V); None: this pass is no fixed one."""
+        tokens = None if self.fixed is None else self.fixed.tokens(len(ids))
+        layers = full_layers(sequence.cache)
+        if self.fixed is None or tokens is None or not all(one.is_initialized for one in layers):
+            return None
+        for layer in layers:
+            layer.reserve(tokens)
+        new = NewTokens(ids, sequence.end, sequence.first)
+        buffers = [layer.buffers for layer in layers]
+        logits = self.fixed.step(sequence.cache, buffers, [new], tokens)
+        for layer in layers:
+            layer.advance(len(ids))
+        return logits
 
     def run(
         self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any

@@ -21,6 +21,16 @@ class HeldTokens:
     shown: Ids = ()
     """What is in the slot."""
 
+    @property
+    def end(self) -> int:
+        """R + n: the column of the next token."""
+        return self.room + len(self.ids)
+
+    @property
+    def first(self) -> int:
+        """R - p: the first column that is not hidden."""
+        return self.room - len(self.shown)
+
     def common_prefix(self, prompt: Prompt) -> int:
         """How many context tokens can be kept: the same ones, with the same passages in view.
 

@@ -1,0 +1,266 @@
+"""Passes without Python in between: at fixed places in memory, recorded on CUDA.
+
+On a fast GPU, a pass over few tokens takes less time than Python needs to launch its kernels. A
+CUDA graph replays all of them at once, but only with the same shapes at the same addresses. So here
+
+    the tokens, their columns and what is in view   are read from one tensor
+    their keys and values                           are written to the columns that it says
+    attention looks at the columns [0, K) of a row  and hides what is not in view by a mask
+
+Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K columns.
+
+Column i of a row holds position i: the slot first, the context behind it. T is the number of new
+tokens, rounded up; a row's padding stands before them in the pass, and is written behind the row's
+end, where it is seen by nothing and soon overwritten. K is an eighth more than is needed.
+
+A pass of some T and K runs step by step the first time, is recorded the second time, and replayed
+from then on, until K columns are not enough or the buffers have moved. Without recording it runs
+step by step every time; that is how it is tested on any machine.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from flashback.arrangement import Ids
+from flashback.engines.cache import States
+
+_TOKENS = 16
+"""Several tokens are rounded up to a multiple of so many."""
+_MOST_TOKENS = 512
+"""Of a pass; the kernels of a longer one take longer than to launch them."""
+_COLUMNS = 256
+"""K is a multiple of so many, and leaves room for as many at least."""
+
+Run = Callable[..., Tensor]
+"""`LocalEngine.run`."""
+Encode = Callable[[Tensor, Tensor], list[States]]
+"""Keys and values of a passage's ids (1, T) at positions (1, T)."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """What a pass adds to a row."""
+
+    ids: Sequence[int]
+    start: int
+    """R + n, the column of the first."""
+    first: int
+    """R - p, the first column in view."""
+
+
+class _FixedLayer(DynamicLayer):
+    """Keys and values in the first rows of a buffer, at the columns that a tensor says."""
+
+    def __init__(self, buffers: States, columns: Tensor, width: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers = buffers
+        self._columns = columns
+        self._width = width
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, D) keys and values; everything up to K, (B, H, K, D)."""
+        rows = len(key_states)
+        keys, values = (
+            self._write(buffer[:rows], states)
+            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True)
+        )
+        return keys, values
+
+    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
+        if len(self._columns) == 1:  # the same ones for all rows
+            buffer.index_copy_(2, self._columns[0], states)
+        else:
+            rows = torch.arange(len(buffer), device=buffer.device)[:, None]
+            buffer[rows, :, self._columns] = states.transpose(1, 2)
+        return buffer[:, :, : self._width]
+
+    def get_seq_length(self) -> int:
+        """Columns in view before the new ones; the mask hides those that hold nothing."""
+        return self._width - self._columns.shape[1]
+
+
+class _Recording:
+    """Something that is computed from one tensor of whole numbers, recorded on CUDA."""
+
+    def __init__(self, size: tuple[int, ...], device: torch.device, record: bool) -> None:
+        self._inputs = torch.zeros(size, dtype=torch.long, device=device)
+        self._record = record
+        self._warm = False
+        """Whether it ran once: libraries prepare themselves then, which cannot be recorded."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: Any = None
+
+    def __call__(self, inputs: list[list[int]], compute: Callable[[Tensor], Any]) -> Any:
+        """What `compute` makes of the inputs; valid until the next call."""
+        self._inputs.copy_(torch.tensor(inputs))
+        if not (self._record and self._warm):
+            self._warm = True
+            return compute(self._inputs)
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # Another thread may use the device meanwhile (lookahead); only this one records.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._output = compute(self._inputs)
+            self._graph = graph
+        self._graph.replay()
+        return self._output
+
+
+class FixedPass:
+    """A pass over B rows of T tokens that look at K columns of their buffers."""
+
+    def __init__(
+        self,
+        run: Run,
+        buffers: Sequence[States],
+        rows: int,
+        tokens: int,
+        columns: int,
+        record: bool,
+    ) -> None:
+        """Prepare a pass.
+
+        Args:
+            run: `LocalEngine.run`.
+            buffers: keys and values of every layer, (B or more, H, K or more, D) each. They are not
+                kept alive.
+            rows: B; 1 also stands for several rows that take all the same columns.
+            tokens: T.
+            columns: K.
+            record: on CUDA.
+        """
+        self.tokens = tokens
+        self.columns = columns
+        self._buffers = [tuple(map(weakref.ref, pair)) for pair in buffers]
+        self._run = run
+        self._dtype, device = buffers[0][0].dtype, buffers[0][0].device
+        self._places = torch.arange(tokens, device=device)
+        self._numbers = torch.arange(columns, device=device)
+        self._recording = _Recording((rows, tokens + 3), device, record)
+
+    def serves(self, buffers: Sequence[States], end: int) -> bool:
+        """Whether the buffers are still where they were, and `end` columns are among K."""
+        same = all(
+            mine() is theirs
+            for own, pair in zip(self._buffers, buffers, strict=True)
+            for mine, theirs in zip(own, pair, strict=True)
+        )
+        return same and end <= self.columns
+
+    def __call__(self, buffers: Sequence[States], rows: Sequence[NewTokens]) -> Tensor:
+        """The logits behind the last token of each row, (B, V); valid until the next call."""
+        inputs = [self._numbers_of(row) for row in rows]
+        logits: Tensor = self._recording(inputs, lambda given: self._pass(buffers, given))
+        return logits
+
+    def _numbers_of(self, row: NewTokens) -> list[int]:
+        padding = self.tokens - len(row.ids)
+        return [*[0] * padding, *row.ids, row.start, row.first, padding]
+
+    def _pass(self, buffers: Sequence[States], inputs: Tensor) -> Tensor:
+        ids = inputs[:, : self.tokens]
+        start, first, padding = inputs[:, self.tokens :].split(1, dim=1)
+        # The new tokens in order, then the padding that stands before them in the pass.
+        columns = start + (self._places - padding).remainder(self.tokens)
+        last = (start + self.tokens - padding - 1).clamp_min(0)
+        seen = (self._numbers <= columns[..., None]) & (self._numbers >= first[..., None])
+        never = torch.finfo(self._dtype).min
+        mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, never)[:, None]
+        cache = DynamicCache()
+        cache.layers = [_FixedLayer(pair, columns, self.columns) for pair in buffers]
+        positions = torch.minimum(columns, last)
+        return self._run(ids, positions, cache, 1, attention_mask=mask)[:, -1]
+
+
+class _FixedEncoding:
+    """A passage of up to T tokens on its own, padded behind."""
+
+    def __init__(self, encode: Encode, tokens: int, device: torch.device, record: bool) -> None:
+        self._encode = encode
+        self._tokens = tokens
+        self._recording = _Recording((2, tokens), device, record)
+
+    def __call__(self, passage: Ids, room: int) -> list[States]:
+        ids = [*passage, *[0] * (self._tokens - len(passage))]
+        positions = [min(room - len(passage) + i, room - 1) for i in range(self._tokens)]
+        states: list[States] = self._recording(
+            [ids, positions], lambda inputs: self._encode(inputs[:1], inputs[1:])
+        )
+        held = len(passage)  # copied, since the next passage is written over it
+        return [(keys[:, :, :held].clone(), values[:, :, :held].clone()) for keys, values in states]
+
+
+class FixedPasses:
+    """The fixed passes of an engine: of every cache, and of passages on their own."""
+
+    def __init__(self, run: Run, encode: Encode, device: torch.device, record: bool) -> None:
+        """Begin without any.
+
+        Args:
+            run: `LocalEngine.run`.
+            encode: keys and values of a passage; see `Encode`.
+            device: the model's.
+            record: on CUDA; elsewhere the same passes run step by step.
+        """
+        self._run = run
+        self._encode = encode
+        self._device = device
+        self._record = record
+        self._passes: weakref.WeakKeyDictionary[DynamicCache, dict[tuple[int, int], FixedPass]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._encodings: dict[int, _FixedEncoding] = {}
+        self._encoding = threading.Lock()
+
+    def tokens(self, new: int) -> int | None:
+        """T for so many new tokens of the longest row; None: too many."""
+        rounded = new if new == 1 else -(-new // _TOKENS) * _TOKENS
+        return rounded if rounded <= _MOST_TOKENS else None
+
+    def step(
+        self, cache: DynamicCache, buffers: Sequence[States], rows: Sequence[NewTokens], tokens: int
+    ) -> Tensor:
+        """Write new tokens to a cache's buffers: the logits behind the last of each row, (B, V).
+
+        Valid until the next step.
+
+        Args:
+            buffers: with room for T tokens behind every row's `start`.
+            tokens: T, from `tokens`.
+        """
+        passes = self._passes.setdefault(cache, {})
+        key = (len(rows), tokens)
+        end = max(row.start for row in rows) + tokens
+        known = passes.get(key)
+        if known is None or not known.serves(buffers, end):
+            capacity = min(pair[0].shape[-2] for pair in buffers)
+            columns = min(_columns(end), capacity)
+            known = FixedPass(self._run, buffers, *key, columns, self._record)
+            passes[key] = known
+        return known(buffers, rows)
+
+    def encode(self, passage: Ids, room: int) -> list[States] | None:
+        """Keys and values of a passage before `room`, (1, H, p, D) each; None: it is too long."""
+        tokens = self.tokens(len(passage))
+        if tokens is None:
+            return None
+        with self._encoding:  # another thread may encode ahead
+            if tokens not in self._encodings:
+                self._encodings[tokens] = _FixedEncoding(
+                    self._encode, tokens, self._device, self._record
+                )
+            return self._encodings[tokens](passage, room)
+
+
+def _columns(end: int) -> int:
+    return -(-(end + max(end // 8, _COLUMNS)) // _COLUMNS) * _COLUMNS
