@@ -1,7 +1,5 @@
 """The machine's two ceilings, memory bandwidth and matrix rate, and the time they allow."""
 
-import inspect
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +7,18 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
-from flashback.engines.cache import new_cache
 from flashback.engines.packed import packed_or_plain
 from flashback.reader import Placement
 
 _STREAM_BYTES = 1 << 29
 """Far more than any cache holds."""
-_MATRICES = (256, 512, 1024, 2048)
+_MATRICES = (256, 512, 1024, 2048, 4096, 8192)
 """Rows; the largest that takes no longer than `_LONG_PRODUCT` is measured."""
 _LONG_PRODUCT = 0.25
 """Seconds; some processors multiply bfloat16 a hundred times slower than float32."""
 _REPEATS = 5
-_DECODE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -57,38 +52,14 @@ def _operations_per_second(placement: Placement) -> float:
         operations = 2 * size**3
         if rate and operations / rate > _LONG_PRODUCT:
             break
-        left, right = torch.zeros(2, size, size, dtype=dtype, device=device)
+        # Not zeros: a GPU that multiplies them draws less power, and runs faster.
+        left, right = torch.randn(2, size, size, dtype=dtype, device=device)
         products: list[Callable[[], object]] = [partial(torch.matmul, left, right)]
         if device.type == "cpu":
             layer = packed_or_plain(nn.Linear(size, size, bias=False, dtype=dtype))
             products.append(partial(layer, left))
         rate = operations / min(_best_seconds(work, device) for work in products)
     return rate
-
-
-@torch.inference_mode()
-def calibrate(model: PreTrainedModel, shape: Shape, length: int, batch: int = 1) -> Ceilings:
-    """The same two ceilings as a reader's own passes reach them, launches and all.
-
-    Bandwidth from decode steps behind `length` tokens, matrix rate from encoding `length` tokens;
-    in turns, so that a machine whose speed drifts treats both alike.
-    """
-    tokens = torch.zeros(batch, length, dtype=torch.long, device=model.device)
-    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    options = {"use_cache": True} | ({"logits_to_keep": 1} if takes_keep else {})
-    seconds: dict[str, list[float]] = {"encode": [], "decode": []}
-    for _ in range(_REPEATS):
-        cache = new_cache(model)
-        work = partial(model, past_key_values=cache, **options)
-        seconds["encode"].append(_seconds(partial(work, tokens), model.device))
-        seconds["decode"] += [
-            _seconds(partial(work, tokens[:, :1]), model.device) for _ in range(_DECODE_STEPS)
-        ]
-    encode, decode = (statistics.median(seconds[name]) for name in ("encode", "decode"))
-    return Ceilings(
-        pass_bytes(shape, Pass(1, length, batch=batch)) / decode,
-        pass_operations(shape, Pass(length, 0, 1 if takes_keep else length, batch)) / encode,
-    )
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:

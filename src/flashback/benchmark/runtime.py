@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flashback.arrangement import slot_room
-from flashback.benchmark.ceilings import Ceilings, bound_seconds, calibrate, measure_ceilings
+from flashback.benchmark.calibration import calibrate
+from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.material import Material, random_material, real_material
 from flashback.benchmark.results import Measured, Results
@@ -36,6 +37,9 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+
+_RECORDED_AFTER = 3
+"""Strides on CUDA until what they have in common is recorded."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     shape = Shape.of(reader.model)
     reader = for_inference(reader)  # from here on its linear layers have no plain weights
     ceilings = measure_ceilings(reader.placement)
-    calibrated = calibrate(reader.model, shape, lengths[0], settings.batch_size)
+    calibrated = calibrate(reader, shape, lengths[0], settings.batch_size)
     return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated)
 
 
@@ -173,10 +177,11 @@ class Runtime:
 
     def later_strides(self, arm: str, lengths: Sequence[int]) -> Iterator[Written]:
         """A stride at each of these context lengths, with the context before it in the cache."""
+        before = _RECORDED_AFTER if self.reader.placement.device.type == "cuda" else 1
         for length in lengths:
-            strides = self.strides(arm, length - self.settings.stride, 2)
-            next(strides)
-            yield next(strides)
+            before = min(before, length // self.settings.stride - 1)
+            strides = self.strides(arm, length - before * self.settings.stride, before + 1)
+            yield list(strides)[-1]
 
     def strides(self, arm: str, start: int, count: int) -> Iterator[Written]:
         """Strides of an arm that begins with an empty cache and `start` tokens of context."""
