@@ -2,7 +2,7 @@
 # One GPU of a data centre (80 GB), under ten minutes: parity on CUDA, then the paper's run-time test
 # in the shape of Llama-2-7B, strides sampled.
 #
-#   pip install -e '.[dev]' && scripts/gpu_benchmark.sh [FOLDER]
+#   pip install -e '.[dev,test]' && scripts/gpu_benchmark.sh [FOLDER]
 #
 # Records, figures, logs and tables go to FOLDER (docs/results/gpu). Variables replace what is
 # measured: PYTHON, DEVICE, SHAPE, LENGTHS, LONG_SHAPE, LONG_LENGTHS, BATCH, OPTIONS (further options
@@ -28,9 +28,11 @@ mkdir -p "$OUT" || exit
 usual=(--device "$DEVICE" --sampled "${MORE[@]}")
 short=(--shape "$SHAPE" --lengths "$LENGTHS" "${usual[@]}")
 long=(--shape "$LONG_SHAPE" --lengths "$LONG_LENGTHS" "${usual[@]}")
+parallel=()
+"$PYTHON" -c 'import xdist' 2>/dev/null && parallel=(-n 6)
 for wanted in $STEPS; do
   case $wanted in
-    parity) step parity "$PYTHON" -m pytest -q -m gpu "${TESTS:-tests}" ;;
+    parity) step parity "$PYTHON" -m pytest -q -m gpu "${parallel[@]}" "${TESTS:-tests}" ;;
     float32 | bfloat16) runtime "$NAME-$wanted" --dtype "$wanted" "${short[@]}" ;;
     long) runtime "$LONG_NAME-bfloat16" --dtype bfloat16 "${long[@]}" ;;
     batch) runtime "$NAME-bfloat16-batch" --dtype bfloat16 --batch-size "$BATCH" "${short[@]}" ;;

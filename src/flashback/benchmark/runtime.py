@@ -25,6 +25,7 @@ from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
+from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
@@ -39,7 +40,7 @@ from flashback.settings import (
 )
 
 _RECORDED_AFTER = 3
-"""Strides on CUDA until what they have in common is recorded."""
+"""Strides until the passes that they have in common are recorded."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     shape = Shape.of(reader.model)
     reader = for_inference(reader)  # from here on its linear layers have no plain weights
     ceilings = measure_ceilings(reader.placement)
+    fixed = LocalEngine(reader.model, reader.window).fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size)
-    return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated)
+    return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated, fixed)
 
 
 def _arms(settings: RuntimeSettings, reader: Reader) -> tuple[str, ...]:
@@ -124,6 +126,8 @@ class Runtime:
     """The machine's."""
     calibrated: Ceilings
     """As this reader's own passes reach them: what predictions are made from."""
+    fixed_passes: bool | None = None
+    """Whether the engines have them; None: each finds out."""
 
     @property
     def strides_to_measure(self) -> int:
@@ -177,7 +181,7 @@ class Runtime:
 
     def later_strides(self, arm: str, lengths: Sequence[int]) -> Iterator[Written]:
         """A stride at each of these context lengths, with the context before it in the cache."""
-        before = _RECORDED_AFTER if self.reader.placement.device.type == "cuda" else 1
+        before = _RECORDED_AFTER if self.fixed_passes else 1
         for length in lengths:
             before = min(before, length // self.settings.stride - 1)
             strides = self.strides(arm, length - before * self.settings.stride, before + 1)
@@ -217,6 +221,7 @@ class Runtime:
             rows=self.settings.batch_size,
             every_logit=arm == "authors_prepend",
             passage_bytes=limit,
+            fixed_passes=self.fixed_passes,
         )
 
     def _measured(self, arm: str, length: int, written: Written) -> Measured:

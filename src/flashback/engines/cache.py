@@ -36,7 +36,7 @@ States = tuple[Tensor, Tensor]
 
 def room_for(positions: int) -> int:
     """How large to make a buffer that must hold so many, so that it seldom grows."""
-    return positions + max(_ROOM, positions // 2)
+    return positions + max(_ROOM, positions // 4)
 
 
 class _Buffer:

@@ -127,7 +127,8 @@ class LocalEngine:
             passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
             fixed_passes: run short passes at fixed places in memory, recorded on CUDA
-                (`fixed_passes.py`), if the reader can; None: on CUDA only.
+                (`fixed_passes.py`), if the reader can; None: on CUDA only. Whether it can is
+                computed once, now, unless it is True and there is no self-check.
 
         Raises:
             UnsupportedReader: the model's cache cannot be cut back, or the self-check failed.
@@ -152,7 +153,8 @@ class LocalEngine:
         on_cuda = model.device.type == "cuda"
         if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
             self.fixed = FixedPasses(self.run, self.states_alone, model.device, record=on_cuda)
-            if not has_fixed_passes(self):
+            known = fixed_passes is True and not self_check
+            if not known and not has_fixed_passes(self):
                 self.fixed = None
         if self_check:
             check_cache_reuse(self)
