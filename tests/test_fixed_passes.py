@@ -1,6 +1,8 @@
 """Passes at fixed places in memory compute what recomputing does; recorded on CUDA."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Sequence
 from unittest.mock import patch
 
@@ -11,7 +13,7 @@ from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines import fixed_passes
 from flashback.engines.cache import States
-from flashback.engines.fixed_passes import FixedPass, NewTokens
+from flashback.engines.fixed_passes import FixedPass, NewTokens, Run
 from flashback.engines.local import LocalEngine
 from flashback.generation import Generator
 from flashback.sampling import Sampler
@@ -44,10 +46,10 @@ def test_a_long_text_equals_recomputing_everything(
     plain = FixedPass.__call__
 
     def counted(
-        one: FixedPass, buffers: Sequence[States], rows: Sequence[NewTokens]
+        one: FixedPass, run: Run, buffers: Sequence[States], rows: Sequence[NewTokens]
     ) -> torch.Tensor:
         passes.append((one.tokens, one.columns))
-        return plain(one, buffers, rows)
+        return plain(one, run, buffers, rows)
 
     monkeypatch.setattr(FixedPass, "__call__", counted)
     check_a_long_text(family, pattern, device, monkeypatch, fixed_passes=True)
@@ -131,3 +133,19 @@ def test_a_batch_equals_recomputing_everything(
     for logits, alone in zip(seen, wanted, strict=True):
         found = torch.stack(logits).cpu()
         torch.testing.assert_close(found, torch.stack(alone), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_engine_is_freed_with_its_caches(fixed: bool) -> None:
+    """At once: on a GPU the next one needs the room."""
+    engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=fixed)
+    greedy(engine, [5, 6, 7], 6)
+    (held,) = engine._idle
+    parts: tuple[object, ...] = (engine, held.cache, engine.passages)
+    gone = [weakref.ref(part) for part in parts]
+    gc.disable()
+    try:
+        del engine, held, parts
+        assert [one() for one in gone] == [None] * 3
+    finally:
+        gc.enable()

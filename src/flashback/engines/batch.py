@@ -320,7 +320,7 @@ class LocalBatch:
         end = max(row.end for row in rows) + tokens
         buffers = [layer.reserve(end) for layer in self._layers]
         added = [NewTokens(ids, row.end, row.first) for ids, row in zip(new, rows, strict=True)]
-        return fixed.step(self._cache, buffers, added, tokens)
+        return fixed.step(self._engine.run, self._cache, buffers, added, tokens)
 
     def _masks(self, rows: Sequence[Row], running: _Pass) -> Any:
         """What is added to attention scores, (A, 1, T, end); by kind of layer if they differ."""

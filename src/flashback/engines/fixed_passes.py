@@ -121,8 +121,8 @@ class FixedPass:
 
     def __init__(
         self,
-        run: Run,
         buffers: Sequence[States],
+        *,
         rows: int,
         tokens: int,
         columns: int,
@@ -131,7 +131,6 @@ class FixedPass:
         """Prepare a pass.
 
         Args:
-            run: `LocalEngine.run`.
             buffers: keys and values of every layer, (B or more, H, K or more, D) each. They are not
                 kept alive.
             rows: B; 1 also stands for several rows that take all the same columns.
@@ -142,7 +141,6 @@ class FixedPass:
         self.tokens = tokens
         self.columns = columns
         self._buffers = [tuple(map(weakref.ref, pair)) for pair in buffers]
-        self._run = run
         self._dtype, device = buffers[0][0].dtype, buffers[0][0].device
         self._places = torch.arange(tokens, device=device)
         self._numbers = torch.arange(columns, device=device)
@@ -157,17 +155,17 @@ class FixedPass:
         )
         return same and end <= self.columns
 
-    def __call__(self, buffers: Sequence[States], rows: Sequence[NewTokens]) -> Tensor:
+    def __call__(self, run: Run, buffers: Sequence[States], rows: Sequence[NewTokens]) -> Tensor:
         """The logits behind the last token of each row, (B, V); valid until the next call."""
         inputs = [self._numbers_of(row) for row in rows]
-        logits: Tensor = self._recording(inputs, lambda given: self._pass(buffers, given))
+        logits: Tensor = self._recording(inputs, lambda given: self._pass(run, buffers, given))
         return logits
 
     def _numbers_of(self, row: NewTokens) -> list[int]:
         padding = self.tokens - len(row.ids)
         return [*[0] * padding, *row.ids, row.start, row.first, padding]
 
-    def _pass(self, buffers: Sequence[States], inputs: Tensor) -> Tensor:
+    def _pass(self, run: Run, buffers: Sequence[States], inputs: Tensor) -> Tensor:
         ids = inputs[:, : self.tokens]
         start, first, padding = inputs[:, self.tokens :].split(1, dim=1)
         # The new tokens in order, then the padding that stands before them in the pass.
@@ -179,41 +177,40 @@ class FixedPass:
         cache = DynamicCache()
         cache.layers = [_FixedLayer(pair, columns, self.columns) for pair in buffers]
         positions = torch.minimum(columns, last)
-        return self._run(ids, positions, cache, 1, attention_mask=mask)[:, -1]
+        return run(ids, positions, cache, 1, attention_mask=mask)[:, -1]
 
 
 class _FixedEncoding:
     """A passage of up to T tokens on its own, padded behind."""
 
-    def __init__(self, encode: Encode, tokens: int, device: torch.device, record: bool) -> None:
-        self._encode = encode
+    def __init__(self, tokens: int, device: torch.device, record: bool) -> None:
         self._tokens = tokens
         self._recording = _Recording((2, tokens), device, record)
 
-    def __call__(self, passage: Ids, room: int) -> list[States]:
+    def __call__(self, encode: Encode, passage: Ids, room: int) -> list[States]:
         ids = [*passage, *[0] * (self._tokens - len(passage))]
         positions = [min(room - len(passage) + i, room - 1) for i in range(self._tokens)]
         states: list[States] = self._recording(
-            [ids, positions], lambda inputs: self._encode(inputs[:1], inputs[1:])
+            [ids, positions], lambda inputs: encode(inputs[:1], inputs[1:])
         )
         held = len(passage)  # copied, since the next passage is written over it
         return [(keys[:, :, :held].clone(), values[:, :, :held].clone()) for keys, values in states]
 
 
 class FixedPasses:
-    """The fixed passes of an engine: of every cache, and of passages on their own."""
+    """The fixed passes of an engine: of every cache, and of passages on their own.
 
-    def __init__(self, run: Run, encode: Encode, device: torch.device, record: bool) -> None:
+    The engine's methods are handed to each, not kept: with a circle of references its caches would
+    not be freed with it.
+    """
+
+    def __init__(self, device: torch.device, record: bool) -> None:
         """Begin without any.
 
         Args:
-            run: `LocalEngine.run`.
-            encode: keys and values of a passage; see `Encode`.
             device: the model's.
             record: on CUDA; elsewhere the same passes run step by step.
         """
-        self._run = run
-        self._encode = encode
         self._device = device
         self._record = record
         self._passes: weakref.WeakKeyDictionary[DynamicCache, dict[tuple[int, int], FixedPass]] = (
@@ -228,13 +225,20 @@ class FixedPasses:
         return rounded if rounded <= _MOST_TOKENS else None
 
     def step(
-        self, cache: DynamicCache, buffers: Sequence[States], rows: Sequence[NewTokens], tokens: int
+        self,
+        run: Run,
+        cache: DynamicCache,
+        buffers: Sequence[States],
+        rows: Sequence[NewTokens],
+        tokens: int,
     ) -> Tensor:
         """Write new tokens to a cache's buffers: the logits behind the last of each row, (B, V).
 
         Valid until the next step.
 
         Args:
+            run: `LocalEngine.run`.
+            cache: what the buffers belong to.
             buffers: with room for T tokens behind every row's `start`.
             tokens: T, from `tokens`.
         """
@@ -245,21 +249,20 @@ class FixedPasses:
         if known is None or not known.serves(buffers, end):
             capacity = min(pair[0].shape[-2] for pair in buffers)
             columns = min(_columns(end), capacity)
-            known = FixedPass(self._run, buffers, *key, columns, self._record)
-            passes[key] = known
-        return known(buffers, rows)
+            known = passes[key] = FixedPass(
+                buffers, rows=len(rows), tokens=tokens, columns=columns, record=self._record
+            )
+        return known(run, buffers, rows)
 
-    def encode(self, passage: Ids, room: int) -> list[States] | None:
+    def encode(self, encode: Encode, passage: Ids, room: int) -> list[States] | None:
         """Keys and values of a passage before `room`, (1, H, p, D) each; None: it is too long."""
         tokens = self.tokens(len(passage))
         if tokens is None:
             return None
         with self._encoding:  # another thread may encode ahead
             if tokens not in self._encodings:
-                self._encodings[tokens] = _FixedEncoding(
-                    self._encode, tokens, self._device, self._record
-                )
-            return self._encodings[tokens](passage, room)
+                self._encodings[tokens] = _FixedEncoding(tokens, self._device, self._record)
+            return self._encodings[tokens](encode, passage, room)
 
 
 def _columns(end: int) -> int:

@@ -24,6 +24,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,7 +142,8 @@ class LocalEngine:
         slot = placed and has_full_attention_only(model)
         self.capabilities = Capabilities(window=window, slot=slot)
         self._store = passage_store
-        self.passages = PassageCache(passage_bytes, self._find_passage)
+        find = None if passage_store is None else partial(passage_store.find, device=model.device)
+        self.passages = PassageCache(passage_bytes, find)
         self._takes_keep = "logits_to_keep" in parameters
         self._idle_limit = idle_sequences
         self._idle_bytes = idle_bytes
@@ -152,7 +154,7 @@ class LocalEngine:
         self.fixed: FixedPasses | None = None
         on_cuda = model.device.type == "cuda"
         if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
-            self.fixed = FixedPasses(self.run, self.states_alone, model.device, record=on_cuda)
+            self.fixed = FixedPasses(model.device, record=on_cuda)
             known = fixed_passes is True and not self_check
             if not known and not has_fixed_passes(self):
                 self.fixed = None
@@ -293,13 +295,10 @@ class LocalEngine:
         """See `SlotEngine.prepare`."""
         self.passages.get(passage, room, self.encode_passage)
 
-    def _find_passage(self, passage: Ids) -> list[States] | None:
-        return None if self._store is None else self._store.find(passage, self.model.device)
-
     @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
-        fixed = None if self.fixed is None else self.fixed.encode(passage, room)
+        fixed = None if self.fixed is None else self.fixed.encode(self.states_alone, passage, room)
         if fixed is not None:
             return fixed
         ids = torch.tensor([passage], device=self.model.device)
@@ -338,7 +337,7 @@ class LocalEngine:
             layer.reserve(tokens)
         new = NewTokens(ids, sequence.end, sequence.first)
         buffers = [layer.buffers for layer in layers]
-        logits = self.fixed.step(sequence.cache, buffers, [new], tokens)
+        logits = self.fixed.step(self.run, sequence.cache, buffers, [new], tokens)
         for layer in layers:
             layer.advance(len(ids))
         return logits

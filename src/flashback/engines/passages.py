@@ -33,7 +33,7 @@ class PassageCount:
 class PassageCache:
     """Least recently used passages go first when the byte budget is spent."""
 
-    def __init__(self, budget: int, find: Find = lambda _: None) -> None:
+    def __init__(self, budget: int, find: Find | None = None) -> None:
         """Start empty.
 
         Args:
@@ -58,7 +58,7 @@ class PassageCache:
                 self._states.move_to_end(key)
                 self.count.kept += 1
                 return found, True
-        found = self._find(passage)
+        found = None if self._find is None else self._find(passage)
         states = encode(passage, room) if found is None else found
         with self._lock:
             if found is None:
