@@ -20,6 +20,7 @@ from transformers import (
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import InView, Prompt, Slot
+from flashback.engines.attention import attention_for
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
@@ -324,3 +325,33 @@ def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> N
     del writer
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
     assert engine.held[0] == 2
+
+
+@pytest.mark.parametrize("budget", [None, 1 << 30])
+def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
+    budget: int | None,
+) -> None:
+    """So prepending has one cache, not two; what was in it is gone."""
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=budget)
+    engine.forget()
+    writer = greedy()
+    caches = []
+    for start in (10, 60, 110):
+        ids = tuple(range(start, start + 40))
+        text = list(engine.complete(Prompt(ids), 6, writer))
+        alone = LocalEngine(tiny_model("llama"), window=192)
+        assert text == list(alone.complete(Prompt(ids), 6, greedy()))
+        caches.append(engine._idle[0].cache)
+    assert engine.held[0] == 1
+    assert all(cache is caches[0] for cache in caches)
+
+
+def test_single_tokens_at_fixed_places_are_attended_to_by_matrix_products() -> None:
+    model = tiny_model("llama")
+    usual = model.config._attn_implementation
+    with attention_for(model, 1, fixed=True):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == usual
+    for tokens, fixed in ((1, False), (2, True)):
+        with attention_for(model, tokens, fixed=fixed):
+            assert model.config._attn_implementation == usual

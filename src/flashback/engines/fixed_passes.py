@@ -177,7 +177,7 @@ class FixedPass:
         cache = DynamicCache()
         cache.layers = [_FixedLayer(pair, columns, self.columns) for pair in buffers]
         positions = torch.minimum(columns, last)
-        return run(ids, positions, cache, 1, attention_mask=mask)[:, -1]
+        return run(ids, positions, cache, 1, fixed=True, attention_mask=mask)[:, -1]
 
 
 class _FixedEncoding:

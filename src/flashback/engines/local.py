@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from flashback.arrangement import Ids, Prompt
+from flashback.engines.attention import attention_for
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
     States,
@@ -298,16 +299,22 @@ class LocalEngine:
     @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
-        fixed = None if self.fixed is None else self.fixed.encode(self.states_alone, passage, room)
+        fixed = (
+            None
+            if self.fixed is None
+            else self.fixed.encode(partial(self.states_alone, fixed=True), passage, room)
+        )
         if fixed is not None:
             return fixed
         ids = torch.tensor([passage], device=self.model.device)
         positions = torch.arange(room - len(passage), room, device=self.model.device)[None]
         return self.states_alone(ids, positions)
 
-    def states_alone(self, ids: Tensor, positions: Tensor) -> list[States]:
+    def states_alone(self, ids: Tensor, positions: Tensor, fixed: bool = False) -> list[States]:
         """Keys and values of ids (1, T) at positions (1, T), with nothing else in view."""
-        return states_alone(self.model, lambda cache: self.run(ids, positions, cache, 1))
+        return states_alone(
+            self.model, lambda cache: self.run(ids, positions, cache, 1, fixed=fixed)
+        )
 
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
         with self.lock, torch.inference_mode():
@@ -343,14 +350,26 @@ class LocalEngine:
         return logits
 
     def run(
-        self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: DynamicCache,
+        keep: int,
+        *,
+        fixed: bool = False,
+        **more: Any,
     ) -> Tensor:
-        """One pass over new tokens (B, T) at `positions` (B, T): the last logits, (B, keep, V)."""
+        """One pass over new tokens (B, T) at `positions` (B, T): the last logits, (B, keep, V).
+
+        Args:
+            fixed: its shapes will come again; see `fixed_passes.py`.
+        """
         if self._takes_positions:
             more["position_ids"] = positions
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             more["logits_to_keep"] = keep
-        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
+        with attention_for(self.model, ids.shape[1], fixed=fixed):
+            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
@@ -380,14 +399,23 @@ class LocalEngine:
                 else:  # in use by another completion, which still needs all of it
                     sequence = copy.deepcopy(sequence)
             else:
-                room = prompt.slot.room
-                cache = self._new_cache(room)
-                shared, sequence = 0, CachedSequence(room, cache=cache)
+                shared, sequence = 0, self._emptied(prompt.slot.room, own)
             self._idle = [one for one in self._idle if one not in own]  # of no use any more
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
+
+    def _emptied(self, room: int, own: Sequence[CachedSequence]) -> CachedSequence:
+        """A sequence that holds nothing: one that would soon be dropped, since it has buffers."""
+        candidates = list(own)
+        if self._idle_bytes is None and len(self._idle) >= self._idle_limit:
+            candidates += self._idle[:1]
+        for one in candidates:
+            if one.room == room and one.reaches(0):
+                self._idle.remove(one)
+                return one
+        return CachedSequence(room, cache=self._new_cache(room))
 
     def _new_cache(self, room: int) -> DynamicCache:
         return new_cache(self.model, room)
