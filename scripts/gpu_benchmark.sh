@@ -6,8 +6,8 @@
 #
 # Records, figures, logs and tables go to FOLDER (docs/results/gpu). Variables replace what is
 # measured: PYTHON, DEVICE, SHAPE, LENGTHS, LONG_SHAPE, LONG_LENGTHS, BATCH, OPTIONS (further options
-# of every measurement), TESTS (what pytest looks through), STEPS (some of: parity float32 bfloat16
-# long batch) and LIMIT (seconds, all together).
+# of every measurement), TESTS (what pytest looks through), WORKERS (processes that test), STEPS (some
+# of: parity float32 bfloat16 long batch) and LIMIT (seconds, all together).
 set -u
 cd "$(dirname "$0")/.."
 OUT=${1:-docs/results/gpu}
@@ -20,6 +20,7 @@ LONG_SHAPE=${LONG_SHAPE:-llama-2-7b-16k}
 LONG_NAME=$(basename "$LONG_SHAPE")
 LONG_LENGTHS=${LONG_LENGTHS:-512:16384}
 BATCH=${BATCH:-16}
+WORKERS=${WORKERS:-6}
 STEPS=${STEPS:-parity float32 bfloat16 long batch}
 read -ra MORE <<<"${OPTIONS:-}"
 mkdir -p "$OUT" || exit
@@ -29,7 +30,7 @@ usual=(--device "$DEVICE" --sampled "${MORE[@]}")
 short=(--shape "$SHAPE" --lengths "$LENGTHS" "${usual[@]}")
 long=(--shape "$LONG_SHAPE" --lengths "$LONG_LENGTHS" "${usual[@]}")
 parallel=()
-"$PYTHON" -c 'import xdist' 2>/dev/null && parallel=(-n 6)
+"$PYTHON" -c 'import xdist' 2>/dev/null && parallel=(-n "$WORKERS")
 for wanted in $STEPS; do
   case $wanted in
     parity) step parity "$PYTHON" -m pytest -q -m gpu "${parallel[@]}" "${TESTS:-tests}" ;;

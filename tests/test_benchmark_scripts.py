@@ -48,6 +48,7 @@ def test_the_gpu_script_keeps_what_it_has_when_a_step_fails(
         STEPS="parity long batch",
         BATCH="2",
         TESTS="tests/test_cuda.py",
+        WORKERS="0",
     )
     assert ended.stderr.splitlines()[-1] == "failed: runtime-gpt-17-bfloat16"
     assert "expected a model's folder" in (tmp_path / "runtime-gpt-17-bfloat16.log").read_text()

@@ -20,7 +20,7 @@ from transformers import (
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import InView, Prompt, Slot
-from flashback.engines.attention import attention_for
+from flashback.engines.attention import Attention
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
@@ -349,9 +349,9 @@ def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
 def test_single_tokens_at_fixed_places_are_attended_to_by_matrix_products() -> None:
     model = tiny_model("llama")
     usual = model.config._attn_implementation
-    with attention_for(model, 1, fixed=True):
+    with Attention(model).for_pass(1, fixed=True):
         assert model.config._attn_implementation == "eager"
     assert model.config._attn_implementation == usual
     for tokens, fixed in ((1, False), (2, True)):
-        with attention_for(model, tokens, fixed=fixed):
+        with Attention(model).for_pass(tokens, fixed=fixed):
             assert model.config._attn_implementation == usual

@@ -181,11 +181,11 @@ class Runtime:
 
     def later_strides(self, arm: str, lengths: Sequence[int]) -> Iterator[Written]:
         """A stride at each of these context lengths, with the context before it in the cache."""
-        before = _RECORDED_AFTER if self.fixed_passes else 1
+        stride = self.settings.stride
         for length in lengths:
-            before = min(before, length // self.settings.stride - 1)
-            strides = self.strides(arm, length - before * self.settings.stride, before + 1)
-            yield list(strides)[-1]
+            wanted = _RECORDED_AFTER if self.fixed_passes else 1
+            before = min(wanted, (length - 1) // stride)
+            yield list(self.strides(arm, length - before * stride, before + 1))[-1]
 
     def strides(self, arm: str, start: int, count: int) -> Iterator[Written]:
         """Strides of an arm that begins with an empty cache and `start` tokens of context."""

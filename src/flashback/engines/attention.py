@@ -19,27 +19,29 @@ from transformers import PreTrainedModel
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attention_for(
-    model: PreTrainedModel, tokens: int, *, fixed: bool
-) -> AbstractContextManager[object]:
-    """Choose for one pass over so many new tokens of a row.
+class Attention:
+    """The choice for the passes of one model."""
 
-    Args:
-        fixed: the pass is one of `fixed_passes.py`.
-    """
-    if fixed:
-        single = tokens == 1 and model.dtype == torch.float32
-        return _matrix_products(model) if single else contextlib.nullcontext()
-    if model.device.type == "cuda":
-        return sdpa_kernel(_WITHOUT_PLANS)
-    return contextlib.nullcontext()
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._usual = model.config._attn_implementation
 
+    def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
+        """Choose for one pass over so many new tokens of a row.
 
-@contextlib.contextmanager
-def _matrix_products(model: PreTrainedModel) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
+        Args:
+            fixed: the pass is one of `fixed_passes.py`.
+        """
+        if not fixed and self._model.device.type == "cuda":
+            return sdpa_kernel(_WITHOUT_PLANS)
+        if fixed and tokens == 1 and self._model.dtype == torch.float32:
+            return self._matrix_products()
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _matrix_products(self) -> Iterator[None]:
+        self._model.config._attn_implementation = "eager"
+        try:
+            yield
+        finally:  # not what it was before: another thread may be doing the same
+            self._model.config._attn_implementation = self._usual

@@ -11,7 +11,7 @@ Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K 
 
 Column i of a row holds position i: the slot first, the context behind it. T is the number of new
 tokens, rounded up; a row's padding stands before them in the pass, and is written behind the row's
-end, where it is seen by nothing and soon overwritten. K is an eighth more than is needed.
+end, where it is seen by nothing and soon overwritten. K is an eighth more than is needed, or 256.
 
 A pass of some T and K runs step by step the first time, is recorded the second time, and replayed
 from then on, until K columns are not enough or the buffers have moved. Without recording it runs

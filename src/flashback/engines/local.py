@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from flashback.arrangement import Ids, Prompt
-from flashback.engines.attention import attention_for
+from flashback.engines.attention import Attention
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
     States,
@@ -146,6 +146,7 @@ class LocalEngine:
         find = None if passage_store is None else partial(passage_store.find, device=model.device)
         self.passages = PassageCache(passage_bytes, find)
         self._takes_keep = "logits_to_keep" in parameters
+        self._attention = Attention(model)
         self._idle_limit = idle_sequences
         self._idle_bytes = idle_bytes
         self._idle: list[CachedSequence] = []
@@ -368,7 +369,7 @@ class LocalEngine:
             more["position_ids"] = positions
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             more["logits_to_keep"] = keep
-        with attention_for(self.model, ids.shape[1], fixed=fixed):
+        with self._attention.for_pass(ids.shape[1], fixed=fixed):
             output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
