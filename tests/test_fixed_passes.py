@@ -3,17 +3,26 @@
 import copy
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 
+import flashback.engines.local as local_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines import fixed_passes
 from flashback.engines.cache import States
-from flashback.engines.fixed_passes import FixedPass, NewTokens, Run
+from flashback.engines.fixed_passes import (
+    Compute,
+    FixedPass,
+    FixedPasses,
+    NewTokens,
+    Recorder,
+    Run,
+)
 from flashback.engines.local import LocalEngine
 from flashback.generation import Generator
 from flashback.sampling import Sampler
@@ -59,6 +68,49 @@ def test_a_long_text_equals_recomputing_everything(
         assert len(set(decoded)) > 1
         boundaries = len(passes) - len(decoded)
         assert boundaries > 5 or pattern in (Pattern.NONE, Pattern.SLOT)
+
+
+class PretendedRecorder(Recorder):
+    """Behaves as CUDA does: results are anything until the first replay, then written over."""
+
+    replays = 0
+
+    def record(self, compute: Compute, inputs: torch.Tensor) -> tuple[Callable[[], None], Any]:
+        output = compute(inputs)
+        for part in tensors(output):
+            part.fill_(torch.nan)
+
+        def replay() -> None:
+            PretendedRecorder.replays += 1
+            for part, new in zip(tensors(output), tensors(compute(inputs)), strict=True):
+                part.copy_(new)
+
+        return replay, output
+
+
+def tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Logits, or the keys and values of every layer."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    else:
+        for part in output:
+            yield from tensors(part)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_what_is_replayed_equals_recomputing_everything(
+    family: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, but for the device."""
+
+    def recorded(device: torch.device, _: object) -> FixedPasses:
+        return FixedPasses(device, PretendedRecorder())
+
+    monkeypatch.setattr(local_module, "FixedPasses", recorded)
+    before = PretendedRecorder.replays
+    check_a_long_text(family, pattern, "cpu", monkeypatch, fixed_passes=True)
+    assert PretendedRecorder.replays > before + 60
 
 
 def greedy(engine: LocalEngine, prompt: list[int], count: int) -> list[int]:

@@ -89,30 +89,50 @@ class _FixedLayer(DynamicLayer):
         return self._width - self._columns.shape[1]
 
 
-class _Recording:
-    """Something that is computed from one tensor of whole numbers, recorded on CUDA."""
+Compute = Callable[[Tensor], Any]
+"""From a tensor of whole numbers to tensors."""
 
-    def __init__(self, size: tuple[int, ...], device: torch.device, record: bool) -> None:
+
+class Recorder:
+    """Records work on CUDA, one piece at a time: recording begins by waiting for the device.
+
+    So it would break into what another thread, that encodes ahead, is recording.
+    """
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+
+    def record(self, compute: Compute, inputs: Tensor) -> tuple[Callable[[], None], Any]:
+        """How to do the work again, and where its results are then."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile.
+        with self._busy, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = compute(inputs)
+        return graph.replay, output
+
+
+class _Repeated:
+    """Something that is computed from one tensor of whole numbers again and again."""
+
+    def __init__(
+        self, size: tuple[int, int], device: torch.device, recorder: Recorder | None
+    ) -> None:
         self._inputs = torch.zeros(size, dtype=torch.long, device=device)
-        self._record = record
+        self._recorder = recorder
         self._warm = False
         """Whether it ran once: libraries prepare themselves then, which cannot be recorded."""
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
         self._output: Any = None
 
-    def __call__(self, inputs: list[list[int]], compute: Callable[[Tensor], Any]) -> Any:
+    def __call__(self, inputs: list[list[int]], compute: Compute) -> Any:
         """What `compute` makes of the inputs; valid until the next call."""
         self._inputs.copy_(torch.tensor(inputs))
-        if not (self._record and self._warm):
+        if self._recorder is None or not self._warm:
             self._warm = True
             return compute(self._inputs)
-        if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may use the device meanwhile (lookahead); only this one records.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._output = compute(self._inputs)
-            self._graph = graph
-        self._graph.replay()
+        if self._replay is None:
+            self._replay, self._output = self._recorder.record(compute, self._inputs)
+        self._replay()
         return self._output
 
 
@@ -126,7 +146,7 @@ class FixedPass:
         rows: int,
         tokens: int,
         columns: int,
-        record: bool,
+        recorder: Recorder | None,
     ) -> None:
         """Prepare a pass.
 
@@ -136,7 +156,7 @@ class FixedPass:
             rows: B; 1 also stands for several rows that take all the same columns.
             tokens: T.
             columns: K.
-            record: on CUDA.
+            recorder: on CUDA.
         """
         self.tokens = tokens
         self.columns = columns
@@ -144,7 +164,7 @@ class FixedPass:
         self._dtype, device = buffers[0][0].dtype, buffers[0][0].device
         self._places = torch.arange(tokens, device=device)
         self._numbers = torch.arange(columns, device=device)
-        self._recording = _Recording((rows, tokens + 3), device, record)
+        self._repeated = _Repeated((rows, tokens + 3), device, recorder)
 
     def serves(self, buffers: Sequence[States], end: int) -> bool:
         """Whether the buffers are still where they were, and `end` columns are among K."""
@@ -158,7 +178,7 @@ class FixedPass:
     def __call__(self, run: Run, buffers: Sequence[States], rows: Sequence[NewTokens]) -> Tensor:
         """The logits behind the last token of each row, (B, V); valid until the next call."""
         inputs = [self._numbers_of(row) for row in rows]
-        logits: Tensor = self._recording(inputs, lambda given: self._pass(run, buffers, given))
+        logits: Tensor = self._repeated(inputs, lambda given: self._pass(run, buffers, given))
         return logits
 
     def _numbers_of(self, row: NewTokens) -> list[int]:
@@ -183,14 +203,14 @@ class FixedPass:
 class _FixedEncoding:
     """A passage of up to T tokens on its own, padded behind."""
 
-    def __init__(self, tokens: int, device: torch.device, record: bool) -> None:
+    def __init__(self, tokens: int, device: torch.device, recorder: Recorder | None) -> None:
         self._tokens = tokens
-        self._recording = _Recording((2, tokens), device, record)
+        self._repeated = _Repeated((2, tokens), device, recorder)
 
     def __call__(self, encode: Encode, passage: Ids, room: int) -> list[States]:
         ids = [*passage, *[0] * (self._tokens - len(passage))]
         positions = [min(room - len(passage) + i, room - 1) for i in range(self._tokens)]
-        states: list[States] = self._recording(
+        states: list[States] = self._repeated(
             [ids, positions], lambda inputs: encode(inputs[:1], inputs[1:])
         )
         held = len(passage)  # copied, since the next passage is written over it
@@ -204,15 +224,15 @@ class FixedPasses:
     not be freed with it.
     """
 
-    def __init__(self, device: torch.device, record: bool) -> None:
+    def __init__(self, device: torch.device, recorder: Recorder | None) -> None:
         """Begin without any.
 
         Args:
             device: the model's.
-            record: on CUDA; elsewhere the same passes run step by step.
+            recorder: on CUDA; elsewhere the same passes run step by step.
         """
         self._device = device
-        self._record = record
+        self._recorder = recorder
         self._passes: weakref.WeakKeyDictionary[DynamicCache, dict[tuple[int, int], FixedPass]] = (
             weakref.WeakKeyDictionary()
         )
@@ -250,7 +270,7 @@ class FixedPasses:
             capacity = min(pair[0].shape[-2] for pair in buffers)
             columns = min(_columns(end), capacity)
             known = passes[key] = FixedPass(
-                buffers, rows=len(rows), tokens=tokens, columns=columns, record=self._record
+                buffers, rows=len(rows), tokens=tokens, columns=columns, recorder=self._recorder
             )
         return known(run, buffers, rows)
 
@@ -261,7 +281,7 @@ class FixedPasses:
             return None
         with self._encoding:  # another thread may encode ahead
             if tokens not in self._encodings:
-                self._encodings[tokens] = _FixedEncoding(tokens, self._device, self._record)
+                self._encodings[tokens] = _FixedEncoding(tokens, self._device, self._recorder)
             return self._encodings[tokens](encode, passage, room)
 
 

@@ -51,7 +51,7 @@ from flashback.engines.checks import (
     label,
     refuse_uncuttable,
 )
-from flashback.engines.fixed_passes import FixedPasses, NewTokens
+from flashback.engines.fixed_passes import FixedPasses, NewTokens, Recorder
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
@@ -156,7 +156,7 @@ class LocalEngine:
         self.fixed: FixedPasses | None = None
         on_cuda = model.device.type == "cuda"
         if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
-            self.fixed = FixedPasses(model.device, record=on_cuda)
+            self.fixed = FixedPasses(model.device, Recorder() if on_cuda else None)
             known = fixed_passes is True and not self_check
             if not known and not has_fixed_passes(self):
                 self.fixed = None
