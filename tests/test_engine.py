@@ -355,3 +355,14 @@ def test_single_tokens_at_fixed_places_are_attended_to_by_matrix_products() -> N
     for tokens, fixed in ((1, False), (2, True)):
         with Attention(model).for_pass(tokens, fixed=fixed):
             assert model.config._attn_implementation == usual
+
+
+def test_a_short_text_does_not_keep_the_buffers_of_a_long_one() -> None:
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 4000
+    engine = LocalEngine(model, window=4000)
+    engine.forget()
+    list(engine.complete(Prompt(tuple(range(2, 290)) * 10), 1, greedy()))
+    before = engine.held[1]
+    complete(engine, PROMPT, 4)
+    assert engine.held[1] < before / 4

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
 
@@ -14,7 +16,7 @@ import flashback.engines.local as local_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines import fixed_passes
-from flashback.engines.cache import States
+from flashback.engines.cache import States, full_layers
 from flashback.engines.fixed_passes import (
     Compute,
     FixedPass,
@@ -144,14 +146,107 @@ def test_an_engine_whose_reader_cannot_decodes_as_before() -> None:
         assert LocalEngine(tiny_model(family), 128, fixed_passes=True).fixed is None
 
 
-def test_a_copy_of_a_cache_moves_its_graph_nowhere() -> None:
+@torch.inference_mode()
+def test_a_copy_of_a_cache_is_written_to_alone() -> None:
     engine = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=True)
-    assert engine.fixed is not None
-    greedy(engine, [5, 6, 7], 6)
+    plain = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=False)
+    text = greedy(engine, [5, 6, 7], 6)
     (held,) = engine._idle
     copied = copy.deepcopy(held)
-    assert held.cache in engine.fixed._passes
-    assert copied.cache not in engine.fixed._passes
+    before = [buffer.clone() for layer in full_layers(held.cache) for buffer in layer.buffers]
+    for token in (20, 30, 40):
+        engine._forward(copied, [token], 1)
+    after = [buffer for layer in full_layers(held.cache) for buffer in layer.buffers]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    again, expected = (greedy(one, [5, 6, 7, *text], 6) for one in (engine, plain))
+    assert again == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_passages_encoded_ahead_are_those_of_an_engine_alone(device: str) -> None:
+    """By a thread of its own, while another decodes."""
+    model = tiny_model("llama")
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    engine = LocalEngine(model, 190, fixed_passes=True, passage_bytes=0)
+    assert engine.fixed is not None
+    plain = LocalEngine(tiny_model("llama"), 190, fixed_passes=False)
+    passages = [tuple(range(start, start + 40)) for start in (20, 70, 120)]
+    expected = [plain.encode_passage(passage, 48) for passage in passages]
+    writing = True
+    found: list[tuple[int, list[States]]] = []
+
+    def encode_ahead() -> None:
+        while writing:
+            found.extend((at, engine.encode_passage(one, 48)) for at, one in enumerate(passages))
+
+    with ThreadPoolExecutor(1) as threads:
+        ahead = threads.submit(encode_ahead)
+        try:
+            texts = [greedy(engine, list(range(5, 25)), 100) for _ in range(3)]
+        finally:
+            writing = False
+        ahead.result()
+    assert texts == [greedy(plain, list(range(5, 25)), 100)] * 3
+    assert len(found) >= 3
+    for at, states in found:
+        for one, other in zip(tensors(states), tensors(expected[at]), strict=True):
+            torch.testing.assert_close(one.cpu(), other, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_lookahead_writes_what_it_writes_without_fixed_passes(device: str) -> None:
+    """Every text looks ahead in a new thread."""
+    made_up = Settings(
+        RetrievalSettings(Pattern.SLOT, stride=8, query_tokens=12, passage_tokens=16, lookahead=3),
+        stopping=StoppingSettings(48, ignore_eos=True),
+    )
+    model = tiny_model("llama")
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    texts = []
+    for reader, fixed in ((tiny_reader(model=model), True), (tiny_reader(), False)):
+        engine = LocalEngine(reader.model, reader.window, fixed_passes=fixed, passage_bytes=0)
+        writer = Generator(reader, engine, QueryRetriever())
+        texts.append([writer.generate([0, *range(10, 40)], made_up).tokens for _ in range(3)])
+    assert texts[0] == texts[1]
+
+
+def test_a_thread_records_only_what_it_ran_before() -> None:
+    """Libraries prepare themselves for each thread, which cannot be recorded."""
+    prepared: set[threading.Thread] = set()
+    recorded_by: list[threading.Thread] = []
+
+    class Strict(PretendedRecorder):
+        def record(self, compute: Compute, inputs: torch.Tensor) -> tuple[Callable[[], None], Any]:
+            assert threading.current_thread() in prepared
+            recorded_by.append(threading.current_thread())
+            return super().record(compute, inputs)
+
+    engine = LocalEngine(tiny_model("llama"), 190, fixed_passes=False)
+    fixed = FixedPasses(torch.device("cpu"), Strict())
+    passage = tuple(range(20, 60))
+
+    @torch.inference_mode()
+    def encode() -> None:
+        fixed.encode(engine.states_alone, passage, 48)
+        prepared.add(threading.current_thread())
+
+    encode()
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(encode).result()
+    assert not recorded_by
+    encode()
+    assert recorded_by == [threading.current_thread()]
+
+
+def test_few_lengths_of_passages_are_kept() -> None:
+    engine = LocalEngine(tiny_model("llama"), 190, fixed_passes=True)
+    assert engine.fixed is not None
+    for length in (5, 20, 40, 60, 80, 20):
+        engine.encode_passage(tuple(range(length)), 100)
+    assert list(engine.fixed._encodings) == [48, 64, 80, 32]
+    engine.forget()
+    assert not engine.fixed._encodings
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -29,7 +29,8 @@ def calibrate(reader: Reader, shape: Shape, length: int, batch: int = 1) -> Ceil
     for _ in range(_REPEATS):
         engine.forget()
         sampler = Sampler(SamplingSettings(), (0,))
-        completion = engine.complete(Prompt((0,) * length), 1 + _DECODE_STEPS, sampler)
+        tokens = min(1 + _DECODE_STEPS, reader.window - length)
+        completion = engine.complete(Prompt((0,) * length), tokens, sampler)
         ends = [time.perf_counter() for _ in completion]
         encode.append(completion.usage.encode_seconds)
         decode += [ended - began for began, ended in itertools.pairwise(ends)]

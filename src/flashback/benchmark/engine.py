@@ -22,6 +22,7 @@ from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
 from flashback.benchmark.settings import EngineBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
+from flashback.engines.attention import UsualAttention
 from flashback.engines.local import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
@@ -94,6 +95,8 @@ class ArmEngine(TimedEngine):
         self._dynamic = dynamic
         self.model_seconds = 0.0
         super().__init__(reader, text, fixed_passes=False if dynamic else None)
+        if dynamic:
+            self._attention = UsualAttention(reader.model)
 
     def _new_cache(self, room: int) -> DynamicCache:
         if self._dynamic:

@@ -9,6 +9,7 @@ Measured on an H100 (docs/lab-log.md, "On a GPU"):
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -17,10 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_KERNELS = threading.RLock()
+"""PyTorch's choice of kernels is the process's: one thread at a time changes it, and back."""
 
 
 class Attention:
-    """The choice for the passes of one model."""
+    """The choice for the passes of one model, of which one runs at a time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -33,7 +36,7 @@ class Attention:
             fixed: the pass is one of `fixed_passes.py`.
         """
         if not fixed and self._model.device.type == "cuda":
-            return sdpa_kernel(_WITHOUT_PLANS)
+            return _without_plans()
         if fixed and tokens == 1 and self._model.dtype == torch.float32:
             return self._matrix_products()
         return contextlib.nullcontext()
@@ -43,5 +46,19 @@ class Attention:
         self._model.config._attn_implementation = "eager"
         try:
             yield
-        finally:  # not what it was before: another thread may be doing the same
+        finally:
             self._model.config._attn_implementation = self._usual
+
+
+class UsualAttention(Attention):
+    """What PyTorch and transformers choose by themselves."""
+
+    def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
+        """Change nothing."""
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_plans() -> Iterator[None]:
+    with _KERNELS, sdpa_kernel(_WITHOUT_PLANS):
+        yield

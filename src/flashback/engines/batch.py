@@ -134,14 +134,16 @@ class _Layer(DynamicLayer):
 class LocalBatch:
     """Rows of a transformers model; see the module's docstring, and `Batch` for what it does."""
 
-    def __init__(self, engine: "LocalEngine", rows: int) -> None:
+    def __init__(self, engine: "LocalEngine", rows: int, *, fixed: bool) -> None:
         """Start with empty rows.
 
         Args:
             engine: whose model, passages and limits are used.
             rows: B, the most requests at a time.
+            fixed: take the engine's fixed passes where they can be.
         """
         self.rows = rows
+        self._fixed = engine.fixed if fixed else None
         self._engine = engine
         self._held: list[Row] = []
         """In the order of their places, [0, A)."""
@@ -311,7 +313,7 @@ class LocalBatch:
 
     def _fixed_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor | None:
         """The same where the engine has fixed passes, of the first rows, behind what is held."""
-        fixed = self._engine.fixed
+        fixed = self._fixed
         tokens = None if fixed is None else fixed.tokens(max(map(len, new)))
         if fixed is None or tokens is None or not all(layer.held for layer in self._layers):
             return None

@@ -28,6 +28,8 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 _ROOM = 256
 """Spare positions of a new buffer, at least; it grows geometrically beyond that."""
+_ALIGNED = 16
+"""Buffers have a multiple of so many positions: kernels read masks of such lengths fastest."""
 
 
 States = tuple[Tensor, Tensor]
@@ -36,7 +38,8 @@ States = tuple[Tensor, Tensor]
 
 def room_for(positions: int) -> int:
     """How large to make a buffer that must hold so many, so that it seldom grows."""
-    return positions + max(_ROOM, positions // 4)
+    wanted = positions + max(_ROOM, positions // 4)
+    return -(-wanted // _ALIGNED) * _ALIGNED
 
 
 class _Buffer:
@@ -61,6 +64,11 @@ class _Buffer:
         if self._keys is None:
             self._move((keys, values), 0, self.first)
         self._write(-keys.shape[-2], keys, values)
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
+        return 0 if self._keys is None else self._keys.shape[-2]
 
     @property
     def bytes(self) -> int:
@@ -169,18 +177,22 @@ class BufferedLayer(DynamicLayer):
     def bytes(self) -> int:
         return self._buffer.bytes
 
+    @property
+    def capacity(self) -> int:
+        return self._buffer.capacity
+
 
 class _Enough(Exception):
     """The last layer's keys and values are there: nothing of the pass is needed any more."""
 
 
-class _LastLayer(BufferedLayer):
+class _LastLayer(DynamicLayer):
     """Ends the pass once it has its keys and values."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, new, D) keys and values.
+        """Keep (B, H, new, D) keys and values.
 
         Raises:
             _Enough: always.
@@ -225,6 +237,10 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
     def bytes(self) -> int:
         return self._buffer.bytes
 
+    @property
+    def capacity(self) -> int:
+        return self._buffer.capacity
+
 
 _BUFFERED = (BufferedLayer, BufferedSlidingLayer)
 
@@ -252,14 +268,18 @@ def states_alone(model: PreTrainedModel, forward: Callable[[DynamicCache], objec
         model: all of its layers have full attention.
         forward: runs the model on the sequence with this cache.
     """
-    cache = new_cache(model)
-    *_, last = (at for at, layer in enumerate(cache.layers) if isinstance(layer, BufferedLayer))
-    cache.layers[last] = _LastLayer()
+    cache = DynamicCache(config=model.config)  # without buffers: it takes what it holds
+    *_, last = (at for at, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer))
+    cache.layers[last] = _LastLayer()  # type: ignore[no-untyped-call]
     with contextlib.suppress(_Enough):
         forward(cache)
-    # Copies, since the buffers have room to spare.
-    held = (layer.states() for layer in full_layers(cache))
-    return [(keys.clone(), values.clone()) for keys, values in held]
+    states = []
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            assert layer.keys is not None
+            assert layer.values is not None
+            states.append((layer.keys, layer.values))
+    return states
 
 
 def _buffered(layer: object, room: int) -> Any:
@@ -289,6 +309,12 @@ def cache_reaches(cache: DynamicCache, length: int) -> bool:
 def cache_bytes(cache: DynamicCache) -> int:
     """What a cache takes, the room to spare included."""
     return sum(layer.bytes for layer in cache.layers if isinstance(layer, _BUFFERED))
+
+
+def cache_is_roomy(cache: DynamicCache, positions: int) -> bool:
+    """Whether a cache takes much more than so many positions need."""
+    layers = [layer for layer in cache.layers if isinstance(layer, _BUFFERED)]
+    return any(layer.capacity > 2 * room_for(positions) for layer in layers)
 
 
 def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:

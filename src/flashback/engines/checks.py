@@ -1,5 +1,6 @@
 """Whether a model can be trusted with a cache: by its kind, then by what it computes."""
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -94,6 +95,8 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
             _compare(engine.model, ids[:end], logits, "logits of a fixed pass")
         for passage in (ids[:2], ids[2:5]):
             _compare_states(engine, tuple(passage))
+    except torch.OutOfMemoryError:
+        raise
     except (UnsupportedReader, TypeError, ValueError, RuntimeError):
         return False
     finally:
@@ -101,8 +104,22 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
     return True
 
 
+def has_fixed_batches(engine: "LocalEngine") -> bool:
+    """Whether batches compute what recomputing does by fixed passes, too.
+
+    Raises:
+        UnsupportedReader: they do not even without.
+    """
+    if engine.fixed is not None:
+        with contextlib.suppress(UnsupportedReader):
+            _check_batch(engine, fixed=True)
+            return True
+    _check_batch(engine, fixed=False)
+    return False
+
+
 @torch.inference_mode()
-def check_batch(engine: "LocalEngine") -> None:
+def _check_batch(engine: "LocalEngine", *, fixed: bool) -> None:
     """Compare rows of different lengths with recomputed logits, then cut them unequally.
 
     Raises:
@@ -114,12 +131,18 @@ def check_batch(engine: "LocalEngine") -> None:
             "of different lengths do not share"
         )
     length = max(4, min(24, engine.capabilities.window))
-    batch = LocalBatch(engine, 2)
-    for first, second in ((length, length // 2), (length // 2 + 1, length)):
-        long, short = _random_ids(engine.model, 2, length)
+    batch = LocalBatch(engine, 2, fixed=fixed)
+    half = length // 2
+    # New rows, then fixed passes that run, are recorded and replayed; then one token of each.
+    lengths = [(length, half), (half + 1, length), (length, half + 1), (half + 1, length)]
+    lengths += [(length - 1, half), (length, half + 1), (length - 1, half), (length, half + 1)]
+    long, short = _random_ids(engine.model, 2, length)
+    for first, second in lengths if fixed else lengths[:2]:
         prompts = (long[:first], short[:second])
         try:
             logits = batch.logits([Prompt(tuple(ids)) for ids in prompts])
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedReader(
                 f"{label(engine.model)} cannot compute rows of different lengths together"

@@ -11,15 +11,19 @@ Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K 
 
 Column i of a row holds position i: the slot first, the context behind it. T is the number of new
 tokens, rounded up; a row's padding stands before them in the pass, and is written behind the row's
-end, where it is seen by nothing and soon overwritten. K is an eighth more than is needed, or 256.
+end, where it is seen by nothing and soon overwritten. K is an eighth or 256 more than is needed, if
+the buffers have that.
 
 A pass of some T and K runs step by step the first time, is recorded the second time, and replayed
 from then on, until K columns are not enough or the buffers have moved. Without recording it runs
 step by step every time; that is how it is tested on any machine.
+
+An engine runs one pass at a time, whichever thread it is for: a recording bears no company.
 """
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +41,11 @@ _TOKENS = 16
 _MOST_TOKENS = 512
 """Of a pass; the kernels of a longer one take longer than to launch them."""
 _COLUMNS = 256
-"""K is a multiple of so many, and leaves room for as many at least."""
+"""K has as many to spare, or an eighth, if the buffers have."""
+_ENCODINGS = 4
+"""Lengths of passages that are recorded; each holds the keys and values of one passage."""
+_RECORDING = threading.Lock()
+"""Recording begins by waiting for the device, which would break into another's recording."""
 
 Run = Callable[..., Tensor]
 """`LocalEngine.run`."""
@@ -94,20 +102,17 @@ Compute = Callable[[Tensor], Any]
 
 
 class Recorder:
-    """Records work on CUDA, one piece at a time: recording begins by waiting for the device.
-
-    So it would break into what another thread, that encodes ahead, is recording.
-    """
-
-    def __init__(self) -> None:
-        self._busy = threading.Lock()
+    """Records work on CUDA."""
 
     def record(self, compute: Compute, inputs: Tensor) -> tuple[Callable[[], None], Any]:
         """How to do the work again, and where its results are then."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with self._busy, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = compute(inputs)
+        stream = torch.cuda.current_stream()
+        try:
+            with _RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = compute(inputs)
+        finally:  # a recording that fails leaves its own stream behind
+            torch.cuda.set_stream(stream)
         return graph.replay, output
 
 
@@ -119,18 +124,20 @@ class _Repeated:
     ) -> None:
         self._inputs = torch.zeros(size, dtype=torch.long, device=device)
         self._recorder = recorder
-        self._warm = False
-        """Whether it ran once: libraries prepare themselves then, which cannot be recorded."""
+        self._warm: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        """Where it ran once: libraries prepare for a thread then, which cannot be recorded."""
         self._replay: Callable[[], None] | None = None
         self._output: Any = None
 
     def __call__(self, inputs: list[list[int]], compute: Compute) -> Any:
         """What `compute` makes of the inputs; valid until the next call."""
         self._inputs.copy_(torch.tensor(inputs))
-        if self._recorder is None or not self._warm:
-            self._warm = True
+        thread = threading.current_thread()
+        if self._replay is None and (self._recorder is None or thread not in self._warm):
+            self._warm.add(thread)
             return compute(self._inputs)
         if self._replay is None:
+            assert self._recorder is not None
             self._replay, self._output = self._recorder.record(compute, self._inputs)
         self._replay()
         return self._output
@@ -236,8 +243,8 @@ class FixedPasses:
         self._passes: weakref.WeakKeyDictionary[DynamicCache, dict[tuple[int, int], FixedPass]] = (
             weakref.WeakKeyDictionary()
         )
-        self._encodings: dict[int, _FixedEncoding] = {}
-        self._encoding = threading.Lock()
+        self._encodings: OrderedDict[int, _FixedEncoding] = OrderedDict()
+        """By T, those used longest ago first."""
 
     def tokens(self, new: int) -> int | None:
         """T for so many new tokens of the longest row; None: too many."""
@@ -269,6 +276,8 @@ class FixedPasses:
         if known is None or not known.serves(buffers, end):
             capacity = min(pair[0].shape[-2] for pair in buffers)
             columns = min(_columns(end), capacity)
+            for other in [one for one, stale in passes.items() if not stale.serves(buffers, 0)]:
+                del passes[other]
             known = passes[key] = FixedPass(
                 buffers, rows=len(rows), tokens=tokens, columns=columns, recorder=self._recorder
             )
@@ -279,10 +288,17 @@ class FixedPasses:
         tokens = self.tokens(len(passage))
         if tokens is None:
             return None
-        with self._encoding:  # another thread may encode ahead
-            if tokens not in self._encodings:
-                self._encodings[tokens] = _FixedEncoding(tokens, self._device, self._recorder)
-            return self._encodings[tokens](encode, passage, room)
+        encoding = self._encodings.pop(tokens, None)
+        if encoding is None:
+            encoding = _FixedEncoding(tokens, self._device, self._recorder)
+        self._encodings[tokens] = encoding
+        if len(self._encodings) > _ENCODINGS:
+            self._encodings.popitem(last=False)
+        return encoding(encode, passage, room)
+
+    def forget(self) -> None:
+        """Drop all that is recorded of passages; that of a cache goes with the cache."""
+        self._encodings.clear()
 
 
 def _columns(end: int) -> int:

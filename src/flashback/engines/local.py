@@ -17,6 +17,7 @@ With a slot, [0, c) must also have been computed with the same passages in view.
 piece by piece, each with its own passage in the slot: one piece of one token at a stride boundary.
 """
 
+import contextlib
 import copy
 import inspect
 import threading
@@ -37,6 +38,7 @@ from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
     States,
     cache_bytes,
+    cache_is_roomy,
     cache_reaches,
     full_layers,
     has_full_attention_only,
@@ -45,8 +47,8 @@ from flashback.engines.cache import (
     states_alone,
 )
 from flashback.engines.checks import (
-    check_batch,
     check_cache_reuse,
+    has_fixed_batches,
     has_fixed_passes,
     label,
     refuse_uncuttable,
@@ -152,7 +154,7 @@ class LocalEngine:
         self._idle: list[CachedSequence] = []
         self._leased: list[CachedSequence] = []
         self.lock = threading.RLock()
-        self._batches_checked = False
+        self._fixed_batches: bool | None = None
         self.fixed: FixedPasses | None = None
         on_cuda = model.device.type == "cuda"
         if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
@@ -190,15 +192,16 @@ class LocalEngine:
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
         sequence, _ = self._lease(Prompt(tuple(ids[:start])))
         try:
-            with self.lock:
+            with self.lock:  # also while the logits are read, which the next pass may write over
                 logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
+                targets = torch.tensor(ids[start:], device=logits.device)
+                chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
+                scores: list[float] = chosen[:, 0].tolist()
         except BaseException:
             self._end_lease(sequence)
             raise
         self._release(sequence)
-        targets = torch.tensor(ids[start:], device=logits.device)
-        chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
-        return [float(value) for value in chosen[:, 0]]
+        return scores
 
     def batch(self, rows: int) -> LocalBatch:
         """See `BatchingEngine.batch`.
@@ -206,15 +209,16 @@ class LocalEngine:
         Raises:
             UnsupportedReader: rows of different lengths are not exact with this model.
         """
-        if not self._batches_checked:
-            check_batch(self)
-            self._batches_checked = True
-        return LocalBatch(self, rows)
+        if self._fixed_batches is None:
+            self._fixed_batches = has_fixed_batches(self)
+        return LocalBatch(self, rows, fixed=self._fixed_batches)
 
     def forget(self) -> None:
         """Drop every idle cache and passage: the next completion starts from nothing."""
         with self.lock:
             self._idle.clear()
+            if self.fixed is not None:
+                self.fixed.forget()
         self.passages.forget()
 
     @property
@@ -297,19 +301,18 @@ class LocalEngine:
         """See `SlotEngine.prepare`."""
         self.passages.get(passage, room, self.encode_passage)
 
-    @torch.inference_mode()
     def encode_passage(self, passage: Ids, room: int) -> list[States]:
         """Keys and values of a passage on its own, at the positions before `room`."""
-        fixed = (
-            None
-            if self.fixed is None
-            else self.fixed.encode(partial(self.states_alone, fixed=True), passage, room)
-        )
-        if fixed is not None:
-            return fixed
-        ids = torch.tensor([passage], device=self.model.device)
-        positions = torch.arange(room - len(passage), room, device=self.model.device)[None]
-        return self.states_alone(ids, positions)
+        # On a CPU a thread that looks ahead may run beside the one that decodes.
+        alone = self.fixed is not None or self.model.device.type != "cpu"
+        with self.lock if alone else contextlib.nullcontext(), torch.inference_mode():
+            if self.fixed is not None:
+                encode = partial(self.states_alone, fixed=True)
+                if (states := self.fixed.encode(encode, passage, room)) is not None:
+                    return states
+            ids = torch.tensor([passage], device=self.model.device)
+            positions = torch.arange(room - len(passage), room, device=self.model.device)[None]
+            return self.states_alone(ids, positions)
 
     def states_alone(self, ids: Tensor, positions: Tensor, fixed: bool = False) -> list[States]:
         """Keys and values of ids (1, T) at positions (1, T), with nothing else in view."""
@@ -400,20 +403,21 @@ class LocalEngine:
                 else:  # in use by another completion, which still needs all of it
                     sequence = copy.deepcopy(sequence)
             else:
-                shared, sequence = 0, self._emptied(prompt.slot.room, own)
+                shared, sequence = 0, self._emptied(prompt, own)
             self._idle = [one for one in self._idle if one not in own]  # of no use any more
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
             self._leased.append(sequence)
             return sequence, shared
 
-    def _emptied(self, room: int, own: Sequence[CachedSequence]) -> CachedSequence:
+    def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence:
         """A sequence that holds nothing: one that would soon be dropped, since it has buffers."""
-        candidates = list(own)
+        room, candidates = prompt.slot.room, list(own)
         if self._idle_bytes is None and len(self._idle) >= self._idle_limit:
             candidates += self._idle[:1]
         for one in candidates:
-            if one.room == room and one.reaches(0):
+            roomy = cache_is_roomy(one.cache, room + len(prompt.context))
+            if one.room == room and one.reaches(0) and not roomy:
                 self._idle.remove(one)
                 return one
         return CachedSequence(room, cache=self._new_cache(room))
