@@ -17,6 +17,7 @@ from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines import fixed_passes
 from flashback.engines.cache import States, full_layers
+from flashback.engines.checks import has_fixed_batches
 from flashback.engines.fixed_passes import (
     Compute,
     FixedPass,
@@ -294,3 +295,26 @@ def test_an_engine_is_freed_with_its_caches(fixed: bool) -> None:
         assert [one() for one in gone] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_batches_do_without_where_fixed_passes_of_several_rows_are_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = FixedPass.__call__
+
+    def wrong(
+        one: FixedPass, run: Run, buffers: Sequence[States], rows: Sequence[NewTokens]
+    ) -> torch.Tensor:
+        return plain(one, run, buffers, rows) + (len(rows) > 1)
+
+    monkeypatch.setattr(FixedPass, "__call__", wrong)
+    reader = tiny_reader("llama")
+    engine = LocalEngine(reader.model, reader.window, fixed_passes=True)
+    assert engine.fixed is not None
+    assert not has_fixed_batches(engine)
+    writer = Generator(reader, engine, None)
+    retrieval = RetrievalSettings(Pattern.NONE, passage_tokens=16)
+    made_up = Settings(retrieval, stopping=StoppingSettings(12))
+    prompts = [[0, 5, 6, 7], [0, 8, 9]]
+    alone = [writer.generate(prompt, made_up).tokens for prompt in prompts]
+    assert [text.tokens for text in writer.generate_batch(prompts, made_up)] == alone
