@@ -46,7 +46,7 @@ FEW = 0.15
 RETRIEVAL = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=4, passage_tokens=7)
 WINDOWS = WindowSettings(window_tokens=40, first_boundary=8)
 SETTINGS = TrainingSettings(
-    rank=8, learning_rate=0.01, steps=150, windows_per_step=8, checkpoint_steps=150
+    rank=8, learning_rate=0.01, steps=100, windows_per_step=8, checkpoint_steps=100
 )
 
 
