@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -249,8 +250,13 @@ def test_few_lengths_of_passages_are_kept() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("family", FIXED)
+@pytest.mark.parametrize(
+    ("family", "pattern"),
+    [
+        *((family, Pattern.APPEND) for family in FIXED),
+        *product(("llama", "opt"), (Pattern.NONE, Pattern.PREPEND, Pattern.SLOT)),
+    ],
+)
 def test_a_batch_equals_recomputing_everything(
     family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
