@@ -18,11 +18,8 @@ from flashback.errors import UnsupportedReader
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
-"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype.
-
-In bfloat16, the shape of a pass alone makes it 0.05 in 32 random layers of width 4,096.
-"""
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
 _LOOSE = 5e-2
 """With other dtypes, and with rounded weights."""
 
