@@ -17,15 +17,20 @@ _DECODE_STEPS = 8
 """Of each repeat; on CUDA the first ones are recorded."""
 
 
-def calibrate(reader: Reader, shape: Shape, length: int, batch: int = 1) -> Ceilings:
+def calibrate(
+    reader: Reader, shape: Shape, length: int, batch: int = 1, fixed_passes: bool | None = None
+) -> Ceilings:
     """Bandwidth from decode steps behind `length` tokens, matrix rate from encoding them.
 
     Medians of several, in turns, so that a machine whose speed drifts treats both alike; launches,
     choosing and all.
+
+    Args:
+        fixed_passes: see `LocalEngine`.
     """
     encode: list[float] = []
     decode: list[float] = []
-    engine = TimedEngine(reader, itertools.repeat(0), rows=batch)
+    engine = TimedEngine(reader, itertools.repeat(0), rows=batch, fixed_passes=fixed_passes)
     for _ in range(_REPEATS):
         engine.forget()
         sampler = Sampler(SamplingSettings(), (0,))

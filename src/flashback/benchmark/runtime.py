@@ -95,7 +95,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     reader = for_inference(reader)  # from here on its linear layers have no plain weights
     ceilings = measure_ceilings(reader.placement)
     fixed = LocalEngine(reader.model, reader.window).fixed is not None
-    calibrated = calibrate(reader, shape, lengths[0], settings.batch_size)
+    calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)
     return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated, fixed)
 
 

@@ -314,8 +314,9 @@ class LocalBatch:
     def _fixed_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor | None:
         """The same where the engine has fixed passes, of the first rows, behind what is held."""
         fixed = self._fixed
-        tokens = None if fixed is None else fixed.tokens(max(map(len, new)))
-        if fixed is None or tokens is None or not all(layer.held for layer in self._layers):
+        if fixed is None or (tokens := fixed.tokens(max(map(len, new)))) is None:
+            return None
+        if not all(layer.held for layer in self._layers):
             return None
         if [row.place for row in rows] != list(range(len(rows))):
             return None

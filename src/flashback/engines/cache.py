@@ -148,10 +148,6 @@ class BufferedLayer(DynamicLayer):
             self._buffer.put(*states)
             self._passage = states[0].shape[-2]
 
-    def states(self) -> States:
-        """Keys and values of everything that is held, (B, H, p + n, D) each; a view."""
-        return self._buffer.view(-self._passage)
-
     @property
     def buffers(self) -> States:
         """Where keys and values are: column R + i holds the context's token i."""

@@ -340,9 +340,10 @@ class LocalEngine:
 
     def _fixed_pass(self, sequence: CachedSequence, ids: Sequence[int]) -> Tensor | None:
         """The logits behind the last of `ids`, (1, V); None: this pass is no fixed one."""
-        tokens = None if self.fixed is None else self.fixed.tokens(len(ids))
+        if self.fixed is None or (tokens := self.fixed.tokens(len(ids))) is None:
+            return None
         layers = full_layers(sequence.cache)
-        if self.fixed is None or tokens is None or not all(one.is_initialized for one in layers):
+        if not all(layer.is_initialized for layer in layers):
             return None
         for layer in layers:
             layer.reserve(tokens)
