@@ -32,10 +32,10 @@ def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
         assert (Int8Linear in kinds) == (arm.quantize is Quantize.INT8)
         assert reader.placement.dtype_name == arm.dtype
         engine = ArmEngine(reader, iter(()), dynamic=arm.cache == "dynamic")
-        assert (type(engine._new_cache(0).layers[0]).__name__ == "DynamicLayer") == (
+        assert (type(engine.new_sequence(0).cache.layers[0]).__name__ == "DynamicLayer") == (
             arm.cache == "dynamic"
         )
-        assert isinstance(engine._new_cache(0), DynamicCache)
+        assert isinstance(engine.new_sequence(0).cache, DynamicCache)
 
 
 def test_every_arm_writes_every_stride_and_the_model_takes_a_part_of_it(model_folder: Path) -> None:

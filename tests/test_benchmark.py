@@ -85,6 +85,7 @@ def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -
             first=written.first,
             known=written.unchanged or written.kept,
             behind_passage=written.behind_passage,
+            joint=runtime.joint_passes,
         )
     )
 
@@ -100,7 +101,7 @@ def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, r
         assert written.first == (number == 0)
         assert stride.usage.decoded == 7
         # A passage may begin like what stood there before.
-        assert 0 <= sum(one.new for one in boundary) - stride.usage.encoded <= 3
+        assert 0 <= sum(one.tokens for one in boundary) - stride.usage.encoded <= 3
         assert len(stride.arranged) == boundary[-1].cached + boundary[-1].new
 
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import InView, Prompt, Slot
+from flashback.engines import last_layer
 from flashback.engines.attention import Attention
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.local import LocalEngine
@@ -43,6 +44,14 @@ def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[lis
     """The tokens, and how many prompt tokens were reused."""
     completion = engine.complete(Prompt(ids), count, greedy())
     return list(completion), completion.usage.reused
+
+
+def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = complete(LocalEngine(tiny_model("llama"), window=192), PROMPT, 5)
+    monkeypatch.setattr(last_layer, "_narrowed", lambda _, given, __: 0 * given["hidden_states"])
+    engine = LocalEngine(tiny_model("llama"), window=192)
+    assert complete(engine, PROMPT, 5) == (expected, 0)
+    assert engine.held[0] == 1
 
 
 def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 from families import FAMILIES, tiny_model
 from flashback.benchmark.flops import (
@@ -25,43 +25,59 @@ EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral"
 """Sliding windows see less than all pairs; Bloom's ALiBi adds products of its own."""
 
 
-def counted(model: PreTrainedModel, one: Pass) -> int:
-    """What PyTorch's counter sees of one pass behind a cache."""
+def eager_engine(family: str) -> LocalEngine:
+    model = tiny_model(family)
     model.set_attn_implementation("eager")  # the counter does not know the CPU's fused kernel
-    cache = new_cache(model)
+    return LocalEngine(model, 128, self_check=False)
+
+
+def counted(engine: LocalEngine, one: Pass) -> int:
+    """What PyTorch's counter sees of one pass behind a cache."""
+    ids = torch.zeros(one.batch, one.cached + one.new, dtype=torch.long)
+    positions = torch.arange(one.cached + one.new).expand_as(ids)
+    before, new = slice(one.cached), slice(one.cached, None)
+    cache = new_cache(engine.model)
     with torch.inference_mode():
         if one.cached:
-            model(torch.zeros(one.batch, one.cached, dtype=torch.long), past_key_values=cache)
+            engine.run(ids[:, before], positions[:, before], cache, 1)
         with FlopCounterMode(display=False) as counter:
-            model(
-                torch.zeros(one.batch, one.new, dtype=torch.long),
-                past_key_values=cache,
-                logits_to_keep=one.logits,
-            )
+            engine.run(ids[:, new], positions[:, new], cache, one.logits)
     return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("family", EXACT)
 @pytest.mark.parametrize(
-    "one", [Pass(1, 40), Pass(30, 0, 30), Pass(17, 50), Pass(9, 20, 1, batch=3)]
+    "one",
+    [Pass(1, 40), Pass(30, 0, 30), Pass(30, 0), Pass(17, 50), Pass(17, 50, 17), Pass(9, 20, 3, 3)],
 )
 def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
-    model = tiny_model(family)
-    expected = counted(model, one)
+    engine = eager_engine(family)
     # Rotary embeddings multiply a little, too: less than 1 % even of a tiny model's work.
-    assert pass_operations(Shape.of(model), one) == pytest.approx(expected, rel=0.01)
+    expected = pytest.approx(counted(engine, one), rel=0.01)
+    assert pass_operations(Shape.of(engine.model), one) == expected
 
 
 @pytest.mark.parametrize("family", EXACT)
 def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None:
-    model = tiny_model(family)
-    model.set_attn_implementation("eager")
-    engine = LocalEngine(model, 128, self_check=False)
+    engine = eager_engine(family)
     with FlopCounterMode(display=False) as counter:
         engine.encode_passage((1,) * 30, 64)
-    counted = pass_operations(Shape.of(model), Pass(30, 0, states_only=True))
+    shape = Shape.of(engine.model)
+    counted = pass_operations(shape, Pass(30, 0, logits=0))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert counted < 0.75 * pass_operations(Shape.of(model), Pass(30, 0))
+    assert counted < 0.75 * pass_operations(shape, Pass(30, 0, 30))
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_a_passage_beside_the_first_token_that_sees_it(family: str) -> None:
+    engine = LocalEngine(tiny_model(family), 160, self_check=False)
+    sequence = engine.new_sequence(30)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):  # in products that are counted
+        engine.joint_pass(sequence, (1,) * 30, (2,) * 40)
+        with FlopCounterMode(display=False) as counter:
+            engine.joint_pass(sequence, (3,) * 30, (2,))
+    counted = pass_operations(Shape.of(engine.model), Pass(1, 30 + 40, passage=30))
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_bytes_are_weights_and_cache() -> None:
@@ -87,7 +103,7 @@ def test_passes_of_a_stride_encode_what_the_design_says(
     assert first[Pattern.NONE] == Pass(1, context - 1)
     assert first[Pattern.APPEND] == Pass(stride + passage, context - stride)
     assert first[Pattern.PREPEND] == Pass(context + passage, 0)
-    assert first[Pattern.SLOT] == Pass(passage, 0, states_only=True)
+    assert first[Pattern.SLOT] == Pass(passage, 0, logits=0)
     for pattern in PATTERNS:
         passes = list(stride_passes(pattern, context, stride, passage))
         alone = 1 if pattern is Pattern.SLOT else 0  # the passage, before the boundary's one token
@@ -95,6 +111,9 @@ def test_passes_of_a_stride_encode_what_the_design_says(
         assert all(one.new == 1 for one in passes[1:])
         seen = context if pattern is Pattern.NONE else context + passage
         assert passes[alone].cached + passes[alone].new == seen
+    joint = list(stride_passes(Pattern.SLOT, context, stride, passage, joint=True))
+    assert joint[0] == Pass(1, context + passage - 1, passage=passage)
+    assert len(joint) == stride
 
 
 def test_the_papers_formulas() -> None:

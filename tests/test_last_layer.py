@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from families import FAMILIES, tiny_model
-from flashback.packing.last_layer import LastLayer
+from flashback.engines.last_layer import LastLayer
 from flashback.packing.passes import states_of
 
 IDS = torch.randint(2, 258, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -98,6 +98,31 @@ def test_a_layer_that_was_replaced_before_stays_replaced() -> None:
         pass
     assert layer.forward is replaced
     assert not torch.equal(run(model), expected)
+
+
+def test_threads_that_overlap_narrow_for_themselves() -> None:
+    """Whoever ends first must not take the layer away from the other, or leave it replaced."""
+    model = tiny_model("llama")
+    layer, computed = last_stack(model), positions_computed(model)
+    entered, left = threading.Event(), threading.Event()
+
+    def narrow_and_leave() -> None:
+        with LastLayer(model).narrowed(2):
+            entered.set()
+            assert inside.wait(10)
+        left.set()
+
+    inside = threading.Event()
+    other = threading.Thread(target=narrow_and_leave)
+    other.start()
+    assert entered.wait(10)
+    with LastLayer(model).narrowed(NEEDED):
+        inside.set()
+        assert left.wait(10)
+        run(model)
+    other.join()
+    assert computed == [NEEDED]
+    assert "forward" not in vars(layer)
 
 
 def test_other_threads_get_whole_layers() -> None:

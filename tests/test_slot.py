@@ -15,7 +15,7 @@ import flashback.generation as generation_module
 from families import FAMILIES, SLIDING
 from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.local import CachedSequence, LocalEngine
-from flashback.engines.protocol import Completion
+from flashback.engines.protocol import Completion, Usage
 from flashback.errors import SettingsError
 from flashback.generation import Generation, Generator
 from flashback.reader import Reader
@@ -220,12 +220,14 @@ def test_another_history_is_another_prefix() -> None:
 @pytest.mark.parametrize("family", FULL)
 def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a slot that is not exchanged must fail the same comparison."""
-    show = RecordingEngine._show
+    encode = RecordingEngine._encode
 
-    def show_once(engine: LocalEngine, sequence: CachedSequence, passage: Ids) -> int:
-        return 0 if sequence.shown else show(engine, sequence, passage)
+    def encode_behind_the_first(
+        engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids, usage: Usage
+    ) -> Tensor:
+        return encode(engine, sequence, sequence.shown or passage, ids, usage)
 
-    monkeypatch.setattr(RecordingEngine, "_show", show_once)
+    monkeypatch.setattr(RecordingEngine, "_encode", encode_behind_the_first)
     reader = shared_reader(family)
     engine = RecordingEngine(reader.model, WINDOW, self_check=False)
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))

@@ -23,6 +23,7 @@ from flashback.benchmark.settings import EngineBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.engines.attention import UsualAttention
+from flashback.engines.last_layer import WholeLastLayer
 from flashback.engines.local import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
@@ -97,11 +98,12 @@ class ArmEngine(TimedEngine):
         super().__init__(reader, text, fixed_passes=False if dynamic else None)
         if dynamic:
             self._attention = UsualAttention(reader.model)
+            self._last_layer = WholeLastLayer(reader.model)
 
-    def _new_cache(self, room: int) -> DynamicCache:
+    def new_sequence(self, room: int) -> CachedSequence:
         if self._dynamic:
-            return DynamicCache(config=self.model.config)
-        return super()._new_cache(room)
+            return CachedSequence(room, cache=DynamicCache(config=self.model.config))
+        return super().new_sequence(room)
 
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
         started = time.perf_counter()

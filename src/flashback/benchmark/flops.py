@@ -93,47 +93,54 @@ class Pass:
     cached: int
     """c"""
     logits: int = 1
-    """k"""
+    """k: the last layer is computed for these alone; 0: it gives keys and values only."""
     batch: int = 1
-    """b: rows, n, c and k each."""
-    states_only: bool = False
-    """It ends with the last layer's keys and values: a passage on its own."""
+    """b: rows, n, c, d and k each."""
+    passage: int = 0
+    """d: tokens of a slot's passage, encoded beside them and among the c that they see."""
+
+    @property
+    def tokens(self) -> int:
+        """d + n"""
+        return self.passage + self.new
 
 
 def pass_operations(shape: Shape, one: Pass) -> float:
-    """Floating-point operations of a pass: b (2nW + 4n(c+n)al + 2khV).
+    """Floating-point operations of a pass: b times the sum of these.
 
-    W are the layers' weights and a the attention width; attention is counted over all pairs, masked
-    ones too, as kernels without block skipping compute it. A pass for states only ends behind the
-    last layer's projections: W - W/l + h(a + 2g) of the weights (g: the cache's width), and l - 1
-    attentions.
+        2(d+n)(W - W/l) + 4(n(c+n) + d²)a(l-1)      the layers but the last
+        2(d+n)h(a+2g) + 2kW/l + 4k(c+n)a            the last one's projections, and k of its rows
+        2khV                                        the head
+
+    W are the layers' weights, a the attention's width and g the cache's; with k = d + n, the last
+    layer is like the others. Attention is counted over all pairs, masked ones too, as kernels
+    without block skipping compute it; a passage's tokens are compared among themselves.
     """
-    if one.states_only:
-        layers, logits = shape.layers - 1, 0
-    else:
-        layers, logits = shape.layers, one.logits
-    matrices = 2 * one.new * _layer_weights(shape, one)
-    seen = one.cached + one.new
-    attention = 4 * one.new * seen * shape.attention_width * layers
-    head = 2 * logits * shape.hidden * shape.vocabulary
-    return one.batch * (matrices + attention + head)
+    layer, seen = shape.layer_weights / shape.layers, one.cached + one.new
+    matrices = 2 * one.tokens * layer
+    attention = 4 * (one.new * seen + one.passage**2) * shape.attention_width
+    head = 2 * one.logits * shape.hidden * shape.vocabulary
+    if one.logits == one.tokens:
+        return one.batch * (shape.layers * (matrices + attention) + head)
+    row = 2 * layer + 4 * seen * shape.attention_width
+    last = 2 * one.tokens * _projections(shape) + one.logits * row
+    return one.batch * ((shape.layers - 1) * (matrices + attention) + last + head)
 
 
 def pass_bytes(shape: Shape, one: Pass) -> float:
     """Bytes that a pass must move at least: every weight once, the cache read and written once."""
-    head = 0 if one.states_only else shape.hidden * shape.vocabulary
-    weights = _layer_weights(shape, one) + head
+    weights: float = shape.layer_weights + shape.hidden * shape.vocabulary
+    if one.logits == 0:
+        layer = shape.layer_weights / shape.layers
+        weights = shape.layer_weights - layer + _projections(shape)
     read = 2 * (one.cached + one.new) * shape.cache_width * shape.layers
-    written = 2 * one.new * shape.cache_width * shape.layers
+    written = 2 * one.tokens * shape.cache_width * shape.layers
     return (weights + one.batch * (read + written)) * shape.bytes_per_value
 
 
-def _layer_weights(shape: Shape, one: Pass) -> int:
-    """Those that a pass uses."""
-    if not one.states_only:
-        return shape.layer_weights
-    projections = shape.hidden * (shape.attention_width + 2 * shape.cache_width)
-    return shape.layer_weights - shape.layer_weights // shape.layers + projections
+def _projections(shape: Shape) -> int:
+    """Weights of a layer's queries, keys and values: h(a+2g)."""
+    return shape.hidden * (shape.attention_width + 2 * shape.cache_width)
 
 
 def stride_passes(
@@ -147,6 +154,7 @@ def stride_passes(
     behind_passage: bool = True,
     every_logit: bool = False,
     batch: int = 1,
+    joint: bool = False,
 ) -> Iterator[Pass]:
     """The passes of a stride, without a jump.
 
@@ -158,11 +166,13 @@ def stride_passes(
         behind_passage: the stride before had a passage, so that its tokens stood behind one.
         every_logit: logits at every position of the boundary pass, as the authors' code has it.
         batch: b.
+        joint: a slot's passage is encoded in the pass of the tokens behind it.
     """
     if pattern is Pattern.NONE:
         passage = 0
-    if pattern is Pattern.SLOT and passage and not known:
-        yield Pass(passage, 0, batch=batch, states_only=True)
+    apart = 0 if known or pattern is not Pattern.SLOT else passage
+    if apart and not joint:
+        yield Pass(apart, 0, logits=0, batch=batch)
     prompt = context + passage
     if first:
         new = context if pattern is Pattern.SLOT else prompt
@@ -172,6 +182,7 @@ def stride_passes(
         new = prompt
     else:
         new = 1  # all but the token that was chosen last is cached
-    yield Pass(new, prompt - new, new if every_logit else 1, batch)
+    logits = new if every_logit else 1
+    yield Pass(new, prompt - new, logits, batch, passage=apart if joint else 0)
     for length in range(prompt, prompt + stride - 1):
         yield Pass(1, length, batch=batch)

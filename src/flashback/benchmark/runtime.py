@@ -13,6 +13,7 @@ empty, so that a machine whose speed drifts treats them alike.
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from flashback.arrangement import slot_room
@@ -134,6 +135,11 @@ class Runtime:
         points = 1 + len(grid(self.lengths[1:])) if self.settings.sampled else len(self.lengths)
         return points * len(self.arms) * self.settings.repeats
 
+    @cached_property
+    def joint_passes(self) -> bool:
+        """Whether the engines encode a slot's passage in the pass of the tokens behind it."""
+        return self._engine("slot", 0).joins_passages
+
     def run(self, on_stride: Callable[[], None] = lambda: None) -> Results:
         """Measure every arm, `repeats` times.
 
@@ -215,7 +221,7 @@ class Runtime:
 
     def _engine(self, arm: str, start: int) -> TimedEngine:
         limit = self.settings.passage_megabytes * 10**6 if arm == "slot" else sys.maxsize
-        return TimedEngine(
+        engine = TimedEngine(
             self.reader,
             iter(self.material.text[start:]),
             rows=self.settings.batch_size,
@@ -223,6 +229,9 @@ class Runtime:
             passage_bytes=limit,
             fixed_passes=self.fixed_passes,
         )
+        if pattern_of(arm) is Pattern.SLOT:
+            _ = engine.joins_passages  # found out before anything is timed
+        return engine
 
     def _measured(self, arm: str, length: int, written: Written) -> Measured:
         stride = written.stride
@@ -238,6 +247,7 @@ class Runtime:
                 behind_passage=written.behind_passage,
                 every_logit=arm == "authors_prepend",
                 batch=self.settings.batch_size,
+                joint=self.joint_passes,
             )
         )
         return Measured(

@@ -83,11 +83,11 @@ class _Buffer:
         self._keys[:, :, at] = keys
         self._values[:, :, at] = values
 
-    def view(self, start: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the positions [start, end), without copying."""
+    def view(self, start: int, end: int | None = None) -> States:
+        """Keys and values of the positions [start, end), to the last by default; not copied."""
         assert self._keys is not None
         assert self._values is not None
-        held = slice(start - self.first, self.end - self.first)
+        held = slice(start - self.first, (self.end if end is None else end) - self.first)
         return self._keys[:, :, held], self._values[:, :, held]
 
     @property
@@ -125,6 +125,8 @@ class BufferedLayer(DynamicLayer):
         self._buffer = _Buffer(room)
         self._passage = 0
         """p: tokens of the passage in the slot."""
+        self._awaited = 0
+        """Tokens of the passage that the next keys and values begin with."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -132,6 +134,10 @@ class BufferedLayer(DynamicLayer):
         """Append (B, H, new, D) keys and values; everything that the new positions may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self._awaited:
+            at, self._awaited = self._awaited, 0
+            self.show((key_states[:, :, :at], value_states[:, :, :at]))
+            key_states, value_states = key_states[:, :, at:], value_states[:, :, at:]
         self._buffer.append(key_states, value_states, droppable=self._buffer.first)
         return self._buffer.view(-self._passage)
 
@@ -147,6 +153,16 @@ class BufferedLayer(DynamicLayer):
                 self.lazy_initialization(*states)
             self._buffer.put(*states)
             self._passage = states[0].shape[-2]
+
+    def await_passage(self, tokens: int) -> None:
+        """Empty the slot; the first `tokens` of the next keys and values go there."""
+        self.show(None)
+        self._awaited = tokens
+
+    @property
+    def shown(self) -> States:
+        """Keys and values in the slot, (B, H, p, D) each; not copied."""
+        return self._buffer.view(-self._passage, 0)
 
     @property
     def buffers(self) -> States:

@@ -101,6 +101,28 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
     return True
 
 
+@torch.inference_mode()
+def has_joint_passes(engine: "LocalEngine") -> bool:
+    """Whether passages that are encoded with the tokens behind them are as if on their own."""
+    passages = ((1, 2, 3), (4, 5, 6, 7, 8))
+    room, window = len(passages[1]), engine.capabilities.window
+    (ids,) = _random_ids(engine.model, 1, 7)
+    if engine.model.config._attn_implementation != "sdpa" or room + len(ids) > window:
+        return False
+    joint, apart = engine.new_sequence(room), engine.new_sequence(room)
+    try:
+        for passage, new in zip(passages, (ids[:-1], ids[-1:]), strict=True):
+            logits = engine.joint_pass(joint, passage, new)[-1]
+            apart.show(passage, engine.encode_passage(passage, room))
+            expected = engine._forward(apart, new, 1)[-1]
+            _compare_values(engine.model, logits, expected, "logits of a joint pass")
+    except torch.OutOfMemoryError:
+        raise
+    except (UnsupportedReader, TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
 def has_fixed_batches(engine: "LocalEngine") -> bool:
     """Whether batches compute what recomputing does by fixed passes, too.
 

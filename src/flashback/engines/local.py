@@ -25,7 +25,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -50,15 +50,18 @@ from flashback.engines.checks import (
     check_cache_reuse,
     has_fixed_batches,
     has_fixed_passes,
+    has_joint_passes,
     label,
     refuse_uncuttable,
 )
 from flashback.engines.fixed_passes import FixedPasses, NewTokens, Recorder
+from flashback.engines.joint_pass import PassageApart
+from flashback.engines.last_layer import LastLayer, WholeLastLayer
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.engines.sequence import HeldTokens
-from flashback.errors import SettingsError
+from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 
 _WORTH_SHARING = 8
@@ -149,6 +152,7 @@ class LocalEngine:
         self.passages = PassageCache(passage_bytes, find)
         self._takes_keep = "logits_to_keep" in parameters
         self._attention = Attention(model)
+        self._last_layer = LastLayer(model)
         self._idle_limit = idle_sequences
         self._idle_bytes = idle_bytes
         self._idle: list[CachedSequence] = []
@@ -163,6 +167,15 @@ class LocalEngine:
             if not known and not has_fixed_passes(self):
                 self.fixed = None
         if self_check:
+            self._check()
+
+    def _check(self) -> None:
+        try:
+            check_cache_reuse(self)
+        except UnsupportedReader:  # it may be a model whose last layer is unlike others
+            self._last_layer = WholeLastLayer(self.model)
+            self._leased.clear()
+            self.forget()
             check_cache_reuse(self)
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
@@ -252,9 +265,7 @@ class LocalEngine:
         started = time.perf_counter()
         sequence, shared = self._lease(prompt, sampler)
         try:
-            last = self._show_pieces(sequence, prompt, shared, usage)
-            token = self._step(sequence, last, sampler)
-            usage.encoded += len(last)
+            token = self._first_token(sequence, prompt, shared, sampler, usage)
             usage.reused = max(len(prompt.arranged) - usage.encoded, 0)
             usage.encode_seconds = time.perf_counter() - started
             yield token
@@ -272,30 +283,62 @@ class LocalEngine:
             raise
         self._release(sequence)
 
-    def _show_pieces(
-        self, sequence: CachedSequence, prompt: Prompt, start: int, usage: Usage
-    ) -> Ids:
-        """Encode what is behind `start`, each piece with its passage in view; all but the last."""
+    def _first_token(
+        self, sequence: CachedSequence, prompt: Prompt, start: int, sampler: Sampler, usage: Usage
+    ) -> int:
+        """Encode what is behind `start`, each piece with its passage in view, and choose."""
         *earlier, last = prompt.pieces(start)
-        for passage, ids in earlier:
-            usage.encoded += self._show(sequence, passage) + len(ids)
+        for piece in earlier:
             with self.lock, torch.inference_mode():
-                self._forward(sequence, ids, 1)
-        passage, ids = last
-        usage.encoded += self._show(sequence, passage)
-        return ids
-
-    def _show(self, sequence: CachedSequence, passage: Ids) -> int:
-        """Put a passage into the slot; how many tokens had to be encoded for it."""
-        if sequence.shown == passage:
-            return 0
+                self._encode(sequence, *piece, usage)
         with self.lock, torch.inference_mode():
-            if not passage:
-                sequence.show((), None)
-                return 0
-            states, kept = self.passages.get(passage, sequence.room, self.encode_passage)
-            sequence.show(passage, states)
-        return 0 if kept else len(passage)
+            return sampler.choose(self._encode(sequence, *last, usage)[-1])
+
+    def _encode(
+        self, sequence: CachedSequence, passage: Ids, ids: Sequence[int], usage: Usage
+    ) -> Tensor:
+        """Encode tokens with a passage in view; the logits behind the last of them, (1, V)."""
+        usage.encoded += len(ids)
+        if sequence.shown == passage:
+            return self._forward(sequence, ids, 1)
+        states = self.passages.find(passage, sequence.room) if passage else None
+        if passage and states is None:
+            usage.encoded += len(passage)
+            if self.joins_passages:
+                logits = self.joint_pass(sequence, passage, ids)
+                held = [layer.shown for layer in full_layers(sequence.cache)]
+                self.passages.add(passage, sequence.room, held, views=True)
+                return logits
+            states = self.encode_passage(passage, sequence.room)
+            self.passages.add(passage, sequence.room, states)
+        sequence.show(passage, states)
+        return self._forward(sequence, ids, 1)
+
+    @cached_property
+    def joins_passages(self) -> bool:
+        """Whether a slot's passage is encoded in the pass of the tokens behind it."""
+        # Recorded passes are of fixed shapes.
+        possible = self.capabilities.slot and self._takes_positions and self.fixed is None
+        return possible and has_joint_passes(self)
+
+    def joint_pass(self, sequence: CachedSequence, passage: Ids, ids: Sequence[int]) -> Tensor:
+        """Put a passage into the slot while tokens are encoded that see it; see `joint_pass.py`.
+
+        Returns:
+            The logits behind the last of them, (1, V).
+        """
+        end = sequence.end
+        for layer in full_layers(sequence.cache):
+            layer.await_passage(len(passage))
+        device = self.model.device
+        tokens = torch.tensor([[*passage, *ids]], device=device)
+        slot = torch.arange(sequence.room - len(passage), sequence.room, device=device)
+        context = torch.arange(end, end + len(ids), device=device)
+        with PassageApart(len(passage), len(ids)):
+            logits = self.run(tokens, torch.cat((slot, context))[None], sequence.cache, 1)[0]
+        sequence.shown = passage
+        sequence.encoded(ids)
+        return logits
 
     def prepare(self, passage: Ids, room: int) -> None:
         """See `SlotEngine.prepare`."""
@@ -373,7 +416,8 @@ class LocalEngine:
             more["position_ids"] = positions
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             more["logits_to_keep"] = keep
-        with self._attention.for_pass(ids.shape[1], fixed=fixed):
+        attention = self._attention.for_pass(ids.shape[1], fixed=fixed)
+        with attention, self._last_layer.narrowed(keep):
             output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
@@ -421,10 +465,11 @@ class LocalEngine:
             if one.room == room and one.reaches(0) and not roomy:
                 self._idle.remove(one)
                 return one
-        return CachedSequence(room, cache=self._new_cache(room))
+        return self.new_sequence(room)
 
-    def _new_cache(self, room: int) -> DynamicCache:
-        return new_cache(self.model, room)
+    def new_sequence(self, room: int) -> CachedSequence:
+        """Nothing held, behind a slot of so many positions."""
+        return CachedSequence(room, cache=new_cache(self.model, room))
 
     def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
         """Whether it was left behind by the text that goes on; told apart by byte budgets only."""

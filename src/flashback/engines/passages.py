@@ -52,21 +52,36 @@ class PassageCache:
 
     def get(self, passage: Ids, room: int, encode: Encode) -> tuple[list[States], bool]:
         """A passage's keys and values, layer by layer, and whether they were there already."""
+        if (found := self.find(passage, room)) is not None:
+            return found, True
+        states = encode(passage, room)
+        self.add(passage, room, states)
+        return states, False
+
+    def find(self, passage: Ids, room: int) -> list[States] | None:
+        """A passage's keys and values, layer by layer, if they are here or on disk."""
         key = (passage, room)
         with self._lock:
-            if (found := self._states.get(key)) is not None:
+            if (states := self._states.get(key)) is not None:
                 self._states.move_to_end(key)
                 self.count.kept += 1
-                return found, True
+                return states
         found = None if self._find is None else self._find(passage)
-        states = encode(passage, room) if found is None else found
-        with self._lock:
-            if found is None:
-                self.count.encoded += 1
-            else:
+        if found is not None:
+            with self._lock:
                 self.count.read += 1
-            self._keep(key, states)
-        return states, found is not None
+                self._keep(key, found)
+        return found
+
+    def add(self, passage: Ids, room: int, states: list[States], *, views: bool = False) -> None:
+        """Keep what was encoded, if there is room.
+
+        Args:
+            views: they are parts of something larger; they are copied if they are kept.
+        """
+        with self._lock:
+            self.count.encoded += 1
+            self._keep((passage, room), states, views)
 
     def forget(self) -> None:
         """Drop everything."""
@@ -74,10 +89,12 @@ class PassageCache:
             self._states.clear()
             self.bytes = 0
 
-    def _keep(self, key: Key, states: list[States]) -> None:
+    def _keep(self, key: Key, states: list[States], views: bool = False) -> None:
         size = size_of(states)
         if key in self._states or size > self.budget:
             return
+        if views:
+            states = [(keys.clone(), values.clone()) for keys, values in states]
         self._states[key] = states
         self.bytes += size
         while self.bytes > self.budget:

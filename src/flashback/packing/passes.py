@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from flashback.arrangement import Ids
 from flashback.engines.cache import States, has_hidden_windows
-from flashback.packing.last_layer import LastLayer
+from flashback.engines.last_layer import LastLayer
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]

@@ -34,6 +34,8 @@ _OTHER_TENSORS = {"alibi"}
 """Arguments that have none; a layer with others is left alone."""
 _MASKED = ("sdpa", "eager")
 """Ways of attention that are told by a mask what a position sees."""
+_REPLACING = threading.Lock()
+"""A layer's `forward` is the model's, whichever thread replaces it."""
 
 
 class LastLayer:
@@ -50,46 +52,78 @@ class LastLayer:
         stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
         self._layer = next((one[-1] for one in stacks if len(one) == count), None)
         self._attention = config._attn_implementation
-        if self._layer is not None:
-            self._names = tuple(inspect.signature(self._layer.forward).parameters)
 
     @contextlib.contextmanager
     def narrowed(self, needed: int) -> Iterator[None]:
         """Let passes of this thread compute their last `needed` positions only, if they can.
 
-        A pass must be given a cache.
+        A pass must be given a cache. Other threads may run the same model, narrowed or not.
         """
         layer = self._layer
         if layer is None or self._attention not in _MASKED:
             yield
             return
-        whole, thread = layer.forward, threading.get_ident()
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(self._names, args, strict=False)) | kwargs
-            if threading.get_ident() == thread and self._can_narrow(given, needed):
-                return _narrowed(whole, given, needed)
-            return whole(*args, **kwargs)
-
-        before = vars(layer).get("forward")  # only if somebody else has replaced it, too
-        layer.forward = forward
+        thread = threading.get_ident()
+        with _REPLACING:
+            forward = vars(layer).get("forward")
+            if not isinstance(forward, _Forward):
+                forward = layer.forward = _Forward(layer, self._attention)
+            forward.needed[thread] = needed
         try:
             yield
         finally:
-            del layer.forward
-            if before is not None:
-                layer.forward = before
+            with _REPLACING:
+                del forward.needed[thread]
+                if not forward.needed:
+                    forward.restore()
+
+
+class _Forward:
+    """What stands for a layer's `forward` while some thread narrows it."""
+
+    def __init__(self, layer: nn.Module, attention: str) -> None:
+        self.needed: dict[int, int] = {}
+        """Positions, by thread; others get all."""
+        self._layer = layer
+        self._attention = attention
+        self._before = vars(layer).get("forward")
+        """Only if somebody else has replaced it, too."""
+        self._whole: Callable[..., Any] = layer.forward
+        self._names = tuple(inspect.signature(layer.forward).parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        needed = self.needed.get(threading.get_ident())
+        if needed is not None and self._can_narrow(given, needed):
+            return _narrowed(self._whole, given, needed)
+        return self._whole(*args, **kwargs)
+
+    def restore(self) -> None:
+        """Leave the layer as it was found."""
+        del self._layer.forward
+        if self._before is not None:
+            self._layer.forward = self._before
 
     def _can_narrow(self, given: dict[str, Any], needed: int) -> bool:
         """Whether it would save anything, and everything that has a position is known."""
         tensors = {name for name, value in given.items() if _holds_tensors(value)}
-        mask = given.get("attention_mask")
+        mask, hidden = given.get("attention_mask"), given.get("hidden_states")
         return (
-            given["hidden_states"].shape[1] > needed
+            isinstance(hidden, Tensor)
+            and hidden.shape[1] > needed
             and len(_caches(given)) == 1
             and not tensors - _QUERY_AXES.keys() - _OTHER_TENSORS
             and (self._attention == "sdpa" if mask is None else mask.ndim == 4)
         )
+
+
+class WholeLastLayer(LastLayer):
+    """Leaves the last layer as it is."""
+
+    @contextlib.contextmanager
+    def narrowed(self, needed: int) -> Iterator[None]:
+        """Change nothing."""
+        yield
 
 
 def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -> Any:
@@ -97,7 +131,7 @@ def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -
     (name,) = _caches(given)
     cache = _KeysFirst(given[name])
     with contextlib.suppress(_Enough):
-        forward(**given | {name: cache})
+        return forward(**given | {name: cache})  # a layer that has no keys of its own
     narrow = given | {name: cache}
     for name, axis in _QUERY_AXES.items():
         if _holds_tensors(given.get(name)):
