@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -437,26 +437,21 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     monkeypatch.setattr(flashback.demo, "SCORED_PAGES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    tables: list[dict[str, Any]] = []
-    score = flashback.demo.score_patterns
-
-    def score_once(*given: Any) -> dict[str, Any]:
-        tables.append(tables[0] if tables else score(*given))
-        return tables[0]
-
-    monkeypatch.setattr(flashback.demo, "score_patterns", score_once)
-
-    def demonstrate() -> tuple[dict[str, Any], list[Path]]:
-        ended = run("demo", "--json")
-        assert ended.err == ""
-        return json.loads(ended.out), sorted((tmp_path / "flashback").glob("*/*"))
-
-    record, files = demonstrate()
+    ended = run("demo", "--json")
+    assert ended.err == ""
+    record = json.loads(ended.out)
     assert [row["pattern"] for row in record["rows"]] == ["append", "slot", "prepend", "none"]
     assert [row["tokens"] for row in record["rows"]] == [128] * 4
     append, slot, prepend, _ = record["rows"]
     assert slot["encoded"] < append["encoded"] < prepend["encoded"]
-    assert len(files) == 2  # the manifest and one data folder, named at random
-    again, files_again = demonstrate()
-    assert files_again == files
-    assert [row["encoded"] for row in again["rows"]] == [row["encoded"] for row in record["rows"]]
+
+    def files() -> list[Path]:
+        return sorted((tmp_path / "flashback").glob("*/*"))
+
+    def build(size: int) -> NoReturn:
+        pytest.fail(f"{size} bytes are indexed again")
+
+    kept = files()
+    assert len(kept) == 2  # the manifest and one data folder, named at random
+    _, built = flashback.demo.open_or_build_index(build)
+    assert (built, files()) == (False, kept)
