@@ -103,10 +103,16 @@ def tiny_config(family: str) -> Any:
     return (_CONFIGS | _BY_COLUMN)[family]()
 
 
-def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model whose logits differ clearly between tokens and positions."""
+def tiny_model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random model whose logits differ clearly between tokens and positions.
+
+    Args:
+        changes: of its configuration.
+    """
     torch.manual_seed(seed)
-    model: PreTrainedModel = Auto.from_config(tiny_config(family), dtype=torch.float32)
+    config = tiny_config(family)
+    config = type(config)(**config.to_dict() | changes)
+    model: PreTrainedModel = Auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:  # the usual initialisation is too flat to tell mistakes

@@ -171,17 +171,20 @@ def test_rows_of_a_batch_are_what_each_would_be_alone(family: str, arm: str) -> 
 
 
 def last_logits(runtime: Runtime, arm: str) -> list[Tensor]:
-    """Row 0's logits of every token that is chosen."""
+    """Row 0's logits of every pass of two strides, of which the first tokens' boundary is one."""
     seen: list[Tensor] = []
-    plain = TimedEngine._forward
+    plain = TimedEngine.run
 
-    def watched(engine: TimedEngine, *arguments: Any) -> Tensor:
-        logits = plain(engine, *arguments)
-        seen.append(logits[-1].clone())
+    def watched(engine: TimedEngine, *arguments: Any, **more: Any) -> Tensor:
+        logits = plain(engine, *arguments, **more)
+        seen.append(logits[0, -1].clone())
         return logits
 
-    with patch.object(TimedEngine, "_forward", watched):
-        list(runtime.strides(arm, 40, 3))
+    strides = runtime.strides(arm, 40, 3)
+    first = next(strides)  # the engine is ready now
+    with patch.object(TimedEngine, "run", watched):
+        list(strides)
+    assert len(seen) == 2 * runtime.settings.stride == 2 * len(first.stride.tokens)
     return seen
 
 

@@ -23,7 +23,7 @@ from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines import last_layer
 from flashback.engines.attention import Attention
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
-from flashback.engines.local import LocalEngine
+from flashback.engines.local import CachedSequence, LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -46,12 +46,36 @@ def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[lis
     return list(completion), completion.usage.reused
 
 
+def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers have grown by then, others not; nobody may see it, not even for a moment."""
+    engine = LocalEngine(tiny_model("llama"), window=192)
+    ends = LocalEngine._end_lease
+    seen: list[tuple[bool, int]] = []
+
+    def ended(engine: LocalEngine, sequence: CachedSequence) -> None:
+        ends(engine, sequence)
+        locked: bool = engine.lock._is_owned()  # type: ignore[attr-defined]
+        seen.append((locked, len(engine._leased)))
+
+    monkeypatch.setattr(LocalEngine, "_end_lease", ended)
+    monkeypatch.setattr(engine, "run", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        complete(engine, PROMPT, 2)
+    assert seen[0] == (True, 0)
+
+
 def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = complete(LocalEngine(tiny_model("llama"), window=192), PROMPT, 5)
-    monkeypatch.setattr(last_layer, "_narrowed", lambda _, given, __: 0 * given["hidden_states"])
-    engine = LocalEngine(tiny_model("llama"), window=192)
-    assert complete(engine, PROMPT, 5) == (expected, 0)
-    assert engine.held[0] == 1
+    narrowed = last_layer._narrowed
+    for spoiled in (
+        lambda *given: 0 * narrowed(*given),  # the keys are right, what it gives is wrong
+        lambda *_: [][0],
+    ):
+        monkeypatch.setattr(last_layer, "_narrowed", spoiled)
+        engine = LocalEngine(tiny_model("llama"), window=192, fixed_passes=True)
+        assert engine.fixed is not None
+        assert complete(engine, PROMPT, 5) == (expected, 0)
+        assert engine.held[0] == 1
 
 
 def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:

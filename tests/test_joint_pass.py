@@ -12,6 +12,7 @@ from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.cache import States, full_layers
 from flashback.engines.joint_pass import PassageApart
 from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.errors import UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -73,13 +74,85 @@ def test_and_that_it_cannot(family: str) -> None:
     assert not engine_of(family).joins_passages
 
 
-def test_attention_that_cannot_be_told_apart_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("heads", "groups"), [(8, 2), (8, 1), (12, 2), (16, 2)])
+def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: int) -> None:
+    """transformers packs the single query of a narrowed layer: n heads of a group look like n
+    tokens.
+    """
+    more = {"hidden_size": 4 * heads, "num_attention_heads": heads, "head_dim": 4}
+    more |= {"num_key_value_heads": groups}
+    engine = LocalEngine(tiny_model("llama", **more), 100, self_check=False)
+    assert engine.joins_passages
+    one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)
+    for length in range(1, ROOM + 1):
+        for new in ((40 + length,), (60 + length, 61)):
+            passage = tuple(range(3, 3 + length))
+            logits, expected = joint(engine, one, passage, new), apart(engine, two, passage, new)
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_joins_to_the_last_bit_of_a_slot() -> None:
+    engine = LocalEngine(tiny_model("llama").bfloat16(), 100)
+    assert engine.joins_passages
+    one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)
+    for passage, ids in PIECES:
+        joint(engine, one, passage, ids)
+        apart(engine, two, passage, ids)
+        for pair, other in zip(slots(one), slots(two), strict=True):
+            for states, alone in zip(pair, other, strict=True):
+                torch.testing.assert_close(states, alone, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_is_not_kept_apart_is_noticed(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The negative control: passages that see the context must fail the comparison."""
-    eager = tiny_model("llama")
-    eager.set_attn_implementation("eager")
-    assert not LocalEngine(eager, 100, self_check=False).joins_passages
-    monkeypatch.setattr(PassageApart, "_attend", torch.nn.functional.scaled_dot_product_attention)
-    assert not engine_of("llama").joins_passages
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(PassageApart, "_attend", lambda _, *args, **given: attend(*args, **given))
+    model = tiny_model("llama")
+    torch.nn.Module.to(model, dtype)
+    assert not LocalEngine(model, 100).joins_passages
+
+
+def test_attention_that_is_not_pytorchs_is_noticed_at_any_time() -> None:
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    assert not LocalEngine(model, 100, self_check=False).joins_passages
+    model.set_attn_implementation("sdpa")
+    engine = LocalEngine(model, 100)
+    assert engine.joins_passages
+    model.set_attn_implementation("eager")
+    with pytest.raises(UnsupportedReader, match="called PyTorch's attention 0 times in 2 layers"):
+        joint(engine, engine.new_sequence(ROOM), *PIECES[0])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_context_keep_a_passage_apart(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+        rope |= {"original_max_position_embeddings": 64}
+    model = tiny_model("llama", rope_parameters=rope)
+    assert not LocalEngine(model, 100, self_check=False).joins_passages
+
+
+def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("llama")
+    assert engine.joins_passages
+    prompt = Prompt(tuple(range(20, 40)), Slot(ROOM, (InView(0, (1, 2, 3)),)))
+
+    def complete() -> list[int]:
+        return list(engine.complete(prompt, 4, Sampler(SamplingSettings(), [])))
+
+    expected = complete()
+    engine.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(PassageApart, "_attend", lambda *_, **__: [][0])
+        with pytest.raises(IndexError):
+            complete()
+    assert engine.held[0] == 0
+    assert complete() == expected
 
 
 def test_recorded_passes_and_short_windows_have_passages_of_their_own() -> None:

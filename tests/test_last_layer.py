@@ -100,6 +100,26 @@ def test_a_layer_that_was_replaced_before_stays_replaced() -> None:
     assert not torch.equal(run(model), expected)
 
 
+def test_narrowing_within_narrowing() -> None:
+    model = tiny_model("llama")
+    computed, narrow = positions_computed(model), LastLayer(model)
+    with narrow.narrowed(NEEDED):
+        with LastLayer(model).narrowed(2):
+            run(model)
+        run(model)
+    run(model)
+    assert computed == [2, NEEDED, IDS.shape[1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_position_needs_no_mask(family: str) -> None:
+    model = tiny_model(family)
+    expected = run(model)[:, -1]
+    with LastLayer(model).narrowed(1):
+        narrowed = run(model)[:, -1]
+    assert (narrowed - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_threads_that_overlap_narrow_for_themselves() -> None:
     """Whoever ends first must not take the layer away from the other, or leave it replaced."""
     model = tiny_model("llama")

@@ -170,9 +170,9 @@ def stride_passes(
     """
     if pattern is Pattern.NONE:
         passage = 0
-    apart = 0 if known or pattern is not Pattern.SLOT else passage
-    if apart and not joint:
-        yield Pass(apart, 0, logits=0, batch=batch)
+    encoded = 0 if known or pattern is not Pattern.SLOT else passage
+    if encoded and not joint:
+        yield Pass(encoded, 0, logits=0, batch=batch)
     prompt = context + passage
     if first:
         new = context if pattern is Pattern.SLOT else prompt
@@ -183,6 +183,6 @@ def stride_passes(
     else:
         new = 1  # all but the token that was chosen last is cached
     logits = new if every_logit else 1
-    yield Pass(new, prompt - new, logits, batch, passage=apart if joint else 0)
+    yield Pass(new, prompt - new, logits, batch, passage=encoded if joint else 0)
     for length in range(prompt, prompt + stride - 1):
         yield Pass(1, length, batch=batch)

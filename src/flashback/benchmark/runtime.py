@@ -149,6 +149,8 @@ class Runtime:
         Raises:
             CorpusError: not one passage was found for a real text.
         """
+        if any(pattern_of(arm) is Pattern.SLOT for arm in self.arms):
+            _ = self.joint_passes  # found out before anything is timed
         warm_up = [4 * self.settings.stride]
         for arm in self.arms:  # not counted
             list(self.later_strides(arm, warm_up))
@@ -247,7 +249,7 @@ class Runtime:
                 behind_passage=written.behind_passage,
                 every_logit=arm == "authors_prepend",
                 batch=self.settings.batch_size,
-                joint=self.joint_passes,
+                joint=pattern_of(arm) is Pattern.SLOT and self.joint_passes,
             )
         )
         return Measured(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
@@ -56,6 +57,14 @@ class UsualAttention(Attention):
     def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
         """Change nothing."""
         return contextlib.nullcontext()
+
+
+def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
+    """What each of the last tokens sees of all columns, (1, 1, T, K); None: everything."""
+    if tokens == 1:
+        return None
+    seen = torch.ones(tokens, columns, dtype=torch.bool, device=device)
+    return seen.tril(columns - tokens)[None, None]
 
 
 @contextlib.contextmanager

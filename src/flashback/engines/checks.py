@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
-from flashback.engines.cache import CUTTABLE, has_hidden_windows
+from flashback.engines.cache import CUTTABLE, States, full_layers, has_hidden_windows
 from flashback.engines.packed import is_quantized
 from flashback.errors import UnsupportedReader
 
@@ -22,6 +22,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
 _LOOSE = 5e-2
 """With other dtypes, and with rounded weights."""
+_ROPE_BY_LENGTH = {"dynamic", "longrope"}
+"""Rotary positions whose frequencies are those of the furthest token of a pass."""
 
 
 def refuse_uncuttable(model: PreTrainedModel) -> None:
@@ -67,10 +69,13 @@ def check_cache_reuse(engine: "LocalEngine") -> None:
     for kept in (length, 2 * length // 3, length // 3):
         ids = base[:kept] + other[kept:]
         sequence, shared = engine._lease(Prompt(tuple(ids[:-1])))
-        engine._forward(sequence, ids[shared:-1], 1)  # several tokens behind the cache,
-        cached = engine._forward(sequence, ids[-1:], 1)[-1]  # and a single one
+        # Several tokens behind the cache, and a single one.
+        cached = [
+            engine._forward(sequence, new, 1)[-1].clone() for new in (ids[shared:-1], ids[-1:])
+        ]
         engine._release(sequence)
-        _compare(engine.model, ids, cached, "logits from a cut-back cache")
+        expected = _recomputed(engine.model, ids)[-2:]
+        _compare_values(engine.model, torch.stack(cached), expected, "logits from a cut-back cache")
     engine.forget()
 
 
@@ -90,8 +95,9 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
         for start, end in ((-6, -5), (-5, -4), (-4, -2), (-2, None)):
             logits = engine._forward(sequence, ids[start:end], 1)[-1]
             _compare(engine.model, ids[:end], logits, "logits of a fixed pass")
-        for passage in (ids[:2], ids[2:5]):
-            _compare_states(engine, tuple(passage))
+        for passage in (tuple(ids[:2]), tuple(ids[2:5])):
+            found = engine.encode_passage(passage, len(passage) + 2)
+            _compare_states(engine.model, found, _states_alone(engine, passage))
     except torch.OutOfMemoryError:
         raise
     except (UnsupportedReader, TypeError, ValueError, RuntimeError):
@@ -104,21 +110,23 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
 @torch.inference_mode()
 def has_joint_passes(engine: "LocalEngine") -> bool:
     """Whether passages that are encoded with the tokens behind them are as if on their own."""
-    passages = ((1, 2, 3), (4, 5, 6, 7, 8))
-    room, window = len(passages[1]), engine.capabilities.window
-    (ids,) = _random_ids(engine.model, 1, 7)
-    if engine.model.config._attn_implementation != "sdpa" or room + len(ids) > window:
+    room, window = 5, engine.capabilities.window
+    passages, (ids, _) = _random_ids(engine.model, 2, room), _random_ids(engine.model, 2, 7)
+    if room + len(ids) > window or _rope_types(engine.model) & _ROPE_BY_LENGTH:
         return False
     joint, apart = engine.new_sequence(room), engine.new_sequence(room)
     try:
-        for passage, new in zip(passages, (ids[:-1], ids[-1:]), strict=True):
-            logits = engine.joint_pass(joint, passage, new)[-1]
-            apart.show(passage, engine.encode_passage(passage, room))
+        for passage, new in ((passages[0][:3], ids[:-1]), (passages[1], ids[-1:])):
+            logits = engine.joint_pass(joint, tuple(passage), new)[-1]
+            states = engine.encode_passage(tuple(passage), room)
+            apart.show(tuple(passage), states)
             expected = engine._forward(apart, new, 1)[-1]
             _compare_values(engine.model, logits, expected, "logits of a joint pass")
+            held = [layer.shown for layer in full_layers(joint.cache)]
+            _compare_states(engine.model, held, states)
     except torch.OutOfMemoryError:
         raise
-    except (UnsupportedReader, TypeError, ValueError, RuntimeError):
+    except Exception:
         return False
     return True
 
@@ -177,23 +185,37 @@ def _random_ids(model: PreTrainedModel, rows: int, length: int) -> list[list[int
     return ids
 
 
-def _compare_states(engine: "LocalEngine", passage: Ids) -> None:
+def _states_alone(engine: "LocalEngine", passage: Ids) -> list[States]:
+    positions = torch.arange(2, len(passage) + 2, device=engine.model.device)[None]
+    return engine.states_alone(torch.tensor([passage], device=engine.model.device), positions)
+
+
+def _rope_types(model: PreTrainedModel) -> set[str]:
+    """What kinds of rotary positions a model has; some have one for each kind of layer."""
+    found = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(one for one in found.values() if isinstance(one, dict))]
+    return {str(one["rope_type"]) for one in kinds if "rope_type" in one}
+
+
+def _compare_states(
+    model: PreTrainedModel, found: Sequence[States], expected: Sequence[States]
+) -> None:
     """Refuse the model if a passage's keys and values differ from those of a pass of its own."""
-    room = len(passage) + 2
-    positions = torch.arange(2, room, device=engine.model.device)[None]
-    ids = torch.tensor([passage], device=engine.model.device)
-    expected = engine.states_alone(ids, positions)
-    for pair, other in zip(engine.encode_passage(passage, room), expected, strict=True):
+    for pair, other in zip(found, expected, strict=True):
         for states, alone in zip(pair, other, strict=True):
-            _compare_values(engine.model, states, alone, "a passage's keys and values")
+            _compare_values(model, states, alone, "a passage's keys and values")
+
+
+def _recomputed(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """The logits behind every id, (T, V), without a cache."""
+    given = torch.tensor([list(ids)], device=model.device)
+    logits: Tensor = model(input_ids=given, use_cache=False).logits[0]
+    return logits
 
 
 def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: str) -> None:
     """Refuse the model if `logits` (V,) are not those behind `ids`."""
-    recomputed = model(
-        input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False
-    ).logits[0, -1]
-    _compare_values(model, logits, recomputed, what)
+    _compare_values(model, logits, _recomputed(model, ids)[-1], what)
 
 
 def _compare_values(model: PreTrainedModel, found: Tensor, expected: Tensor, what: str) -> None:

@@ -11,7 +11,8 @@ those before them, K = p + n + T columns: the passage, then the context.
     passage token i     sees the columns [0, i]
     context token i     sees the columns [0, p + n + i], which is what the model's own mask says
 
-It needs no knowledge of the model but that its attention is PyTorch's.
+It takes a model whose layers each call PyTorch's attention once; `LocalEngine.joins_passages` finds
+out, and every pass counts the calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +23,25 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from flashback.engines.attention import causal_mask
+from flashback.engines.last_layer import is_narrowed
+
 
 class PassageApart(TorchFunctionMode):
-    """While it is entered, the first tokens of this thread's passes see nothing but themselves."""
+    """While it is entered, the first tokens of this thread's pass see nothing but themselves."""
 
-    def __init__(self, tokens: int, context: int) -> None:
-        """Say what the tokens of a pass are.
+    def __init__(self, passage: int, context: int) -> None:
+        """Say what the tokens of the pass are.
 
         Args:
-            tokens: p, of the passage; they come first, in the pass and in the cache.
+            passage: p; they come first, in the pass and in the cache.
             context: T.
         """
         super().__init__()
-        self._passage = tokens
-        self._tokens = tokens + context
+        self._passage = passage
+        self._tokens = passage + context
+        self.calls = 0
+        """Of attention, until now."""
 
     def __torch_function__(
         self,
@@ -46,10 +52,11 @@ class PassageApart(TorchFunctionMode):
     ) -> Any:
         """Attend to the passage and to the context one after the other."""
         given = kwargs or {}
-        # A last layer may have its needed positions only: those are context tokens.
-        if func is scaled_dot_product_attention and args[0].shape[-2] == self._tokens:
-            return self._attend(*args, **given)
-        return func(*args, **given)
+        if func is not scaled_dot_product_attention:
+            return func(*args, **given)
+        self.calls += 1
+        # A narrowed last layer has context tokens only, in a shape of their own.
+        return func(*args, **given) if is_narrowed() else self._attend(*args, **given)
 
     def _attend(
         self,
@@ -62,21 +69,17 @@ class PassageApart(TorchFunctionMode):
         **more: Any,
     ) -> Tensor:
         """(B, H, p + T, D) of queries of that shape, and of keys and values (B, H, K, D)."""
-        own = slice(self._passage)
+        if query.shape[-2] != self._tokens:
+            raise ValueError(f"attention has {query.shape[-2]} queries; expected {self._tokens}")
+        own, rest = slice(self._passage), slice(self._passage, None)
         among_themselves = scaled_dot_product_attention(
             query[:, :, own], key[:, :, own], value[:, :, own], is_causal=True, **more
         )
-        behind = query[:, :, self._passage :]
-        mask = None
-        if behind.shape[-2] > 1:
-            mask = _causal(behind, key) if attn_mask is None else attn_mask[:, :, self._passage :]
+        behind = query[:, :, rest]
+        if attn_mask is not None:
+            mask: Tensor | None = attn_mask[:, :, rest]
+        else:
+            mask = causal_mask(behind.shape[-2], key.shape[-2], key.device)
         everything = scaled_dot_product_attention(behind, key, value, attn_mask=mask, **more)
         parts = among_themselves.transpose(1, 2), everything.transpose(1, 2)
         return torch.cat(parts, 1).transpose(1, 2)  # as attention itself lays it out
-
-
-def _causal(query: Tensor, key: Tensor) -> Tensor:
-    """What each of the last tokens sees, (1, 1, T, K)."""
-    tokens, columns = query.shape[-2], key.shape[-2]
-    seen = torch.ones(tokens, columns, dtype=torch.bool, device=key.device)
-    return seen.tril(columns - tokens)[None, None]

@@ -1,10 +1,12 @@
 """The last layer, at the positions whose logits are needed; before them, its keys and values alone.
 
 Nothing else of the last layer is ever read there: neither its queries and attention nor its
-feed-forward network. Branches of 16 targets behind a passage of 128 tokens need one position in
-nine: that leaves out most of a layer's work, forwards and backwards, and nothing changes.
+feed-forward network. A prompt needs one position of the pass that encodes it; in training, branches
+of 16 targets behind a passage of 128 tokens need one in nine. That leaves out most of a layer's
+work, forwards and backwards, and nothing changes.
 
-It needs no knowledge of the model. The layer runs twice: on all positions, until a cache between
+It takes a layer that uses what it is given position by position, but for attention; the engine's
+self-check finds out. The layer runs twice: on all positions, until a cache between
 has got its keys and values and ends it, and then on the needed positions, where that cache answers
 with the keys and values of all. What the layer would have given for the others is zeros.
 
@@ -15,12 +17,13 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from flashback.engines.attention import causal_mask
 from flashback.engines.cache import States
 
 _QUERY_AXES = {
@@ -36,6 +39,13 @@ _MASKED = ("sdpa", "eager")
 """Ways of attention that are told by a mask what a position sees."""
 _REPLACING = threading.Lock()
 """A layer's `forward` is the model's, whichever thread replaces it."""
+_SECOND_RUN: ContextVar[bool] = ContextVar("second run", default=False)
+"""Whether this thread's pass is in its last layer, at the needed positions."""
+
+
+def is_narrowed() -> bool:
+    """Whether the pass of this thread is in its last layer, at the needed positions."""
+    return _SECOND_RUN.get()
 
 
 class LastLayer:
@@ -52,6 +62,8 @@ class LastLayer:
         stacks = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
         self._layer = next((one[-1] for one in stacks if len(one) == count), None)
         self._attention = config._attn_implementation
+        if self._layer is not None:
+            self._names = tuple(inspect.signature(self._layer.forward).parameters)
 
     @contextlib.contextmanager
     def narrowed(self, needed: int) -> Iterator[None]:
@@ -67,13 +79,17 @@ class LastLayer:
         with _REPLACING:
             forward = vars(layer).get("forward")
             if not isinstance(forward, _Forward):
-                forward = layer.forward = _Forward(layer, self._attention)
+                forward = layer.forward = _Forward(layer, self._names, self._attention)
+            before = forward.needed.get(thread)
             forward.needed[thread] = needed
         try:
             yield
         finally:
             with _REPLACING:
-                del forward.needed[thread]
+                if before is not None:
+                    forward.needed[thread] = before
+                else:
+                    del forward.needed[thread]
                 if not forward.needed:
                     forward.restore()
 
@@ -81,15 +97,15 @@ class LastLayer:
 class _Forward:
     """What stands for a layer's `forward` while some thread narrows it."""
 
-    def __init__(self, layer: nn.Module, attention: str) -> None:
+    def __init__(self, layer: nn.Module, names: tuple[str, ...], attention: str) -> None:
         self.needed: dict[int, int] = {}
         """Positions, by thread; others get all."""
         self._layer = layer
+        self._names = names
         self._attention = attention
         self._before = vars(layer).get("forward")
         """Only if somebody else has replaced it, too."""
         self._whole: Callable[..., Any] = layer.forward
-        self._names = tuple(inspect.signature(layer.forward).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
@@ -100,19 +116,23 @@ class _Forward:
 
     def restore(self) -> None:
         """Leave the layer as it was found."""
-        del self._layer.forward
         if self._before is not None:
             self._layer.forward = self._before
+        else:
+            del self._layer.forward
 
     def _can_narrow(self, given: dict[str, Any], needed: int) -> bool:
         """Whether it would save anything, and everything that has a position is known."""
-        tensors = {name for name, value in given.items() if _holds_tensors(value)}
+        known = _QUERY_AXES.keys() | _OTHER_TENSORS
         mask, hidden = given.get("attention_mask"), given.get("hidden_states")
         return (
             isinstance(hidden, Tensor)
             and hidden.shape[1] > needed
             and len(_caches(given)) == 1
-            and not tensors - _QUERY_AXES.keys() - _OTHER_TENSORS
+            and not any(
+                _holds_tensors(value) and (name not in known or isinstance(value, dict))
+                for name, value in given.items()
+            )
             and (self._attention == "sdpa" if mask is None else mask.ndim == 4)
         )
 
@@ -130,15 +150,22 @@ def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -
     """A layer's output (B, T, width) of these arguments, zeros but for the needed positions."""
     (name,) = _caches(given)
     cache = _KeysFirst(given[name])
-    with contextlib.suppress(_Enough):
-        return forward(**given | {name: cache})  # a layer that has no keys of its own
+    try:
+        # A layer that has no keys and values of its own asks no cache: it is left whole.
+        return forward(**given | {name: cache})
+    except _KeysKnown:
+        pass
     narrow = given | {name: cache}
     for name, axis in _QUERY_AXES.items():
         if _holds_tensors(given.get(name)):
             narrow[name] = _last(given[name], axis, needed)
     if given.get("attention_mask") is None:  # plainly causal, which the shape does not tell now
-        narrow["attention_mask"] = _causal(cache.keys, needed)
-    output = forward(**narrow)
+        narrow["attention_mask"] = causal_mask(needed, cache.keys.shape[-2], cache.keys.device)
+    token = _SECOND_RUN.set(True)
+    try:
+        output = forward(**narrow)
+    finally:
+        _SECOND_RUN.reset(token)
     left_out = given["hidden_states"].shape[1] - needed
     if isinstance(output, tuple):
         return (nn.functional.pad(output[0], (0, 0, left_out, 0)), *output[1:])
@@ -150,14 +177,7 @@ def _caches(given: dict[str, Any]) -> list[str]:
     return [name for name, value in given.items() if isinstance(value, Cache)]
 
 
-def _causal(keys: Tensor, needed: int) -> Tensor:
-    """What each of the last positions sees, (1, 1, n, K)."""
-    count = keys.shape[-2]
-    seen = torch.ones(needed, count, dtype=torch.bool, device=keys.device)
-    return seen.tril(count - needed)[None, None]
-
-
-class _Enough(Exception):
+class _KeysKnown(Exception):
     """The keys and values are there: nothing else of the layer is needed."""
 
 
@@ -178,11 +198,11 @@ class _KeysFirst:
         """Keys and values of all positions, (B, H, K, D) each.
 
         Raises:
-            _Enough: the first time.
+            _KeysKnown: the first time.
         """
         if self._states is None:
             self._states = self._cache.update(keys, values, *where, **more)
-            raise _Enough
+            raise _KeysKnown
         return self._states
 
     def __getattr__(self, name: str) -> Any:
@@ -190,6 +210,8 @@ class _KeysFirst:
 
 
 def _holds_tensors(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensors, value.values()))
     if isinstance(value, tuple | list):
         return any(map(_holds_tensors, value))
     return isinstance(value, Tensor)

@@ -160,23 +160,26 @@ class LocalEngine:
         self.lock = threading.RLock()
         self._fixed_batches: bool | None = None
         self.fixed: FixedPasses | None = None
+        if self_check:
+            self._check()
         on_cuda = model.device.type == "cuda"
         if slot and self._takes_positions and (on_cuda if fixed_passes is None else fixed_passes):
             self.fixed = FixedPasses(model.device, Recorder() if on_cuda else None)
             known = fixed_passes is True and not self_check
             if not known and not has_fixed_passes(self):
                 self.fixed = None
-        if self_check:
-            self._check()
 
     def _check(self) -> None:
+        """Run the self-check; leave the last layer whole if it is not like others."""
         try:
-            check_cache_reuse(self)
-        except UnsupportedReader:  # it may be a model whose last layer is unlike others
+            return check_cache_reuse(self)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
             self._last_layer = WholeLastLayer(self.model)
             self._leased.clear()
             self.forget()
-            check_cache_reuse(self)
+        return check_cache_reuse(self)
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         """See `Engine.complete`.
@@ -205,7 +208,8 @@ class LocalEngine:
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
         sequence, _ = self._lease(Prompt(tuple(ids[:start])))
         try:
-            with self.lock:  # also while the logits are read, which the next pass may write over
+            # Also while the logits are read, which the next pass may write over.
+            with self._running(sequence):
                 logits = self._forward(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
                 targets = torch.tensor(ids[start:], device=logits.device)
                 chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
@@ -278,10 +282,20 @@ class LocalEngine:
         except GeneratorExit:  # closed between two passes: the cache is whole
             self._release(sequence)
             raise
-        except BaseException:  # inside a pass: some layers may have grown, others not
+        except BaseException:
             self._end_lease(sequence)
             raise
         self._release(sequence)
+
+    @contextlib.contextmanager
+    def _running(self, sequence: CachedSequence) -> Iterator[None]:
+        """One pass at a time; if it fails, the sequence is given up before others look at it."""
+        with self.lock, torch.inference_mode():
+            try:
+                yield
+            except BaseException:  # some layers may have grown, others not
+                self._end_lease(sequence)
+                raise
 
     def _first_token(
         self, sequence: CachedSequence, prompt: Prompt, start: int, sampler: Sampler, usage: Usage
@@ -289,15 +303,18 @@ class LocalEngine:
         """Encode what is behind `start`, each piece with its passage in view, and choose."""
         *earlier, last = prompt.pieces(start)
         for piece in earlier:
-            with self.lock, torch.inference_mode():
+            with self._running(sequence):
                 self._encode(sequence, *piece, usage)
-        with self.lock, torch.inference_mode():
+        with self._running(sequence):
             return sampler.choose(self._encode(sequence, *last, usage)[-1])
 
     def _encode(
         self, sequence: CachedSequence, passage: Ids, ids: Sequence[int], usage: Usage
     ) -> Tensor:
-        """Encode tokens with a passage in view; the logits behind the last of them, (1, V)."""
+        """Encode tokens with a passage in view; the logits behind the last of them, (1, V).
+
+        Called while the sequence is `_running`; counts what it encodes.
+        """
         usage.encoded += len(ids)
         if sequence.shown == passage:
             return self._forward(sequence, ids, 1)
@@ -324,18 +341,28 @@ class LocalEngine:
     def joint_pass(self, sequence: CachedSequence, passage: Ids, ids: Sequence[int]) -> Tensor:
         """Put a passage into the slot while tokens are encoded that see it; see `joint_pass.py`.
 
+        Called with the lock, in inference mode, of an engine that `joins_passages`.
+
         Returns:
             The logits behind the last of them, (1, V).
+
+        Raises:
+            UnsupportedReader: the model's attention is not PyTorch's any more.
         """
-        end = sequence.end
-        for layer in full_layers(sequence.cache):
+        layers, end = full_layers(sequence.cache), sequence.end
+        for layer in layers:
             layer.await_passage(len(passage))
         device = self.model.device
         tokens = torch.tensor([[*passage, *ids]], device=device)
         slot = torch.arange(sequence.room - len(passage), sequence.room, device=device)
         context = torch.arange(end, end + len(ids), device=device)
-        with PassageApart(len(passage), len(ids)):
+        with PassageApart(len(passage), len(ids)) as apart:
             logits = self.run(tokens, torch.cat((slot, context))[None], sequence.cache, 1)[0]
+        if apart.calls != len(layers):
+            raise UnsupportedReader(
+                f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
+                f"{len(layers)} layers; expected once in each, as when it was loaded"
+            )
         sequence.shown = passage
         sequence.encoded(ids)
         return logits
@@ -364,7 +391,7 @@ class LocalEngine:
         )
 
     def _step(self, sequence: CachedSequence, ids: Sequence[int], sampler: Sampler) -> int:
-        with self.lock, torch.inference_mode():
+        with self._running(sequence):
             return sampler.choose(self._forward(sequence, ids, 1)[-1])
 
     def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
@@ -416,8 +443,9 @@ class LocalEngine:
             more["position_ids"] = positions
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             more["logits_to_keep"] = keep
-        attention = self._attention.for_pass(ids.shape[1], fixed=fixed)
-        with attention, self._last_layer.narrowed(keep):
+        tokens = ids.shape[1]
+        narrowed = self._last_layer.narrowed(keep) if keep < tokens else contextlib.nullcontext()
+        with self._attention.for_pass(tokens, fixed=fixed), narrowed:
             output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
@@ -495,4 +523,5 @@ class LocalEngine:
 
     def _end_lease(self, sequence: CachedSequence) -> None:
         with self.lock:
-            self._leased.remove(sequence)
+            if sequence in self._leased:
+                self._leased.remove(sequence)

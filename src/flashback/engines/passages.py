@@ -79,9 +79,11 @@ class PassageCache:
         Args:
             views: they are parts of something larger; they are copied if they are kept.
         """
+        if views and size_of(states) <= self.budget:
+            states = [(keys.clone(), values.clone()) for keys, values in states]
         with self._lock:
             self.count.encoded += 1
-            self._keep((passage, room), states, views)
+            self._keep((passage, room), states)
 
     def forget(self) -> None:
         """Drop everything."""
@@ -89,12 +91,10 @@ class PassageCache:
             self._states.clear()
             self.bytes = 0
 
-    def _keep(self, key: Key, states: list[States], views: bool = False) -> None:
+    def _keep(self, key: Key, states: list[States]) -> None:
         size = size_of(states)
         if key in self._states or size > self.budget:
             return
-        if views:
-            states = [(keys.clone(), values.clone()) for keys, values in states]
         self._states[key] = states
         self.bytes += size
         while self.bytes > self.budget:
