@@ -6,9 +6,9 @@ of 16 targets behind a passage of 128 tokens need one in nine. That leaves out m
 work, forwards and backwards, and nothing changes.
 
 It takes a layer that uses what it is given position by position, but for attention; the engine's
-self-check finds out. The layer runs twice: on all positions, until a cache between
-has got its keys and values and ends it, and then on the needed positions, where that cache answers
-with the keys and values of all. What the layer would have given for the others is zeros.
+self-check finds out. The layer runs twice: on all positions, until a cache between has got its keys
+and values and ends it, and then on the needed positions, where that cache answers with the keys and
+values of all. What the layer would have given for the others is zeros.
 
 Symbols: B batch, T tokens of a pass, n of them needed, K keys, H key-value heads, D head size.
 """

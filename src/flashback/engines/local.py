@@ -175,7 +175,7 @@ class LocalEngine:
             return check_cache_reuse(self)
         except torch.OutOfMemoryError:
             raise
-        except Exception:
+        except Exception:  # a layer may fail in any way; whole, it says what is wrong
             self._last_layer = WholeLastLayer(self.model)
             self._leased.clear()
             self.forget()
