@@ -20,13 +20,21 @@ from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
 from flashback.benchmark.record import device_name
 from flashback.benchmark.results import RATIOS, Measured, Results
-from flashback.benchmark.runtime import Runtime, Written, _arms, grid, parse_lengths, prepare
+from flashback.benchmark.runtime import (
+    RealText,
+    Runtime,
+    Written,
+    _arms,
+    grid,
+    parse_lengths,
+    prepare,
+)
 from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import SHAPES, shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
-from flashback.reader import Placement, window_of
+from flashback.reader import MINI, Placement, window_of
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.settings import Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
@@ -292,8 +300,28 @@ def test_the_bound_is_the_ceiling_that_is_met_first() -> None:
 
 def test_lengths_end_where_a_passage_still_fits() -> None:
     assert parse_lengths(RuntimeSettings()) == range(512, 896, 16)
+    assert parse_lengths(RuntimeSettings(), frame=1) == range(512, 880, 16)
     points = grid(range(512, 896, 16))
     assert (points[0], points[-1], len(points)) == (512, 880, 5)
+
+
+@pytest.mark.parametrize("arm", ["slot", "append"])
+def test_the_last_stride_of_a_real_text_does_not_jump(
+    arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot's passage begins with BOS there: one token more than random ones have."""
+    for measuring in ("measure_ceilings", "calibrate"):
+        monkeypatch.setattr(f"flashback.benchmark.runtime.{measuring}", lambda *_: CEILINGS)
+    text = Document("long", "Long", "The moon pulls the tides. " * 500)
+    real = RealText([text], MadeUpRetriever(empty=0, longest=60))
+    settings = RuntimeSettings(
+        MINI, "1932:2048", arms=(arm,), stride=8, passage_tokens=20, device="cpu"
+    )
+    runtime = prepare(settings, real)
+    assert runtime.reader.window == 2048
+    assert runtime.lengths[-1] == (2012 if arm == "slot" else 2020)
+    (written,) = runtime.later_strides(arm, runtime.lengths[-1:])
+    assert len(written.stride.arranged) > runtime.lengths[-1]
 
 
 @pytest.mark.parametrize("lengths", ["512", "a:b", "512:600", "1024:512", "0:512", "-5:10", ":"])

@@ -87,7 +87,12 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
         settings.shape, device=settings.device, dtype=settings.dtype, real_text=real is not None
     )
     arms = _arms(settings, reader)
-    size = text_size(reader, lengths, settings)
+    frame = max(
+        len(reader.frame(bare_retrieval(pattern, settings).frame, pattern))
+        for pattern in map(pattern_of, arms)
+    )
+    lengths = parse_lengths(settings, frame)
+    size = text_size(reader, lengths, settings, frame)
     if real is None:
         material = random_material(reader, size, settings.passage_tokens)
     else:
@@ -290,10 +295,14 @@ class Sweep(Protocol):
     def passage_tokens(self) -> int: ...
 
 
-def parse_lengths(settings: Sweep) -> range:
+def parse_lengths(settings: Sweep, frame: int = 0) -> range:
     """Context lengths at the boundaries.
 
     Contexts begin at FIRST tokens and end where a passage still fits LAST positions (T - m).
+
+    Args:
+        frame: tokens that stand around a passage in one of the arms: BOS, in a slot. A context that
+            left no room for them would jump.
 
     Raises:
         SettingsError: not of that form, or no room for one stride.
@@ -303,10 +312,12 @@ def parse_lengths(settings: Sweep) -> range:
     if not (first.isdecimal() and last.isdecimal() and len(text) < _LONGEST_LENGTHS):
         raise SettingsError(f"--lengths {text}: expected FIRST:LAST in tokens, such as 512:1024")
     lengths = range(int(first), int(last) - settings.passage_tokens, settings.stride)
+    if lengths and frame:
+        lengths = range(lengths[0], lengths[-1] - frame + 1, settings.stride)
     if len(lengths) < 2 or int(first) < 4 * settings.stride:
         raise SettingsError(
             f"--lengths {text}: expected FIRST from {4 * settings.stride} and LAST at least "
-            f"{settings.passage_tokens + 2 * settings.stride} higher"
+            f"{settings.passage_tokens + frame + 2 * settings.stride} higher"
         )
     return lengths
 
@@ -321,14 +332,17 @@ def bare_retrieval(pattern: Pattern, settings: Sweep) -> RetrievalSettings:
     )
 
 
-def text_size(reader: Reader, lengths: range, settings: Sweep) -> int:
+def text_size(reader: Reader, lengths: range, settings: Sweep, frame: int = 0) -> int:
     """How many tokens the text needs.
+
+    Args:
+        frame: tokens around a passage.
 
     Raises:
         SettingsError: with a passage, they are more than the reader has positions for.
     """
     size = lengths[-1] + settings.stride
-    needed = size + settings.passage_tokens
+    needed = size + settings.passage_tokens + frame
     if needed > reader.window:
         raise SettingsError(
             f"--lengths {settings.lengths}: needs {needed} positions, but {reader.name} has "
