@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from command_line import index_notes, refused, run, write_notes
+from flashback.benchmark import plot as plot_module
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
@@ -370,6 +371,25 @@ def test_the_figure_is_written_and_its_suffix_checked(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SettingsError, match="--plot"):
         plot_runtime(results, "title", tmp_path / "speed.nothing")
+
+
+@pytest.mark.parametrize(
+    ("arms", "base"), [(ARMS, "append (FlashBack)"), (ARMS[:3], "no retrieval")]
+)
+def test_every_arm_is_set_against_append_or_the_first(
+    arms: tuple[str, ...], base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    drawn: list[Any] = []
+    monkeypatch.setattr(plot_module, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    seconds = {arm: 0.1 * (at + 1) for at, arm in enumerate(arms)}
+    rows = tuple(measured(arm, n, seconds[arm]) for arm in arms for n in (10, 20, 30))
+    plot_runtime(Results(range(10, 31, 10), (rows,)), "title", tmp_path / "speed.png")
+    speedup = drawn[0].axes[1]
+    assert speedup.get_ylabel() == f"times the seconds of {base}"
+    below = seconds["append"] if "append" in arms else seconds[arms[0]]
+    found = [line.get_ydata()[0] for line in speedup.lines if line.get_linestyle() == "-"]
+    assert found == pytest.approx([seconds[arm] / below for arm in arms])
 
 
 def test_the_command_prints_json(model_folder: Path) -> None:

@@ -33,6 +33,9 @@ def plot_runtime(results: Results, title: str, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     seconds, speedup = figure.subplots(1, 2)
+    base = "append" if "append" in results.arms else results.arms[0]
+    against = [row.stride_seconds for row in _later(results, base)]
+    expected = [row.predicted_seconds for row in _later(results, base)]
     for at, arm in enumerate(results.arms):
         own = _later(results, arm)
         measured = [row.stride_seconds for row in own]
@@ -40,14 +43,12 @@ def plot_runtime(results: Results, title: str, path: Path) -> None:
         bound = [row.bound_seconds for row in own]
         lines = [(measured, "-"), (predicted, "--"), (bound, ":")]
         _draw(seconds, own, lines, at, _NAMES[arm])
-        if "append" in results.arms:
-            append = _later(results, "append")
-            against = [row.stride_seconds for row in append]
-            expected = [row.predicted_seconds for row in append]
-            lines = [(_ratios(measured, against), "-"), (_ratios(predicted, expected), "--")]
-            _draw(speedup, own, lines, at, None)
+        lines = [(_ratios(measured, against), "-"), (_ratios(predicted, expected), "--")]
+        _draw(speedup, own, lines, at, None)
     seconds.set(xlabel="context, tokens", ylabel="seconds per stride", ylim=(0, None))
-    speedup.set(xlabel="context, tokens", ylabel="times append's seconds", ylim=(0, None))
+    speedup.set(
+        xlabel="context, tokens", ylabel=f"times the seconds of {_NAMES[base]}", ylim=(0, None)
+    )
     figure.legend(loc="outside lower center", ncols=len(results.arms), fontsize="small")
     figure.suptitle(f"{title}\ndashed: predicted; dotted: the machine's bound", fontsize="medium")
     save_figure(figure, path, dpi=120)
