@@ -46,6 +46,23 @@ def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[lis
     return list(completion), completion.usage.reused
 
 
+def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(tiny_model("llama"), window=192, fixed_passes=True)
+    narrowed = last_layer._narrowed
+    monkeypatch.setattr(last_layer, "_narrowed", lambda *given: 0 * narrowed(*given))
+    whole = LocalEngine(tiny_model("llama"), window=192)
+    expected, _ = complete(whole, PROMPT, 5)
+    assert whole.joins_passages
+    for check in ("has_joint_passes", "has_fixed_passes", "check_cache_reuse"):
+        monkeypatch.setattr(f"flashback.engines.local.{check}", lambda _: [][0])
+    other = whole.another(1000)
+    assert (other.joins_passages, other.fixed, other.passages.budget) == (True, None, 1000)
+    assert complete(other, PROMPT, 5) == (expected, 0)
+    recorded = engine.another(1000)
+    assert recorded.fixed is not None
+    assert not recorded.joins_passages
+
+
 def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers have grown by then, others not; nobody may see it, not even for a moment."""
     engine = LocalEngine(tiny_model("llama"), window=192)

@@ -91,7 +91,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_bfloat16_joins_to_the_last_bit_of_a_slot() -> None:
+def test_slots_in_bfloat16_are_those_of_two_passes() -> None:
     engine = LocalEngine(tiny_model("llama").bfloat16(), 100)
     assert engine.joins_passages
     one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)

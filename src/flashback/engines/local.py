@@ -168,6 +168,8 @@ class LocalEngine:
             known = fixed_passes is True and not self_check
             if not known and not has_fixed_passes(self):
                 self.fixed = None
+            if self_check and self.fixed is not None:
+                check_cache_reuse(self)  # cuts between fixed passes, too
 
     def _check(self) -> None:
         """Run the self-check; leave the last layer whole if it is not like others."""
@@ -180,6 +182,24 @@ class LocalEngine:
             self._leased.clear()
             self.forget()
         return check_cache_reuse(self)
+
+    def another(self, passage_bytes: int) -> "LocalEngine":
+        """An engine of the same model that holds nothing and need not find out what this one did.
+
+        Args:
+            passage_bytes: keys and values of slot passages to keep, at most.
+        """
+        engine = LocalEngine(
+            self.model,
+            self.capabilities.window,
+            passage_bytes=passage_bytes,
+            self_check=False,
+            fixed_passes=self.fixed is not None,
+        )
+        engine._last_layer = self._last_layer
+        with self.lock:
+            engine.joins_passages = self.joins_passages
+        return engine
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         """See `Engine.complete`.

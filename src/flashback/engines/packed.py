@@ -14,6 +14,7 @@ PyTorch's operators for both are private to its compiler. So every layer is trie
 replaced, and stays as it is where the operator is missing or computes something else.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -29,7 +30,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _INT8_TOLERANCE = 5e-2
 
 
-class RepackedLinear(nn.Module):
+class RepackedLinear(nn.Module, ABC):
     """A linear layer that keeps its weight in a layout of its own."""
 
     def __init__(self, bias: nn.Parameter | None, *, transposed: bool, owned: bool) -> None:
@@ -45,9 +46,9 @@ class RepackedLinear(nn.Module):
         self.owned = owned
         self._transposed = transposed
 
+    @abstractmethod
     def unpacked(self) -> Tensor:
         """The weight, (O, I)."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:

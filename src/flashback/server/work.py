@@ -78,9 +78,8 @@ class Worker:
 
     def _own_engine(self) -> LocalEngine:
         """Without anything cached, and with its share of the memory for passages."""
-        reader, shared = self._service.reader, self._service.engine.passages.budget
-        share = shared // self._service.settings.max_active
-        return LocalEngine(reader.model, reader.window, passage_bytes=share, self_check=False)
+        engine = self._service.engine
+        return engine.another(engine.passages.budget // self._service.settings.max_active)
 
     def events(self) -> Events:
         """All that happens, with a `Turn` after each stride; errors are the API's."""
