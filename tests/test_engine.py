@@ -23,7 +23,8 @@ from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines import last_layer
 from flashback.engines.attention import Attention
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
-from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.local import LocalEngine
+from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -66,15 +67,15 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
 def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers have grown by then, others not; nobody may see it, not even for a moment."""
     engine = LocalEngine(tiny_model("llama"), window=192)
-    ends = LocalEngine._end_lease
+    gives_up = engine.leases.give_up
     seen: list[tuple[bool, int]] = []
 
-    def ended(engine: LocalEngine, sequence: CachedSequence) -> None:
-        ends(engine, sequence)
+    def given_up(sequence: CachedSequence) -> None:
+        gives_up(sequence)
         locked: bool = engine.lock._is_owned()  # type: ignore[attr-defined]
-        seen.append((locked, len(engine._leased)))
+        seen.append((locked, len(engine.leases.taken)))
 
-    monkeypatch.setattr(LocalEngine, "_end_lease", ended)
+    monkeypatch.setattr(engine.leases, "give_up", given_up)
     monkeypatch.setattr(engine, "run", lambda *_, **__: [][0])
     with pytest.raises(IndexError):
         complete(engine, PROMPT, 2)
@@ -167,7 +168,7 @@ def test_idle_caches_are_kept_up_to_the_limit() -> None:
     reused = [complete(engine, ids, 2)[1] for ids in (first, second, first, second)]
     assert reused == [0, 0, 20, 20]
     assert complete(engine, third, 2)[1] == 1  # cuts one of the two
-    assert len(engine._idle) == 2
+    assert len(engine.leases.idle) == 2
 
 
 @pytest.mark.parametrize("limit", range(1, 6))
@@ -175,7 +176,7 @@ def test_as_many_idle_caches_are_kept_as_was_asked_for(limit: int) -> None:
     engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=limit)
     for number in range(8):  # prompts with nothing in common
         complete(engine, tuple(range(15 * number, 15 * number + 15)), 2)
-        assert len(engine._idle) == min(number + 1, limit)
+        assert len(engine.leases.idle) == min(number + 1, limit)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -391,7 +392,7 @@ def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
         text = list(engine.complete(Prompt(ids), 6, writer))
         alone = LocalEngine(tiny_model("llama"), window=192)
         assert text == list(alone.complete(Prompt(ids), 6, greedy()))
-        caches.append(engine._idle[0].cache)
+        caches.append(engine.leases.idle[0].cache)
     assert engine.held[0] == 1
     assert all(cache is caches[0] for cache in caches)
 

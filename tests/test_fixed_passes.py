@@ -153,7 +153,7 @@ def test_a_copy_of_a_cache_is_written_to_alone() -> None:
     engine = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=True)
     plain = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=False)
     text = greedy(engine, [5, 6, 7], 6)
-    (held,) = engine._idle
+    (held,) = engine.leases.idle
     copied = copy.deepcopy(held)
     before = [buffer.clone() for layer in full_layers(held.cache) for buffer in layer.buffers]
     for token in (20, 30, 40):
@@ -292,7 +292,7 @@ def test_an_engine_is_freed_with_its_caches(fixed: bool) -> None:
     """At once: on a GPU the next one needs the room."""
     engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=fixed)
     greedy(engine, [5, 6, 7], 6)
-    (held,) = engine._idle
+    (held,) = engine.leases.idle
     parts: tuple[object, ...] = (engine, held.cache, engine.passages)
     gone = [weakref.ref(part) for part in parts]
     gc.disable()

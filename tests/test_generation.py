@@ -116,7 +116,7 @@ def test_stopping_early_closes_the_completion() -> None:
     for _ in range(3):
         next(events)
     writing.close()
-    assert not engine._leased
+    assert not engine.leases.taken
     with pytest.raises(RuntimeError, match="not finished"):
         _ = writing.result
 

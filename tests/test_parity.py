@@ -15,7 +15,8 @@ import flashback.engines.cache as cache_module
 import flashback.generation as generation_module
 from families import BY_COLUMN, FAMILIES, SLIDING
 from flashback.arrangement import Prompt
-from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.local import LocalEngine
+from flashback.engines.sequence import CachedSequence
 from flashback.generation import Generation, Generator
 from flashback.reader import Reader
 from flashback.sampling import Sampler

@@ -14,8 +14,9 @@ import flashback.engines.cache as cache_module
 import flashback.generation as generation_module
 from families import FAMILIES, SLIDING
 from flashback.arrangement import Ids, InView, Prompt, Slot
-from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion, Usage
+from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError
 from flashback.generation import Generation, Generator
 from flashback.reader import Reader

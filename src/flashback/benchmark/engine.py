@@ -24,7 +24,7 @@ from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.engines.attention import UsualAttention
 from flashback.engines.last_layer import WholeLastLayer
-from flashback.engines.local import CachedSequence
+from flashback.engines.sequence import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import for_inference
 from flashback.reader import Reader, choose_placement

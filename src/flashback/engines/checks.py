@@ -68,12 +68,12 @@ def check_cache_reuse(engine: "LocalEngine") -> None:
     base, other = _random_ids(engine.model, 2, length)
     for kept in (length, 2 * length // 3, length // 3):
         ids = base[:kept] + other[kept:]
-        sequence, shared = engine._lease(Prompt(tuple(ids[:-1])))
+        sequence, shared = engine.lease(Prompt(tuple(ids[:-1])))
         # Several tokens behind the cache, and a single one.
         cached = [
             engine._forward(sequence, new, 1)[-1].clone() for new in (ids[shared:-1], ids[-1:])
         ]
-        engine._release(sequence)
+        engine.leases.give_back(sequence)
         expected = _recomputed(engine.model, ids)[-2:]
         _compare_values(engine.model, torch.stack(cached), expected, "logits from a cut-back cache")
     engine.forget()
@@ -89,7 +89,7 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
     (ids,) = _random_ids(engine.model, 1, max(9, min(24, window)))
     if len(ids) > window:
         return False
-    sequence, _ = engine._lease(Prompt(tuple(ids[:-6])))
+    sequence, _ = engine.lease(Prompt(tuple(ids[:-6])))
     try:
         engine._forward(sequence, ids[:-6], 1)
         for start, end in ((-6, -5), (-5, -4), (-4, -2), (-2, None)):
@@ -103,7 +103,7 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
     except (UnsupportedReader, TypeError, ValueError, RuntimeError):
         return False
     finally:
-        engine._end_lease(sequence)
+        engine.leases.give_up(sequence)
     return True
 
 

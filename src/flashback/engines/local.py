@@ -18,13 +18,10 @@ piece by piece, each with its own passage in the slot: one piece of one token at
 """
 
 import contextlib
-import copy
 import inspect
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -37,13 +34,9 @@ from flashback.engines.attention import Attention
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache import (
     States,
-    cache_bytes,
-    cache_is_roomy,
-    cache_reaches,
     full_layers,
     has_full_attention_only,
     new_cache,
-    show_passage,
     states_alone,
 )
 from flashback.engines.checks import (
@@ -57,54 +50,19 @@ from flashback.engines.checks import (
 from flashback.engines.fixed_passes import FixedPasses, NewTokens, Recorder
 from flashback.engines.joint_pass import PassageApart
 from flashback.engines.last_layer import LastLayer, WholeLastLayer
+from flashback.engines.leases import Leases
 from flashback.engines.passage_store import PassageStore
 from flashback.engines.passages import PassageCache
 from flashback.engines.protocol import Capabilities, Completion, Usage
-from flashback.engines.sequence import HeldTokens
+from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
-
-_WORTH_SHARING = 8
-"""Tokens; less in common does not justify copying a cache."""
-
 
 _ALIBI = ("bloom", "mpt")
 """Models without positions of their own: a cached passage is as far away as it is long."""
 
 PASSAGE_BYTES = 1 << 28
 """What a passage cache may take, unless told otherwise."""
-
-
-@dataclass(eq=False)
-class CachedSequence(HeldTokens):
-    """Held tokens, and the cache that holds them."""
-
-    cache: DynamicCache = field(kw_only=True)
-    writer: "weakref.ref[Sampler] | None" = field(default=None, kw_only=True)
-    """Whose text it was last used for; dead when that text is finished."""
-
-    def reaches(self, length: int) -> bool:
-        """Whether the cache can be cut back to `length` and still be exact."""
-        return cache_reaches(self.cache, length)
-
-    def cut(self, length: int) -> None:
-        """Forget everything from `length` on.
-
-        Also called with nothing to forget: sliding-window layers learn from it what they may drop.
-        """
-        assert self.reaches(length)
-        self.cache.crop(length - len(self.ids))
-        self.keep(length)
-        self.check()
-
-    def show(self, passage: Ids, states: Sequence[States] | None) -> None:
-        """Exchange what is in the slot."""
-        show_passage(self.cache, states)
-        self.shown = passage
-
-    def check(self) -> None:
-        held = len(self.shown) + len(self.ids)
-        assert self.cache.get_seq_length() == held, "cache and ids are out of step"
 
 
 class LocalEngine:
@@ -153,11 +111,8 @@ class LocalEngine:
         self._takes_keep = "logits_to_keep" in parameters
         self._attention = Attention(model)
         self._last_layer = LastLayer(model)
-        self._idle_limit = idle_sequences
-        self._idle_bytes = idle_bytes
-        self._idle: list[CachedSequence] = []
-        self._leased: list[CachedSequence] = []
         self.lock = threading.RLock()
+        self.leases = Leases(self.lock, idle_sequences=idle_sequences, idle_bytes=idle_bytes)
         self._fixed_batches: bool | None = None
         self.fixed: FixedPasses | None = None
         if self_check:
@@ -179,7 +134,7 @@ class LocalEngine:
             raise
         except Exception:  # a layer may fail in any way; whole, it says what is wrong
             self._last_layer = WholeLastLayer(self.model)
-            self._leased.clear()
+            self.leases.taken.clear()
             self.forget()
         return check_cache_reuse(self)
 
@@ -226,7 +181,7 @@ class LocalEngine:
         if not 1 <= start < len(ids):
             raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
-        sequence, _ = self._lease(Prompt(tuple(ids[:start])))
+        sequence, _ = self.lease(Prompt(tuple(ids[:start])))
         try:
             # Also while the logits are read, which the next pass may write over.
             with self._running(sequence):
@@ -235,9 +190,9 @@ class LocalEngine:
                 chosen = logits.float().log_softmax(-1).gather(1, targets[:, None])
                 scores: list[float] = chosen[:, 0].tolist()
         except BaseException:
-            self._end_lease(sequence)
+            self.leases.give_up(sequence)
             raise
-        self._release(sequence)
+        self.leases.give_back(sequence)
         return scores
 
     def batch(self, rows: int) -> LocalBatch:
@@ -253,7 +208,7 @@ class LocalEngine:
     def forget(self) -> None:
         """Drop every idle cache and passage: the next completion starts from nothing."""
         with self.lock:
-            self._idle.clear()
+            self.leases.idle.clear()
             if self.fixed is not None:
                 self.fixed.forget()
         self.passages.forget()
@@ -261,8 +216,7 @@ class LocalEngine:
     @property
     def held(self) -> tuple[int, int]:
         """How many caches no completion is using, and their bytes; a pass is not waited for."""
-        idle = list(self._idle)
-        return len(idle), sum(cache_bytes(one.cache) for one in idle)
+        return self.leases.held
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""
@@ -287,7 +241,7 @@ class LocalEngine:
         self, prompt: Prompt, max_tokens: int, sampler: Sampler, usage: Usage
     ) -> Iterator[int]:
         started = time.perf_counter()
-        sequence, shared = self._lease(prompt, sampler)
+        sequence, shared = self.lease(prompt, sampler)
         try:
             token = self._first_token(sequence, prompt, shared, sampler, usage)
             usage.reused = max(len(prompt.arranged) - usage.encoded, 0)
@@ -300,12 +254,12 @@ class LocalEngine:
                 usage.decode_seconds += time.perf_counter() - started
                 yield token
         except GeneratorExit:  # closed between two passes: the cache is whole
-            self._release(sequence)
+            self.leases.give_back(sequence)
             raise
         except BaseException:
-            self._end_lease(sequence)
+            self.leases.give_up(sequence)
             raise
-        self._release(sequence)
+        self.leases.give_back(sequence)
 
     @contextlib.contextmanager
     def _running(self, sequence: CachedSequence) -> Iterator[None]:
@@ -314,7 +268,7 @@ class LocalEngine:
             try:
                 yield
             except BaseException:  # some layers may have grown, others not
-                self._end_lease(sequence)
+                self.leases.give_up(sequence)
                 raise
 
     def _first_token(
@@ -470,78 +424,10 @@ class LocalEngine:
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
-    def _lease(self, prompt: Prompt, writer: Sampler | None = None) -> tuple[CachedSequence, int]:
-        """Take, fork or start the sequence that saves most; cut it to what it shares."""
-        with self.lock:
-            own = [one for one in self._idle if self._is_own(one, writer)]
-            free = [one for one in self._idle if one not in own and self._is_free(one)]
-            busy = [*self._leased, *(one for one in self._idle if one not in own + free)]
-            # With room for one more, a few common tokens are not worth cutting another's cache.
-            room_left = self._idle_bytes is not None or len(self._idle) < self._idle_limit
-            least = _WORTH_SHARING if room_left else 1
-            found = [
-                (one.common_prefix(prompt), least, take, one)
-                for ones, least, take in (
-                    (own, 1, True),
-                    (free, least, True),
-                    (busy, _WORTH_SHARING, False),
-                )
-                for one in ones
-            ]
-            usable = [item for item in found if item[0] >= item[1] and item[3].reaches(item[0])]
-            if usable:
-                shared, _, taken, sequence = max(usable, key=lambda item: (item[0], item[2]))
-                if taken:
-                    self._idle.remove(sequence)
-                else:  # in use by another completion, which still needs all of it
-                    sequence = copy.deepcopy(sequence)
-            else:
-                shared, sequence = 0, self._emptied(prompt, own)
-            self._idle = [one for one in self._idle if one not in own]  # of no use any more
-            sequence.writer = None if writer is None else weakref.ref(writer)
-            sequence.cut(shared)
-            self._leased.append(sequence)
-            return sequence, shared
-
-    def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence:
-        """A sequence that holds nothing: one that would soon be dropped, since it has buffers."""
-        room, candidates = prompt.slot.room, list(own)
-        if self._idle_bytes is None and len(self._idle) >= self._idle_limit:
-            candidates += self._idle[:1]
-        for one in candidates:
-            roomy = cache_is_roomy(one.cache, room + len(prompt.context))
-            if one.room == room and one.reaches(0) and not roomy:
-                self._idle.remove(one)
-                return one
-        return self.new_sequence(room)
+    def lease(self, prompt: Prompt, writer: Sampler | None = None) -> tuple[CachedSequence, int]:
+        """The sequence to go on from, and how much of the prompt's context it holds."""
+        return self.leases.take(prompt, writer, self.new_sequence)
 
     def new_sequence(self, room: int) -> CachedSequence:
         """Nothing held, behind a slot of so many positions."""
         return CachedSequence(room, cache=new_cache(self.model, room))
-
-    def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
-        """Whether it was left behind by the text that goes on; told apart by byte budgets only."""
-        if self._idle_bytes is None or writer is None or sequence.writer is None:
-            return False
-        return sequence.writer() is writer
-
-    def _is_free(self, sequence: CachedSequence) -> bool:
-        """Whether no text that is being written will come back for it."""
-        unclaimed = sequence.writer is None or sequence.writer() is None
-        return self._idle_bytes is None or unclaimed
-
-    def _release(self, sequence: CachedSequence) -> None:
-        """Keep a sequence for later; those that were used longest ago go if there is no room."""
-        with self.lock:
-            self._end_lease(sequence)
-            self._idle.append(sequence)
-            if self._idle_bytes is None:
-                del self._idle[: max(len(self._idle) - self._idle_limit, 0)]
-                return
-            while self._idle and self.held[1] > self._idle_bytes:
-                del self._idle[0]
-
-    def _end_lease(self, sequence: CachedSequence) -> None:
-        with self.lock:
-            if sequence in self._leased:
-                self._leased.remove(sequence)

@@ -1,11 +1,16 @@
 """What a cached sequence holds, token by token, and how much of it a prompt can go on from."""
 
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from transformers import DynamicCache
+
 from flashback.arrangement import Ids, InView, Prompt
+from flashback.engines.cache import States, cache_reaches, show_passage
+from flashback.sampling import Sampler
 
 
 @dataclass(eq=False)
@@ -52,6 +57,38 @@ class HeldTokens:
         if not self.views or self.views[-1].passage != self.shown:
             self.views.append(InView(len(self.ids), self.shown))
         self.ids.extend(ids)
+
+
+@dataclass(eq=False)
+class CachedSequence(HeldTokens):
+    """Held tokens, and the cache that holds them."""
+
+    cache: DynamicCache = field(kw_only=True)
+    writer: "weakref.ref[Sampler] | None" = field(default=None, kw_only=True)
+    """Whose text it was last used for; dead when that text is finished."""
+
+    def reaches(self, length: int) -> bool:
+        """Whether the cache can be cut back to `length` and still be exact."""
+        return cache_reaches(self.cache, length)
+
+    def cut(self, length: int) -> None:
+        """Forget everything from `length` on.
+
+        Also called with nothing to forget: sliding-window layers learn from it what they may drop.
+        """
+        assert self.reaches(length)
+        self.cache.crop(length - len(self.ids))
+        self.keep(length)
+        self.check()
+
+    def show(self, passage: Ids, states: Sequence[States] | None) -> None:
+        """Exchange what is in the slot."""
+        show_passage(self.cache, states)
+        self.shown = passage
+
+    def check(self) -> None:
+        held = len(self.shown) + len(self.ids)
+        assert self.cache.get_seq_length() == held, "cache and ids are out of step"
 
 
 def _views_differ(held: Sequence[InView], wanted: Sequence[InView]) -> int:
