@@ -1,23 +1,26 @@
 """A slot's passage in the pass of the tokens behind it: as if it had a pass of its own."""
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.cache import States, full_layers
 from flashback.engines.joint_pass import PassageApart
-from flashback.engines.local import CachedSequence, LocalEngine
+from flashback.engines.local import LocalEngine
+from flashback.engines.sequence import CachedSequence
 from flashback.errors import UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
-JOINED = tuple(family for family in FAMILIES if family not in (*SLIDING, "bloom"))
-"""Bloom is not told where its tokens stand."""
+APART = (*SLIDING, "bloom", "falcon")
+"""Bloom is not told where its tokens stand; Falcon computes attention itself."""
+JOINED = tuple(family for family in FAMILIES if family not in APART)
 ROOM = 12
 PIECES: tuple[tuple[Ids, Ids], ...] = (
     ((5, 6, 7), tuple(range(20, 40))),  # nothing cached, several tokens behind the passage
@@ -69,7 +72,7 @@ def test_an_engine_finds_out_that_it_can(family: str) -> None:
     assert engine_of(family).joins_passages
 
 
-@pytest.mark.parametrize("family", [*SLIDING, "bloom"])
+@pytest.mark.parametrize("family", APART)
 def test_and_that_it_cannot(family: str) -> None:
     assert not engine_of(family).joins_passages
 
@@ -108,8 +111,9 @@ def test_attention_that_is_not_kept_apart_is_noticed(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control: passages that see the context must fail the comparison."""
-    attend = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(PassageApart, "_attend", lambda _, *args, **given: attend(*args, **given))
+    monkeypatch.setattr(
+        PassageApart, "_attend", lambda _, *given, **m: sdpa_attention_forward(*given, **m)
+    )
     model = tiny_model("llama")
     torch.nn.Module.to(model, dtype)
     assert not LocalEngine(model, 100).joins_passages
@@ -187,13 +191,36 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     assert engine.passages.find((3, 4, 5), 4) is not None
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("length", [1, 64])
+def test_a_passage_that_is_kept_holds_nothing_else_in_memory(family: str, length: int) -> None:
+    """GPT-2's keys are a third of what a layer computes; a prompt's first pass has much else."""
+    engine = LocalEngine(tiny_model(family), 180, self_check=False)
+    assert engine.joins_passages
+    passage, context = tuple(range(3, 35)), tuple(range(40, 40 + length))
+    prompt = Prompt(context, Slot(32, (InView(0, passage),)))
+    list(engine.complete(prompt, 1, Sampler(SamplingSettings(), [])))
+    states = engine.passages.find(passage, 32)
+    assert states is not None
+    held = {part.untyped_storage().data_ptr(): part for pair in states for part in pair}
+    bytes_held = sum(part.untyped_storage().nbytes() for part in held.values())
+    assert engine.passages.bytes <= bytes_held <= 1.125 * engine.passages.bytes
+
+
 def test_other_threads_are_not_told() -> None:
-    query = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
-    attend = torch.nn.functional.scaled_dot_product_attention
-    expected, found = attend(query, query, query), []
-    with PassageApart(3, 2):
-        other = threading.Thread(target=lambda: found.append(attend(query, query, query)))
-        other.start()
-        other.join()
-        assert not torch.equal(attend(query, query, query), expected)
-    assert torch.equal(found[0], expected)
+    model = tiny_model("llama")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+
+    def logits() -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = model(input_ids=ids).logits
+        return found
+
+    expected = logits()
+    with PassageApart(model.config, 3, 2), ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(logits).result(), expected)
+    with PassageApart(model.config, 3, 2) as apart:
+        logits()
+        assert apart.calls == 2
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(logits(), expected)

@@ -127,6 +127,8 @@ class BufferedLayer(DynamicLayer):
         """p: tokens of the passage in the slot."""
         self._awaited = 0
         """Tokens of the passage that the next keys and values begin with."""
+        self._came: States | None = None
+        """The passage as the last of these passes computed it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -136,7 +138,8 @@ class BufferedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if self._awaited:
             at, self._awaited = self._awaited, 0
-            self.show((key_states[:, :, :at], value_states[:, :, :at]))
+            self._came = key_states[:, :, :at], value_states[:, :, :at]
+            self.show(self._came)
             key_states, value_states = key_states[:, :, at:], value_states[:, :, at:]
         self._buffer.append(key_states, value_states, droppable=self._buffer.first)
         return self._buffer.view(-self._passage)
@@ -157,7 +160,13 @@ class BufferedLayer(DynamicLayer):
     def await_passage(self, tokens: int) -> None:
         """Empty the slot; the first `tokens` of the next keys and values go there."""
         self.show(None)
-        self._awaited = tokens
+        self._awaited, self._came = tokens, None
+
+    def take_passage(self) -> States:
+        """The passage that was awaited, (B, H, p, D) each: parts of what its pass computed."""
+        assert self._came is not None, "there was no pass since the passage was awaited"
+        came, self._came = self._came, None
+        return came
 
     @property
     def shown(self) -> States:

@@ -11,75 +11,109 @@ those before them, K = p + n + T columns: the passage, then the context.
     passage token i     sees the columns [0, i]
     context token i     sees the columns [0, p + n + i], which is what the model's own mask says
 
-It takes a model whose layers each call PyTorch's attention once; `LocalEngine.joins_passages` finds
-out, and every pass counts the calls.
+It takes a model whose layers each ask transformers for its PyTorch attention once, which is a name
+in the model's configuration; `LocalEngine.joins_passages` finds out, and every pass counts.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import threading
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Self
 
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from flashback.engines.attention import causal_mask
 from flashback.engines.last_layer import is_narrowed
 
+_REPLACED = "sdpa"
+_NAME = "flashback_passage_apart"
+_REPLACING = threading.RLock()
+"""A model's attention is replaced for all of its threads: one pass at a time does so, and back."""
 
-class PassageApart(TorchFunctionMode):
+
+class PassageApart:
     """While it is entered, the first tokens of this thread's pass see nothing but themselves."""
 
-    def __init__(self, passage: int, context: int) -> None:
+    def __init__(self, config: PreTrainedConfig, passage: int, context: int) -> None:
         """Say what the tokens of the pass are.
 
         Args:
+            config: of the model that computes it.
             passage: p; they come first, in the pass and in the cache.
             context: T.
         """
-        super().__init__()
+        self._config = config
         self._passage = passage
         self._tokens = passage + context
+        self._token: Token[PassageApart | None] | None = None
         self.calls = 0
         """Of attention, until now."""
 
-    def __torch_function__(
+    def __enter__(self) -> Self:
+        _REPLACING.acquire()
+        self._token = _ENTERED.set(self)
+        if self._config._attn_implementation == _REPLACED:
+            self._config._attn_implementation = _NAME
+        return self
+
+    def __exit__(
         self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._config._attn_implementation == _NAME:
+            self._config._attn_implementation = _REPLACED
+        assert self._token is not None
+        _ENTERED.reset(self._token)
+        _REPLACING.release()
+
+    def attend(self, module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
         """Attend to the passage and to the context one after the other."""
-        given = kwargs or {}
-        if func is not scaled_dot_product_attention:
-            return func(*args, **given)
         self.calls += 1
         # A narrowed last layer has context tokens only, in a shape of their own.
-        return func(*args, **given) if is_narrowed() else self._attend(*args, **given)
+        attend = sdpa_attention_forward if is_narrowed() else self._attend
+        return attend(module, *given, **more)
 
     def _attend(
         self,
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
+        attention_mask: Tensor | None,
         **more: Any,
-    ) -> Tensor:
-        """(B, H, p + T, D) of queries of that shape, and of keys and values (B, H, K, D)."""
+    ) -> tuple[Tensor, None]:
+        """(B, p + T, H, D) of queries (B, H, p + T, D), and of keys and values (B, H, K, D)."""
         if query.shape[-2] != self._tokens:
             raise ValueError(f"attention has {query.shape[-2]} queries; expected {self._tokens}")
         own, rest = slice(self._passage), slice(self._passage, None)
-        among_themselves = scaled_dot_product_attention(
-            query[:, :, own], key[:, :, own], value[:, :, own], is_causal=True, **more
+        among_themselves, _ = sdpa_attention_forward(
+            module, query[:, :, own], key[:, :, own], value[:, :, own], None, **more
         )
         behind = query[:, :, rest]
-        if attn_mask is not None:
-            mask: Tensor | None = attn_mask[:, :, rest]
+        if attention_mask is not None:
+            mask: Tensor | None = attention_mask[:, :, rest]
         else:
             mask = causal_mask(behind.shape[-2], key.shape[-2], key.device)
-        everything = scaled_dot_product_attention(behind, key, value, attn_mask=mask, **more)
-        parts = among_themselves.transpose(1, 2), everything.transpose(1, 2)
-        return torch.cat(parts, 1).transpose(1, 2)  # as attention itself lays it out
+        everything, _ = sdpa_attention_forward(module, behind, key, value, mask, **more)
+        return torch.cat((among_themselves, everything), 1), None
+
+
+_ENTERED: ContextVar[PassageApart | None] = ContextVar("passage apart", default=None)
+"""Of this thread's pass."""
+
+
+def _attention(module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
+    """What transformers calls; passes of other threads are as ever."""
+    apart = _ENTERED.get()
+    attend = sdpa_attention_forward if apart is None else apart.attend
+    return attend(module, *given, **more)
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

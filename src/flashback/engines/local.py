@@ -297,8 +297,8 @@ class LocalEngine:
             usage.encoded += len(passage)
             if self.joins_passages:
                 logits = self.joint_pass(sequence, passage, ids)
-                held = [layer.shown for layer in full_layers(sequence.cache)]
-                self.passages.add(passage, sequence.room, held, views=True)
+                came = [layer.take_passage() for layer in full_layers(sequence.cache)]
+                self.passages.add(passage, sequence.room, came)
                 return logits
             states = self.encode_passage(passage, sequence.room)
             self.passages.add(passage, sequence.room, states)
@@ -330,7 +330,7 @@ class LocalEngine:
         tokens = torch.tensor([[*passage, *ids]], device=device)
         slot = torch.arange(sequence.room - len(passage), sequence.room, device=device)
         context = torch.arange(end, end + len(ids), device=device)
-        with PassageApart(len(passage), len(ids)) as apart:
+        with PassageApart(self.model.config, len(passage), len(ids)) as apart:
             logits = self.run(tokens, torch.cat((slot, context))[None], sequence.cache, 1)[0]
         if apart.calls != len(layers):
             raise UnsupportedReader(

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from flashback.arrangement import Ids
 from flashback.engines.cache import States
 
@@ -15,6 +17,9 @@ Key = tuple[Ids, int]
 """A passage with its frame, and R."""
 Encode = Callable[[Ids, int], list[States]]
 Find = Callable[[Ids], list[States] | None]
+
+_FEW = 8
+"""What is kept alive of a pass may be larger than what is wanted by one part in so many."""
 
 
 @dataclass
@@ -73,14 +78,10 @@ class PassageCache:
                 self._keep(key, found)
         return found
 
-    def add(self, passage: Ids, room: int, states: list[States], *, views: bool = False) -> None:
-        """Keep what was encoded, if there is room.
-
-        Args:
-            views: they are parts of something larger; they are copied if they are kept.
-        """
-        if views and size_of(states) <= self.budget:
-            states = [(keys.clone(), values.clone()) for keys, values in states]
+    def add(self, passage: Ids, room: int, states: list[States]) -> None:
+        """Keep what was encoded, if there is room; parts of something much larger are copied."""
+        if size_of(states) <= self.budget:
+            states = [(_without_rest(keys), _without_rest(values)) for keys, values in states]
         with self._lock:
             self.count.encoded += 1
             self._keep((passage, room), states)
@@ -101,6 +102,12 @@ class PassageCache:
             _, oldest = self._states.popitem(last=False)
             self.bytes -= size_of(oldest)
             self.count.dropped += 1
+
+
+def _without_rest(part: Tensor) -> Tensor:
+    """A tensor that keeps little else in memory."""
+    held = part.untyped_storage().nbytes()
+    return part if _FEW * (held - part.nbytes) <= part.nbytes else part.clone()
 
 
 def size_of(states: list[States]) -> int:
