@@ -9,7 +9,7 @@ import pytest
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.generation import Generator
+from flashback.generation import Generation, Generator, Stride, Writing
 from flashback.packing.lookup import Lookup
 from flashback.packing.settings import WindowSettings
 from flashback.packing.windows import cut_documents
@@ -112,6 +112,60 @@ def test_a_text_that_is_closed_leaves_no_thread() -> None:
     for number, _ in enumerate(writing):
         if number == 6:
             writing.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("flashback-lookahead")]
+
+
+def searched_apart(writing: Writing) -> Generation:
+    """Write to the end as who has other things to do during searches."""
+    assert writing.search() is not None
+    while (search := writing.search()) is not None:
+        assert writing.search() is search
+        search.result()
+        next(event for event in writing if isinstance(event, Stride))
+    return writing.finish()
+
+
+@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.SLOT])
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_searches_begun_by_the_caller_change_nothing(pattern: Pattern, lookahead: int) -> None:
+    wanted = settings(pattern, lookahead, tokens=150)  # with jumps
+    results, queries = [], []
+    for finish in (Writing.finish, searched_apart):
+        reader, retriever = tiny_reader(), Recording()
+        writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+        results.append(finish(writer.stream(PROMPT, wanted)))
+        queries.append(retriever.queries)
+    alone, apart = results
+    assert alone.jumps
+    assert (apart.tokens, apart.jumps) == (alone.tokens, alone.jumps)
+    assert [s.passages for s in apart.strides] == [s.passages for s in alone.strides]
+    assert queries[0] == queries[1]
+    assert all(name.startswith("flashback-lookahead") for name in retriever.threads)
+
+
+def test_a_search_begun_by_the_caller_is_waited_for_from_then_on() -> None:
+    reader, retriever = tiny_reader(), Recording(seconds=0.1)
+    writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+    apart = searched_apart(writer.stream(PROMPT, settings(Pattern.APPEND, 0, tokens=16)))
+    assert all(0.1 <= stride.retrieve_seconds < 2 for stride in apart.strides)
+
+
+def test_there_is_no_search_without_passages_or_behind_the_end() -> None:
+    reader, retriever = tiny_reader(), Recording()
+    writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+    assert writer.stream(PROMPT, settings(Pattern.NONE, 0)).search() is None
+    writing = writer.stream(PROMPT, settings(Pattern.APPEND, 0, tokens=8))
+    writing.finish()
+    assert writing.search() is None
+
+
+def test_a_search_that_is_not_wanted_any_more_leaves_no_thread() -> None:
+    reader, retriever = tiny_reader(), Recording(seconds=0.05)
+    writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+    writing = writer.stream(PROMPT, settings(Pattern.APPEND, 0))
+    assert writing.search() is not None
+    writing.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith("flashback-lookahead")]
 

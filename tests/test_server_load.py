@@ -375,6 +375,41 @@ def test_a_retriever_that_fails_ends_the_text_or_is_done_without(fault: str) -> 
     held.set()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_slow_search_is_waited_for_by_its_own_request_alone(number: int) -> None:
+    held = threading.Event()
+    retriever = QueryRetriever()
+    retriever.before.append(lambda: len(retriever.queries) == number and held.wait(20))
+    without = {"pattern": "none"}
+    with serving(retriever=retriever) as served, ThreadPoolExecutor(1) as pool:
+        expected = served.complete("b", max_tokens=8, flashback=without)["choices"]
+        slow = pool.submit(served.complete, max_tokens=8)
+        until(lambda: len(retriever.queries) == number)
+        assert served.complete("b", max_tokens=8, flashback=without)["choices"] == expected
+        assert not slow.done()
+        assert served.service.scheduler.load.active == 1
+        held.set()
+        assert slow.result()["usage"]["completion_tokens"] == 8
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_a_client_that_leaves_during_its_search_holds_up_nobody(
+    lookahead: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = threading.Event()
+    retriever = QueryRetriever()
+    retriever.before.append(lambda: len(retriever.queries) == 2 and held.wait(20))
+    options = {"ignore_eos": True, "lookahead": lookahead}
+    body = {"model": "llama", "prompt": "a", "max_tokens": 40, "flashback": options}
+    with serving(retriever=retriever, retrieval_limit=20) as served, served.http() as http:
+        with pytest.raises(httpx2.ReadTimeout):
+            http.post("/v1/completions", json=body, timeout=0.5)
+        until(lambda: served.service.scheduler.load.active == 0, seconds=5)
+        assert "a search failed" not in caplog.text
+        assert served.complete("b", max_tokens=4)["usage"]["completion_tokens"] == 4
+        held.set()
+
+
 def test_a_search_that_fails_is_an_error_without_a_path() -> None:
     retriever = QueryRetriever()
     retriever.before.append(broken)

@@ -9,7 +9,9 @@ import time
 import warnings
 from collections import abc
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
 from flashback.batching import write_together
@@ -59,8 +61,9 @@ Events = abc.Generator[Event, None, None]
 class Writing:
     """One text being written: iterate over its events, then ask for its `result`."""
 
-    def __init__(self, events: "Events", text: Text) -> None:
+    def __init__(self, events: "Events", text: Text, ahead: Lookahead) -> None:
         self._text = text
+        self._ahead = ahead
         self._complete = False
         self._events = self._timed(events)
 
@@ -96,9 +99,24 @@ class Writing:
         """Text that was written and not given out yet; to be asked for when writing is stopped."""
         return self._text.held_back()
 
+    def search(self) -> "Future[Any] | None":
+        """Begin the next stride's search in a thread, to do other things until it is done.
+
+        To be called before the first event, or after a `Stride`. The next event waits for what is
+        left of the search, and raises what it raised.
+
+        Returns:
+            Done when the search is; None if there is none.
+        """
+        text = self._text
+        if text.finish_reason is not None or not text.settings.retrieval.pattern.retrieves:
+            return None
+        return self._ahead.search(text.begin_stride())
+
     def close(self) -> None:
         """Stop writing now; the caches are given back."""
         self._events.close()
+        self._ahead.close()  # also if no event was asked for
 
     @property
     def result(self) -> Generation:
@@ -165,7 +183,7 @@ class Generator:
         text = self.begin(prompt, settings, on_token)
         text.query = query
         self._warn_if_untrained(settings.retrieval)
-        return Writing(self._write(text), text)
+        return self._writing(text)
 
     def generate_batch(
         self,
@@ -204,7 +222,7 @@ class Generator:
         batch = self._open_batch(batch_size)
         if batch is not None:
             return write_together(batch, texts, self.find)
-        return ((number, Writing(self._write(text), text).finish()) for number, text in texts)
+        return ((number, self._writing(text).finish()) for number, text in texts)
 
     def _open_batch(self, rows: int) -> Batch | None:
         """None: one by one."""
@@ -306,7 +324,7 @@ class Generator:
             raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
         return list(prompt)
 
-    def _write(self, text: Text) -> Events:
+    def _writing(self, text: Text) -> Writing:
         def find(query: str) -> tuple[Hit, ...]:
             return tuple(self.find([query], text.settings.retrieval)[0])
 
@@ -317,7 +335,11 @@ class Generator:
             if passage := text.passage(hits):
                 engine.prepare(text.frame.around(passage), text.slot.room)
 
-        with Lookahead(find, prepare) as ahead:
+        ahead = Lookahead(find, prepare)
+        return Writing(self._write(text, ahead), text, ahead)
+
+    def _write(self, text: Text, ahead: Lookahead) -> Events:
+        with ahead:
             while text.finish_reason is None:
                 yield from self._write_stride(text, ahead)
 

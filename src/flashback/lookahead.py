@@ -1,4 +1,4 @@
-"""The next passage is searched for, and encoded, while the stride before is still being written.
+"""The next passage is searched for, and encoded, before the boundary at which it is needed.
 
 What is written does not depend on it: which query a stride has is `text.py`'s business. Here is
 only when its answer is worked out.
@@ -7,6 +7,7 @@ only when its answer is worked out.
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -15,10 +16,21 @@ from flashback.retrieval.protocol import Hit
 Hits = tuple[Hit, ...]
 
 
+@dataclass(frozen=True)
+class _Search:
+    """A search in a thread of its own."""
+
+    query: str
+    found: "Future[tuple[Hits, float]]"
+    """What was found, and when (`time.perf_counter`)."""
+    awaited: float
+    """Since when its answer is wanted; infinity: not yet."""
+
+
 class Lookahead:
     """Answers one query at a time, in a thread of its own if asked in time.
 
-    Leave its `with` block to end the thread; a search that is under way is waited for.
+    Close it, or leave its `with` block, to end the thread; a search under way is waited for.
     """
 
     def __init__(self, find: Callable[[str], Hits], prepare: Callable[[Hits], None]) -> None:
@@ -31,11 +43,22 @@ class Lookahead:
         self._find = find
         self._prepare = prepare
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="flashback-lookahead")
-        self._pending: tuple[str, Future[Hits]] | None = None
+        self._pending: _Search | None = None
 
     def begin(self, query: str) -> None:
-        """Search for a query that will be asked soon."""
-        self._pending = query, self._threads.submit(self._work, query)
+        """Search for a query that will be asked soon, and work ahead with what is found."""
+        self._pending = _Search(query, self._threads.submit(self._work, query), float("inf"))
+
+    def search(self, query: str) -> "Future[tuple[Hits, float]]":
+        """Search for the query that is asked next, for who can do other things meanwhile.
+
+        Returns:
+            What `hits` waits for.
+        """
+        if self._pending is None or self._pending.query != query:
+            found = self._threads.submit(self._timed, query)
+            self._pending = _Search(query, found, time.perf_counter())
+        return self._pending.found
 
     @property
     def begun(self) -> bool:
@@ -43,12 +66,17 @@ class Lookahead:
         return self._pending is not None
 
     def hits(self, query: str) -> tuple[Hits, float]:
-        """What is found for a query, and the seconds that had to be waited for it."""
+        """What is found for a query, and the seconds for which there was nothing else to do."""
         began = time.perf_counter()
         pending, self._pending = self._pending, None
-        if pending is None or pending[0] != query:
+        if pending is None or pending.query != query:
             return self._find(query), time.perf_counter() - began
-        return pending[1].result(), time.perf_counter() - began
+        hits, ended = pending.found.result()
+        return hits, max(ended - min(began, pending.awaited), 0.0)
+
+    def close(self) -> None:
+        """Search no more."""
+        self._threads.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +87,12 @@ class Lookahead:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self.close()
 
-    def _work(self, query: str) -> Hits:
+    def _timed(self, query: str) -> tuple[Hits, float]:
+        return self._find(query), time.perf_counter()
+
+    def _work(self, query: str) -> tuple[Hits, float]:
         found = self._find(query)
         self._prepare(found)
-        return found
+        return found, time.perf_counter()

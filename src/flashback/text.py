@@ -108,9 +108,13 @@ class Text:
         self._arranged: Ids = ()
         self.next_query: str | None = None
         """The query of the next stride, once it is certain; before that, None."""
+        self._asked: str | None = None
+        """The query of the stride that has begun; None between strides."""
 
     def begin_stride(self) -> str:
-        """Start the next stride; the text that passages are wanted for."""
+        """Start the next stride, once; the text that passages are wanted for."""
+        if self._asked is not None:
+            return self._asked
         retrieval = self.settings.retrieval
         if self.context.jump_if_full():
             self.slot = Slot(self.slot.room)
@@ -118,7 +122,8 @@ class Text:
         self._left -= self.stride_tokens
         self._tokens, self._pieces = [], []
         query, self.next_query = self.next_query, None
-        return self._query() if query is None else query
+        self._asked = self._query() if query is None else query
+        return self._asked
 
     def _query(self) -> str:
         """What passages are searched for with now: the text of the last tokens, unless told."""
@@ -171,6 +176,7 @@ class Text:
     def end_stride(self, usage: Usage, retrieve_seconds: float) -> Stride:
         """Add the stride's tokens to the context."""
         self.context.ids.extend(self._tokens)
+        self._asked = None
         stride = Stride(
             arranged=self._arranged,
             tokens=tuple(self._tokens),

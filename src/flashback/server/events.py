@@ -1,6 +1,8 @@
 """What happens to a request while it is worked on, in order; all of it is told to the client."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from flashback.engines.protocol import Usage
 from flashback.retrieval.protocol import Hit
@@ -97,6 +99,11 @@ class ChoiceEnd:
 @dataclass(frozen=True)
 class Turn:
     """Others may go on now. Stays within the scheduler."""
+
+    until: "Future[Any] | None" = None
+    """The request has nothing to do before this is done."""
+    again: bool = False
+    """Whether it goes on before the others then: its turn had hardly begun."""
 
 
 @dataclass(frozen=True)

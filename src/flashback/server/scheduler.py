@@ -4,7 +4,8 @@ Knows jobs, turns and queues. Knows nothing of HTTP or of what a job computes.
 
 A job is waiting, active or finished. Active jobs go round: each does one turn (a stride, or a part
 of a long one), then the next one. So whoever becomes active sees the first stride after one round
-at most, however long the others' texts are. A job that was cancelled stops at its next token.
+at most, however long the others' texts are. Whose search is under way is passed over until it is
+done. A job that was cancelled stops at its next token.
 """
 
 import asyncio
@@ -15,7 +16,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from flashback.server.errors import ApiError, internal, stopping
 from flashback.server.events import Done, Event, Failed, Turn
@@ -47,11 +50,23 @@ class Job:
         self._outbox: asyncio.Queue[Event] = asyncio.Queue()
         self._events = work(self)
         self._reason: ApiError | None = None
+        self._last_turn = Turn()
 
     @property
     def age(self) -> float:
         """Seconds since it arrived."""
         return time.monotonic() - self.arrived
+
+    @property
+    def waits_for(self) -> "Future[Any] | None":
+        """What must be done before it can go on; None: nothing."""
+        search = self._last_turn.until
+        return None if search is None or search.done() or self.cancelled else search
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether it goes on before others when it can."""
+        return self._last_turn.again
 
     def check(self) -> None:
         """Called at every token.
@@ -80,6 +95,7 @@ class Job:
         try:
             for event in self._events:
                 if isinstance(event, Turn):
+                    self._last_turn = event
                     return False
                 self._tell(event)
                 self.check()
@@ -167,7 +183,7 @@ class Scheduler:
             waits = job in self._waiting
             if waits:
                 self._waiting.remove(job)
-                self._changed.notify_all()
+            self._changed.notify_all()  # it may be waiting for a search
         if waits:  # no turn will come in which it could end
             job.give_up()
 
@@ -224,20 +240,31 @@ class Scheduler:
         """Whose turn it is; None when there will be none."""
         with self._changed:
             self._running = None
-            while not self._active and not self._waiting:
-                if self._closing:
+            while True:
+                while self._waiting and len(self._active) < self._max_active:
+                    self._active.append(self._waiting.popleft())
+                ready = next((job for job in self._active if job.waits_for is None), None)
+                if ready is not None:
+                    self._active.remove(ready)
+                    self._running = ready
+                    return ready
+                if self._closing and not self._active:
                     return None
                 self._changed.wait()
-            while self._waiting and len(self._active) < self._max_active:
-                self._active.append(self._waiting.popleft())
-            self._running = self._active.popleft()
-            return self._running
 
     def _after(self, job: Job, finished: bool) -> None:
+        if not finished and (search := job.waits_for) is not None:
+            search.add_done_callback(self._wake)
         with self._changed:
             self._running = None
             if finished:
                 self._usual_seconds += _SMOOTH * (job.age - self._usual_seconds)
+            elif job.goes_first:
+                self._active.appendleft(job)
             else:
                 self._active.append(job)
+            self._changed.notify_all()
+
+    def _wake(self, _: "Future[Any]") -> None:
+        with self._changed:
             self._changed.notify_all()

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
@@ -36,6 +37,9 @@ class GuardedRetriever:
         self._on_error = on_error
         self.failure: str | None = None
         """Of the last search."""
+        self._abandoned = False
+        self._ended = threading.Event()
+        """Of the last search: it need be waited for no longer."""
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`.
@@ -44,22 +48,35 @@ class GuardedRetriever:
             RetrievalFailed: it failed, and the text is to end there.
         """
         self.failure = None
-        asked = list(queries)
+        self._ended = ended = threading.Event()
+        if self._abandoned:
+            ended.set()
         try:
-            return within(self._seconds, lambda: self._retriever.search(asked, options))
+            return within(
+                self._seconds, partial(self._retriever.search, list(queries), options), ended
+            )
         except BaseException as error:  # whatever a retriever raises; an index library may panic
-            _LOG.warning("a search failed", exc_info=error)
+            if not self._abandoned:
+                _LOG.warning("a search failed", exc_info=error)
             self.failure = f"the retriever failed ({type(error).__name__})"
         if self._on_error is OnRetrievalError.STOP:
             raise RetrievalFailed(self.failure)
         return [[] for _ in queries]
 
+    def abandon(self) -> None:
+        """Let a search that is under way, and any later one, fail at once: nobody waits for it."""
+        self._abandoned = True
+        self._ended.set()
 
-def within(seconds: float, call: Callable[[], Found]) -> Found:
+
+def within(seconds: float, call: Callable[[], Found], ended: threading.Event) -> Found:
     """What `call` returns; it runs on a thread, which is left alone if it takes too long.
 
+    Args:
+        ended: set when `call` has returned; whoever sets it before ends the waiting.
+
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: it took longer, or it is waited for no more.
     """
     results: list[Found] = []
     errors: list[BaseException] = []
@@ -69,10 +86,11 @@ def within(seconds: float, call: Callable[[], Found]) -> Found:
             results.append(call())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, name="flashback-search", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    threading.Thread(target=run, name="flashback-search", daemon=True).start()
+    ended.wait(seconds)
     if errors:
         raise errors[0]
     if not results:

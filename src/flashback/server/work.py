@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import abc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 
 from flashback.arrangement import Ids
@@ -45,6 +46,8 @@ _LONGEST_TOKEN = 128
 """Characters; a text of more than that for each position of the window cannot fit."""
 _LONGEST_TURN = 64
 """Tokens; a longer stride is written in several turns."""
+_FAST_SEARCH = 0.05
+"""Seconds; a search that takes longer is not waited for by others."""
 _STOPPED = {"length": "length", "stop": "stop", "eos": "stop"}
 """OpenAI's names of why a text ends."""
 
@@ -217,6 +220,7 @@ class Worker:
         reason, writing, turn_began = None, begun.writing, 0
         hurried = False
         try:
+            yield from self._first_search(writing)
             for event in writing:
                 ended = writing.finish_reason
                 unfinished = ended is None or (hurried and ended == "length")
@@ -229,6 +233,7 @@ class Worker:
                 yield from self._told(text, begun, event)
                 if isinstance(event, Stride):
                     turn_began = begun.recorder.tokens
+                    yield Turn(writing.search())
                 elif self._is_late():
                     hurried = True
                     writing.end_soon()
@@ -244,8 +249,16 @@ class Worker:
             yield from self._cut_off(text, begun)
             yield Incident(text.choice, "retrieval_error", str(error), text.stride)
         finally:
+            if begun.guard is not None:
+                begun.guard.abandon()  # others do not wait for it either
             writing.close()
         yield ChoiceEnd(text.choice, reason, begun.recorder.tokens, writing.jumps)
+
+    def _first_search(self, writing: Writing) -> Iterator[Event]:
+        """A slow one leaves the turn to others, a fast one does not."""
+        search = writing.search()
+        if search is not None and not wait([search], _FAST_SEARCH).done:
+            yield Turn(search, again=True)
 
     def _cut_off(self, text: _Text, begun: _Begun) -> Iterator[Event]:
         """What was written, but held back for a stop text or a character's end."""
@@ -285,7 +298,6 @@ class Worker:
                 event.retrieve_seconds,
             )
             text.stride += 1
-            yield Turn()
 
     def _echo(self, text: _Text, ids: Ids, prompt: str | Ids | Conversation) -> Iterator[Event]:
         """The prompt as the beginning of the text; scored stride by stride if that was asked."""
