@@ -217,9 +217,11 @@ def test_other_threads_are_not_told() -> None:
         return found
 
     expected = logits()
-    with PassageApart(model.config, 3, 2), ThreadPoolExecutor(1) as pool:
-        assert torch.equal(pool.submit(logits).result(), expected)
-    with PassageApart(model.config, 3, 2) as apart:
+    apart = PassageApart(3, 2)
+    with apart.of(model.config):
+        with ThreadPoolExecutor(1) as pool:
+            assert torch.equal(pool.submit(logits).result(), expected)
+        assert apart.calls == 0
         logits()
         assert apart.calls == 2
     assert model.config._attn_implementation == "sdpa"

@@ -7,7 +7,7 @@ only when its answer is worked out.
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -55,10 +55,12 @@ class Lookahead:
         Returns:
             What `hits` waits for.
         """
-        if self._pending is None or self._pending.query != query:
-            found = self._threads.submit(self._timed, query)
-            self._pending = _Search(query, found, time.perf_counter())
-        return self._pending.found
+        pending = self._pending
+        if pending is None or pending.query != query:
+            pending = _Search(query, self._threads.submit(self._timed, query), float("inf"))
+        now = time.perf_counter()
+        self._pending = replace(pending, awaited=min(pending.awaited, now))
+        return pending.found
 
     @property
     def begun(self) -> bool:

@@ -15,10 +15,11 @@ It takes a model whose layers each ask transformers for its PyTorch attention on
 in the model's configuration; `LocalEngine.joins_passages` finds out, and every pass counts.
 """
 
+import contextlib
 import threading
-from contextvars import ContextVar, Token
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,48 +30,39 @@ from transformers.masking_utils import sdpa_mask
 from flashback.engines.attention import causal_mask
 from flashback.engines.last_layer import is_narrowed
 
-_REPLACED = "sdpa"
 _NAME = "flashback_passage_apart"
 _REPLACING = threading.RLock()
-"""A model's attention is replaced for all of its threads: one pass at a time does so, and back."""
+"""A model's attention is its configuration's: one pass at a time replaces it, and puts it back."""
 
 
 class PassageApart:
-    """While it is entered, the first tokens of this thread's pass see nothing but themselves."""
+    """Attention of a pass whose first tokens see nothing but themselves."""
 
-    def __init__(self, config: PreTrainedConfig, passage: int, context: int) -> None:
+    def __init__(self, passage: int, context: int) -> None:
         """Say what the tokens of the pass are.
 
         Args:
-            config: of the model that computes it.
             passage: p; they come first, in the pass and in the cache.
             context: T.
         """
-        self._config = config
         self._passage = passage
         self._tokens = passage + context
-        self._token: Token[PassageApart | None] | None = None
         self.calls = 0
         """Of attention, until now."""
 
-    def __enter__(self) -> Self:
-        _REPLACING.acquire()
-        self._token = _ENTERED.set(self)
-        if self._config._attn_implementation == _REPLACED:
-            self._config._attn_implementation = _NAME
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._config._attn_implementation == _NAME:
-            self._config._attn_implementation = _REPLACED
-        assert self._token is not None
-        _ENTERED.reset(self._token)
-        _REPLACING.release()
+    @contextlib.contextmanager
+    def of(self, config: PreTrainedConfig) -> Iterator[None]:
+        """Be what the model of a configuration calls, in passes of this thread."""
+        with _REPLACING:
+            usual = config._attn_implementation
+            token = _ENTERED.set(self)
+            if usual == "sdpa":
+                config._attn_implementation = _NAME
+            try:
+                yield
+            finally:
+                config._attn_implementation = usual
+                _ENTERED.reset(token)
 
     def attend(self, module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
         """Attend to the passage and to the context one after the other."""

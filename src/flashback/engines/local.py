@@ -330,7 +330,8 @@ class LocalEngine:
         tokens = torch.tensor([[*passage, *ids]], device=device)
         slot = torch.arange(sequence.room - len(passage), sequence.room, device=device)
         context = torch.arange(end, end + len(ids), device=device)
-        with PassageApart(self.model.config, len(passage), len(ids)) as apart:
+        apart = PassageApart(len(passage), len(ids))
+        with apart.of(self.model.config):
             logits = self.run(tokens, torch.cat((slot, context))[None], sequence.cache, 1)[0]
         if apart.calls != len(layers):
             raise UnsupportedReader(
