@@ -288,6 +288,14 @@ def test_a_slow_processor_multiplies_smaller_matrices(rate: float, largest: int)
     assert found.operations_per_second == pytest.approx(rate)
 
 
+def test_a_busy_moment_lowers_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([Ceilings(1.0, 5.0), Ceilings(3.0, 2.0)])
+    monkeypatch.setattr("flashback.benchmark.runtime.measure_ceilings", lambda _: next(measured))
+    monkeypatch.setattr("flashback.benchmark.runtime.calibrate", lambda *_: CEILINGS)
+    runtime = prepare(RuntimeSettings(MINI, "512:768", arms=("none",), device="cpu"))
+    assert runtime.ceilings == Ceilings(3.0, 5.0)
+
+
 def test_the_bound_is_the_ceiling_that_is_met_first() -> None:
     shape = Shape.of(tiny_reader().model)
     decode, prefill = Pass(1, 50), Pass(1000, 0)

@@ -30,6 +30,13 @@ class Ceilings:
     operations_per_second: float
     """Multiplying large matrices."""
 
+    def or_better(self, other: "Ceilings") -> "Ceilings":
+        """Each as the better of two measurements found it."""
+        return Ceilings(
+            max(self.bytes_per_second, other.bytes_per_second),
+            max(self.operations_per_second, other.operations_per_second),
+        )
+
 
 @torch.inference_mode()
 def measure_ceilings(placement: Placement) -> Ceilings:

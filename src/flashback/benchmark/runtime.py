@@ -102,6 +102,8 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     ceilings = measure_ceilings(reader.placement)
     fixed = LocalEngine(reader.model, reader.window).fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)
+    # Whatever else the machine did at first is over by now, or the other way round.
+    ceilings = ceilings.or_better(measure_ceilings(reader.placement))
     return Runtime(reader, settings, arms, lengths, material, shape, ceilings, calibrated, fixed)
 
 
