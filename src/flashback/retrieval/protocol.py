@@ -32,7 +32,11 @@ class SearchOptions:
 
 
 class Retriever(Protocol):
-    """Finds passages for plain-text queries."""
+    """Finds passages for plain-text queries.
+
+    With a lookahead, and in the server, searches are called from threads of their own: one at a time
+    for each text, so several at a time if several texts are written.
+    """
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """The best `options.k` hits of each query, best first; fewer or none if there are none."""
