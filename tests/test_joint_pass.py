@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from families import FAMILIES, SLIDING, tiny_model
+from families import FAMILIES, JOINED, tiny_model
 from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.cache import States, full_layers
 from flashback.engines.joint_pass import PassageApart
@@ -18,9 +18,6 @@ from flashback.errors import UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
-APART = (*SLIDING, "bloom", "falcon")
-"""Bloom is not told where its tokens stand; Falcon computes attention itself."""
-JOINED = tuple(family for family in FAMILIES if family not in APART)
 ROOM = 12
 PIECES: tuple[tuple[Ids, Ids], ...] = (
     ((5, 6, 7), tuple(range(20, 40))),  # nothing cached, several tokens behind the passage
@@ -72,7 +69,7 @@ def test_an_engine_finds_out_that_it_can(family: str) -> None:
     assert engine_of(family).joins_passages
 
 
-@pytest.mark.parametrize("family", APART)
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {*JOINED}))
 def test_and_that_it_cannot(family: str) -> None:
     assert not engine_of(family).joins_passages
 
