@@ -97,8 +97,10 @@ BY_COLUMN = tuple(_BY_COLUMN)
 """They measure a window or a distance in columns of the cache, hidden ones among them."""
 SLIDING = ("mistral", "gemma2", "gemma3")
 JOINED = tuple(name for name in FAMILIES if name not in (*SLIDING, "bloom", "falcon"))
-"""A slot's passage shares a pass with the tokens behind it. Bloom is not told where its tokens stand;
-Falcon computes attention itself."""
+"""A slot's passage shares a pass with the tokens behind it.
+
+Bloom is not told where its tokens stand; Falcon computes attention itself.
+"""
 
 
 def tiny_config(family: str) -> Any:

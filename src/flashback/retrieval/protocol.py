@@ -34,8 +34,8 @@ class SearchOptions:
 class Retriever(Protocol):
     """Finds passages for plain-text queries.
 
-    With a lookahead, and in the server, searches are called from threads of their own: one at a time
-    for each text, so several at a time if several texts are written.
+    With a lookahead, and in the server, it is called from other threads: one at a time for each
+    text, so several at a time if several texts are written.
     """
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
