@@ -311,7 +311,10 @@ def test_lengths_end_where_a_passage_still_fits() -> None:
     assert parse_lengths(RuntimeSettings()) == range(512, 896, 16)
     assert parse_lengths(RuntimeSettings(), frame=1) == range(512, 880, 16)
     points = grid(range(512, 896, 16))
-    assert (points[0], points[-1], len(points)) == (512, 880, 5)
+    assert (points[0], points[-1], len(points)) == (512, 880, 3)
+    assert grid(range(528, 1920, 16)) == [528, 880, 1216, 1552, 1904]
+    assert grid(range(512, 544, 16)) == [512, 528]
+    assert grid(range(512, 528, 16)) == [512]
 
 
 @pytest.mark.parametrize("arm", ["slot", "append"])

@@ -10,6 +10,7 @@ empty, so that a machine whose speed drifts treats them alike.
               middle of a long text
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from flashback.settings import (
 
 _RECORDED_AFTER = 3
 """Strides until the passes that they have in common are recorded."""
+_SAMPLE_EVERY = 384
+"""Tokens between the lengths of a sampled sweep, at most, where five are enough for that."""
 
 
 @dataclass(frozen=True)
@@ -353,9 +356,10 @@ def text_size(reader: Reader, lengths: range, settings: Sweep, frame: int = 0) -
     return size
 
 
-def grid(lengths: range, points: int = 5) -> list[int]:
-    """A few of the lengths, the first and the last among them, for `sampled`."""
-    count = min(points, len(lengths))
+def grid(lengths: range) -> list[int]:
+    """A few of the lengths, the first and the last among them, for `sampled`: 3 to 5."""
+    apart = math.ceil((lengths[-1] - lengths[0]) / _SAMPLE_EVERY)
+    count = min(max(3, min(1 + apart, 5)), len(lengths))
     if count == 1:
         return [lengths[0]]
     return [lengths[round(i * (len(lengths) - 1) / (count - 1))] for i in range(count)]
