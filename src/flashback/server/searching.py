@@ -50,7 +50,7 @@ class GuardedRetriever:
         self.failure = None
         self._ended = ended = threading.Event()
         if self._abandoned:
-            ended.set()
+            raise RetrievalFailed("the search is not wanted any more")
         try:
             return within(
                 self._seconds, partial(self._retriever.search, list(queries), options), ended
