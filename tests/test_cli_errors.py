@@ -347,6 +347,26 @@ def test_an_empty_folder_and_empty_standard_input_are_empty_corpora(tmp_path: Pa
     assert not (tmp_path / "IDX").exists()
 
 
+def test_a_file_that_comes_late_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the search library may still write while the unfinished index is removed."""
+    removed: list[Path] = []
+    remove = shutil.rmtree
+
+    def emptied(folder: Path, ignore_errors: bool = False) -> None:
+        remove(folder, ignore_errors=ignore_errors)
+        if not removed:
+            folder.mkdir()
+            (folder / "late").write_text("")
+        removed.append(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", emptied)
+    refused("index", "-", "--out", tmp_path / "IDX", code=1)
+    assert len(removed) == 2
+    assert not (tmp_path / "IDX").exists()
+
+
 def test_a_bad_record_is_refused_in_strict_mode(notes: Path, tmp_path: Path) -> None:
     (notes / "bad.jsonl").write_text('{"text": "Good."}\n{"text": 5}\n')
     message = refused("index", notes, "--out", tmp_path / "IDX", "--strict", code=1)

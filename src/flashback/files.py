@@ -58,11 +58,16 @@ def temporary_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for _ in range(100):
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                break
-            time.sleep(0.01)  # a file came between emptying the folder and removing it
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as well as can be, even if a library's thread still writes into it."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.01)  # a file came between emptying the folder and removing it
 
 
 @contextlib.contextmanager

@@ -12,14 +12,19 @@ next one.
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flashback.errors import IndexFolderError
-from flashback.files import folder_locked, fresh_folder, sync_files, write_atomically
+from flashback.files import (
+    folder_locked,
+    fresh_folder,
+    remove_folder,
+    sync_files,
+    write_atomically,
+)
 
 MANIFEST = "flashback-index.json"
 FORMAT = 1
@@ -216,7 +221,7 @@ def _clear_debris(folder: Path) -> None:
         if not _is_ours(path.name) or path.name in kept:
             continue
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty
