@@ -3,9 +3,11 @@
 import copy
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -17,11 +19,12 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines import last_layer
-from flashback.engines.attention import Attention
+from flashback.engines.attention import Attention, UsualAttention, attend
 from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.local import LocalEngine
 from flashback.engines.sequence import CachedSequence
@@ -406,6 +409,53 @@ def test_single_tokens_at_fixed_places_are_attended_to_by_matrix_products() -> N
     for tokens, fixed in ((1, False), (2, True)):
         with Attention(model).for_pass(tokens, fixed=fixed):
             assert model.config._attn_implementation == usual
+
+
+@pytest.mark.parametrize("masked", [None, "boolean", "added"])
+def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(masked: str | None) -> None:
+    torch.manual_seed(0)
+    rows, heads, columns, size = 2, 3, 50, 8
+    query = torch.randn(rows, heads, 1, size).bfloat16()
+    key, value = (torch.randn(rows, heads, columns, size).bfloat16() for _ in range(2))
+    seen = torch.rand(rows, 1, 1, columns) < 0.7
+    added = torch.zeros(seen.shape).masked_fill(~seen, -1e9)
+    mask = {None: None, "boolean": seen, "added": added.bfloat16()}[masked]
+    module = torch.nn.Module()
+    found, _ = attend(module, query, key, value, mask, scaling=0.3)
+    usual, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(
+        *(module, query.double(), key.double(), value.double()),
+        *(None if masked is None else added.double(),),
+        scaling=0.3,
+    )
+    assert found.shape == expected.shape == (rows, 1, heads, size)
+    assert found.dtype is torch.bfloat16
+
+    def error(output: Tensor) -> float:
+        return float((output.double() - expected).abs().max())
+
+    assert error(found) <= max(error(usual), 0.01)
+
+
+@pytest.mark.parametrize(("family", "wide"), [("opt", True), ("phi", True), ("qwen3", False)])
+def test_single_tokens_in_bfloat16_are_attended_to_in_float32_unless_heads_share_keys(
+    family: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family).bfloat16()
+    engine = LocalEngine(model, window=120)
+    met: list[tuple[int, torch.dtype]] = []
+
+    def noted(module: Any, query: Tensor, *given: Any, **more: Any) -> Any:
+        met.append((query.shape[-2], query.dtype))
+        return sdpa_attention_forward(module, query, *given, **more)
+
+    monkeypatch.setattr("flashback.engines.attention.sdpa_attention_forward", noted)
+    text = complete(engine, PROMPT, 5)[0]
+    layers = model.config.num_hidden_layers
+    assert met == [(1, torch.float32 if wide else torch.bfloat16)] * layers * 4
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr("flashback.engines.attention.Attention.for_pass", UsualAttention.for_pass)
+    assert text == complete(LocalEngine(model, window=120), PROMPT, 5)[0]
 
 
 def test_a_short_text_does_not_keep_the_buffers_of_a_long_one() -> None:

@@ -6,21 +6,36 @@ Measured on an H100 (docs/lab-log.md, "On a GPU"):
                         since no fused kernel for float32 divides the columns of a single row
     at changing ones    on CUDA not cuDNN's, which plans anew for every number of columns: tens of
                         milliseconds
+
+On a CPU (docs/lab-log.md, "A single query in bfloat16"): a single token in bfloat16 is attended
+to in float32, unless heads share keys. PyTorch's kernel has no fast product of one row in bfloat16:
+it takes up to three times as long as with keys and values made wider.
 """
 
 import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _KERNELS = threading.RLock()
 """PyTorch's choice of kernels is the process's: one thread at a time changes it, and back."""
+_REPLACING = threading.RLock()
+"""A model's attention is its configuration's: one pass at a time replaces it, and puts it back."""
+_WIDENED = "flashback_widened"
 
 
 class Attention:
@@ -28,7 +43,8 @@ class Attention:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._usual = model.config._attn_implementation
+        usual = model.config._attn_implementation == "sdpa"
+        self._widens = usual and model.device.type == "cpu" and model.dtype == torch.bfloat16
 
     def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
         """Choose for one pass over so many new tokens of a row.
@@ -39,16 +55,10 @@ class Attention:
         if not fixed and self._model.device.type == "cuda":
             return _without_plans()
         if fixed and tokens == 1 and self._model.dtype == torch.float32:
-            return self._matrix_products()
+            return replaced(self._model.config, "eager")
+        if tokens == 1 and self._widens:
+            return replaced(self._model.config, _WIDENED)
         return contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _matrix_products(self) -> Iterator[None]:
-        self._model.config._attn_implementation = "eager"
-        try:
-            yield
-        finally:
-            self._model.config._attn_implementation = self._usual
 
 
 class UsualAttention(Attention):
@@ -57,6 +67,49 @@ class UsualAttention(Attention):
     def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
         """Change nothing."""
         return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def replaced(config: PreTrainedConfig, attention: str) -> Iterator[None]:
+    """Let a model whose attention is PyTorch's call another, registered with transformers."""
+    with _REPLACING:
+        usual = config._attn_implementation
+        if usual == "sdpa":
+            config._attn_implementation = attention
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """PyTorch's attention as transformers calls it, in float32 where that is faster.
+
+    Args:
+        query: (B, H, T, D).
+        key, value: (B, key-value heads, K, D).
+        attention_mask: (B or 1, 1, T, K), boolean or added.
+
+    Returns:
+        (B, T, H, D), and nothing.
+    """
+    dtype = query.dtype
+    wide = dtype == torch.bfloat16 and query.device.type == "cpu"
+    if not wide or query.shape[-2] > 1 or query.shape[1] > key.shape[1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        attention_mask = attention_mask.float()
+    output, _ = sdpa_attention_forward(
+        module, query.float(), key.float(), value.float(), attention_mask, **more
+    )
+    return output.to(dtype), None
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
@@ -71,3 +124,7 @@ def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | Non
 def _without_plans() -> Iterator[None]:
     with _KERNELS, sdpa_kernel(_WITHOUT_PLANS):
         yield
+
+
+AttentionInterface.register(_WIDENED, attend)
+AttentionMaskInterface.register(_WIDENED, sdpa_mask)

@@ -16,7 +16,6 @@ in the model's configuration; `LocalEngine.joins_passages` finds out, and every 
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -24,15 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from flashback.engines.attention import causal_mask
+from flashback.engines.attention import attend, causal_mask, replaced
 from flashback.engines.last_layer import is_narrowed
 
 _NAME = "flashback_passage_apart"
-_REPLACING = threading.RLock()
-"""A model's attention is its configuration's: one pass at a time replaces it, and puts it back."""
 
 
 class PassageApart:
@@ -53,23 +49,19 @@ class PassageApart:
     @contextlib.contextmanager
     def of(self, config: PreTrainedConfig) -> Iterator[None]:
         """Be what the model of a configuration calls, in passes of this thread."""
-        with _REPLACING:
-            usual = config._attn_implementation
+        with replaced(config, _NAME):
             token = _ENTERED.set(self)
-            if usual == "sdpa":
-                config._attn_implementation = _NAME
             try:
                 yield
             finally:
-                config._attn_implementation = usual
                 _ENTERED.reset(token)
 
     def attend(self, module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
         """Attend to the passage and to the context one after the other."""
         self.calls += 1
         # A narrowed last layer has context tokens only, in a shape of their own.
-        attend = sdpa_attention_forward if is_narrowed() else self._attend
-        return attend(module, *given, **more)
+        way = attend if is_narrowed() else self._attend
+        return way(module, *given, **more)
 
     def _attend(
         self,
@@ -84,7 +76,7 @@ class PassageApart:
         if query.shape[-2] != self._tokens:
             raise ValueError(f"attention has {query.shape[-2]} queries; expected {self._tokens}")
         own, rest = slice(self._passage), slice(self._passage, None)
-        among_themselves, _ = sdpa_attention_forward(
+        among_themselves, _ = attend(
             module, query[:, :, own], key[:, :, own], value[:, :, own], None, **more
         )
         behind = query[:, :, rest]
@@ -92,7 +84,7 @@ class PassageApart:
             mask: Tensor | None = attention_mask[:, :, rest]
         else:
             mask = causal_mask(behind.shape[-2], key.shape[-2], key.device)
-        everything, _ = sdpa_attention_forward(module, behind, key, value, mask, **more)
+        everything, _ = attend(module, behind, key, value, mask, **more)
         return torch.cat((among_themselves, everything), 1), None
 
 
@@ -103,8 +95,8 @@ _ENTERED: ContextVar[PassageApart | None] = ContextVar("passage apart", default=
 def _attention(module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
     """What transformers calls; passes of other threads are as ever."""
     apart = _ENTERED.get()
-    attend = sdpa_attention_forward if apart is None else apart.attend
-    return attend(module, *given, **more)
+    way = attend if apart is None else apart.attend
+    return way(module, *given, **more)
 
 
 AttentionInterface.register(_NAME, _attention)
