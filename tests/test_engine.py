@@ -412,9 +412,22 @@ def test_single_tokens_at_fixed_places_are_attended_to_by_matrix_products() -> N
 
 
 @pytest.mark.parametrize("masked", [None, "boolean", "added"])
-def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(masked: str | None) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(
+    masked: str | None, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    rows, heads, columns, size = 2, 3, 50, 8
+    rows, heads, columns, size = 2, 5, 50, 8
+    room = at_once * 2 * rows * columns * size * torch.float32.itemsize
+    monkeypatch.setattr("flashback.engines.attention._WIDE_BYTES", room)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    counts = []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        counts.append(given[1].shape[1])
+        return sdpa_attention_forward(*given, **more)
+
+    monkeypatch.setattr("flashback.engines.attention.sdpa_attention_forward", counted)
     query = torch.randn(rows, heads, 1, size).bfloat16()
     key, value = (torch.randn(rows, heads, columns, size).bfloat16() for _ in range(2))
     seen = torch.rand(rows, 1, 1, columns) < 0.7
@@ -435,6 +448,11 @@ def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(masked: str | None) 
         return float((output.double() - expected).abs().max())
 
     assert error(found) <= max(error(usual), 0.01)
+    assert counts == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[at_once]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    if at_once < 3:  # one core would idle
+        found, _ = attend(module, query, key, value, mask, scaling=0.3)
+        assert torch.equal(found, usual)
 
 
 @pytest.mark.parametrize(("family", "wide"), [("opt", True), ("phi", True), ("qwen3", False)])

@@ -36,6 +36,8 @@ _KERNELS = threading.RLock()
 _REPLACING = threading.RLock()
 """A model's attention is its configuration's: one pass at a time replaces it, and puts it back."""
 _WIDENED = "flashback_widened"
+_WIDE_BYTES = 1 << 23
+"""Keys and values in float32 at one time, which fit a processor's cache."""
 
 
 class Attention:
@@ -92,6 +94,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """PyTorch's attention as transformers calls it, in float32 where that is faster.
 
+    A few heads at a time: made wider all at once, many keys would leave the cache before they are
+    read.
+
     Args:
         query: (B, H, T, D).
         key, value: (B, key-value heads, K, D).
@@ -100,16 +105,24 @@ def attend(
     Returns:
         (B, T, H, D), and nothing.
     """
-    dtype = query.dtype
-    wide = dtype == torch.bfloat16 and query.device.type == "cpu"
-    if not wide or query.shape[-2] > 1 or query.shape[1] > key.shape[1]:
+    single = query.shape[-2] == 1 and query.shape[1] == key.shape[1]
+    narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    bytes_of_a_head = 2 * key[:, 0].numel() * torch.float32.itemsize
+    heads = min(_WIDE_BYTES // bytes_of_a_head, query.shape[1])
+    # Each core takes a head.
+    fits = heads == query.shape[1] or heads >= torch.get_num_threads()
+    if not (single and narrow and fits) or more.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
-    output, _ = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), attention_mask, **more
-    )
-    return output.to(dtype), None
+    found = []
+    for some in zip(*(states.split(heads, 1) for states in (query, key, value)), strict=True):
+        one, its_keys, its_values = (states.float() for states in some)
+        output, _ = sdpa_attention_forward(
+            module, one, its_keys, its_values, attention_mask, **more
+        )
+        found.append(output)
+    return torch.cat(found, 2).to(query.dtype), None
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
