@@ -94,9 +94,6 @@ def attend(
 ) -> tuple[Tensor, None]:
     """PyTorch's attention as transformers calls it, in float32 where that is faster.
 
-    A few heads at a time: made wider all at once, many keys would leave the cache before they are
-    read.
-
     Args:
         query: (B, H, T, D).
         key, value: (B, key-value heads, K, D).
@@ -105,13 +102,8 @@ def attend(
     Returns:
         (B, T, H, D), and nothing.
     """
-    single = query.shape[-2] == 1 and query.shape[1] == key.shape[1]
-    narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    bytes_of_a_head = 2 * key[:, 0].numel() * torch.float32.itemsize
-    heads = min(_WIDE_BYTES // bytes_of_a_head, query.shape[1])
-    # Each core takes a head.
-    fits = heads == query.shape[1] or heads >= torch.get_num_threads()
-    if not (single and narrow and fits) or more.get("position_bias") is not None:
+    heads = _heads_at_once(query, key)
+    if not heads or more.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
@@ -123,6 +115,21 @@ def attend(
         )
         found.append(output)
     return torch.cat(found, 2).to(query.dtype), None
+
+
+def _heads_at_once(query: Tensor, key: Tensor) -> int:
+    """How many heads to make wider at a time; 0: none.
+
+    All at once, many keys would leave the cache before they are read.
+    """
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return 0
+    heads = query.shape[1]
+    if query.shape[-2] > 1 or key.shape[1] < heads:
+        return 0
+    fit = _WIDE_BYTES // (2 * key[:, 0].numel() * torch.float32.itemsize)
+    # Each core takes a head.
+    return min(fit, heads) if fit >= min(heads, torch.get_num_threads()) else 0
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
