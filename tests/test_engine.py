@@ -455,6 +455,21 @@ def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(
         assert torch.equal(found, usual)
 
 
+def test_what_a_mask_adds_to_each_head_stays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, 1, 8).bfloat16()
+    key, value = (torch.randn(1, 4, 30, 8).bfloat16() for _ in range(2))
+    two_heads = 2 * 2 * 30 * 8 * torch.float32.itemsize
+    monkeypatch.setattr("flashback.engines.attention._WIDE_BYTES", two_heads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    module, bias = torch.nn.Module(), torch.randn(1, 4, 1, 30).bfloat16()
+    ways: tuple[tuple[Tensor | None, dict[str, Any]], ...]
+    ways = ((bias, {}), (None, {"position_bias": bias}))
+    for mask, more in ways:
+        expected, _ = sdpa_attention_forward(module, query, key, value, mask, **more)
+        assert torch.equal(attend(module, query, key, value, mask, **more)[0], expected)
+
+
 @pytest.mark.parametrize(("family", "wide"), [("opt", True), ("phi", True), ("qwen3", False)])
 def test_single_tokens_in_bfloat16_are_attended_to_in_float32_unless_heads_share_keys(
     family: str, wide: bool, monkeypatch: pytest.MonkeyPatch

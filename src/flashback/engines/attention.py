@@ -97,13 +97,14 @@ def attend(
     Args:
         query: (B, H, T, D).
         key, value: (B, key-value heads, K, D).
-        attention_mask: (B or 1, 1, T, K), boolean or added.
+        attention_mask: (B or 1, H or 1, T, K), boolean or added.
 
     Returns:
         (B, T, H, D), and nothing.
     """
     heads = _heads_at_once(query, key)
-    if not heads or more.get("position_bias") is not None:
+    by_head = attention_mask is not None and attention_mask.shape[1] > 1
+    if not heads or by_head or more.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
