@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 
-.PHONY: demo test check install peers format docs mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras format docs mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
@@ -33,8 +33,8 @@ $(PARALLEL): $(STAMP)
 	$(PIP) --no-build-isolation -e '.[dev,test]'
 	@touch $(PARALLEL)
 
-peers: install  ## lm-eval, too, whose test against the server is skipped without it.
-	$(PIP) --no-build-isolation -e '.[dev,peers]'
+extras: install  ## What some tests are skipped without: lm-eval (the server), numba (its loops).
+	$(PIP) --no-build-isolation -e '.[dev,numba,peers]'
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
@@ -61,7 +61,7 @@ mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes 
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,peers]'
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,numba,peers]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 

@@ -27,14 +27,14 @@ def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
     for arm, reader in machine.readers.items():
         kinds = {type(layer) for layer in reader.model.modules()}
         can_pack = arm.number == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        own = arm.cache == "ours" and arm.quantize is Quantize.NONE
+        own = arm.engine == "ours" and arm.quantize is Quantize.NONE
         assert (PackedLinear in kinds) == (own and can_pack)
         assert (Int8Linear in kinds) == (arm.quantize is Quantize.INT8)
         assert reader.placement.dtype_name == arm.dtype
-        engine = ArmEngine(reader, iter(()), dynamic=arm.cache == "dynamic")
-        assert (type(engine.new_sequence(0).cache.layers[0]).__name__ == "DynamicLayer") == (
-            arm.cache == "dynamic"
-        )
+        engine = ArmEngine(reader, iter(()), dynamic=arm.dynamic)
+        assert (
+            type(engine.new_sequence(0).cache.layers[0]).__name__ == "DynamicLayer"
+        ) == arm.dynamic
         assert isinstance(engine.new_sequence(0).cache, DynamicCache)
 
 

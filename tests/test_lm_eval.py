@@ -9,7 +9,7 @@ import pytest
 from flashback.settings import Pattern, RetrievalSettings
 from servers import DEFAULTS, chat_reader, recomputed_scores, serving
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: make peers")
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: make extras")
 
 FIRST_BOUNDARY = 32
 """Where the server's stride grid begins unless a request says otherwise."""

@@ -1,17 +1,23 @@
 """Reader, adapter, engine and index put together: the short way in."""
 
 import dataclasses
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from flashback.adapter import computation_of, put_on, read_card
 from flashback.engines.local import LocalEngine
-from flashback.engines.packed import pack_weights, quantize_weights
+from flashback.engines.packed import MakeOneRow, PackedLinear, pack_weights, quantize_weights
 from flashback.engines.passage_store import PassageStore
 from flashback.errors import SettingsError
 from flashback.generation import Generator
 from flashback.reader import MINI, Reader, choose_placement, load_reader, shipped
 from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import Pattern, Quantize
+from flashback.settings import DecodeKernel, Pattern, Quantize
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 AUTO = "auto"
 """The adapter that ships for the reader, if there is one."""
@@ -58,16 +64,16 @@ def load_adapted(
     return reader if folder is None else put_on(reader, folder)
 
 
-def quantize_of(name: str) -> Quantize:
+def named(kind: type[Choice], flag: str, name: str) -> Choice:
     """What is meant by its name.
 
     Raises:
         SettingsError: an unknown name.
     """
     try:
-        return Quantize(name)
+        return kind(name)
     except ValueError:
-        raise SettingsError(f"--quantize {name}: expected {' or '.join(Quantize)}") from None
+        raise SettingsError(f"{flag} {name}: expected {' or '.join(kind)}") from None
 
 
 def check_quantize(quantize: Quantize, device: str, dtype: str) -> None:
@@ -90,27 +96,83 @@ def check_quantize(quantize: Quantize, device: str, dtype: str) -> None:
         )
 
 
-def for_inference(reader: Reader, quantize: Quantize = Quantize.NONE) -> Reader:
+def check_decode_kernel(kernel: DecodeKernel, quantize: Quantize, device: str, dtype: str) -> None:
+    """Refuse, before a model is loaded, a kernel that there is not for it.
+
+    Raises:
+        SettingsError: numba's elsewhere than on CPU, for 8-bit weights, or without numba.
+    """
+    if kernel is DecodeKernel.PYTORCH:
+        return
+    placement = choose_placement(device, dtype)
+    if placement.device.type != "cpu":
+        raise SettingsError(
+            f"--decode-kernel {kernel}: for CPUs only, found {placement.device}; use --device cpu"
+        )
+    if quantize is not Quantize.NONE:
+        raise SettingsError(
+            f"--decode-kernel {kernel}: for whole weights, found --quantize {quantize}; leave out "
+            "one of them"
+        )
+    _numba_rows(placement.dtype)
+
+
+def for_inference(
+    reader: Reader,
+    quantize: Quantize = Quantize.NONE,
+    decode_kernel: DecodeKernel = DecodeKernel.PYTORCH,
+) -> Reader:
     """Lay a reader's weights out for this processor, in place; it cannot be trained afterwards.
 
     Args:
         reader: as it was loaded, its adapter merged.
         quantize: round the weights of linear layers, too.
+        decode_kernel: what multiplies whole weights with a single token.
 
     Raises:
-        SettingsError: this PyTorch or this processor has no 8-bit layers.
+        SettingsError: this PyTorch or this processor has no 8-bit layers, or no weights that
+            numba's loops can read.
     """
-    if quantize is Quantize.NONE:
+    if quantize is not Quantize.NONE:
+        if not quantize_weights(reader.model):
+            raise SettingsError(
+                f"--quantize {quantize}: this PyTorch has no 8-bit linear layers for this "
+                "processor; leave it out"
+            )
+        return _placed(reader, quantize=quantize)
+    if decode_kernel is DecodeKernel.PYTORCH:
         pack_weights(reader.model)
         return reader
-    if not quantize_weights(reader.model):
+    pack_weights(reader.model, _numba_rows(reader.placement.dtype))
+    layers = (layer for layer in reader.model.modules() if isinstance(layer, PackedLinear))
+    if all(layer.one_row is None for layer in layers):
         raise SettingsError(
-            f"--quantize {quantize}: this PyTorch has no 8-bit linear layers for this processor; "
-            "leave it out"
+            f"--decode-kernel {decode_kernel}: this PyTorch keeps no weight of {reader.name} as "
+            "numba's loops read them on this processor; leave it out"
         )
-    return dataclasses.replace(
-        reader, placement=dataclasses.replace(reader.placement, quantize=quantize)
-    )
+    return _placed(reader, decode_kernel=decode_kernel)
+
+
+def _placed(reader: Reader, **changes: StrEnum) -> Reader:
+    placement = dataclasses.replace(reader.placement, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(reader, placement=placement)
+
+
+def _numba_rows(dtype: torch.dtype) -> MakeOneRow:
+    """Products of one row by numba's loops.
+
+    Raises:
+        SettingsError: numba is not installed, or has other threads than PyTorch.
+    """
+    try:
+        from flashback.engines.one_row import kernel, one_row
+    except ImportError as error:
+        raise SettingsError(
+            f"--decode-kernel numba needs {error.name}; install FlashBack with the extra numba: "
+            "pip install '.[numba]' in a clone of the project"
+        ) from None
+    kernel(dtype)  # compiled now
+    return one_row
 
 
 def load(
@@ -125,6 +187,7 @@ def load(
     window: int | None = None,
     trust_remote_code: bool = False,
     quantize: str = "none",
+    decode_kernel: str = "pytorch",
 ) -> Generator:
     """Load a reader and open an index, ready to write.
 
@@ -139,12 +202,16 @@ def load(
         device, dtype, window, trust_remote_code: see `load_reader`.
         quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,
             smaller, and not exact.
+        decode_kernel: `pytorch`, or `numba`: on CPU, single tokens are multiplied by loops that
+            numba compiles, which read whole weights faster; exact.
 
     Raises:
         FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
     """
-    quantized = quantize_of(quantize)
+    quantized = named(Quantize, "--quantize", quantize)
     check_quantize(quantized, device, dtype)
+    kernel = named(DecodeKernel, "--decode-kernel", decode_kernel)
+    check_decode_kernel(kernel, quantized, device, dtype)
     if passages_from is not None and quantized is not Quantize.NONE:
         raise SettingsError(
             f"--quantize {quantized}: stored passages were encoded with whole weights; leave out "
@@ -163,6 +230,6 @@ def load(
     )
     if store is not None:
         store.check_reader(computation_of(reader.model), reader.placement.dtype_name)
-    reader = for_inference(reader, quantized)
+    reader = for_inference(reader, quantized, kernel)
     engine = LocalEngine(reader.model, reader.window, passage_store=store)
     return Generator(reader, engine, retriever)

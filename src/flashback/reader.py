@@ -22,7 +22,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.arrangement import Frame, Ids
 from flashback.engines.cache import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern, Quantize
+from flashback.settings import (
+    DEFAULT_FRAME,
+    DecodeKernel,
+    FrameText,
+    Marks,
+    Pattern,
+    Quantize,
+)
 
 if TYPE_CHECKING:
     from flashback.adapter import AdapterCard
@@ -45,6 +52,7 @@ class Placement:
     dtype: torch.dtype
     reason: str
     quantize: Quantize = Quantize.NONE
+    decode_kernel: DecodeKernel = DecodeKernel.PYTORCH
 
     @property
     def dtype_name(self) -> str:
@@ -53,7 +61,8 @@ class Placement:
 
     def __str__(self) -> str:
         int8 = ", int8 weights" if self.quantize is Quantize.INT8 else ""
-        return f"{self.dtype_name} on {self.device} ({self.reason}){int8}"
+        numba = ", decoding by numba" if self.decode_kernel is DecodeKernel.NUMBA else ""
+        return f"{self.dtype_name} on {self.device} ({self.reason}){int8}{numba}"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:

@@ -3,6 +3,7 @@
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import flashback
@@ -69,6 +70,7 @@ def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
         "quantize": str(reader.placement.quantize),
+        "decode_kernel": str(reader.placement.decode_kernel),
         "window": reader.window,
         "frame_tokens": {
             "before": list(frame.before),
@@ -91,7 +93,9 @@ def adapter_record(card: AdapterCard) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What decides a result besides the settings."""
-    packages = ("torch", "transformers", "tokenizers", "tantivy", "numpy")
+    packages = ["torch", "transformers", "tokenizers", "tantivy", "numpy"]
+    if find_spec("numba") is not None:  # it multiplies where it was asked to
+        packages.append("numba")
     return {
         "flashback": flashback.__version__,
         "python": platform.python_version(),

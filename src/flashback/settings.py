@@ -112,6 +112,14 @@ class Quantize(StrEnum):
     """8-bit weights and inputs of linear layers, on CPU."""
 
 
+class DecodeKernel(StrEnum):
+    """What multiplies the weights with a single token."""
+
+    PYTORCH = "pytorch"
+    NUMBA = "numba"
+    """Loops that numba compiles, on CPU."""
+
+
 _MOST_TOKENS = 1 << 20
 
 

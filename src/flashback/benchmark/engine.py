@@ -3,8 +3,10 @@
     dynamic    transformers' own cache, which copies itself at every token; plain linear layers
     ours       buffers that grow in place, and weights laid out for the processor
     int8       ours, with weights and inputs of 8 bits
+    numba      ours, with single tokens multiplied by loops that numba compiles
 
-`dynamic` and `ours` in each dtype. Random tokens, passages all different, as in the run-time test.
+`dynamic`, `ours` and `numba` in each dtype. Random tokens, passages all different, as in the
+run-time test.
 """
 
 import time
@@ -24,11 +26,12 @@ from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.engines.attention import UsualAttention
 from flashback.engines.last_layer import WholeLastLayer
+from flashback.engines.packed import packs
 from flashback.engines.sequence import CachedSequence
 from flashback.generation import Generator, Stride
-from flashback.loading import for_inference
+from flashback.loading import check_decode_kernel, for_inference
 from flashback.reader import Reader, choose_placement
-from flashback.settings import Quantize, Settings, StoppingSettings
+from flashback.settings import DecodeKernel, Quantize, Settings, StoppingSettings
 
 RATIOS = (
     ("ours float32", "dynamic float32"),
@@ -36,6 +39,10 @@ RATIOS = (
     ("ours bfloat16", "dynamic float32"),
     ("ours int8", "dynamic float32"),
     ("ours int8", "ours float32"),
+    ("numba float32", "dynamic float32"),
+    ("numba bfloat16", "dynamic bfloat16"),
+    ("numba float32", "ours float32"),
+    ("numba bfloat16", "ours bfloat16"),
 )
 """Tokens per second that are compared, if both were measured."""
 
@@ -44,13 +51,22 @@ RATIOS = (
 class Arm:
     """One way to run the reader."""
 
-    cache: str
-    """`dynamic` or `ours`."""
+    engine: str
+    """`dynamic`, `ours` or `numba`."""
     number: str
     """`float32`, `bfloat16` or `int8`."""
 
     def __str__(self) -> str:
-        return f"{self.cache} {self.number}"
+        return f"{self.engine} {self.number}"
+
+    @property
+    def dynamic(self) -> bool:
+        """With transformers' own cache."""
+        return self.engine == "dynamic"
+
+    @property
+    def decode_kernel(self) -> DecodeKernel:
+        return DecodeKernel.NUMBA if self.engine == "numba" else DecodeKernel.PYTORCH
 
     @property
     def quantize(self) -> Quantize:
@@ -65,20 +81,29 @@ class Arm:
         """A reader laid out for this arm, with the weights of all others.
 
         Raises:
-            SettingsError: an unknown shape or device, or 8 bits where they cannot be had.
+            SettingsError: an unknown shape or device, or 8 bits or numba where they cannot be had.
         """
         reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
-        return reader if self.cache == "dynamic" else for_inference(reader, self.quantize)
+        if self.dynamic:
+            return reader
+        return for_inference(reader, self.quantize, self.decode_kernel)
 
 
 def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
-    """All that there are on a device: 8 bits are for CPUs.
+    """All that there are on a device, with numba's if asked for: 8 bits are for CPUs.
 
     Raises:
-        SettingsError: an unknown device.
+        SettingsError: an unknown device, or numba where it cannot be had.
     """
-    numbers = ("float32", "bfloat16")
-    arms = tuple(Arm(cache, number) for number in numbers for cache in ("dynamic", "ours"))
+    kernel = DecodeKernel(settings.decode_kernel)
+    check_decode_kernel(kernel, Quantize.NONE, settings.device, "float32")
+    engines = ("dynamic", "ours", *(["numba"] if kernel is DecodeKernel.NUMBA else []))
+    arms = tuple(
+        Arm(engine, number)
+        for number in ("float32", "bfloat16")
+        for engine in engines
+        if engine != "numba" or packs(number)
+    )
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
     return (*arms, Arm("ours", Quantize.INT8)) if on_cpu else arms
 
@@ -195,7 +220,7 @@ class EngineBench:
     def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text
-        engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.cache == "dynamic")
+        engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.dynamic)
         retrieval = bare_retrieval(self.settings.pattern, self.settings)
         stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
         writer = Generator(reader, engine, self.material.new_retriever())

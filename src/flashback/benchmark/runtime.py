@@ -30,12 +30,14 @@ from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
 from flashback.generation import Generator, Stride
-from flashback.loading import for_inference
+from flashback.loading import check_decode_kernel, for_inference
 from flashback.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
+    DecodeKernel,
     FrameText,
     Pattern,
+    Quantize,
     RetrievalSettings,
     Settings,
     StoppingSettings,
@@ -86,6 +88,8 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
             "--sampled with --index: on real text the strides differ, since some keep their "
             "passage; leave out --sampled"
         )
+    kernel = DecodeKernel(settings.decode_kernel)
+    check_decode_kernel(kernel, Quantize.NONE, settings.device, settings.dtype)
     reader = shaped_reader(
         settings.shape, device=settings.device, dtype=settings.dtype, real_text=real is not None
     )
@@ -101,7 +105,8 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     else:
         material = real_material(reader, real.documents, real.retriever, size)
     shape = Shape.of(reader.model)
-    reader = for_inference(reader)  # from here on its linear layers have no plain weights
+    # From here on its linear layers have no plain weights.
+    reader = for_inference(reader, decode_kernel=kernel)
     ceilings = measure_ceilings(reader.placement)
     fixed = LocalEngine(reader.model, reader.window).fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)

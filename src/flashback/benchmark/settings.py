@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flashback.errors import SettingsError
 from flashback.packing.settings import WindowSettings
-from flashback.settings import PATTERNS, CheckedSettings, Pattern, setting
+from flashback.settings import PATTERNS, CheckedSettings, DecodeKernel, Pattern, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -37,6 +37,10 @@ class RuntimeSettings(CheckedSettings):
     repeats: int = setting(1, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = setting("float32", "auto, float32 or bfloat16.")
+    decode_kernel: DecodeKernel = setting(
+        DecodeKernel.PYTORCH,
+        "numba: single tokens are multiplied by loops that numba compiles, on CPU.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +104,10 @@ class EngineBenchSettings(CheckedSettings):
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
+    decode_kernel: DecodeKernel = setting(
+        DecodeKernel.PYTORCH,
+        "numba: also measure with single tokens multiplied by its loops, on CPU.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

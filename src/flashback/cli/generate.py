@@ -12,7 +12,13 @@ from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
-from flashback.cli.readers import ReaderOptions, adapter_option, quantize_option, reader_options
+from flashback.cli.readers import (
+    ReaderOptions,
+    adapter_option,
+    decode_kernel_option,
+    quantize_option,
+    reader_options,
+)
 from flashback.settings import (
     FrameText,
     Pattern,
@@ -48,6 +54,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @adapter_option
 @reader_options
 @quantize_option
+@decode_kernel_option
 @options_of(RetrievalSettings)
 @frame_options
 @click.option(
@@ -73,6 +80,7 @@ def generate(
     adapter: str | None,
     options: ReaderOptions,
     quantize: str,
+    decode_kernel: str,
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
@@ -124,6 +132,7 @@ def generate(
         pattern=settings.retrieval.pattern,
         passages_from=passages_from,
         quantize=quantize,
+        decode_kernel=decode_kernel,
         **options.placed,
     )
     settings = writer.settled(settings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.settings import Quantize
+from flashback.settings import DecodeKernel, Quantize
 
 if TYPE_CHECKING:
     from flashback.reader import Reader
@@ -77,6 +77,13 @@ quantize_option = click.option(
     default=str(Quantize.NONE),
     show_default=True,
     help="int8: linear layers with 8-bit weights and inputs, on CPU; faster, not exact.",
+)
+decode_kernel_option = click.option(
+    "--decode-kernel",
+    type=click.Choice([str(value) for value in DecodeKernel]),
+    default=str(DecodeKernel.PYTORCH),
+    show_default=True,
+    help="numba: single tokens are multiplied by loops that numba compiles, on CPU; faster, exact.",
 )
 
 

@@ -10,7 +10,12 @@ import click
 from flashback.cli.console import notes
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained
-from flashback.cli.readers import ReaderOptions, adapter_option, reader_options
+from flashback.cli.readers import (
+    ReaderOptions,
+    adapter_option,
+    decode_kernel_option,
+    reader_options,
+)
 from flashback.errors import FlashBackError
 from flashback.server.settings import ServerSettings
 from flashback.settings import RetrievalSettings
@@ -22,12 +27,14 @@ _KEY = "FLASHBACK_API_KEY"
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @adapter_option
 @reader_options
+@decode_kernel_option
 @options_of(RetrievalSettings)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
     adapter: str | None,
     options: ReaderOptions,
+    decode_kernel: str,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -57,7 +64,14 @@ def serve(
     from flashback.server.serving import serve as run
 
     bound = bind(settings)  # before a model is loaded
-    writer = load(options.model, index, adapter=adapter, pattern=defaults.pattern, **options.placed)
+    writer = load(
+        options.model,
+        index,
+        adapter=adapter,
+        pattern=defaults.pattern,
+        decode_kernel=decode_kernel,
+        **options.placed,
+    )
     service = make_service(writer.reader, writer.retriever, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
