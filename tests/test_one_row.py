@@ -1,5 +1,7 @@
 """numba's products of one row: exact, for single rows only, refused where there are none."""
 
+import os
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,22 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback import loading
 from flashback.engines.local import LocalEngine
-from flashback.engines.packed import OneRow, PackedLinear, packs
-from flashback.errors import SettingsError
+from flashback.engines.packed import PackedLinear, Product, give_single_rows, pack_weights
+from flashback.errors import FlashBackError, SettingsError
 from flashback.generation import Generation, Generator
 from flashback.loading import for_inference, load
 from flashback.reader import MINI, Reader, load_reader
 from flashback.settings import (
     DecodeKernel,
     Pattern,
+    Quantize,
     RetrievalSettings,
     Settings,
     StoppingSettings,
@@ -31,140 +31,201 @@ from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
 from test_parity import generate_and_record
 
-REASON = "numba is not installed: make extras"
-WIDE = (192, 64)
-"""A weight that oneDNN lays out in blocks."""
+SHAPES = [(192, 64), (768, 768), (768, 3072), (3072, 768), (1000, 256)]
+"""Outputs and inputs that oneDNN lays out in blocks, the last with an unfinished one."""
+NUMBERS = ["float32", "bfloat16"]
 
 
 @pytest.fixture
 def one_row() -> Any:
-    """The module, on a processor whose layout it knows."""
-    module = pytest.importorskip("flashback.engines.one_row", reason=REASON, exc_type=ImportError)
-    if packed(torch.rand(WIDE), module) is None:
-        pytest.skip("oneDNN's layout for this processor is another")
+    """The module. On processors that are known to lay weights out as it reads them, it must."""
+    module = pytest.importorskip(
+        "flashback.engines.one_row",
+        reason="numba is not installed: make extras",
+        exc_type=ImportError,
+    )
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    if not known and not module.reads(torch.float32):
+        pytest.skip("this processor has another layout")
     return module
 
 
-def packed(weight: torch.Tensor, module: Any, bias: nn.Parameter | None = None) -> Any:
-    return module.one_row(torch.ops.mkldnn._reorder_linear_weight(weight, 16), weight, bias)
+def dtype_of(number: str, one_row: Any) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, number)
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    if dtype is torch.bfloat16 and not has_bfloat16 and not one_row.reads(dtype):
+        pytest.skip("this processor has no bfloat16")
+    return dtype
 
 
-def with_numba(family: str) -> Reader:
-    return for_inference(tiny_reader(family), decode_kernel=DecodeKernel.NUMBA)
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+    return packed
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    blocks=st.integers(1, 4),
-    rest=st.integers(0, 63),
-    inputs=st.integers(1, 70),
-    number=st.sampled_from(["float32", "bfloat16"]),
-    bias=st.booleans(),
-    seed=st.integers(0, 9),
-)
-def test_a_product_is_that_of_the_weight_or_left_to_onednn(
-    blocks: int, rest: int, inputs: int, number: str, bias: bool, seed: int
+def with_numba(reader: Reader) -> Reader:
+    return for_inference(reader, decode_kernel=DecodeKernel.NUMBA)
+
+
+def mini() -> Reader:
+    return load_reader(MINI, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_is_that_of_the_weight(
+    one_row: Any, shape: tuple[int, int], number: str, bias: bool
 ) -> None:
-    module = pytest.importorskip("flashback.engines.one_row", reason=REASON, exc_type=ImportError)
-    if not packs(number):
-        return
-    dtype = getattr(torch, number)
-    torch.manual_seed(seed)
-    layer = nn.Linear(inputs, 64 * blocks + rest, bias=bias).to(dtype)
-    product = packed(layer.weight.detach(), module, layer.bias)
-    if product is None:
-        return
-    x = torch.randn(1, 1, inputs).to(dtype)
-    found = product(x)
-    exact = nn.functional.linear(
-        x.double(), layer.weight.double(), layer.bias.double() if bias else None
-    )
-    assert (found.shape, found.dtype) == (exact.shape, dtype)
-    # Half a step of what the dtype can tell apart.
-    rounding = 1e-6 if dtype is torch.float32 else 2**-8
-    assert torch.allclose(found.double(), exact, rtol=rounding, atol=1e-5)
-
-
-@pytest.mark.parametrize("number", ["float32", "bfloat16"])
-def test_weights_in_blocks_are_read_where_they_lie(one_row: Any, number: str) -> None:
-    if not packs(number):
-        pytest.skip(f"PyTorch packs no {number} on this processor")
+    dtype = dtype_of(number, one_row)
     torch.manual_seed(0)
-    weight = torch.randn(WIDE).to(getattr(torch, number))
-    product = packed(weight, one_row)
+    layer = nn.Linear(shape[1], shape[0], bias=bias).to(dtype)
+    product = one_row.row_product(pack(layer.weight.detach()), layer.weight.detach(), layer.bias)
     assert product is not None
-    x = torch.randn(64).to(weight.dtype)
-    x[10] = 0
+    for x in (torch.randn(1, 1, shape[1]).to(dtype), torch.ones(shape[1], dtype=dtype)):
+        with torch.inference_mode():
+            found = product(x)
+        exact = nn.functional.linear(
+            x.double(), layer.weight.double(), layer.bias.double() if bias else None
+        )
+        assert (found.shape, found.dtype) == (exact.shape, dtype)
+        # Half a step of what the dtype can tell apart.
+        rounding = 1e-6 if dtype is torch.float32 else 2**-8
+        assert torch.allclose(found.double(), exact, rtol=rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_weight_that_lies_otherwise_is_left_to_onednn(one_row: Any, number: str) -> None:
+    dtype = dtype_of(number, one_row)
+    torch.manual_seed(0)
+    weight = torch.randn(192, 64).to(dtype)
     unlike = weight.clone()
-    unlike[100, 10] = 1e4  # of another weight, nobody would see it in this product
-    assert torch.allclose(product(x), unlike @ x, atol=0.05)
-    there = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-    assert one_row.one_row(there, unlike, None) is None
+    unlike[100, 10] += 1
+    assert one_row.row_product(pack(weight), weight, None) is not None
+    assert one_row.row_product(pack(weight), unlike, None) is None
+    small = torch.randn(7, 5).to(dtype)
+    assert one_row.row_product(pack(small), small, None) is None
 
 
-def test_it_takes_as_many_threads_as_pytorch(one_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    weight = torch.rand(WIDE)
-    product = packed(weight, one_row)
-    for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
-        assert torch.allclose(product(torch.ones(64)), weight.sum(1))
-        assert numba.get_num_threads() == threads
+@pytest.mark.parametrize("number", NUMBERS)
+def test_equal_weights_lie_in_blocks_too(one_row: Any, number: str) -> None:
+    dtype = dtype_of(number, one_row)
+    for weight in (torch.zeros(192, 64), torch.ones(192, 64), torch.eye(192)[:, :64]):
+        product = one_row.row_product(pack(weight.to(dtype)), weight.to(dtype), None)
+        x = torch.arange(64).to(dtype)
+        assert torch.equal(product(x), (weight @ x.float()).to(dtype))
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.PREPEND, Pattern.SLOT])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_generation_equals_recomputation_by_the_plain_model(
-    one_row: Any, family: str, pattern: Pattern
-) -> None:
-    reader, plain = with_numba(family), tiny_model(family)
-    if pattern is Pattern.SLOT and not reader.can_have_slot:
-        return
-    wanted = Settings(
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_row_may_lie_anywhere_and_must_fit(one_row: Any, number: str) -> None:
+    dtype = dtype_of(number, one_row)
+    torch.manual_seed(0)
+    weight = torch.randn(192, 64).to(dtype)
+    product = one_row.row_product(pack(weight), weight, None)
+    long = torch.randn(129).to(dtype)
+    for x in (long[1:65], long[:128:2], long[:1].expand(64), long[None, :64]):
+        assert torch.equal(product(x), product(x.clone()))
+    for wrong in (long[:32], long[:128], long[:64].double(), long[:64].half()):
+        with pytest.raises(RuntimeError, match="expected 64 numbers of"):
+            product(wrong)
+
+
+def test_pytorch_keeps_its_threads_and_numba_takes_as_many() -> None:
+    pytest.importorskip("numba", reason="numba is not installed: make extras")
+    script = """
+import numba, torch
+before = torch.get_num_threads()
+from flashback.loading import load
+writer = load(device="cpu", dtype="float32", decode_kernel="numba")
+one = torch.get_num_threads()
+writer.reader.model(torch.tensor([[5]]))
+same = numba.get_num_threads()
+torch.set_num_threads(2)
+writer.reader.model(torch.tensor([[5]]))
+print(before, one, same, torch.get_num_threads(), numba.get_num_threads())
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+    )
+    assert found.stdout.split() == [b"1", b"1", b"1", b"2", b"2"]
+
+
+def write(reader: Reader, pattern: Pattern) -> tuple[Generation, list[torch.Tensor]]:
+    writer = Generator(reader, LocalEngine(reader.model, window=120), MadeUpRetriever(3))
+    settings = Settings(
         RetrievalSettings(pattern, stride=5, passage_tokens=20),
         stopping=StoppingSettings(max_new_tokens=100, ignore_eos=True),
     )
+    return generate_and_record(writer, [0, *range(10, 40)], settings)
 
-    def write(reader: Reader) -> tuple[Generation, list[torch.Tensor]]:
-        writer = Generator(reader, LocalEngine(reader.model, window=120), MadeUpRetriever(3))
-        return generate_and_record(writer, [0, *range(10, 40)], wanted)
 
-    generation, seen = write(reader)
+@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.PREPEND, Pattern.SLOT])
+@pytest.mark.parametrize("family", [*FAMILIES, MINI])
+def test_generation_equals_recomputation_by_the_plain_model(
+    one_row: Any, family: str, pattern: Pattern
+) -> None:
+    def make() -> Reader:
+        return mini() if family == MINI else tiny_reader(family)
+
+    reader, plain = with_numba(make()), make()
+    if pattern is Pattern.SLOT and not reader.can_have_slot:
+        return
+    layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
+    assert layers
+    assert all(layer.single_rows is not None for layer in layers)
+    generation, seen = write(reader, pattern)
     if pattern is Pattern.SLOT:  # which test_slot.py compares with recomputation
-        expected, logits = write(tiny_reader(family))
+        expected, logits = write(plain, pattern)
         assert generation.tokens == expected.tokens
         assert float((torch.stack(seen) - torch.stack(logits)).abs().max()) <= TOLERANCE
         return
-    assert largest_error(plain, generation, seen) <= TOLERANCE
-    check_greedy(plain, generation, reader.forbidden)
+    assert largest_error(plain.model, generation, seen) <= TOLERANCE
+    check_greedy(plain.model, generation, reader.forbidden)
 
 
-def test_every_layer_of_the_shipped_reader_takes_single_tokens(
+def test_single_tokens_take_it_and_others_do_not(
     one_row: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = load_reader(MINI, device="cpu", dtype="float32").model
-    reader = for_inference(
-        load_reader(MINI, device="cpu", dtype="float32"), decode_kernel=DecodeKernel.NUMBA
-    )
-    layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
+    reader = with_numba(mini())
     rows: list[torch.Tensor] = []
 
-    def counted(product: OneRow, x: torch.Tensor) -> torch.Tensor:
+    def counted(product: Product, x: torch.Tensor) -> torch.Tensor:
         rows.append(x)
         return product(x)
 
+    layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
     for layer in layers:
-        assert layer.one_row is not None
-        monkeypatch.setattr(layer, "one_row", partial(counted, layer.one_row))
+        assert layer.single_rows is not None
+        monkeypatch.setattr(layer, "single_rows", partial(counted, layer.single_rows))
     ids = torch.arange(40, 80)[None]
     with torch.inference_mode():
-        several = reader.model(ids, logits_to_keep=2).logits
+        reader.model(ids, logits_to_keep=2)
         assert not rows
-        one = reader.model(ids[:, :1]).logits
+        reader.model(ids[:, :1])
         assert len(rows) == len(layers)
-        assert torch.allclose(several, plain(ids).logits[:, -2:], atol=TOLERANCE)
-        assert torch.allclose(one, plain(ids[:, :1]).logits, atol=TOLERANCE)
+        layer, width = layers[0], layers[0].weight.shape[1]
+        for shape in ((width,), (1, width), (1, 1, width)):
+            assert layer(torch.ones(shape)).shape == (*shape[:-1], len(layer.weight))
+        assert len(rows) == len(layers) + 3
+        layer(torch.ones(2, width))
+        assert len(rows) == len(layers) + 3
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, 1.0])
+def test_a_product_that_does_not_agree_is_not_taken(wrong: float) -> None:
+    model = tiny_model("gpt2")
+    count = pack_weights(model)
+    made: list[bool] = []
+
+    def make(packed: torch.Tensor, weight: torch.Tensor, bias: nn.Parameter | None) -> Product:
+        made.append(True)
+        return lambda x: nn.functional.linear(x, weight, bias) + (wrong if len(made) > 3 else 0)
+
+    assert give_single_rows(model, make) == 3
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    assert len(made) == len(layers) == count
+    assert [layer.single_rows is not None for layer in layers] == [True] * 3 + [False] * (count - 3)
 
 
 def test_the_same_text_is_written(one_row: Any, index: Path) -> None:
@@ -183,7 +244,7 @@ def test_benchmarks_measure_it(one_row: Any) -> None:
     arguments = ("--shape", MINI, "--lengths", "40:90", "--stride", "5", "--passage-tokens", "12")
     more = ("--device", "cpu", "--decode-kernel", "numba", "--json")
     record = run("bench", "engine", *arguments, *more, "--repeats", "1").record
-    numbers = [number for number in ("float32", "bfloat16") if packs(number)]
+    numbers = [number for number in NUMBERS if one_row.reads(getattr(torch, number))]
     assert [row["arm"] for row in record["rows"] if "numba" in row["arm"]] == [
         f"numba {number}" for number in numbers
     ]
@@ -194,12 +255,15 @@ def test_benchmarks_measure_it(one_row: Any) -> None:
 
 
 def test_what_it_is_not_for_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "--decode-kernel numba: for whole weights, found --quantize int8"
     for more, message in (
-        ({"quantize": "int8"}, "--decode-kernel numba: for whole weights, found --quantize int8"),
+        ({"quantize": "int8"}, whole),
         ({"decode_kernel": "cuda"}, "--decode-kernel cuda: expected pytorch or numba"),
     ):
         with pytest.raises(SettingsError, match=message):
             load(str(model_folder), **{"device": "cpu", "decode_kernel": "numba"} | more)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=whole):
+        for_inference(tiny_reader(), Quantize.INT8, DecodeKernel.NUMBA)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SettingsError, match="for CPUs only, found cuda; use --device cpu"):
@@ -212,16 +276,22 @@ def test_without_numba_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "flashback.engines.one_row", raising=False)
     call = ("--decode-kernel", "numba", "--device", "cpu")
-    said = refused("generate", *call, "--model", model_folder, "--pattern", "none", "abc")
+    said = refused("generate", *call, "--model", model_folder, "--pattern", "none", "abc", code=1)
     assert "--decode-kernel numba needs numba; install FlashBack with the extra numba" in said
-    assert "needs numba" in refused("bench", "engine", *call)
-    assert "needs numba" in refused("bench", "runtime", *call)
+    assert "needs numba" in refused("bench", "engine", *call, code=1)
+    assert "needs numba" in refused("bench", "runtime", *call, code=1)
 
 
-def test_a_layout_that_is_not_known_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_numba_rows", lambda _: lambda *_: None)
-    with pytest.raises(SettingsError, match="keeps no weight of opt as numba's loops read them"):
-        with_numba("opt")
+def test_a_layout_that_is_not_known_is_told_of(
+    one_row: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(one_row, "row_product", lambda *_: None)
+        with pytest.raises(SettingsError, match="read none of the weights of opt as PyTorch packs"):
+            with_numba(tiny_reader("opt"))
+    monkeypatch.setattr(one_row, "reads", lambda _: False)
+    with pytest.raises(SettingsError, match=r"packs no weights of torch\.float32 as numba's loops"):
+        with_numba(tiny_reader())
 
 
 def test_threads_that_are_not_pytorchs_are_refused(
@@ -230,12 +300,12 @@ def test_threads_that_are_not_pytorchs_are_refused(
     import numba
 
     monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
-    with pytest.raises(SettingsError, match="numba's threads are workqueue; expected omp"):
-        one_row.kernel.__wrapped__(torch.float32)
+    with pytest.raises(FlashBackError, match="numba's threads are workqueue; expected omp"):
+        one_row.loop.__wrapped__(torch.float32)
 
     def none(*_: object, **__: object) -> None:
         raise ValueError("No threading layer could be loaded.\nHINT:\nmore")
 
     monkeypatch.setattr(numba, "njit", none)
-    with pytest.raises(SettingsError, match=r"numba's threads are none \(No .* loaded\.\);"):
-        one_row.kernel.__wrapped__(torch.float32)
+    with pytest.raises(FlashBackError, match=r"numba's threads are none \(No .* loaded\.\);"):
+        one_row.loop.__wrapped__(torch.float32)

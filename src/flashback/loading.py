@@ -9,9 +9,14 @@ import torch
 
 from flashback.adapter import computation_of, put_on, read_card
 from flashback.engines.local import LocalEngine
-from flashback.engines.packed import MakeOneRow, PackedLinear, pack_weights, quantize_weights
+from flashback.engines.packed import (
+    MakeProduct,
+    give_single_rows,
+    pack_weights,
+    quantize_weights,
+)
 from flashback.engines.passage_store import PassageStore
-from flashback.errors import SettingsError
+from flashback.errors import FlashBackError, SettingsError
 from flashback.generation import Generator
 from flashback.reader import MINI, Reader, choose_placement, load_reader, shipped
 from flashback.retrieval.bm25 import BM25Index
@@ -100,7 +105,9 @@ def check_decode_kernel(kernel: DecodeKernel, quantize: Quantize, device: str, d
     """Refuse, before a model is loaded, a kernel that there is not for it.
 
     Raises:
-        SettingsError: numba's elsewhere than on CPU, for 8-bit weights, or without numba.
+        SettingsError: numba's elsewhere than on CPU, for 8-bit weights, or where PyTorch packs
+            weights in another way.
+        FlashBackError: numba is not installed, or does not start.
     """
     if kernel is DecodeKernel.PYTORCH:
         return
@@ -114,7 +121,7 @@ def check_decode_kernel(kernel: DecodeKernel, quantize: Quantize, device: str, d
             f"--decode-kernel {kernel}: for whole weights, found --quantize {quantize}; leave out "
             "one of them"
         )
-    _numba_rows(placement.dtype)
+    _compiled_product(placement.dtype)
 
 
 def for_inference(
@@ -131,48 +138,57 @@ def for_inference(
 
     Raises:
         SettingsError: this PyTorch or this processor has no 8-bit layers, or no weights that
-            numba's loops can read.
+            numba's loops can read; see also `check_decode_kernel`.
+        FlashBackError: numba is not installed, or does not start.
     """
-    if quantize is not Quantize.NONE:
-        if not quantize_weights(reader.model):
-            raise SettingsError(
-                f"--quantize {quantize}: this PyTorch has no 8-bit linear layers for this "
-                "processor; leave it out"
-            )
-        return _placed(reader, quantize=quantize)
-    if decode_kernel is DecodeKernel.PYTORCH:
+    placement = reader.placement
+    check_decode_kernel(decode_kernel, quantize, str(placement.device), placement.dtype_name)
+    if quantize is Quantize.NONE:
         pack_weights(reader.model)
-        return reader
-    pack_weights(reader.model, _numba_rows(reader.placement.dtype))
-    layers = (layer for layer in reader.model.modules() if isinstance(layer, PackedLinear))
-    if all(layer.one_row is None for layer in layers):
+    elif not quantize_weights(reader.model):
         raise SettingsError(
-            f"--decode-kernel {decode_kernel}: this PyTorch keeps no weight of {reader.name} as "
-            "numba's loops read them on this processor; leave it out"
+            f"--quantize {quantize}: this PyTorch has no 8-bit linear layers for this processor; "
+            "leave it out"
         )
-    return _placed(reader, decode_kernel=decode_kernel)
-
-
-def _placed(reader: Reader, **changes: StrEnum) -> Reader:
-    placement = dataclasses.replace(reader.placement, **changes)  # type: ignore[arg-type]
+    if decode_kernel is DecodeKernel.NUMBA:
+        _decode_by_numba(reader)
+    placement = dataclasses.replace(placement, quantize=quantize, decode_kernel=decode_kernel)
     return dataclasses.replace(reader, placement=placement)
 
 
-def _numba_rows(dtype: torch.dtype) -> MakeOneRow:
-    """Products of one row by numba's loops.
+def _decode_by_numba(reader: Reader) -> None:
+    if not give_single_rows(reader.model, _compiled_product(reader.placement.dtype)):
+        raise SettingsError(
+            f"--decode-kernel numba: its loops can read none of the weights of {reader.name} as "
+            "PyTorch packs them; leave it out"
+        )
+
+
+def _compiled_product(dtype: torch.dtype) -> MakeProduct:
+    """Products of one row by numba's loops, compiled for a dtype.
 
     Raises:
-        SettingsError: numba is not installed, or has other threads than PyTorch.
+        SettingsError: they could not read such weights on this processor.
+        FlashBackError: numba is not installed, or does not start.
     """
     try:
-        from flashback.engines.one_row import kernel, one_row
-    except ImportError as error:
-        raise SettingsError(
+        from flashback.engines.one_row import loop, reads, row_product
+    except ModuleNotFoundError as error:
+        raise FlashBackError(
             f"--decode-kernel numba needs {error.name}; install FlashBack with the extra numba: "
             "pip install '.[numba]' in a clone of the project"
         ) from None
-    kernel(dtype)  # compiled now
-    return one_row
+    except (ImportError, ValueError) as error:  # another NumPy, settings of its own
+        raise FlashBackError(
+            f"--decode-kernel numba: numba does not start: {str(error).splitlines()[0]}"
+        ) from None
+    if not reads(dtype):
+        raise SettingsError(
+            f"--decode-kernel numba: on this processor PyTorch packs no weights of {dtype} as "
+            "numba's loops read them; leave it out"
+        )
+    loop(dtype)
+    return row_product
 
 
 def load(
@@ -203,7 +219,7 @@ def load(
         quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,
             smaller, and not exact.
         decode_kernel: `pytorch`, or `numba`: on CPU, single tokens are multiplied by loops that
-            numba compiles, which read whole weights faster; exact.
+            numba compiles, which read whole weights faster; in float32 exact.
 
     Raises:
         FlashBackError: the model, the adapter, the index or the passages are missing or unusable.

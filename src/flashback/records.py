@@ -1,9 +1,9 @@
 """A generation as plain data: enough to recompute every stride with plain transformers."""
 
 import platform
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import flashback
@@ -94,7 +94,7 @@ def adapter_record(card: AdapterCard) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What decides a result besides the settings."""
     packages = ["torch", "transformers", "tokenizers", "tantivy", "numpy"]
-    if find_spec("numba") is not None:  # it multiplies where it was asked to
+    if "numba" in sys.modules:  # imported where it is to multiply
         packages.append("numba")
     return {
         "flashback": flashback.__version__,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -26,7 +27,6 @@ from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.engines.attention import UsualAttention
 from flashback.engines.last_layer import WholeLastLayer
-from flashback.engines.packed import packs
 from flashback.engines.sequence import CachedSequence
 from flashback.generation import Generator, Stride
 from flashback.loading import check_decode_kernel, for_inference
@@ -95,17 +95,16 @@ def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
     Raises:
         SettingsError: an unknown device, or numba where it cannot be had.
     """
+    numbers = ("float32", "bfloat16")
+    arms = [Arm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
     kernel = DecodeKernel(settings.decode_kernel)
     check_decode_kernel(kernel, Quantize.NONE, settings.device, "float32")
-    engines = ("dynamic", "ours", *(["numba"] if kernel is DecodeKernel.NUMBA else []))
-    arms = tuple(
-        Arm(engine, number)
-        for number in ("float32", "bfloat16")
-        for engine in engines
-        if engine != "numba" or packs(number)
-    )
+    if kernel is DecodeKernel.NUMBA:
+        from flashback.engines.one_row import reads
+
+        arms += [Arm("numba", number) for number in numbers if reads(getattr(torch, number))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
-    return (*arms, Arm("ours", Quantize.INT8)) if on_cpu else arms
+    return (*arms, Arm("ours", Quantize.INT8)) if on_cpu else tuple(arms)
 
 
 class ArmEngine(TimedEngine):

@@ -83,7 +83,8 @@ decode_kernel_option = click.option(
     type=click.Choice([str(value) for value in DecodeKernel]),
     default=str(DecodeKernel.PYTORCH),
     show_default=True,
-    help="numba: single tokens are multiplied by loops that numba compiles, on CPU; faster, exact.",
+    help="numba: single tokens are multiplied by loops that numba compiles, on CPU; faster, in "
+    "float32 exact.",
 )
 
 

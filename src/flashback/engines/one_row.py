@@ -1,9 +1,9 @@
 """Products of a single row with a packed weight, by loops that numba compiles; on CPU.
 
 A decode step reads every weight once, so that at best it takes as long as reading does. oneDNN's
-products of one row reach two thirds of that, these loops all of it (docs/lab-log.md, "A kernel for
-one row"). They read the weights where oneDNN keeps them for passes of several rows, in blocks of B
-outputs:
+products of one row reach two thirds of that, these loops nearly all of it (docs/lab-log.md, "A
+kernel for one row"). They read the weights where oneDNN keeps them for passes of several rows, in
+blocks of B outputs:
 
     float32     (O / B, I, B)
     bfloat16    (O / B, I / 2, B, 2): the weights of two inputs side by side, in 32 bits
@@ -11,13 +11,13 @@ outputs:
 so that a block is read from front to back, into B sums. oneDNN's layout is its own affair: a weight
 that does not lie like this in memory, number by number, is left to oneDNN.
 
-Imported only where it was asked for: numba is an extra.
+Imported only where it was asked for: numba is an extra. Its threads are OpenMP's, the same as
+PyTorch's; a process that has used them must not fork.
 """
 
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from itertools import accumulate, takewhile
 
 import numba
 import numpy as np
@@ -26,52 +26,66 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flashback.errors import SettingsError
+from flashback.errors import FlashBackError
 
 Floats = NDArray[np.float32]
-Kernel = Callable[[NDArray[np.generic], NDArray[np.generic], Floats, Floats], None]
+Loop = Callable[[NDArray[np.generic], NDArray[np.generic], Floats, Floats], None]
 
 _PAIRS = {torch.float32: 1, torch.bfloat16: 2}
 """Inputs whose weights lie side by side."""
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.uint32}
-"""What a kernel reads weights and inputs as."""
-_BLOCKS = range(8, 129)
-"""Fewer outputs side by side would not fill a processor's registers."""
+"""What a loop reads weights and inputs as."""
+_BLOCKS = range(128, 0, -8)
+"""Outputs side by side that fill a processor's registers."""
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 """Sums may be taken in any order, as in every matrix product."""
 
 
-class OneRow:
+class RowProduct:
     """The product of one row with a packed weight (O, I): y = W x + b."""
 
     def __init__(self, packed: Tensor, weight: Tensor, blocks: Tensor, bias: Tensor | None) -> None:
-        """Read a weight where it lies; see `one_row`.
+        """Read a weight where it lies; see `row_product`.
 
         Args:
             packed: keeps the memory.
+            weight: (O, I), only looked at.
             blocks: that memory, (O / B, I, B) or (O / B, I / 2, B).
+            bias: (O,), copied.
         """
         self._packed = packed
-        self._outputs = len(weight)
+        self._outputs, self._inputs = weight.shape
         self._dtype = weight.dtype
         self._weight = blocks.numpy()
-        self._kernel = kernel(weight.dtype)
-        begin = torch.zeros(len(blocks) * blocks.shape[-1])
+        self._loop = loop(weight.dtype)
+        begin = torch.zeros(len(blocks) * blocks.shape[-1], dtype=torch.float32)
         if bias is not None:
             begin[: self._outputs] = bias.detach()
-        self._bias = begin.reshape(len(blocks), -1).numpy()
+        self._bias = begin.view(len(blocks), -1).numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., I) of one row to (..., O)."""
-        row = x.reshape(-1).view(_WORDS[self._dtype]).numpy()
-        y = torch.empty(self._bias.shape)
-        # The mask is the thread's own, and forgotten in a new one.
+        """(..., I) of one row to (..., O).
+
+        Raises:
+            RuntimeError: x is no single row of I numbers in the weight's dtype.
+        """
+        # The loop trusts what it is given.
+        if (x.dtype, x.shape[-1], x.numel()) != (self._dtype, self._inputs, self._inputs):
+            raise RuntimeError(
+                f"found a row {tuple(x.shape)} of {x.dtype}; expected {self._inputs} numbers of "
+                f"{self._dtype}"
+            )
+        row = x.reshape(-1).contiguous()
+        if row.storage_offset() % _PAIRS[self._dtype]:
+            row = row.clone()  # else it does not begin with a whole word
+        y = torch.empty(self._bias.shape, dtype=torch.float32)
+        # This number is the thread's own, and forgotten in a new one.
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        self._kernel(self._weight, row, self._bias, y.numpy())
+        self._loop(self._weight, row.view(_WORDS[self._dtype]).numpy(), self._bias, y.numpy())
         return y.view(-1)[: self._outputs].to(self._dtype).view(*x.shape[:-1], self._outputs)
 
 
-def one_row(packed: Tensor, weight: Tensor, bias: nn.Parameter | None) -> OneRow | None:
+def row_product(packed: Tensor, weight: Tensor, bias: nn.Parameter | None) -> RowProduct | None:
     """The product of one row with a weight; None where it does not lie as above.
 
     Args:
@@ -79,28 +93,38 @@ def one_row(packed: Tensor, weight: Tensor, bias: nn.Parameter | None) -> OneRow
         weight: the same, (O, I).
         bias: (O,), or none.
     """
-    blocks = _blocks(packed, weight)
-    return None if blocks is None else OneRow(packed, weight, blocks, bias)
+    blocks = _blocks(packed, weight) if weight.dtype in _PAIRS else None
+    return None if blocks is None else RowProduct(packed, weight, blocks, bias)
+
+
+@cache
+def reads(dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype are packed like this on this processor."""
+    weight = torch.rand(256, 64).to(dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    except (AttributeError, RuntimeError):
+        return False
+    return _blocks(packed, weight) is not None
 
 
 def _blocks(packed: Tensor, weight: Tensor) -> Tensor | None:
-    """A packed weight's memory as a kernel reads it, if it is the weight."""
+    """A packed weight's memory as a loop reads it, if that is the weight."""
     outputs, inputs = weight.shape
     pairs = _PAIRS[weight.dtype]
     memory = _memory(packed, weight.dtype)
-    first = weight[:, 0].tolist()
-    along = memory[: _BLOCKS.stop * pairs : pairs].tolist()
-    block = len(list(takewhile(bool, accumulate(map(float.__eq__, first, along), min))))
-    if (
-        block not in _BLOCKS
-        or inputs % pairs
-        or memory.numel() != -(-outputs // block) * block * inputs
-    ):
-        return None
-    laid = memory.view(-1, inputs // pairs, block, pairs)
-    if not torch.equal(laid.transpose(1, 2).reshape(-1, inputs)[:outputs], weight):
-        return None
-    return laid.flatten(2).view(_WORDS[weight.dtype])
+    for block in _BLOCKS:
+        if inputs % pairs or memory.numel() != -(-outputs // block) * block * inputs:
+            continue
+        laid = memory.view(-1, inputs // pairs, block, pairs)
+        if all(map(_is_same, laid, weight.split(block))):
+            return laid.flatten(2).view(_WORDS[weight.dtype])
+    return None
+
+
+def _is_same(laid: Tensor, weight: Tensor) -> bool:
+    """Whether (I / pairs, B, pairs) are the rows (at most B, I) of a weight."""
+    return torch.equal(laid.transpose(0, 1).flatten(1)[: len(weight)], weight)
 
 
 def _memory(packed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,28 +134,30 @@ def _memory(packed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def kernel(dtype: torch.dtype) -> Kernel:
-    """A compiled loop.
+def loop(dtype: torch.dtype) -> Loop:
+    """A compiled loop, for float32 or bfloat16.
 
     Raises:
-        SettingsError: numba has no OpenMP here, or it was started with other threads. Those would
-            take turns with PyTorch's at every product.
+        FlashBackError: numba has no OpenMP here, or was started with other threads. Those would
+            spin beside PyTorch's and take turns with them at every product.
     """
     numba.config.THREADING_LAYER = "omp"
-    loop, words = {
+    python, words = {
         torch.float32: (_float32, "float32"),
         torch.bfloat16: (_bfloat16, "uint32"),
     }[dtype]
     types = f"void({words}[:,:,::1], {words}[::1], float32[:,::1], float32[:,::1])"
+    threads = torch.get_num_threads()
     try:
-        compiled: Kernel = numba.njit(types, parallel=True, fastmath=_ANY_ORDER)(loop)
+        compiled: Loop = numba.njit(types, parallel=True, fastmath=_ANY_ORDER)(python)
         layer: str = numba.threading_layer()
     except ValueError as error:
         layer = f"none ({str(error).splitlines()[0]})"
+    torch.set_num_threads(threads)  # starting OpenMP, numba sets it for all
     if layer != "omp":
-        raise SettingsError(
+        raise FlashBackError(
             f"--decode-kernel numba: numba's threads are {layer}; expected omp, OpenMP's, which "
-            "PyTorch uses: install libgomp"
+            "PyTorch uses: install libgomp, or leave the option out"
         )
     return compiled
 

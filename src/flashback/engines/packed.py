@@ -16,17 +16,17 @@ replaced, and stays as it is where the operator is missing or computes something
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-OneRow = Callable[[Tensor], Tensor]
-"""The product of a single row, (..., I) to (..., O)."""
-MakeOneRow = Callable[[Tensor, Tensor, nn.Parameter | None], OneRow | None]
-"""That of a weight: as it was packed, as it was (O, I), and its bias (O,); None: none for it."""
+Product = Callable[[Tensor], Tensor]
+"""Of a weight (O, I) and a single row, (..., I) to (..., O)."""
+MakeProduct = Callable[[Tensor, Tensor, nn.Parameter | None], Product | None]
+"""That of a weight as it was packed, as it was, and its bias (O,); None: there is none for it."""
 
 _ROWS = 16
 """Rows the layout is chosen for: it is good from a token to a passage (docs/lab-log.md)."""
@@ -66,22 +66,13 @@ class PackedLinear(RepackedLinear):
     """A weight in oneDNN's layout."""
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: nn.Parameter | None,
-        *,
-        transposed: bool,
-        owned: bool,
-        make_one_row: MakeOneRow | None = None,
+        self, weight: Tensor, bias: nn.Parameter | None, *, transposed: bool, owned: bool
     ) -> None:
-        """Pack a weight (O, I).
-
-        Args:
-            make_one_row: how single rows are multiplied, if not by oneDNN; see `one_row.py`.
-        """
+        """Pack a weight (O, I)."""
         super().__init__(bias, transposed=transposed, owned=owned)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        self.one_row = make_one_row and make_one_row(self._packed, weight, bias)
+        self.single_rows: Product | None = None
+        """What multiplies them, if not oneDNN."""
 
     def unpacked(self) -> Tensor:
         weight: Tensor = self._packed.to_dense()
@@ -89,10 +80,21 @@ class PackedLinear(RepackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O)."""
-        if self.one_row is not None and x.numel() == x.shape[-1]:
-            return self.one_row(x)
+        if self.single_rows is not None and x.numel() == x.shape[-1]:
+            return self.single_rows(x)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return y
+
+    @torch.no_grad()
+    def give_single_rows(self, make: MakeProduct) -> bool:
+        """Let them be multiplied by another product; whether there is one that agrees."""
+        weight = self.unpacked()
+        product = make(self._packed, weight, self.bias)
+        row = _made_up_rows(1, weight.shape[1], weight.dtype)
+        if product is None or not _agrees(product, self, row, _TOLERANCE[weight.dtype]):
+            return False
+        self.single_rows = product
+        return True
 
 
 class Int8Linear(RepackedLinear):
@@ -147,29 +149,21 @@ def input_levels() -> int:
     return 127 if bool((largest == size * 127 * 127).all()) else 63
 
 
-def pack_weights(model: PreTrainedModel, make_one_row: MakeOneRow | None = None) -> int:
+def pack_weights(model: PreTrainedModel) -> int:
     """Replace the linear layers of a model on CPU, in place; how many there were.
 
     Plain weights are freed. A head that is tied to the embedding is packed beside it, which takes
     the embedding's size once more. On other devices, and where PyTorch cannot, layers stay.
-
-    Args:
-        make_one_row: how single rows are multiplied, if not by oneDNN; see `one_row.py`.
     """
     if model.device.type != "cpu" or model.dtype not in _TOLERANCE:
         return 0
-    packed = partial(PackedLinear, make_one_row=make_one_row)
-    return _replace(model, packed, _TOLERANCE[model.dtype])
+    return _replace(model, PackedLinear, _TOLERANCE[model.dtype])
 
 
-@cache
-def packs(dtype: str) -> bool:
-    """Whether PyTorch packs weights of this dtype for this processor."""
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(64, 64, dtype=getattr(torch, dtype)))
-    except (AttributeError, RuntimeError):
-        return False
-    return True
+def give_single_rows(model: PreTrainedModel, make: MakeProduct) -> int:
+    """Let another product multiply single rows in the packed layers of a model; in how many."""
+    layers = (layer for layer in model.modules() if isinstance(layer, PackedLinear))
+    return sum(layer.give_single_rows(make) for layer in layers)
 
 
 @torch.no_grad()
@@ -218,7 +212,8 @@ def _replace(model: PreTrainedModel, kind: Callable[..., RepackedLinear], tolera
                 transposed=transposed,
                 owned=f"{name}.weight" in owned,
             )
-            agrees = _agrees(repacked, layer, weight.shape[0 if transposed else 1], tolerance)
+            rows = _made_up_rows(2, weight.shape[0 if transposed else 1], weight.dtype)
+            agrees = _agrees(repacked, layer, rows, tolerance)
         except (AttributeError, RuntimeError):  # the operator is missing, or not for this processor
             continue
         if agrees:
@@ -227,11 +222,11 @@ def _replace(model: PreTrainedModel, kind: Callable[..., RepackedLinear], tolera
     return count
 
 
-def _agrees(repacked: nn.Module, layer: nn.Module, width: int, tolerance: float) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    dtype = next(layer.parameters()).dtype
-    x = torch.randn(1, 2, width, generator=generator).to(dtype)
-    expected = layer(x).float()
-    found = repacked(x).float(), repacked(x[:, :1]).float()
-    error = max(float((rows - expected[:, : rows.shape[1]]).abs().max()) for rows in found)
-    return error <= tolerance * max(1.0, float(expected.abs().max()))
+def _made_up_rows(count: int, width: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(1, count, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _agrees(found: Product, expected: Product, x: Tensor, tolerance: float) -> bool:
+    y = expected(x).float()
+    error = float((found(x).float() - y).abs().max())
+    return error <= tolerance * max(1.0, float(y.abs().max()))
