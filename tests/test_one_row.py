@@ -52,7 +52,8 @@ def one_row() -> Any:
 
 def dtype_of(number: str, one_row: Any) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, number)
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bfloat16 = supported and torch.cpu._is_avx512_bf16_supported()
     if dtype is torch.bfloat16 and not has_bfloat16 and not one_row.reads(dtype):
         pytest.skip("this processor has no bfloat16")
     return dtype
