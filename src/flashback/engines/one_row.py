@@ -103,9 +103,9 @@ def reads(dtype: torch.dtype) -> bool:
     weight = torch.rand(256, 64).to(dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    except (AttributeError, RuntimeError):
+        return _blocks(packed, weight) is not None
+    except (AttributeError, RuntimeError):  # the operators are missing, or not for this processor
         return False
-    return _blocks(packed, weight) is not None
 
 
 def _blocks(packed: Tensor, weight: Tensor) -> Tensor | None:
