@@ -419,7 +419,7 @@ def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(
     torch.manual_seed(0)
     rows, heads, columns, size = 2, 5, 50, 8
     room = at_once * 2 * rows * columns * size * torch.float32.itemsize
-    monkeypatch.setattr("flashback.engines.attention._WIDE_BYTES", room)
+    monkeypatch.setattr("flashback.engines.attention._CACHED_BYTES", room)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     counts = []
 
@@ -460,7 +460,7 @@ def test_what_a_mask_adds_to_each_head_stays_with_it(monkeypatch: pytest.MonkeyP
     query = torch.randn(1, 4, 1, 8).bfloat16()
     key, value = (torch.randn(1, 4, 30, 8).bfloat16() for _ in range(2))
     two_heads = 2 * 2 * 30 * 8 * torch.float32.itemsize
-    monkeypatch.setattr("flashback.engines.attention._WIDE_BYTES", two_heads)
+    monkeypatch.setattr("flashback.engines.attention._CACHED_BYTES", two_heads)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     module, bias = torch.nn.Module(), torch.randn(1, 4, 1, 30).bfloat16()
     ways: tuple[tuple[Tensor | None, dict[str, Any]], ...]

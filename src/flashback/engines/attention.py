@@ -7,9 +7,12 @@ Measured on an H100 (docs/lab-log.md, "On a GPU"):
     at changing ones    on CUDA not cuDNN's, which plans anew for every number of columns: tens of
                         milliseconds
 
-On a CPU (docs/lab-log.md, "A single query in bfloat16"): a single token in bfloat16 is attended
-to in float32, unless heads share keys. PyTorch's kernel has no fast product of one row in bfloat16:
-it takes up to three times as long as with keys and values made wider.
+On a CPU (docs/lab-log.md, "A single query in bfloat16", "Attention of a boundary"):
+
+    one token in bfloat16    in float32, unless heads share keys: PyTorch's kernel has no fast
+                             product of one row in bfloat16
+    many behind a context    as matrix products, a few heads at a time: PyTorch's kernel cuts the
+                             queries into pieces that are too small for a long context
 """
 
 import contextlib
@@ -35,9 +38,11 @@ _KERNELS = threading.RLock()
 """PyTorch's choice of kernels is the process's: one thread at a time changes it, and back."""
 _REPLACING = threading.RLock()
 """A model's attention is its configuration's: one pass at a time replaces it, and puts it back."""
-_WIDENED = "flashback_widened"
-_WIDE_BYTES = 1 << 23
-"""Keys and values in float32 at one time, which fit a processor's cache."""
+_OURS = "flashback"
+_CACHED_BYTES = 1 << 23
+"""Keys and values in float32, or scores, at one time, which fit a processor's cache."""
+_MANY = 96
+"""Queries of a key head that are worth being multiplied at once."""
 
 
 class Attention:
@@ -46,27 +51,33 @@ class Attention:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         usual = model.config._attn_implementation == "sdpa"
-        self._widens = usual and model.device.type == "cpu" and model.dtype == torch.bfloat16
+        self._ours = usual and model.device.type == "cpu"
 
-    def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
+    def for_pass(
+        self, tokens: int, *, fixed: bool, behind: bool = True
+    ) -> AbstractContextManager[object]:
         """Choose for one pass over so many new tokens of a row.
 
         Args:
             fixed: the pass is one of `fixed_passes.py`.
+            behind: there are others in the cache.
         """
         if not fixed and self._model.device.type == "cuda":
             return _without_plans()
         if fixed and tokens == 1 and self._model.dtype == torch.float32:
             return replaced(self._model.config, "eager")
-        if tokens == 1 and self._widens:
-            return replaced(self._model.config, _WIDENED)
+        single = tokens == 1 and self._model.dtype == torch.bfloat16
+        if self._ours and behind and not fixed and (single or tokens > 1):
+            return replaced(self._model.config, _OURS)
         return contextlib.nullcontext()
 
 
 class UsualAttention(Attention):
     """What PyTorch and transformers choose by themselves."""
 
-    def for_pass(self, tokens: int, *, fixed: bool) -> AbstractContextManager[object]:
+    def for_pass(
+        self, tokens: int, *, fixed: bool, behind: bool = True
+    ) -> AbstractContextManager[object]:
         """Change nothing."""
         return contextlib.nullcontext()
 
@@ -92,7 +103,7 @@ def attend(
     attention_mask: Tensor | None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention as transformers calls it, in float32 where that is faster.
+    """PyTorch's attention as transformers calls it, computed in another way where that is faster.
 
     Args:
         query: (B, H, T, D).
@@ -102,35 +113,96 @@ def attend(
     Returns:
         (B, T, H, D), and nothing.
     """
-    heads = _heads_at_once(query, key)
+    given = query, key, value
     by_head = attention_mask is not None and attention_mask.shape[1] > 1
-    if not heads or by_head or more.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        attention_mask = attention_mask.float()
+    if by_head or more.get("position_bias") is not None or query.device.type != "cpu":
+        return sdpa_attention_forward(module, *given, attention_mask, **more)
+    if heads := _single_heads_at_once(query, key):
+        return _widened(module, *given, attention_mask, heads, **more), None
+    if attention_mask is not None and (heads := _key_heads_at_once(query, key)):
+        scale = more.get("scaling") or query.shape[-1] ** -0.5
+        return _by_products(*given, attention_mask, scale, heads), None
+    return sdpa_attention_forward(module, *given, attention_mask, **more)
+
+
+def _widened(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    **more: Any,
+) -> Tensor:
+    """PyTorch's kernel in float32, a few heads at a time."""
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.float()
     found = []
     for some in zip(*(states.split(heads, 1) for states in (query, key, value)), strict=True):
         one, its_keys, its_values = (states.float() for states in some)
-        output, _ = sdpa_attention_forward(
-            module, one, its_keys, its_values, attention_mask, **more
-        )
+        output, _ = sdpa_attention_forward(module, one, its_keys, its_values, mask, **more)
         found.append(output)
-    return torch.cat(found, 2).to(query.dtype), None
+    return torch.cat(found, 2).to(query.dtype)
 
 
-def _heads_at_once(query: Tensor, key: Tensor) -> int:
-    """How many heads to make wider at a time; 0: none.
+def _single_heads_at_once(query: Tensor, key: Tensor) -> int:
+    """How many heads to make wider at a time for a single query; 0: none.
 
     All at once, many keys would leave the cache before they are read.
     """
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return 0
     heads = query.shape[1]
-    if query.shape[-2] > 1 or key.shape[1] < heads:
+    if query.dtype != torch.bfloat16 or query.shape[-2] > 1 or key.shape[1] < heads:
         return 0
-    fit = _WIDE_BYTES // (2 * key[:, 0].numel() * torch.float32.itemsize)
-    # Each core takes a head.
-    return min(fit, heads) if fit >= min(heads, torch.get_num_threads()) else 0
+    return _at_once(heads, 2 * key[:, 0].numel())
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, heads: int
+) -> Tensor:
+    """Attention of one row as its formula says, a few key heads at a time; scores in float32."""
+    _, _, tokens, size = query.shape
+    shared = query.shape[1] // key.shape[1]
+    added = _added(mask, torch.float32)[0, 0].repeat(shared, 1)
+    # The heads that share a key are rows of one product.
+    rows = query[0].reshape(-1, shared * tokens, size)
+    found = []
+    for some, its_keys, its_values in zip(
+        rows.split(heads), key[0].split(heads), value[0].split(heads), strict=True
+    ):
+        columns = its_keys.float().transpose(1, 2)
+        scores = torch.baddbmm(added, some.float(), columns, alpha=scale)
+        found.append(torch.bmm(scores.softmax(-1).to(value.dtype), its_values))
+    output = torch.cat(found).view(1, query.shape[1], tokens, -1)
+    return output.transpose(1, 2).contiguous()
+
+
+def _key_heads_at_once(query: Tensor, key: Tensor) -> int:
+    """How many key heads to multiply at a time for many queries of one row; 0: none."""
+    rows, heads, tokens, _ = query.shape
+    queries = tokens * heads // key.shape[1]
+    if rows > 1 or tokens == 1 or queries < _MANY:
+        return 0
+    found = _at_once(key.shape[1], queries * key.shape[-2])
+    return min(found, 2 * torch.get_num_threads())
+
+
+def _at_once(heads: int, numbers: int) -> int:
+    """How many heads of so many float32 numbers fit the cache, if all cores have one; else 0."""
+    fit = min(_CACHED_BYTES // (numbers * torch.float32.itemsize), heads)
+    return fit if fit >= min(heads, torch.get_num_threads()) else 0
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _mask(*given: Any, **more: Any) -> Tensor | None:
+    """PyTorch's mask as transformers makes it; of one row what it adds, once for all layers."""
+    mask = sdpa_mask(*given, **more)
+    return mask if mask is None or len(mask) > 1 else _added(mask, more["dtype"])
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
@@ -147,5 +219,5 @@ def _without_plans() -> Iterator[None]:
         yield
 
 
-AttentionInterface.register(_WIDENED, attend)
-AttentionMaskInterface.register(_WIDENED, sdpa_mask)
+AttentionInterface.register(_OURS, attend)
+AttentionMaskInterface.register(_OURS, _mask)

@@ -420,7 +420,8 @@ class LocalEngine:
             more["logits_to_keep"] = keep
         tokens = ids.shape[1]
         narrowed = self._last_layer.narrowed(keep) if keep < tokens else contextlib.nullcontext()
-        with self._attention.for_pass(tokens, fixed=fixed), narrowed:
+        behind = cache.get_seq_length() > 0
+        with self._attention.for_pass(tokens, fixed=fixed, behind=behind), narrowed:
             output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
