@@ -18,7 +18,7 @@ from flashback.engines.packed import (
 from flashback.engines.passage_store import PassageStore
 from flashback.errors import FlashBackError, SettingsError
 from flashback.generation import Generator
-from flashback.reader import MINI, Reader, choose_placement, load_reader, shipped
+from flashback.reader import MINI, Placement, Reader, choose_placement, load_reader, shipped
 from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import DecodeKernel, Pattern, Quantize
 
@@ -89,16 +89,24 @@ def check_quantize(quantize: Quantize, device: str, dtype: str) -> None:
     """
     if quantize is Quantize.NONE:
         return
-    placement = choose_placement(device, dtype)
-    if placement.device.type != "cpu":
-        raise SettingsError(
-            f"--quantize {quantize}: for CPUs only, found {placement.device}; use --device cpu"
-        )
+    placement = _on_cpu(f"--quantize {quantize}", device, dtype)
     if placement.dtype_name != "float32":
         raise SettingsError(
             f"--quantize {quantize}: computes in float32 between its layers, found "
             f"{placement.dtype_name}; leave out --dtype"
         )
+
+
+def _on_cpu(option: str, device: str, dtype: str) -> Placement:
+    """Where a model will run, for an option that is for CPUs only.
+
+    Raises:
+        SettingsError: elsewhere.
+    """
+    placement = choose_placement(device, dtype)
+    if placement.device.type != "cpu":
+        raise SettingsError(f"{option}: for CPUs only, found {placement.device}; use --device cpu")
+    return placement
 
 
 def check_decode_kernel(kernel: DecodeKernel, quantize: Quantize, device: str, dtype: str) -> None:
@@ -111,11 +119,7 @@ def check_decode_kernel(kernel: DecodeKernel, quantize: Quantize, device: str, d
     """
     if kernel is DecodeKernel.PYTORCH:
         return
-    placement = choose_placement(device, dtype)
-    if placement.device.type != "cpu":
-        raise SettingsError(
-            f"--decode-kernel {kernel}: for CPUs only, found {placement.device}; use --device cpu"
-        )
+    placement = _on_cpu(f"--decode-kernel {kernel}", device, dtype)
     if quantize is not Quantize.NONE:
         raise SettingsError(
             f"--decode-kernel {kernel}: for whole weights, found --quantize {quantize}; leave out "

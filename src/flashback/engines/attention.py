@@ -115,7 +115,8 @@ def attend(
     """
     given = query, key, value
     by_head = attention_mask is not None and attention_mask.shape[1] > 1
-    if by_head or more.get("position_bias") is not None or query.device.type != "cpu":
+    unlike = any(more.get(name) is not None for name in ("position_bias", "softcap"))
+    if by_head or unlike or query.device.type != "cpu":
         return sdpa_attention_forward(module, *given, attention_mask, **more)
     if heads := _single_heads_at_once(query, key):
         return _widened(module, *given, attention_mask, heads, **more), None
