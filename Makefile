@@ -52,7 +52,7 @@ figures: install  ## The figures of docs/benchmarks.md, on an idle machine: abou
 mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
 	$(PYTHON) -m venv build/mini/venv
 	build/mini/venv/bin/python -m pip install --quiet -r recipes/mini/environment.txt -e .
-	build/mini/venv/bin/python recipes/mini/train.py --out src/flashback/readers/flashback-mini
+	build/mini/venv/bin/python recipes/mini/train.py --out src/flashback/readers/weights/flashback-mini
 
 mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes on half a machine.
 	$(PYTHON) -m venv build/mini/venv

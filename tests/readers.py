@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
-from flashback.reader import MARK_LEFT, MARK_RIGHT, Placement, Reader
+from flashback.readers.placement import Placement
+from flashback.readers.reader import MARK_LEFT, MARK_RIGHT, Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 
 

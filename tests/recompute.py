@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flashback.arrangement import Prompt
-from flashback.generation import Generation
 from flashback.sampling import Sampler
+from flashback.writing.generator import Generation
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, float32."""

@@ -13,11 +13,11 @@ import openai
 import torch
 
 from flashback.arrangement import Ids, Slot, arrange
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service, make_service
 from flashback.server.serving import Listener, bind
-from flashback.server.settings import ServerSettings
 from flashback.settings import Pattern, RetrievalSettings
 from readers import tiny_reader
 from recompute import recomputed_logits

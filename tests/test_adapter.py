@@ -20,29 +20,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback.adapter import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    AdapterCard,
-    base_of,
-    card_record,
-    fingerprint,
-    put_on,
-    read_card,
-)
 from flashback.arrangement import Frame
 from flashback.cli.patterns import as_trained
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
-from flashback.finetuning.export import export
-from flashback.finetuning.lora import add_lora, save_lora
-from flashback.finetuning.model_card import model_card
-from flashback.finetuning.settings import TrainingSettings
-from flashback.generation import Generator
-from flashback.loading import adapter_folder, load
-from flashback.reader import MINI, Reader, load_reader, shipped
+from flashback.loading import load
+from flashback.readers.adapted import adapter_folder
+from flashback.readers.adapter import put_on
+from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, card_record, read_card
+from flashback.readers.fingerprint import base_of, fingerprint
+from flashback.readers.load import MINI, load_reader, shipped
+from flashback.readers.reader import Reader
 from flashback.settings import PATTERNS, FrameText, Marks, Pattern, RetrievalSettings, Settings
+from flashback.training.export import export
+from flashback.training.lora import add_lora, save_lora
+from flashback.training.model_card import model_card
+from flashback.training.training_settings import TrainingSettings
+from flashback.writing.generator import Generator
 from readers import byte_tokenizer, tiny_reader
 from trainings import full_model
 
@@ -713,7 +707,7 @@ def ships(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter that ships for the reader of the package."""
     folder = tmp_path / f"{MINI}-adapter"
     shutil.copytree(whole, folder)
-    monkeypatch.setattr("flashback.loading.shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr("flashback.readers.adapted.shipped", lambda name: tmp_path / name)
     return folder
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, tiny_model
-from flashback.engines import attention
-from flashback.engines.attention import Attention, attend
+from flashback.engines.kernels import attention
+from flashback.engines.kernels.attention import Attention, attend
 from flashback.engines.local import LocalEngine
-from flashback.generation import Generator
 from flashback.settings import Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
 from test_parity import generate_and_record

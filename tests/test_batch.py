@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flashback.engines.cache as cache_module
-import flashback.generation as generation_module
+import flashback.engines.cache.layers as cache_module
+import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
 from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
-from flashback.generation import Generation, Generator
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -32,6 +31,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generation, Generator
 from readers import tiny_reader
 from recompute import TOLERANCE, RecordingSampler, check_greedy, largest_error
 

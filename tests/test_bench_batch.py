@@ -7,8 +7,8 @@ import torch
 
 from command_line import run
 from flashback.benchmark.batch import ARMS, BatchBench, QueryPassages, random_prompts
+from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.record import device_name
-from flashback.benchmark.settings import BatchBenchSettings
 from flashback.errors import FlashBackError
 from flashback.retrieval.protocol import SearchOptions
 from readers import tiny_reader

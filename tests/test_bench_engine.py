@@ -7,9 +7,9 @@ import torch
 from transformers import DynamicCache
 
 from command_line import refused, run
+from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.benchmark.engine import Arm, ArmEngine, MeasuredStride, Results, prepare
-from flashback.benchmark.settings import EngineBenchSettings
-from flashback.engines.packed import Int8Linear, PackedLinear
+from flashback.engines.kernels.packed import Int8Linear, PackedLinear
 from flashback.settings import Quantize
 
 ARMS = ["dynamic float32", "ours float32", "dynamic bfloat16", "ours bfloat16", "ours int8"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from command_line import refused, run
+from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.record import device_name
-from flashback.benchmark.settings import TrainingBenchSettings
 from flashback.benchmark.shapes import SHAPES
 from flashback.benchmark.training import (
     ARMS,

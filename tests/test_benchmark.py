@@ -14,6 +14,7 @@ from torch import Tensor
 
 from command_line import index_notes, refused, run, write_notes
 from flashback.benchmark import plot as plot_module
+from flashback.benchmark.bench_settings import ARMS, RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
@@ -30,12 +31,12 @@ from flashback.benchmark.runtime import (
     parse_lengths,
     prepare,
 )
-from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import SHAPES, shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
-from flashback.reader import MINI, Placement, window_of
+from flashback.readers.load import MINI, window_of
+from flashback.readers.placement import Placement
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.settings import Pattern, RetrievalSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flashback.engines.cache as cache_module
-from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer
+import flashback.engines.cache.layers as cache_module
+from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer
 
 WINDOW = 8
 APPEND = st.tuples(st.just("append"), st.integers(1, 12))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import flashback.demo
-import flashback.indexing
+import flashback.cli.demonstration
+import flashback.retrieval.indexing
 from command_line import NOTES, Outcome, run, start
 from flashback.cli.main import app
 from flashback.corpus.python_docs import find_modules
@@ -432,9 +432,9 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     """With a part of the standard library's documentation: all of an environment takes minutes."""
     parts = {"asyncio", "collections", "email", "http", "logging", "pydoc_data", "urllib", "xml"}
     modules = [(name, path) for name, path in find_modules() if name.split(".")[0] in parts]
-    monkeypatch.setattr(flashback.demo, "find_modules", lambda: modules)
-    monkeypatch.setattr(flashback.indexing, "find_modules", lambda: modules)
-    monkeypatch.setattr(flashback.demo, "SCORED_PAGES", 1)
+    monkeypatch.setattr(flashback.cli.demonstration, "find_modules", lambda: modules)
+    monkeypatch.setattr(flashback.retrieval.indexing, "find_modules", lambda: modules)
+    monkeypatch.setattr(flashback.cli.demonstration, "SCORED_PAGES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     ended = run("demo", "--json")
@@ -453,5 +453,5 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
 
     kept = files()
     assert len(kept) == 2  # the manifest and one data folder, named at random
-    _, built = flashback.demo.open_or_build_index(build)
+    _, built = flashback.cli.demonstration.open_or_build_index(build)
     assert (built, files()) == (False, kept)

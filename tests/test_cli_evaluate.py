@@ -422,7 +422,7 @@ def test_an_adapter_of_another_model_is_refused_before_documents_are_read(
 
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("flashback.packing.prepare.prepare", fail)
+    monkeypatch.setattr("flashback.scoring.prepare.prepare", fail)
     message = Eval(tmp_path / "other", corpora).refused("--adapter", adapter, code=1)
     assert f"adapter {adapter} was trained on " in message
     assert "is another model; load the adapter's own" in message
@@ -606,7 +606,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("flashback.finetuning.training.train", fail)
+    monkeypatch.setattr("flashback.training.run.train", fail)
 
 
 def test_a_second_call_trains_and_scores_nothing(
@@ -616,7 +616,7 @@ def test_a_second_call_trains_and_scores_nothing(
         raise AssertionError("scored again")
 
     no_training(monkeypatch)
-    monkeypatch.setattr("flashback.packing.forward.TargetScorer.log_probs", fail)
+    monkeypatch.setattr("flashback.scoring.targets.TargetScorer.log_probs", fail)
     out, outcome = reproduced
     (out / "table.md").unlink()
     assert reproduce(out, "--json").record == outcome.record

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import flashback.generation as generation_module
+import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Ids, Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
-from flashback.generation import Generator
 from flashback.sampling import Sampler
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, RecordingSampler, block_mask_logits, recomputed_logits
 

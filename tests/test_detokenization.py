@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashback.detokenization import Detokenizer, StopFinder
+from flashback.writing.detokenization import Detokenizer, StopFinder
 from readers import tiny_reader
 
 READER = tiny_reader()

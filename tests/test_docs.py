@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 import pytest
 
+from flashback.cli.demonstration import PAGE
 from flashback.cli.main import app
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.split import split_of
-from flashback.demo import PAGE
-from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import IndexSettings
+from flashback.retrieval.indexing import index_corpus
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

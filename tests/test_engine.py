@@ -23,11 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.arrangement import InView, Prompt, Slot
-from flashback.engines import last_layer
-from flashback.engines.attention import Attention, UsualAttention, attend
-from flashback.engines.cache import BufferedLayer, BufferedSlidingLayer, new_cache
+from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer, new_cache
+from flashback.engines.cache.sequence import CachedSequence
+from flashback.engines.kernels import last_layer
+from flashback.engines.kernels.attention import Attention, UsualAttention, attend
 from flashback.engines.local import LocalEngine
-from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -419,7 +419,7 @@ def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(
     torch.manual_seed(0)
     rows, heads, columns, size = 2, 5, 50, 8
     room = at_once * 2 * rows * columns * size * torch.float32.itemsize
-    monkeypatch.setattr("flashback.engines.attention._CACHED_BYTES", room)
+    monkeypatch.setattr("flashback.engines.kernels.attention._CACHED_BYTES", room)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     counts = []
 
@@ -427,7 +427,7 @@ def test_a_single_query_in_bfloat16_is_as_near_to_the_truth(
         counts.append(given[1].shape[1])
         return sdpa_attention_forward(*given, **more)
 
-    monkeypatch.setattr("flashback.engines.attention.sdpa_attention_forward", counted)
+    monkeypatch.setattr("flashback.engines.kernels.attention.sdpa_attention_forward", counted)
     query = torch.randn(rows, heads, 1, size).bfloat16()
     key, value = (torch.randn(rows, heads, columns, size).bfloat16() for _ in range(2))
     seen = torch.rand(rows, 1, 1, columns) < 0.7
@@ -460,7 +460,7 @@ def test_what_a_mask_adds_to_each_head_stays_with_it(monkeypatch: pytest.MonkeyP
     query = torch.randn(1, 4, 1, 8).bfloat16()
     key, value = (torch.randn(1, 4, 30, 8).bfloat16() for _ in range(2))
     two_heads = 2 * 2 * 30 * 8 * torch.float32.itemsize
-    monkeypatch.setattr("flashback.engines.attention._CACHED_BYTES", two_heads)
+    monkeypatch.setattr("flashback.engines.kernels.attention._CACHED_BYTES", two_heads)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     module, bias = torch.nn.Module(), torch.randn(1, 4, 1, 30).bfloat16()
     ways: tuple[tuple[Tensor | None, dict[str, Any]], ...]
@@ -482,12 +482,14 @@ def test_single_tokens_in_bfloat16_are_attended_to_in_float32_unless_heads_share
         met.append((query.shape[-2], query.dtype))
         return sdpa_attention_forward(module, query, *given, **more)
 
-    monkeypatch.setattr("flashback.engines.attention.sdpa_attention_forward", noted)
+    monkeypatch.setattr("flashback.engines.kernels.attention.sdpa_attention_forward", noted)
     text = complete(engine, PROMPT, 5)[0]
     layers = model.config.num_hidden_layers
     assert met == [(1, torch.float32 if wide else torch.bfloat16)] * layers * 4
     assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr("flashback.engines.attention.Attention.for_pass", UsualAttention.for_pass)
+    monkeypatch.setattr(
+        "flashback.engines.kernels.attention.Attention.for_pass", UsualAttention.for_pass
+    )
     assert text == complete(LocalEngine(model, window=120), PROMPT, 5)[0]
 
 

@@ -21,12 +21,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
-from flashback.adapter import WEIGHTS, add_marks, read_card
 from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, TrainingError
 from flashback.evaluation import perplexity
+from flashback.evaluation.adapted import Readers
 from flashback.evaluation.arms import (
     Arm,
     FrameKind,
@@ -35,6 +35,7 @@ from flashback.evaluation.arms import (
     untrained_arms,
     usual_frames,
 )
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.evaluate import Judged, ScoreStore, evaluate, identity_of
 from flashback.evaluation.markdown import figure, in_markdown, measured_on, ratio_figure
 from flashback.evaluation.perplexity import (
@@ -46,21 +47,21 @@ from flashback.evaluation.perplexity import (
     row_of,
     texts_of,
 )
-from flashback.evaluation.readers import Readers
 from flashback.evaluation.report import plot_sweep, plot_table, write_documents
-from flashback.evaluation.reproduce import train_missing
-from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Array, Bootstrap, Interval
-from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.trainer import OnStep
-from flashback.finetuning.training import Run, train
-from flashback.packing.examples import Example
-from flashback.packing.prepare import prepare
-from flashback.packing.settings import Protocol, WindowSettings
-from flashback.packing.windows import Cut, Window
-from flashback.reader import Reader
+from flashback.readers.adapter import add_marks
+from flashback.readers.card import WEIGHTS, read_card
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.scoring.examples import Example
+from flashback.scoring.prepare import prepare
+from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.windows import Cut, Window
 from flashback.settings import PATTERNS, Marks, Pattern, RetrievalSettings
+from flashback.training.reproduce import train_missing
+from flashback.training.run import Run, train
+from flashback.training.trainer import OnStep
+from flashback.training.training_settings import TrainingSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
 TOLERANCE = 1e-4
@@ -915,7 +916,7 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
         about = (own.retrieval.pattern, own.settings.marks, own.settings.echo_tokens)
         called.append((str(out.relative_to(tmp_path)), *about))
 
-    monkeypatch.setattr("flashback.finetuning.training.train", record)
+    monkeypatch.setattr("flashback.training.run.train", record)
     finished = tmp_path / "adapters" / "prepend-frozen"
     finished.mkdir(parents=True)
     (finished / "flashback.json").write_text("{}", "utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flashback.errors import SettingsError
-from flashback.figures import check_plot, save_figure
+from flashback.evaluation.figures import check_plot, save_figure
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from matplotlib.figure import Figure  # noqa: E402 - behind the check that it is there

@@ -16,10 +16,9 @@ import torch
 import flashback.engines.local as local_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.arrangement import Prompt
-from flashback.engines import fixed_passes
-from flashback.engines.cache import States, full_layers
-from flashback.engines.checks import has_fixed_batches
-from flashback.engines.fixed_passes import (
+from flashback.engines.cache.layers import States, full_layers
+from flashback.engines.kernels import fixed_passes
+from flashback.engines.kernels.fixed_passes import (
     Compute,
     FixedPass,
     FixedPasses,
@@ -28,7 +27,7 @@ from flashback.engines.fixed_passes import (
     Run,
 )
 from flashback.engines.local import LocalEngine
-from flashback.generation import Generator
+from flashback.engines.self_check import has_fixed_batches
 from flashback.sampling import Sampler
 from flashback.settings import (
     PATTERNS,
@@ -38,6 +37,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generator
 from readers import tiny_reader
 from recompute import TOLERANCE
 from test_batch import QueryRetriever, write_recorded

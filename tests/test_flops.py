@@ -17,7 +17,7 @@ from flashback.benchmark.flops import (
     pass_operations,
     stride_passes,
 )
-from flashback.engines.cache import new_cache
+from flashback.engines.cache.layers import new_cache
 from flashback.engines.local import LocalEngine
 from flashback.settings import PATTERNS, Pattern
 

@@ -13,7 +13,6 @@ from flashback.arrangement import Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion
 from flashback.errors import PromptTooLong, SettingsError
-from flashback.generation import Generation, Generator, Stride, StrideStart, TextPiece
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -24,6 +23,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generation, Generator, Stride, StrideStart, TextPiece
 from readers import MadeUpRetriever, tiny_reader
 
 READER = tiny_reader()

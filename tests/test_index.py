@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from flashback.corpus.documents import BadRecord, CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
-from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, Manifest, read_manifest, verify
+from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.protocol import Hit, SearchOptions
 
 PETS = {

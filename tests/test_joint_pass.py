@@ -10,10 +10,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, JOINED, tiny_model
 from flashback.arrangement import Ids, InView, Prompt, Slot
-from flashback.engines.cache import States, full_layers
-from flashback.engines.joint_pass import PassageApart
+from flashback.engines.cache.layers import States, full_layers
+from flashback.engines.cache.sequence import CachedSequence
+from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.local import LocalEngine
-from flashback.engines.sequence import CachedSequence
 from flashback.errors import UnsupportedReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings

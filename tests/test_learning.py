@@ -20,17 +20,19 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from command_line import run
-from flashback.adapter import AdapterCard, add_marks, put_on
 from flashback.arrangement import Frame, Ids
 from flashback.corpus.documents import Document
-from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.training import Run, train
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.prepare import prepare
-from flashback.packing.settings import WindowSettings
-from flashback.reader import Placement, Reader
+from flashback.readers.adapter import add_marks, put_on
+from flashback.readers.card import AdapterCard
+from flashback.readers.placement import Placement
+from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.prepare import prepare
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.training.run import Run, train
+from flashback.training.training_settings import TrainingSettings
 
 FIRST = ("ka", "lo", "mi", "nu", "pe", "ro", "su", "ti", "va", "zo")
 SECOND = ("bar", "den", "fil", "gon", "hus", "jam", "kor", "lun", "mek")

@@ -9,12 +9,12 @@ import pytest
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.generation import Generation, Generator, Stride, Writing
-from flashback.packing.lookup import Lookup
-from flashback.packing.settings import WindowSettings
-from flashback.packing.windows import cut_documents
 from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.scoring.lookup import Lookup
+from flashback.scoring.window_settings import WindowSettings
+from flashback.scoring.windows import cut_documents
 from flashback.settings import Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generation, Generator, Stride, Writing
 from readers import tiny_reader
 
 PROMPT = [0, *range(10, 40)]

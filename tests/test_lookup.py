@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.corpus.passages import Passage
 from flashback.errors import FlashBackWarning
-from flashback.packing.lookup import Found, Lookup, LookupCache, examples_of
-from flashback.packing.settings import Protocol, WindowSettings
-from flashback.packing.windows import Window, cut_documents
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
+from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.windows import Window, cut_documents
 from flashback.settings import FrameText, Pattern, RetrievalSettings
 from readers import tiny_reader
 

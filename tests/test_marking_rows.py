@@ -7,9 +7,9 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 
 from families import FAMILIES
-from flashback.finetuning.lora import add_lora
-from flashback.finetuning.marking_rows import MarkingRows
-from flashback.finetuning.settings import TrainingSettings
+from flashback.training.lora import add_lora
+from flashback.training.marking_rows import MarkingRows
+from flashback.training.training_settings import TrainingSettings
 from readers import tiny_reader
 
 

@@ -13,12 +13,13 @@ from torch import nn
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
+from flashback.engines.kernels.packed import PackedLinear, Product, give_single_rows, pack_weights
 from flashback.engines.local import LocalEngine
-from flashback.engines.packed import PackedLinear, Product, give_single_rows, pack_weights
 from flashback.errors import FlashBackError, SettingsError
-from flashback.generation import Generation, Generator
-from flashback.loading import for_inference, load
-from flashback.reader import MINI, Reader, load_reader
+from flashback.loading import load
+from flashback.readers.inference import for_inference
+from flashback.readers.load import MINI, load_reader
+from flashback.readers.reader import Reader
 from flashback.settings import (
     DecodeKernel,
     Pattern,
@@ -27,6 +28,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generation, Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
 from test_parity import generate_and_record
@@ -40,7 +42,7 @@ NUMBERS = ["float32", "bfloat16"]
 def one_row() -> Any:
     """The module. On processors that are known to lay weights out as it reads them, it must."""
     module = pytest.importorskip(
-        "flashback.engines.one_row",
+        "flashback.engines.kernels.one_row",
         reason="numba is not installed: make extras",
         exc_type=ImportError,
     )
@@ -275,7 +277,7 @@ def test_without_numba_one_line_says_what_to_install(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "flashback.engines.one_row", raising=False)
+    monkeypatch.delitem(sys.modules, "flashback.engines.kernels.one_row", raising=False)
     call = ("--decode-kernel", "numba", "--device", "cpu")
     said = refused("generate", *call, "--model", model_folder, "--pattern", "none", "abc", code=1)
     assert "--decode-kernel numba needs numba; install FlashBack with the extra numba" in said

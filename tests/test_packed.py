@@ -10,9 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback.adapter import fingerprint
-from flashback.engines.local import LocalEngine
-from flashback.engines.packed import (
+from flashback.engines.kernels.packed import (
     Int8Linear,
     PackedLinear,
     input_levels,
@@ -21,10 +19,13 @@ from flashback.engines.packed import (
     pack_weights,
     quantize_weights,
 )
+from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.generation import Generator
-from flashback.loading import for_inference, load
+from flashback.loading import load
+from flashback.readers.fingerprint import fingerprint
+from flashback.readers.inference import for_inference
 from flashback.settings import Pattern, Quantize, RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
 from test_parity import generate_and_record

@@ -19,9 +19,9 @@ from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
 from flashback.arrangement import Frame, Ids, InView, Prompt, Slot
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.forward import TargetScorer
-from flashback.packing.windows import Cut, Window
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
 from flashback.settings import PATTERNS, Pattern
 from recompute import block_mask_logits
 

@@ -15,8 +15,8 @@ import flashback.corpus.paper_datasets as paper_datasets
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.corpus.paper_datasets import PAPER_DATASETS, PaperDataset
 from flashback.errors import CorpusError
-from flashback.indexing import index_corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index
+from flashback.retrieval.indexing import index_corpus, open_corpus
 from flashback.retrieval.protocol import SearchOptions
 
 # As on the hub: a row per line, nothing in the row of a blank line.

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
 
-import flashback.engines.cache as cache_module
-import flashback.generation as generation_module
+import flashback.engines.cache.layers as cache_module
+import flashback.writing.generator as generation_module
 from families import BY_COLUMN, FAMILIES, SLIDING
 from flashback.arrangement import Prompt
+from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
-from flashback.engines.sequence import CachedSequence
-from flashback.generation import Generation, Generator
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
@@ -28,6 +27,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generation, Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import (
     TOLERANCE,

@@ -9,13 +9,13 @@ import pytest
 from families import FAMILIES, SLIDING
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.training import Run
-from flashback.generation import Generator
-from flashback.loading import AUTO, adapter_folder
-from flashback.packing.settings import WindowSettings
-from flashback.reader import MINI
+from flashback.readers.adapted import AUTO, adapter_folder
+from flashback.readers.load import MINI
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
+from flashback.training.run import Run
+from flashback.training.training_settings import TrainingSettings
+from flashback.writing.generator import Generator
 from readers import tiny_reader
 
 

@@ -13,13 +13,13 @@ from flashback.corpus.documents import CorpusReport, Document
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, SettingsError
 from flashback.evaluation.perplexity import contamination
-from flashback.packing.lookup import Lookup, LookupCache
-from flashback.packing.prepare import Prepared, check_found, prepare
-from flashback.packing.settings import Protocol, WindowSettings
-from flashback.packing.windows import Window
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.scoring.lookup import Lookup, LookupCache
+from flashback.scoring.prepare import Prepared, check_found, prepare
+from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings
 from readers import tiny_reader
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from command_line import NOTES, Outcome, index_notes, refused, run
 from flashback.errors import PromptsError
 from flashback.files import folder_locked
-from flashback.prompts import read_prompts
-from flashback.results import Results, open_results
+from flashback.writing.prompts import read_prompts
+from flashback.writing.results import Results, open_results
 
 PROMPTS = ("The moon: ", "Snow, snow and a network. ", "A", "json " * 12, "The tides follow ")
 SMALL = (
@@ -270,7 +270,7 @@ def test_a_full_disk_names_the_file_of_results(many: Many, monkeypatch: pytest.M
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flashback.results.os.fsync", full)
+    monkeypatch.setattr("flashback.writing.results.os.fsync", full)
     assert refused(*many.arguments(), code=1).endswith("No space left on device\n")
     assert "standard output" not in refused(*many.arguments(), code=1)
 

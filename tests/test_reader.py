@@ -12,7 +12,9 @@ from transformers import LlamaConfig, Phi3Config
 
 from families import FAMILIES, tiny_config, tiny_model
 from flashback.errors import ReaderError, SettingsError
-from flashback.reader import MARK_LEFT, MARK_RIGHT, choose_placement, load_reader, window_of
+from flashback.readers.load import load_reader, window_of
+from flashback.readers.placement import choose_placement
+from flashback.readers.reader import MARK_LEFT, MARK_RIGHT
 from flashback.settings import FrameText, Pattern
 from readers import byte_tokenizer, tiny_reader
 

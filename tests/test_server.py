@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashback.engines.local import LocalEngine
-from flashback.generation import Generator
-from flashback.server.settings import MIB
+from flashback.server.server_settings import MIB
 from flashback.settings import Settings, StoppingSettings
+from flashback.writing.generator import Generator
 from readers import tiny_reader
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
 

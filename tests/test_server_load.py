@@ -21,8 +21,8 @@ from torch import Tensor
 from command_line import start
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
+from flashback.server.server_settings import ServerSettings
 from flashback.server.service import make_service
-from flashback.server.settings import ServerSettings
 from flashback.server.work import Worker
 from flashback.settings import Pattern, RetrievalSettings
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving, until

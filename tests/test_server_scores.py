@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
-from flashback.packing.examples import Arrangement
-from flashback.packing.forward import TargetScorer
-from flashback.packing.lookup import Lookup, examples_of
-from flashback.packing.windows import Cut, Window
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement
+from flashback.scoring.lookup import Lookup, examples_of
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
 from flashback.server.token_names import TokenName, TokenNames
 from flashback.settings import PATTERNS, Pattern
 from readers import tiny_reader

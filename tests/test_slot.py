@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flashback.engines.cache as cache_module
-import flashback.generation as generation_module
+import flashback.engines.cache.layers as cache_module
+import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING
 from flashback.arrangement import Ids, InView, Prompt, Slot
+from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion, Usage
-from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError
-from flashback.generation import Generation, Generator
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
@@ -29,6 +28,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generation, Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, RecordingSampler, block_mask_logits
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from families import FAMILIES, SLIDING, VOCABULARY, tiny_model
 from flashback.arrangement import Frame, Ids
 from flashback.corpus.documents import Document
-from flashback.packing.examples import Arrangement, Example, SlotLayout
-from flashback.packing.forward import TargetScorer
-from flashback.packing.windows import Cut, Window
+from flashback.scoring.examples import Arrangement, Example, SlotLayout
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
 from flashback.settings import Pattern
 from recompute import TOLERANCE
 

@@ -32,19 +32,20 @@ from transformers import (
 
 from command_line import Outcome, refused, run
 from families import FAMILIES, tiny_model
-from flashback.adapter import CARD, CONFIG, WEIGHTS, put_on, read_card
 from flashback.arrangement import Frame
-from flashback.cli.readers import ReaderOptions
+from flashback.cli.reader_options import ReaderOptions
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, write_atomically
-from flashback.finetuning.lora import add_lora, query_and_value, save_lora
-from flashback.finetuning.model_card import model_card
-from flashback.finetuning.trainer import PackedLoss, Progress, last_checkpoint
-from flashback.finetuning.training import CHECKPOINTS, Run, check_positions, train
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.forward import TargetScorer
-from flashback.reader import Reader
+from flashback.readers.adapter import put_on
+from flashback.readers.card import CARD, CONFIG, WEIGHTS, read_card
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.targets import TargetScorer
 from flashback.settings import PATTERNS, Marks, Pattern
+from flashback.training.lora import add_lora, query_and_value, save_lora
+from flashback.training.model_card import model_card
+from flashback.training.run import CHECKPOINTS, Run, check_positions, train
+from flashback.training.trainer import PackedLoss, Progress, last_checkpoint
 from readers import byte_tokenizer, tiny_reader
 from trainings import (
     EXAMPLES,
@@ -119,7 +120,7 @@ def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
         aimed.append(arrangement.forbidden)
         return PackedLoss(model, arrangement)
 
-    monkeypatch.setattr("flashback.finetuning.training.PackedLoss", aiming)
+    monkeypatch.setattr("flashback.training.run.PackedLoss", aiming)
     train_usual(tiny_reader(marks=True), tmp_path / "A", run_with(marks=Marks.NONE, steps=1))
     assert aimed == [MARKS]
     reader = put_on(tiny_reader(marks=True), tmp_path / "A")
@@ -442,7 +443,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
         write_atomically(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.finetuning.trainer.write_atomically", write)
+        patched.setattr("flashback.training.trainer.write_atomically", write)
         with pytest.raises(KeyboardInterrupt):
             train_usual(tiny_reader(), tmp_path / "A")
     checkpoints = tmp_path / "A" / CHECKPOINTS
@@ -476,7 +477,7 @@ def test_a_training_whose_adapter_could_not_be_written_is_not_repeated(
         save_lora(model, folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.finetuning.training.save_lora", save)
+        patched.setattr("flashback.training.run.save_lora", save)
         with pytest.raises(TrainingError, match=r"cannot be written: .*No space left on device"):
             train_usual(tiny_reader(), out, run)
     assert not (out / CARD).exists()
@@ -706,8 +707,8 @@ def test_a_gradient_that_is_no_number_spoils_no_checkpoint(tmp_path: Path) -> No
         ("torch.save", RuntimeError("[enforce fail at inline_container.cc] unexpected pos 576")),
         ("peft.peft_model.safe_save_file", FULL),
         ("peft.peft_model.safe_save_file", SafetensorError("I/O error: No space left on device")),
-        ("flashback.finetuning.trainer.sync_files", FULL),
-        ("flashback.finetuning.trainer.write_atomically", FULL),
+        ("flashback.training.trainer.sync_files", FULL),
+        ("flashback.training.trainer.write_atomically", FULL),
     ],
 )
 def test_a_full_disk_ends_the_training_and_keeps_the_last_checkpoint(
@@ -847,7 +848,7 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.finetuning.training._publish", fail)
+        patched.setattr("flashback.training.run._publish", fail)
         assert "No space left" in refused(*command.words, code=1)
     other = refused(*command.words, "--rank", "3", code=1)
     assert "repeat that command to go on with it" in other

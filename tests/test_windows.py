@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
 from flashback.errors import SettingsError
-from flashback.packing.settings import Protocol, WindowSettings
-from flashback.packing.windows import Cut, Window, cut_documents, shortened
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
+from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.windows import Cut, Window, cut_documents, shortened
 from readers import tiny_reader
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from families import tiny_model
-from flashback.adapter import WEIGHTS, AdapterCard
 from flashback.corpus.documents import Document
-from flashback.finetuning.settings import TrainingSettings
-from flashback.finetuning.trainer import OnStep
-from flashback.finetuning.training import Run, train
-from flashback.packing.examples import Example
-from flashback.packing.settings import WindowSettings
-from flashback.packing.windows import Cut, Window
-from flashback.reader import Reader
+from flashback.readers.card import WEIGHTS, AdapterCard
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Example
+from flashback.scoring.window_settings import WindowSettings
+from flashback.scoring.windows import Cut, Window
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.training.run import Run, train
+from flashback.training.trainer import OnStep
+from flashback.training.training_settings import TrainingSettings
 
 STRIDE, FIRST, PASSAGE = 4, 12, 9
 RETRIEVAL = RetrievalSettings(Pattern.APPEND, stride=STRIDE, query_tokens=8, passage_tokens=PASSAGE)

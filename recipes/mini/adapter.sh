@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 flashback=${BIN:-.venv/bin}/flashback
 index=build/mini/index
 adapter=build/mini/flashback-mini-adapter
-shipped=src/flashback/readers/flashback-mini-adapter
+shipped=src/flashback/readers/weights/flashback-mini-adapter
 
 [ -d "$index" ] || "$flashback" index python-docs:train --out "$index"
 [ -f "$adapter/flashback.json" ] || "$flashback" train python-docs:adapter --index "$index" \

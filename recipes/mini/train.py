@@ -1,6 +1,6 @@
 """Train `flashback-mini`, the reader that ships with FlashBack, from nothing. One command:
 
-    make mini      # or: python recipes/mini/train.py --out src/flashback/readers/flashback-mini
+    make mini
 
 Data: the `base` split of the corpus `python-docs` of the environment it runs in, without anything
 that repeats an evaluation document. Seeded; about 75 minutes on two cores (bfloat16 autocast).

@@ -11,22 +11,17 @@ Liu et al., Findings of ACL 2025, arXiv 2405.04065.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flashback.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine
     from flashback.engines.protocol import Engine, Usage
     from flashback.errors import FlashBackError
-    from flashback.generation import (
-        Generation,
-        Generator,
-        Stride,
-        StrideStart,
-        TextPiece,
-        Writing,
-    )
-    from flashback.indexing import index_corpus
     from flashback.loading import load
-    from flashback.reader import Reader, load_reader
+    from flashback.readers.load import load_reader
+    from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index, IndexSettings
+    from flashback.retrieval.indexing import index_corpus
     from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
     from flashback.settings import (
         FrameText,
@@ -36,8 +31,15 @@ if TYPE_CHECKING:
         Settings,
         StoppingSettings,
     )
+    from flashback.writing.generator import (
+        Generation,
+        Generator,
+        Stride,
+        StrideStart,
+        TextPiece,
+        Writing,
+    )
 
-__version__ = "0.1.0"
 
 __all__ = [
     "BM25Index",
@@ -71,10 +73,18 @@ _MODULES = {
     "engines.local": ("LocalEngine",),
     "errors": ("FlashBackError",),
     "engines.protocol": ("Engine", "Usage"),
-    "generation": ("Generation", "Generator", "Stride", "StrideStart", "TextPiece", "Writing"),
-    "indexing": ("index_corpus",),
+    "writing.generator": (
+        "Generation",
+        "Generator",
+        "Stride",
+        "StrideStart",
+        "TextPiece",
+        "Writing",
+    ),
+    "retrieval.indexing": ("index_corpus",),
     "loading": ("load",),
-    "reader": ("Reader", "load_reader"),
+    "readers.load": ("load_reader",),
+    "readers.reader": ("Reader",),
     "retrieval.bm25": ("BM25Index", "IndexSettings"),
     "retrieval.protocol": ("Hit", "Retriever", "SearchOptions"),
     "settings": (

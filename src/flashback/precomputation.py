@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashback.adapter import computation_of
 from flashback.arrangement import Ids, slot_room
+from flashback.engines.cache.passages import size_of
 from flashback.engines.local import LocalEngine
 from flashback.engines.passage_store import Owner, write_store
-from flashback.engines.passages import size_of
 from flashback.errors import SettingsError
-from flashback.reader import Reader
+from flashback.readers.fingerprint import computation_of
+from flashback.readers.reader import Reader
 from flashback.settings import RetrievalSettings
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 
 from flashback.arrangement import Ids
-from flashback.benchmark.settings import BatchBenchSettings
+from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.shapes import shaped_reader, word
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
-from flashback.generation import Generator
-from flashback.loading import for_inference
-from flashback.reader import Reader
+from flashback.readers.inference import for_inference
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generator
 
 ARMS = ("one by one", "batch")
 

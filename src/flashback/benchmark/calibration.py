@@ -8,7 +8,7 @@ from flashback.arrangement import Prompt
 from flashback.benchmark.ceilings import Ceilings
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
 from flashback.benchmark.timed import TimedEngine
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
-from flashback.engines.packed import packed_or_plain
-from flashback.reader import Placement
+from flashback.engines.kernels.packed import packed_or_plain
+from flashback.readers.placement import Placement
 
 _STREAM_BYTES = 1 << 29
 """Far more than any cache holds."""

@@ -19,19 +19,20 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flashback.benchmark.batch import Measured
+from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Material, random_material
 from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
-from flashback.benchmark.settings import EngineBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
-from flashback.engines.attention import UsualAttention
-from flashback.engines.last_layer import WholeLastLayer
-from flashback.engines.sequence import CachedSequence
-from flashback.generation import Generator, Stride
-from flashback.loading import check_decode_kernel, for_inference
-from flashback.reader import Reader, choose_placement
+from flashback.engines.cache.sequence import CachedSequence
+from flashback.engines.kernels.attention import UsualAttention
+from flashback.engines.kernels.last_layer import WholeLastLayer
+from flashback.readers.inference import check_decode_kernel, for_inference
+from flashback.readers.placement import choose_placement
+from flashback.readers.reader import Reader
 from flashback.settings import DecodeKernel, Quantize, Settings, StoppingSettings
+from flashback.writing.generator import Generator, Stride
 
 RATIOS = (
     ("ours float32", "dynamic float32"),
@@ -100,7 +101,7 @@ def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
     kernel = DecodeKernel(settings.decode_kernel)
     check_decode_kernel(kernel, Quantize.NONE, settings.device, "float32")
     if kernel is DecodeKernel.NUMBA:
-        from flashback.engines.one_row import reads
+        from flashback.engines.kernels.one_row import reads
 
         arms += [Arm("numba", number) for number in numbers if reads(getattr(torch, number))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"

@@ -20,7 +20,7 @@ from flashback.arrangement import Ids
 from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
 from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings

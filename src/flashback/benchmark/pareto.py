@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashback.adapter import put_on
 from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
-from flashback.generation import Generation, Generator
-from flashback.loading import for_inference
-from flashback.packing.examples import Example
-from flashback.reader import Reader
+from flashback.readers.adapter import put_on
+from flashback.readers.inference import for_inference
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
+from flashback.scoring.examples import Example
 from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generation, Generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,7 +166,7 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     Raises:
         SettingsError: see `flashback.figures.check_plot`.
     """
-    from flashback.figures import check_plot, save_figure
+    from flashback.evaluation.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure

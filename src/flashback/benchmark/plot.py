@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashback.benchmark.results import Measured, Results
-from flashback.figures import check_plot, save_figure
+from flashback.evaluation.figures import check_plot, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
 from flashback.errors import CorpusError
 from flashback.files import temporary_folder
-from flashback.indexing import index_corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
+from flashback.retrieval.indexing import index_corpus, open_corpus
 from flashback.retrieval.protocol import SearchOptions
 from flashback.settings import CheckedSettings, setting
 

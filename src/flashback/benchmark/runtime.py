@@ -18,20 +18,19 @@ from functools import cached_property
 from typing import Protocol
 
 from flashback.arrangement import slot_room
+from flashback.benchmark.bench_settings import ARMS, RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
 from flashback.benchmark.flops import Pass, Shape, stride_passes
 from flashback.benchmark.material import Material, random_material, real_material
 from flashback.benchmark.results import Measured, Results
-from flashback.benchmark.settings import ARMS, RuntimeSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
-from flashback.generation import Generator, Stride
-from flashback.loading import check_decode_kernel, for_inference
-from flashback.reader import Reader
+from flashback.readers.inference import check_decode_kernel, for_inference
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
     DecodeKernel,
@@ -42,6 +41,7 @@ from flashback.settings import (
     Settings,
     StoppingSettings,
 )
+from flashback.writing.generator import Generator, Stride
 
 _RECORDED_AFTER = 3
 """Strides until the passes that they have in common are recorded."""

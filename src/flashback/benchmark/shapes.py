@@ -18,15 +18,9 @@ from transformers import (
 )
 
 from flashback.errors import SettingsError
-from flashback.reader import (
-    MINI,
-    Placement,
-    Reader,
-    choose_placement,
-    load_reader,
-    shipped,
-    window_of,
-)
+from flashback.readers.load import MINI, load_reader, shipped, window_of
+from flashback.readers.placement import Placement, choose_placement
+from flashback.readers.reader import Reader
 
 SHAPES: dict[str, Callable[[], Any]] = {
     "gpt2": GPT2Config,

@@ -13,7 +13,7 @@ from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Dictation
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 
 

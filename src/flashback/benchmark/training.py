@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from flashback.arrangement import Ids
-from flashback.benchmark.settings import TrainingBenchSettings
+from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
-from flashback.finetuning.lora import add_lora
-from flashback.finetuning.settings import TrainingSettings
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.forward import TargetScorer
-from flashback.packing.windows import Cut, Window
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
 from flashback.settings import Pattern
+from flashback.training.lora import add_lora
+from flashback.training.training_settings import TrainingSettings
 
 ARMS = ("padded", "sorted", "packed")
 _NO_TARGET = -100

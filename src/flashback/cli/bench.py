@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
-from flashback.benchmark.settings import TrainingBenchSettings
 from flashback.cli.bench_runtime import runtime, threads_option
 from flashback.cli.console import for_results, notes
 from flashback.cli.options import options_of, take

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from flashback.benchmark.settings import BatchBenchSettings
+from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.cli.bench_runtime import threads_option
 from flashback.cli.console import for_results, notes
 from flashback.cli.options import options_of, take

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from flashback.benchmark.settings import EngineBenchSettings
+from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.cli.bench_runtime import threads_option
 from flashback.cli.console import for_results, notes, stride_progress
 from flashback.cli.options import options_of, take

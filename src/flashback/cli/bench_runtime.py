@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from flashback.benchmark.settings import RuntimeSettings
+from flashback.benchmark.bench_settings import RuntimeSettings
 from flashback.cli.console import for_results, notes, stride_progress
 from flashback.cli.documents import Sources, open_sources
 from flashback.cli.options import options_of, take
@@ -73,7 +73,7 @@ def runtime(
     from flashback.benchmark.plot import plot_runtime
     from flashback.benchmark.record import runtime_record
     from flashback.benchmark.runtime import prepare
-    from flashback.figures import check_plot
+    from flashback.evaluation.figures import check_plot
 
     if plot is not None:
         check_plot(plot)  # now, not after minutes of measuring

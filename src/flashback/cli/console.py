@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from flashback.corpus.documents import Advance, CorpusReport
-from flashback.indexing import ProgressStart
+from flashback.retrieval.indexing import ProgressStart
 
 _WIDE = 160
 """Characters of a line in a file."""

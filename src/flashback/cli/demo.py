@@ -14,10 +14,10 @@ from flashback.cli.console import indexing_progress, notes
 from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
-    from flashback.demo import Demo
-    from flashback.generation import Generation
+    from flashback.cli.demonstration import Demo
     from flashback.retrieval.bm25 import BM25Index
     from flashback.retrieval.protocol import Hit
+    from flashback.writing.generator import Generation
 
 _TITLE_WIDTH = 34
 
@@ -36,7 +36,7 @@ def demo(as_json: bool) -> None:
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    from flashback.demo import Demo, DemoSettings, open_or_build_index, score_patterns
+    from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index, score_patterns
     from flashback.settings import Pattern
 
     quiet = as_json and not notes.is_terminal
@@ -72,9 +72,9 @@ def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
 
 
 def _print_append(console: Console, show: "Demo") -> None:
-    from flashback.demo import PAGE
-    from flashback.generation import StrideStart, TextPiece
+    from flashback.cli.demonstration import PAGE
     from flashback.settings import Pattern
+    from flashback.writing.generator import StrideStart, TextPiece
 
     console.print(
         f"Continuing a page no training or index has seen, [bold]{PAGE}[/], after "

@@ -21,16 +21,16 @@ from rich.progress import (
 from flashback.cli.console import notes, print_report
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.errors import CorpusError
-from flashback.indexing import Corpus, open_corpus
 from flashback.retrieval.bm25 import BM25Index
+from flashback.retrieval.indexing import Corpus, open_corpus
 from flashback.retrieval.protocol import NoRetriever, Retriever
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
-    from flashback.packing.lookup import LookupCache
-    from flashback.packing.prepare import Prepared
-    from flashback.packing.settings import WindowSettings
-    from flashback.reader import Reader
+    from flashback.readers.reader import Reader
+    from flashback.scoring.lookup import LookupCache
+    from flashback.scoring.prepare import Prepared
+    from flashback.scoring.window_settings import WindowSettings
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def prepare_sources(
     Raises:
         CorpusError: no document is long enough, or not one passage was found.
     """
-    from flashback.packing.prepare import check_found, prepare
+    from flashback.scoring.prepare import check_found, prepare
 
     documents = _read(sources)
     retriever: Retriever = sources.retriever or NoRetriever()
@@ -124,7 +124,7 @@ def _read(sources: Sources) -> list[Document]:
 
 
 def _cache(sources: Sources) -> "LookupCache | None":
-    from flashback.packing.lookup import LookupCache
+    from flashback.scoring.lookup import LookupCache
 
     if sources.retriever is None:
         return None

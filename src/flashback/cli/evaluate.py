@@ -13,19 +13,19 @@ import click
 
 from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.options import options_of, take
-from flashback.cli.readers import ReaderOptions, quantize_option, reader_options
+from flashback.cli.reader_options import ReaderOptions, quantize_option, reader_options
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
-from flashback.evaluation.settings import BootstrapSettings
-from flashback.packing.settings import Protocol, WindowSettings
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.settings import PATTERNS, Pattern, Quantize, RetrievalSettings
 
 if TYPE_CHECKING:
+    from flashback.evaluation.adapted import Readers
     from flashback.evaluation.arms import Arm
     from flashback.evaluation.evaluate import Judged
     from flashback.evaluation.perplexity import Table
-    from flashback.evaluation.readers import Readers
-    from flashback.reader import Reader
+    from flashback.readers.reader import Reader
 
 _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passages"}
 
@@ -103,11 +103,11 @@ def evaluate(
     _check_files(per_document, plot)
     sources = open_sources(documents, index, retrieves=retrieves)
 
-    from flashback.adapter import read_card
+    from flashback.evaluation.adapted import Readers
     from flashback.evaluation.arms import adapter_arms, slot_ablation
     from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.evaluation.readers import Readers
-    from flashback.loading import check_quantize
+    from flashback.readers.card import read_card
+    from flashback.readers.inference import check_quantize
 
     for adapter in adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
@@ -137,7 +137,7 @@ def evaluate(
 
 def _finish(quantize: Quantize) -> "Callable[[Reader], Reader] | None":
     """What is done to a reader before it scores: nothing, unless its weights are rounded."""
-    from flashback.loading import for_inference
+    from flashback.readers.inference import for_inference
 
     return None if quantize is Quantize.NONE else partial(for_inference, quantize=quantize)
 
@@ -171,7 +171,7 @@ def _swept_name(settings: RetrievalSettings, sweep: Sequence[str]) -> str:
 def _check_files(per_document: Path | None, plot: Path | None) -> None:
     """Now, not after minutes of scoring."""
     if plot is not None:
-        from flashback.figures import check_plot
+        from flashback.evaluation.figures import check_plot
 
         check_plot(plot)
         _check_writable("--plot", plot)
@@ -217,7 +217,7 @@ def check_arms(
     settings: Sequence[RetrievalSettings],
 ) -> None:
     """Refuse adapters of other readers and windows that do not fit, before anything is read."""
-    from flashback.finetuning.training import check_positions
+    from flashback.training.run import check_positions
 
     readers.check(arm.adapter for arm in arms if arm.adapter is not None)
     reader = readers.get()
@@ -253,7 +253,7 @@ def _described(
     windows: WindowSettings,
     more: dict[str, Any],
 ) -> dict[str, Any]:
-    from flashback.records import versions
+    from flashback.writing.records import versions
 
     return {
         "model": reader.name,

@@ -12,7 +12,7 @@ from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
-from flashback.cli.readers import (
+from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
     decode_kernel_option,
@@ -29,7 +29,7 @@ from flashback.settings import (
 )
 
 if TYPE_CHECKING:
-    from flashback.generation import Generation, Writing
+    from flashback.writing.generator import Generation, Writing
 
 
 def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +123,7 @@ def generate(
 
     quiet_transformers()
     from flashback.loading import load
-    from flashback.records import generation_record
+    from flashback.writing.records import generation_record
 
     writer = load(
         options.model,
@@ -171,7 +171,7 @@ def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
 
 
 def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], explain: bool) -> None:
-    from flashback.generation import StrideStart, TextPiece
+    from flashback.writing.generator import StrideStart, TextPiece
 
     for event in writing:
         if isinstance(event, TextPiece):

@@ -10,10 +10,10 @@ import click
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
-from flashback.indexing import index_corpus
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
+from flashback.retrieval.indexing import index_corpus
 from flashback.settings import RetrievalSettings
 
 

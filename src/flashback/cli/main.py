@@ -9,7 +9,6 @@ from typing import TextIO
 
 import click
 
-from flashback import __version__
 from flashback.cli.bench import bench
 from flashback.cli.bench_batch import batch
 from flashback.cli.bench_engine import engine
@@ -23,6 +22,7 @@ from flashback.cli.reproduce import reproduce
 from flashback.cli.serve import serve
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
+from flashback.version import __version__
 
 INTERRUPTED = 130
 """The shell's convention for Ctrl-C."""

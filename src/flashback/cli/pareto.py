@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.benchmark.settings import ParetoSettings
+from flashback.benchmark.bench_settings import ParetoSettings
 from flashback.cli.console import notes
 from flashback.cli.documents import counting, open_sources
 from flashback.cli.evaluate import (
@@ -19,11 +19,11 @@ from flashback.cli.evaluate import (
     untrained_rows,
 )
 from flashback.cli.options import options_of, take
-from flashback.cli.readers import ReaderOptions, reader_options
+from flashback.cli.reader_options import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED
 from flashback.errors import SettingsError, TrainingError
-from flashback.evaluation.settings import BootstrapSettings
-from flashback.packing.settings import WindowSettings
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ def pareto(
             raise click.UsageError("--sweep: expected s= and k= only; give l and m one value each")
     sources = open_sources(documents, index, retrieves=True)
 
-    from flashback.adapter import read_card
     from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
     from flashback.benchmark.record import measured_on
+    from flashback.evaluation.adapted import Readers
     from flashback.evaluation.arms import arm_of, told_apart
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.evaluation.readers import Readers
+    from flashback.readers.card import read_card
 
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")

@@ -30,7 +30,7 @@ def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSe
     """
     if retrieval.pattern is not Pattern.AUTO or adapter in (None, "auto"):
         return retrieval
-    from flashback.adapter import read_card
+    from flashback.readers.card import read_card
 
     return replace(retrieval, pattern=read_card(Path(str(adapter))).pattern)
 

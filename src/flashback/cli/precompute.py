@@ -10,7 +10,7 @@ from flashback.cli.console import notes
 from flashback.cli.documents import counting
 from flashback.cli.generate import frame_of, frame_options
 from flashback.cli.options import options_of, take
-from flashback.cli.readers import ReaderOptions, adapter_option, reader_options
+from flashback.cli.reader_options import ReaderOptions, adapter_option, reader_options
 from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import Pattern, RetrievalSettings
 
@@ -58,8 +58,9 @@ def precompute(
     )
 
     from flashback.engines.passage_store import check_free, check_space
-    from flashback.loading import for_inference, load_adapted
     from flashback.precomputation import Precomputation
+    from flashback.readers.adapted import load_adapted
+    from flashback.readers.inference import for_inference
 
     check_free(out)
     loaded = load_adapted(options.model, adapter, pattern=Pattern.SLOT, **options.placed)

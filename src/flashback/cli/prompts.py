@@ -10,11 +10,11 @@ import click
 
 from flashback.cli.console import notes, read_standard_input, texts_progress
 from flashback.errors import FlashBackError
-from flashback.prompts import PromptFile, read_prompts
 from flashback.settings import Settings
+from flashback.writing.prompts import PromptFile, read_prompts
 
 if TYPE_CHECKING:
-    from flashback.generation import Generator
+    from flashback.writing.generator import Generator
 
 BATCH_SIZE = 8
 
@@ -105,8 +105,8 @@ def write_prompts(writer: "Generator", settings: Settings, many: ManyPrompts) ->
     Raises:
         FlashBackError: a prompt that cannot be written on from, or results of another run.
     """
-    from flashback.records import short_record, text_record
-    from flashback.results import open_results
+    from flashback.writing.records import short_record, text_record
+    from flashback.writing.results import open_results
 
     record = text_record if many.full else short_record
     _check_prompts(writer, settings, many.file)
@@ -139,10 +139,10 @@ def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) ->
 
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:
     """What decides the results; in float32, how many are written at a time does not."""
-    from flashback.adapter import computation_of
-    from flashback.records import settings_record, versions
-    from flashback.results import NOTED
+    from flashback.readers.fingerprint import computation_of
     from flashback.retrieval.bm25 import BM25Index
+    from flashback.writing.records import settings_record, versions
+    from flashback.writing.results import NOTED
 
     decided = settings_record(writer.reader, settings)
     del decided["placement"]  # device and dtype, again, and why they were chosen

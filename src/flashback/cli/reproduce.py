@@ -13,19 +13,19 @@ from flashback.cli.console import notes
 from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.evaluate import judge_sources, print_tables, title_of
 from flashback.cli.options import options_of, take
-from flashback.cli.readers import ReaderOptions, reader_options
+from flashback.cli.reader_options import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED, training_progress
 from flashback.errors import FlashBackWarning, SettingsError
-from flashback.evaluation.settings import BootstrapSettings
-from flashback.finetuning.settings import TrainingSettings
-from flashback.packing.settings import WindowSettings
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings
+from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.perplexity import Table
-    from flashback.finetuning.training import Run
-    from flashback.packing.examples import Example
-    from flashback.reader import Reader
+    from flashback.readers.reader import Reader
+    from flashback.scoring.examples import Example
+    from flashback.training.run import Run
 
 _TRAINED = [
     field.name
@@ -101,11 +101,11 @@ def reproduce(
         raise click.UsageError("--out '': expected a folder's name")
     if "-" in train_documents and "-" in documents:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
-    from flashback.evaluation import reproduce as table_of
+    from flashback.evaluation.adapted import Readers
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.evaluation.readers import Readers
-    from flashback.finetuning.training import Run
+    from flashback.training import reproduce as table_of
+    from flashback.training.run import Run
 
     table_of.check_output(out)
     sources = [open_sources(names, index, retrieves=True) for names in (train_documents, documents)]
@@ -141,8 +141,8 @@ def reproduce(
 def _check_reproduction(reader: "Reader", run: "Run") -> None:
     """Refuse windows that do not fit, with any frame of the table."""
     from flashback.evaluation.arms import untrained_arms
-    from flashback.evaluation.reproduce import NAIVE_FRAMES
-    from flashback.finetuning.training import check_positions
+    from flashback.training.reproduce import NAIVE_FRAMES
+    from flashback.training.run import check_positions
 
     arms = untrained_arms(PATTERNS, NAIVE_FRAMES)
     frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))

@@ -10,14 +10,14 @@ import click
 from flashback.cli.console import notes
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained
-from flashback.cli.readers import (
+from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
     decode_kernel_option,
     reader_options,
 )
 from flashback.errors import FlashBackError
-from flashback.server.settings import ServerSettings
+from flashback.server.server_settings import ServerSettings
 from flashback.settings import RetrievalSettings
 
 _KEY = "FLASHBACK_API_KEY"

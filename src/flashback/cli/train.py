@@ -21,17 +21,17 @@ from rich.progress import (
 from flashback.cli.console import notes
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
-from flashback.cli.readers import ReaderOptions, model_options, reader_options
-from flashback.finetuning.settings import TrainingSettings
-from flashback.packing.settings import WindowSettings
+from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from flashback.adapter import AdapterCard
     from flashback.cli.documents import Sources
     from flashback.evaluation.evaluate import Judged
-    from flashback.finetuning.trainer import OnStep
-    from flashback.reader import Reader
+    from flashback.readers.card import AdapterCard
+    from flashback.readers.reader import Reader
+    from flashback.training.trainer import OnStep
 
 RETRIEVED = (
     "stride",
@@ -102,17 +102,17 @@ def train(
     retrieval.check_retriever(index)
     if "-" in documents and "-" in held_out:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
-    from flashback.adapter import card_record
     from flashback.cli.documents import open_sources, prepare_sources
-    from flashback.finetuning.model_card import record_table
-    from flashback.finetuning.training import (
+    from flashback.readers.card import card_record
+    from flashback.training.model_card import record_table
+    from flashback.training.run import (
         Run,
         check_output,
         check_positions,
         close_run,
         loggers,
     )
-    from flashback.finetuning.training import (
+    from flashback.training.run import (
         train as run_training,
     )
 
@@ -186,9 +186,9 @@ def _measured(
 ) -> dict[str, Any]:
     """The reader without and with its new adapter on the held-out windows."""
     from flashback.cli.documents import counting
+    from flashback.evaluation.adapted import Readers
     from flashback.evaluation.arms import adapter_arms, untrained_arms, usual_frames
     from flashback.evaluation.evaluate import evaluate
-    from flashback.evaluation.readers import Readers
 
     readers = Readers(load)
     patterns = list(dict.fromkeys([Pattern.NONE, card.pattern]))
@@ -245,9 +245,9 @@ def export(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    from flashback.finetuning.export import check_export
-    from flashback.finetuning.export import export as write_export
-    from flashback.loading import adapter_folder, load_adapted
+    from flashback.readers.adapted import adapter_folder, load_adapted
+    from flashback.training.export import check_export
+    from flashback.training.export import export as write_export
 
     model = options.model
     if adapter_folder(model, adapter) is None:

@@ -27,10 +27,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from flashback.arrangement import Ids, Prompt
-from flashback.engines.cache import States, room_for
-from flashback.engines.fixed_passes import NewTokens
+from flashback.engines.cache.layers import States, room_for
+from flashback.engines.cache.sequence import HeldTokens
+from flashback.engines.kernels.fixed_passes import NewTokens
 from flashback.engines.protocol import Request, Usage
-from flashback.engines.sequence import HeldTokens
 
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine

@@ -30,16 +30,24 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from flashback.arrangement import Ids, Prompt
-from flashback.engines.attention import Attention
 from flashback.engines.batch import LocalBatch
-from flashback.engines.cache import (
+from flashback.engines.cache.layers import (
     States,
     full_layers,
     has_full_attention_only,
     new_cache,
     states_alone,
 )
-from flashback.engines.checks import (
+from flashback.engines.cache.leases import Leases
+from flashback.engines.cache.passages import PassageCache
+from flashback.engines.cache.sequence import CachedSequence
+from flashback.engines.kernels.attention import Attention
+from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recorder
+from flashback.engines.kernels.joint_pass import PassageApart
+from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
+from flashback.engines.passage_store import PassageStore
+from flashback.engines.protocol import Capabilities, Completion, Usage
+from flashback.engines.self_check import (
     check_cache_reuse,
     has_fixed_batches,
     has_fixed_passes,
@@ -47,14 +55,6 @@ from flashback.engines.checks import (
     label,
     refuse_uncuttable,
 )
-from flashback.engines.fixed_passes import FixedPasses, NewTokens, Recorder
-from flashback.engines.joint_pass import PassageApart
-from flashback.engines.last_layer import LastLayer, WholeLastLayer
-from flashback.engines.leases import Leases
-from flashback.engines.passage_store import PassageStore
-from flashback.engines.passages import PassageCache
-from flashback.engines.protocol import Capabilities, Completion, Usage
-from flashback.engines.sequence import CachedSequence
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.sampling import Sampler
 

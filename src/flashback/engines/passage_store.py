@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashback.arrangement import Ids
-from flashback.engines.cache import States
+from flashback.engines.cache.layers import States
 from flashback.errors import PassageStoreError, SettingsError
 from flashback.files import fresh_folder, sync_files, sync_folder, write_atomically
 

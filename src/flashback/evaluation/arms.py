@@ -7,14 +7,14 @@ from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 
-from flashback.adapter import AdapterCard, read_card
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
-from flashback.packing.examples import Arrangement, Example, SlotLayout
-from flashback.packing.passes import takes_positions
-from flashback.packing.settings import WindowSettings
-from flashback.packing.windows import shortened
-from flashback.reader import Reader
+from flashback.readers.card import AdapterCard, read_card
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement, Example, SlotLayout
+from flashback.scoring.passes import takes_positions
+from flashback.scoring.window_settings import WindowSettings
+from flashback.scoring.windows import shortened
 from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
 
 

@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flashback.adapter import CARD, CONFIG, WEIGHTS, computation_of
 from flashback.errors import TrainingError
+from flashback.evaluation.adapted import Readers
 from flashback.evaluation.arms import Arm, told_apart
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
-from flashback.evaluation.readers import Readers
-from flashback.evaluation.settings import BootstrapSettings
 from flashback.evaluation.statistics import Bootstrap
 from flashback.files import write_atomically
-from flashback.packing.examples import Example
-from flashback.packing.lookup import Found
-from flashback.packing.settings import WindowSettings
-from flashback.reader import Reader
+from flashback.readers.card import CARD, CONFIG, WEIGHTS
+from flashback.readers.fingerprint import computation_of
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Example
+from flashback.scoring.lookup import Found
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import DEFAULT_FRAME
 
 

@@ -14,11 +14,11 @@ import torch
 from flashback.corpus.documents import name_of
 from flashback.evaluation.arms import Arm
 from flashback.evaluation.statistics import Array, Bootstrap, Interval, exponential
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.forward import TargetScorer
-from flashback.packing.lookup import Found
-from flashback.packing.windows import Window
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.lookup import Found
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Window
 
 _TOGETHER = 4
 """Windows scored in one call, so that sequences of like length meet."""

@@ -26,7 +26,7 @@ def plot_table(table: Table, title: str, path: Path) -> None:
     Raises:
         SettingsError: see `flashback.figures.check_plot`.
     """
-    from flashback.figures import check_plot, save_figure
+    from flashback.evaluation.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def plot_sweep(tables: Sequence[Table], names: Sequence[str], title: str, path: 
     Raises:
         SettingsError: see `flashback.figures.check_plot`.
     """
-    from flashback.figures import check_plot, save_figure
+    from flashback.evaluation.figures import check_plot, save_figure
 
     check_plot(path)
     from matplotlib.figure import Figure

@@ -14,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-import flashback
 from flashback.errors import SettingsError
 from flashback.server.answers import Answer, ChatShape, CompletionShape, Shape, as_event, as_json
 from flashback.server.errors import ApiError, of_settings, of_status
@@ -31,10 +30,11 @@ from flashback.server.parsing import (
 from flashback.server.scheduler import Job
 from flashback.server.schema import ChatRequest, CompletionRequest, RetrieveRequest
 from flashback.server.searching import GuardedRetriever, RetrievalFailed
+from flashback.server.server_settings import OnRetrievalError
 from flashback.server.service import Service
-from flashback.server.settings import OnRetrievalError
 from flashback.server.sources import hit_record
 from flashback.server.work import Worker
+from flashback.version import __version__
 
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
@@ -47,7 +47,7 @@ def make_app(service: Service) -> FastAPI:
     """The application around a service."""
     app = FastAPI(
         title="FlashBack",
-        version=flashback.__version__,
+        version=__version__,
         docs_url=None,  # pages that load scripts from elsewhere
         redoc_url=None,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashback.arrangement import Ids
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.server.errors import ApiError
 from flashback.settings import Settings
 

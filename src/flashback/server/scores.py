@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from flashback.arrangement import Ids, context_budget
 from flashback.corpus.documents import Document
-from flashback.detokenization import Detokenizer
 from flashback.errors import PromptTooLong
-from flashback.packing.examples import Arrangement, Example
-from flashback.packing.forward import TargetScorer
-from flashback.packing.lookup import Found, Lookup, examples_of
-from flashback.packing.passes import Passes, Steps
-from flashback.packing.windows import Cut, Window
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.lookup import Found, Lookup, examples_of
+from flashback.scoring.passes import Passes, Steps
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
 from flashback.server.events import TokenScore
 from flashback.server.token_names import TokenName, TokenNames
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.writing.detokenization import Detokenizer
 
 Top = tuple[tuple[TokenName, float], ...]
 _NEVER = -9999.0

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
-from flashback.server.settings import OnRetrievalError
+from flashback.server.server_settings import OnRetrievalError
 
 _LOG = logging.getLogger(__name__)
 Found = TypeVar("Found")

@@ -6,13 +6,13 @@ from typing import Any
 
 from flashback.arrangement import context_budget
 from flashback.engines.local import LocalEngine
-from flashback.generation import Generator
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
-from flashback.server.settings import MIB, ServerSettings
+from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
+from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
 """One part in so many of the memory is for slot passages."""

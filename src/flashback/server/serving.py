@@ -9,8 +9,8 @@ import uvicorn
 
 from flashback.errors import FlashBackError
 from flashback.server.app import make_app
+from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service
-from flashback.server.settings import ServerSettings
 
 _LOOKING_UP = 0.1
 """Seconds between looks for a second signal."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from flashback.reader import Reader
+from flashback.readers.reader import Reader
 
 _UNFINISHED = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -15,7 +15,6 @@ from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Usage
 from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
-from flashback.generation import Generator, Query, Stride, StrideStart, TextPiece, Writing
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.events import (
     ChoiceEnd,
@@ -41,6 +40,7 @@ from flashback.server.scores import (
 from flashback.server.searching import GuardedRetriever, RetrievalFailed
 from flashback.server.service import Service
 from flashback.settings import Settings
+from flashback.writing.generator import Generator, Query, Stride, StrideStart, TextPiece, Writing
 
 _LONGEST_TOKEN = 128
 """Characters; a text of more than that for each position of the window cannot fit."""

@@ -1,0 +1,117 @@
+"""The options that decide which reader runs and where, as one value."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashback.settings import DecodeKernel, Quantize
+
+if TYPE_CHECKING:
+    from flashback.readers.reader import Reader
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """What a command was told of its reader."""
+
+    model: str
+    device: str
+    dtype: str
+    trust_remote_code: bool
+    window: int | None = None
+
+    @property
+    def placed(self) -> dict[str, Any]:
+        """All but the name, as functions that load a reader take them."""
+        return {name: getattr(self, name) for name in _NAMES if name != "model"}
+
+    def load_plain(self) -> "Reader":
+        """The reader, loaded anew, without an adapter.
+
+        Raises:
+            FlashBackError: it is missing or unusable.
+            UnsupportedReader: padding and branches need attention that can be masked.
+        """
+        from flashback.engines.self_check import refuse_uncuttable
+        from flashback.readers.load import load_reader
+
+        reader = load_reader(self.model, **self.placed)
+        refuse_uncuttable(reader.model)
+        return reader
+
+
+_NAMES = [field.name for field in fields(ReaderOptions)]
+
+
+def reader_options(command: Command) -> Command:
+    """The options for a model, where it runs, and with how many positions; given as `options`."""
+    window = click.option("--window", type=int, help="Use fewer positions than the model has.")
+    return _model_options(window(_gathered(command)))
+
+
+def model_options(command: Command) -> Command:
+    """The same without `--window`."""
+    return _model_options(_gathered(command))
+
+
+def adapter_option(command: Command) -> Command:
+    """The adapter on it: a name for `load`, or None."""
+    return click.option(
+        "--adapter",
+        default="auto",
+        show_default=True,
+        callback=lambda _, __, name: None if name == "none" else name,
+        help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for "
+        "the pattern, if anything.",
+    )(command)
+
+
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice([str(value) for value in Quantize]),
+    default=str(Quantize.NONE),
+    show_default=True,
+    help="int8: linear layers with 8-bit weights and inputs, on CPU; faster, not exact.",
+)
+decode_kernel_option = click.option(
+    "--decode-kernel",
+    type=click.Choice([str(value) for value in DecodeKernel]),
+    default=str(DecodeKernel.PYTORCH),
+    show_default=True,
+    help="numba: single tokens are multiplied by loops that numba compiles, on CPU; faster, in "
+    "float32 exact.",
+)
+
+
+def _gathered(command: Command) -> Command:
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        given = {name: values.pop(name) for name in _NAMES if name in values}
+        return command(options=ReaderOptions(**given), **values)
+
+    return run
+
+
+def _model_options(command: Command) -> Command:
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Run code of the model's folder."),
+        click.option(
+            "--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+        ),
+        click.option(
+            "--model",
+            default="flashback-mini",
+            show_default=True,
+            help="Hub name or folder of a decoder-only model.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,53 @@
+"""A reader with an adapter merged into it, by their names."""
+
+from pathlib import Path
+
+from flashback.readers.adapter import put_on
+from flashback.readers.card import read_card
+from flashback.readers.load import MINI, load_reader, shipped
+from flashback.readers.reader import Reader
+from flashback.settings import Pattern
+
+AUTO = "auto"
+"""The adapter that ships for the reader, if there is one."""
+
+
+def adapter_folder(
+    model: str, adapter: str | Path | None, pattern: Pattern | None = None
+) -> Path | None:
+    """Which adapter folder is meant.
+
+    Args:
+        adapter: a folder, None, or `auto`.
+        pattern: if given, `auto` is an adapter for this pattern or none at all.
+    """
+    if adapter is None or str(adapter) != AUTO:
+        return None if adapter is None else Path(adapter)
+    folder = shipped(f"{MINI}-adapter")
+    if model != MINI or not folder.is_dir():
+        return None
+    return folder if pattern in (None, read_card(folder).pattern) else None
+
+
+def load_adapted(
+    model: str = MINI,
+    adapter: str | Path | None = AUTO,
+    *,
+    pattern: Pattern | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    window: int | None = None,
+    trust_remote_code: bool = False,
+) -> Reader:
+    """Load a reader with an adapter merged into it. See `load` and `adapter_folder`.
+
+    Raises:
+        FlashBackError: the model or the adapter is missing or unusable, or they are not a pair.
+    """
+    folder = adapter_folder(model, adapter, pattern)
+    if folder is not None:
+        read_card(folder)  # before a model is loaded, or even downloaded
+    reader = load_reader(
+        model, device=device, dtype=dtype, window=window, trust_remote_code=trust_remote_code
+    )
+    return reader if folder is None else put_on(reader, folder)

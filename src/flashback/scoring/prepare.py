@@ -1,0 +1,201 @@
+"""Documents and a retriever to windows with passages: what training and evaluation begin with.
+
+One lookup serves several strides, numbers of passages and passage lengths: it is made at the
+boundaries of all strides and for the most passages, and every setting takes its part of it.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from flashback.corpus.documents import Document, name_of
+from flashback.errors import CorpusError, SettingsError
+from flashback.readers.reader import Reader
+from flashback.retrieval.protocol import Retriever
+from flashback.scoring.examples import Example
+from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
+from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.windows import Window, cut_documents, random_lengths
+from flashback.settings import Pattern, RetrievalSettings
+
+StartLookup = Callable[[int], Callable[[], None]]
+"""Given how many windows are looked up: what to call after each."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Windows, and what was found for them."""
+
+    windows: tuple[Window, ...]
+    found: tuple[Found, ...]
+    from_disk: bool = False
+    """Whether nothing had to be searched."""
+
+    def first_windows(self) -> "Prepared":
+        """The first window of each document alone."""
+        firsts: dict[tuple[str, str], int] = {}
+        for at, window in enumerate(self.windows):
+            firsts.setdefault(name_of(window.document), at)
+        return replace(
+            self,
+            windows=tuple(self.windows[at] for at in firsts.values()),
+            found=tuple(self.found[at] for at in firsts.values()),
+        )
+
+    def examples(self, reader: Reader, settings: RetrievalSettings) -> list[Example]:
+        """The same in tokens."""
+        return examples_of(self.windows, self.found, reader, settings)
+
+
+def prepare(
+    documents: Iterable[Document],
+    reader: Reader,
+    retriever: Retriever,
+    settings: Sequence[RetrievalSettings],
+    windows: WindowSettings,
+    *,
+    cache: LookupCache | None = None,
+    start: StartLookup = lambda _: lambda: None,
+) -> list[Prepared]:
+    """Cut documents into windows and look up passages, once for all `settings`.
+
+    Args:
+        documents: read once.
+        settings: one or more; all have the same targets if the protocol is `windows`.
+        cache: where what was found is kept.
+        start: called with the number of windows before they are looked up.
+
+    Raises:
+        SettingsError: a window has no room for a stride.
+        CorpusError: not one document is long enough for a stride.
+    """
+    for one in settings:
+        one.check_lookahead()
+    if windows.protocol is Protocol.WINDOWS:
+        return _prepare_together(documents, reader, retriever, settings, windows, cache, start)
+    kept = list(documents)
+    found: dict[RetrievalSettings, Prepared] = {}
+    for stride in sorted({one.stride for one in settings}):  # contexts are of a stride's own
+        own = [one for one in settings if one.stride == stride]
+        some = _prepare_together(kept, reader, retriever, own, windows, cache, start)
+        found |= zip(own, some, strict=True)
+    return [found[one] for one in settings]
+
+
+def _prepare_together(
+    documents: Iterable[Document],
+    reader: Reader,
+    retriever: Retriever,
+    settings: Sequence[RetrievalSettings],
+    windows: WindowSettings,
+    cache: LookupCache | None,
+    start: StartLookup,
+) -> list[Prepared]:
+    strides = sorted({one.stride for one in settings})
+    finest, coarsest = math.gcd(*strides), math.lcm(*strides)
+    first = _first_boundary(reader, windows, strides)
+    cut = _drawn(
+        cut_documents(documents, reader, windows, finest, multiple=coarsest // finest), windows
+    )
+    if not cut:
+        raise CorpusError(
+            f"no document has {first + coarsest} tokens, which a first boundary at {first} and "
+            f"{_strides(strides)} need; give longer documents, or lower "
+            f"{'--window-tokens' if windows.protocol is Protocol.RANDOM else '--first-boundary'} "
+            "or --stride"
+        )
+    most = max(one.passages for one in settings)
+    found = {
+        asked: _looked_up(cut, Lookup(reader, retriever, asked), asked, cache, start)
+        for asked in dict.fromkeys(_asked(one, most) for one in settings)
+    }
+    return [_part(cut, found[_asked(one, most)], one, finest) for one in settings]
+
+
+def _first_boundary(reader: Reader, windows: WindowSettings, strides: Sequence[int]) -> int:
+    """Where a document's first targets begin.
+
+    Raises:
+        SettingsError: a window has no room for a context and a stride.
+    """
+    first = least = max(windows.first_boundary, len(reader.bos))
+    if windows.protocol is Protocol.RANDOM:
+        first = random_lengths(windows.window_tokens)[1]
+        least = len(reader.bos) + first
+    elif windows.protocol is Protocol.SLIDING:
+        least = len(reader.bos) + 1
+    if windows.window_tokens < least + math.lcm(*strides):
+        more = "--first-boundary or " if windows.protocol is Protocol.WINDOWS else ""
+        raise SettingsError(
+            f"--window-tokens {windows.window_tokens}: a context of {least} tokens and "
+            f"{_strides(strides)} do not fit; raise it, or lower {more}--stride"
+        )
+    return first
+
+
+def _strides(strides: Sequence[int]) -> str:
+    several = " (a multiple of all strides)" if len(strides) > 1 else ""
+    return f"a stride of {math.lcm(*strides)}{several}"
+
+
+def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
+    """What decides a lookup: equal for settings that share one."""
+    return replace(
+        settings, pattern=Pattern.APPEND, stride=1, passage_tokens=1, passages=passages, frame=None
+    )
+
+
+def check_found(prepared: Sequence[Prepared]) -> None:
+    """Refuse to go on with patterns that have passages, but nothing to put there.
+
+    Raises:
+        CorpusError: not one passage was found, for any of the settings.
+    """
+    hits = [hits for one in prepared for window in one.found for hits in window.hits]
+    if not any(hits):
+        raise CorpusError(
+            f"no passage was found for any of {len(hits):,} boundaries: the index has none but "
+            "of the documents themselves, copies of them, and what --min-score, --forbid-title "
+            "and --forbid-document leave out; give an index of other texts"
+        )
+
+
+def _drawn(windows: Iterable[Window], settings: WindowSettings) -> list[Window]:
+    """All windows, or as many as are wanted, drawn at random but in their order."""
+    every = list(windows)
+    if not 0 < settings.max_windows < len(every):
+        return every
+    chosen = random.Random(settings.seed).sample(range(len(every)), settings.max_windows)
+    return [every[at] for at in sorted(chosen)]
+
+
+def _looked_up(
+    windows: Sequence[Window],
+    lookup: Lookup,
+    asked: RetrievalSettings,
+    cache: LookupCache | None,
+    start: StartLookup,
+) -> tuple[list[Found], bool]:
+    if cache is not None:
+        return cache.find(lookup, windows, asked, start)
+    on_window = start(len(windows))
+    found = []
+    for one in lookup.search(windows):
+        found.append(one)
+        on_window()
+    return found, False
+
+
+def _part(
+    windows: Sequence[Window],
+    found: tuple[list[Found], bool],
+    settings: RetrievalSettings,
+    finest: int,
+) -> Prepared:
+    step = settings.stride // finest
+    return Prepared(
+        tuple(window.every(step) for window in windows),
+        tuple(one.every(step, settings.passages) for one in found[0]),
+        found[1],
+    )

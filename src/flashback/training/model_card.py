@@ -1,0 +1,87 @@
+"""The README of an adapter folder: what it is, how it is used, what was measured."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flashback.evaluation.markdown import measured_on, rows_in_markdown
+from flashback.files import write_atomically
+from flashback.readers.card import CARD, AdapterCard, card_record, read_card
+from flashback.settings import Marks, Pattern
+
+_WHERE = {
+    Pattern.NONE: None,
+    Pattern.PREPEND: "in front of the text",
+    Pattern.APPEND: "behind the text",
+    Pattern.SLOT: "in a slot before the text",
+}
+
+
+def model_card(card: AdapterCard) -> str:
+    """Markdown with the metadata that the Hugging Face hub reads."""
+    marks = {
+        Marks.TRAINED: "`<MARK_L>` and `<MARK_R>` around it, whose embeddings were trained",
+        Marks.FROZEN: "`<MARK_L>` and `<MARK_R>` around it, whose embeddings were not trained",
+        Marks.NONE: "nothing around it",
+    }[card.marks]
+    where = _WHERE[card.pattern]
+    task = f"It reads a retrieved passage {where}, with {marks}." if where else "No retrieval."
+    index = " --index IDX" if card.pattern.retrieves else ""
+    lines = [
+        "---",
+        f"base_model: {card.base.name}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [flashback, lora, retrieval-augmented-generation]",
+        "---",
+        "",
+        f"# A FlashBack adapter for {card.base.name}",
+        "",
+        f"Pattern `{card.pattern}` of FlashBack (arXiv 2405.04065, but for `slot`). {task}",
+        "",
+        "```bash",
+        f"flashback generate --model {card.base.name} --adapter FOLDER --pattern {card.pattern}"
+        f'{index} "A prompt"',
+        "flashback export --help    # a plain checkpoint for transformers and vLLM",
+        "```",
+        "",
+        f"Trained for a stride of {card.stride} tokens, queries of {card.query_tokens}, "
+        f"{card.passages} x {card.passage_tokens} passage tokens, windows of {card.window_tokens}. "
+        f"LoRA rank {card.training.get('rank')}, alpha {card.training.get('alpha')}; "
+        f"{card.training.get('steps')} steps of {_windows(card.training)} windows.",
+        *_measured(card.results.get("table")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _windows(training: dict[str, Any]) -> int:
+    """Of an optimizer step, on all devices; it ends with the last window of an epoch."""
+    names = ("windows_per_step", "accumulation", "processes")
+    together = math.prod(int(training.get(name, 1)) for name in names)
+    return min(together, int(training.get("windows", together)))
+
+
+def _measured(table: dict[str, Any] | None) -> Iterable[str]:
+    if table is None:
+        return
+    yield ""
+    yield "## Measured"
+    yield ""
+    yield f"Perplexity per token on held-out documents. {measured_on(table)}"
+    yield ""
+    yield from rows_in_markdown(table)
+
+
+def record_table(folder: Path, table: dict[str, Any]) -> AdapterCard:
+    """Put what was measured of an adapter into its card and its README.
+
+    Args:
+        table: `Table.record`.
+    """
+    card = read_card(folder)
+    card = replace(card, results=card.results | {"table": table})
+    write_atomically(folder / "README.md", model_card(card))
+    write_atomically(folder / CARD, card_record(card))
+    return card

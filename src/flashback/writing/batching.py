@@ -1,0 +1,66 @@
+"""Many texts at once: strides in step, and a text that ends makes room for the next one.
+
+All texts of a batch retrieve, are encoded and decode together. Each is a `Text` with a sampler and
+a cached sequence of its own, so what it becomes does not depend on its neighbours.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from flashback.engines.protocol import Batch, Request
+from flashback.retrieval.protocol import Hit
+from flashback.settings import RetrievalSettings
+from flashback.writing.text import Generation, Text
+
+Find = Callable[[Sequence[str], RetrievalSettings], list[list[Hit]]]
+"""The passages for each query."""
+
+
+def write_together(
+    batch: Batch, texts: Iterator[tuple[int, Text]], find: Find
+) -> Iterator[tuple[int, Generation]]:
+    """Write numbered texts with the same settings; each as it ends.
+
+    Args:
+        texts: taken as there is room for them.
+    """
+    writing: list[tuple[int, Text]] = []
+    while True:
+        writing += islice(texts, batch.rows - len(writing))
+        if not writing:
+            return
+        _write_stride(batch, [text for _, text in writing], find)
+        yield from ((number, text.result()) for number, text in writing if text.finish_reason)
+        writing = [(number, text) for number, text in writing if text.finish_reason is None]
+
+
+def _write_stride(batch: Batch, texts: Sequence[Text], find: Find) -> None:
+    """One stride of every text."""
+    began = time.perf_counter()
+    queries = [text.begin_stride() for text in texts]
+    searching = time.perf_counter()
+    found = find(queries, texts[0].settings.retrieval)
+    retrieve_seconds = (time.perf_counter() - searching) / len(texts)
+    requests = [
+        Request(text.arrange(hits), text.stride_tokens, text.sampler)
+        for text, hits in zip(texts, found, strict=True)
+    ]
+    for tokens in batch.complete(requests):
+        for number, token in tokens:
+            texts[number].take(token)
+            requests[number].closed = texts[number].finish_reason is not None
+    for text, request in zip(texts, requests, strict=True):
+        text.end_stride(request.usage, retrieve_seconds)
+    _share(time.perf_counter() - began, texts)
+
+
+def _share(seconds: float, texts: Sequence[Text]) -> None:
+    """Add to every text what its stride took, and an equal part of the time that is nobody's."""
+    strides = [text.strides[-1] for text in texts]
+    own = [
+        one.usage.encode_seconds + one.usage.decode_seconds + one.retrieve_seconds
+        for one in strides
+    ]
+    for text, part in zip(texts, own, strict=True):
+        text.seconds += part + (seconds - sum(own)) / len(texts)

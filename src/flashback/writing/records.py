@@ -1,0 +1,123 @@
+"""A generation as plain data: enough to recompute every stride with plain transformers."""
+
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from flashback.readers.card import AdapterCard
+from flashback.readers.reader import Reader
+from flashback.settings import Settings
+from flashback.version import __version__
+from flashback.writing.text import Generation, Stride
+
+
+def generation_record(generation: Generation, reader: Reader, settings: Settings) -> dict[str, Any]:
+    """The record printed by `flashback generate --json`; seconds are wall-clock time."""
+    return {
+        "model": reader.name,
+        "pattern": str(settings.retrieval.pattern),
+        "settings": settings_record(reader, settings),
+        "versions": versions(),
+        **text_record(generation),
+    }
+
+
+def text_record(generation: Generation) -> dict[str, Any]:
+    """What was written, stride by stride."""
+    return {
+        "prompt_tokens": list(generation.prompt_tokens),
+        "tokens": list(generation.tokens),
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "jumps": list(generation.jumps),
+        "strides": [_stride_record(stride) for stride in generation.strides],
+        "totals": _totals(generation),
+    }
+
+
+def short_record(generation: Generation) -> dict[str, Any]:
+    """What was written and which passages stood behind it."""
+    return {
+        "text": generation.text,
+        "tokens": list(generation.tokens),
+        "finish_reason": generation.finish_reason,
+        "jumps": list(generation.jumps),
+        "passages": [
+            [{"id": hit.id, "title": hit.title} for hit in stride.passages]
+            for stride in generation.strides
+        ],
+        "totals": _totals(generation),
+    }
+
+
+def _totals(generation: Generation) -> dict[str, Any]:
+    return {
+        "reused": generation.reused,
+        "encoded": generation.encoded,
+        "decoded": generation.decoded,
+        "seconds": generation.seconds,
+        "tokens_per_second": generation.tokens_per_second,
+    }
+
+
+def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
+    """All settings, and what the reader made of them."""
+    frame = reader.frame(settings.retrieval.frame, settings.retrieval.pattern)
+    return asdict(settings) | {
+        "placement": str(reader.placement),
+        "device": str(reader.placement.device),
+        "dtype": reader.placement.dtype_name,
+        "quantize": str(reader.placement.quantize),
+        "decode_kernel": str(reader.placement.decode_kernel),
+        "window": reader.window,
+        "frame_tokens": {
+            "before": list(frame.before),
+            "after": list(frame.after),
+            "echo": frame.echo,
+        },
+        "adapter": None if reader.adapter is None else adapter_record(reader.adapter),
+    }
+
+
+def adapter_record(card: AdapterCard) -> dict[str, Any]:
+    """What was merged into the reader, without how it was trained."""
+    return {
+        "base": card.base.fingerprint,
+        "pattern": str(card.pattern),
+        "marks": str(card.marks),
+        "echo_tokens": card.echo_tokens,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What decides a result besides the settings."""
+    packages = ["torch", "transformers", "tokenizers", "tantivy", "numpy"]
+    if "numba" in sys.modules:  # imported where it is to multiply
+        packages.append("numba")
+    return {
+        "flashback": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _stride_record(stride: Stride) -> dict[str, Any]:
+    return {
+        "arranged": list(stride.arranged),
+        "tokens": list(stride.tokens),
+        "text": stride.text,
+        "passages": [
+            {"id": hit.id, "title": hit.title, "text": hit.text, "score": hit.score}
+            for hit in stride.passages
+        ],
+        "reused": stride.usage.reused,
+        "encoded": stride.usage.encoded,
+        "decoded": stride.usage.decoded,
+        "seconds": {
+            "retrieve": stride.retrieve_seconds,
+            "encode": stride.usage.encode_seconds,
+            "decode": stride.usage.decode_seconds,
+        },
+    }

@@ -1,0 +1,218 @@
+"""One text being written: what it asks for, what it was given, and when it ends.
+
+Knows the rules of a stride, whoever drives it: one text at a time or many together. Stop texts,
+end-of-text tokens and penalties are handled here, since they may span strides.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flashback.arrangement import Context, Frame, Ids, Prompt, Slot, arrange
+from flashback.engines.protocol import Usage
+from flashback.readers.reader import Reader
+from flashback.retrieval.protocol import Hit
+from flashback.sampling import Sampler
+from flashback.settings import Settings
+from flashback.writing.detokenization import Detokenizer, StopFinder
+
+Query = Callable[[str], str]
+"""What to search for when so much was written; characters that are held back are not in it."""
+FinishReason = Literal["length", "stop", "eos"]
+
+
+@dataclass(frozen=True)
+class Stride:
+    """A finished stride."""
+
+    arranged: Ids
+    tokens: Ids
+    text: str
+    """The text given out during this stride; all strides' texts, joined, are the whole."""
+    passages: tuple[Hit, ...]
+    usage: Usage
+    retrieve_seconds: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text and how it came about."""
+
+    prompt_tokens: Ids
+    """As used: after truncation, BOS included."""
+    strides: tuple[Stride, ...]
+    finish_reason: FinishReason
+    jumps: tuple[int, ...]
+    """Text lengths in tokens at which the context jumped."""
+    seconds: float
+    """Spent on writing; what a caller does between events is not counted. In a batch: this text's
+    share, so that the seconds of all texts add up to what they took together."""
+
+    @property
+    def text(self) -> str:
+        return "".join(stride.text for stride in self.strides)
+
+    @property
+    def tokens(self) -> Ids:
+        return tuple(token for stride in self.strides for token in stride.tokens)
+
+    @property
+    def reused(self) -> int:
+        return sum(stride.usage.reused for stride in self.strides)
+
+    @property
+    def encoded(self) -> int:
+        return sum(stride.usage.encoded for stride in self.strides)
+
+    @property
+    def decoded(self) -> int:
+        return sum(stride.usage.decoded for stride in self.strides)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds
+
+
+@dataclass
+class Text:
+    """A text from its prompt to its end.
+
+    Stride by stride: `begin_stride` gives the query; `arrange` takes what was found and gives the
+    prompt of `stride_tokens` new tokens; `take` takes each of them; `end_stride` closes the books.
+    """
+
+    reader: Reader
+    settings: Settings
+    frame: Frame
+    context: Context
+    sampler: Sampler
+    slot: Slot
+    """As the stride before left it; without room in patterns that have none."""
+    strides: list[Stride] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    seconds: float = 0.0
+    stride_tokens: int = 0
+    """How many tokens the stride may have."""
+    query: Query | None = None
+    """What to search for instead of the last tokens."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens: Ids = tuple(self.context.ids)
+        self._detokenizer = Detokenizer(self.reader, self.context.ids)
+        self._stops = StopFinder(self.settings.stopping.stop)
+        self._left = self.settings.stopping.max_new_tokens
+        self._lookahead = self.settings.retrieval.lookahead
+        self._tokens: list[int] = []
+        self._pieces: list[str] = []
+        self._hits: tuple[Hit, ...] = ()
+        self._arranged: Ids = ()
+        self.next_query: str | None = None
+        """The query of the next stride, once it is certain; before that, None."""
+        self._asked: str | None = None
+        """The query of the stride that has begun; None between strides."""
+
+    def begin_stride(self) -> str:
+        """Start the next stride, once; the text that passages are wanted for."""
+        if self._asked is not None:
+            return self._asked
+        retrieval = self.settings.retrieval
+        if self.context.jump_if_full():
+            self.slot = Slot(self.slot.room)
+        self.stride_tokens = min(retrieval.stride, self._left)
+        self._left -= self.stride_tokens
+        self._tokens, self._pieces = [], []
+        query, self.next_query = self.next_query, None
+        self._asked = self._query() if query is None else query
+        return self._asked
+
+    def _query(self) -> str:
+        """What passages are searched for with now: the text of the last tokens, unless told."""
+        if self.query is not None:
+            return self.query("".join([*(stride.text for stride in self.strides), *self._pieces]))
+        tokens = (*self.context.visible, *self._tokens)
+        return self.reader.decode(tokens[-self.settings.retrieval.query_tokens :])
+
+    def passage(self, hits: Sequence[Hit]) -> Ids:
+        """The tokens of what was found, each passage cut, one behind the other."""
+        limit = self.settings.retrieval.passage_tokens
+        return tuple(token for hit in hits for token in self.reader.encode(hit.text)[:limit])
+
+    def arrange(self, hits: Sequence[Hit]) -> Prompt:
+        """Put the passages that were found where the pattern wants them."""
+        context = self.context
+        prompt = arrange(
+            self.settings.retrieval.pattern,
+            context.visible,
+            self.passage(hits),
+            self.frame,
+            len(context.bos),
+            self.slot,
+        )
+        self.slot, self._hits, self._arranged = prompt.slot, tuple(hits), prompt.arranged
+        return prompt
+
+    def take(self, token: int) -> str:
+        """Account for a new token; the text that may be shown because of it, often none."""
+        self._tokens.append(token)
+        ahead = self._lookahead and self._left
+        if ahead and len(self._tokens) == self.stride_tokens - self._lookahead:
+            self.next_query = self._query()
+        text = self._shown(token)
+        at_limit = self._left == 0 and len(self._tokens) == self.stride_tokens
+        if at_limit and self.finish_reason is None:
+            self.finish_reason = "length"
+        if self.finish_reason in ("length", "eos"):
+            text += self.held_back()
+        if text:
+            self._pieces.append(text)
+        return text
+
+    def end_soon(self) -> None:
+        """Let the next token of the stride be the last one; at its end, the text's."""
+        if len(self._tokens) >= self.stride_tokens:
+            self.finish_reason = self.finish_reason or "length"
+        self._left, self.stride_tokens = 0, len(self._tokens) + 1
+
+    def end_stride(self, usage: Usage, retrieve_seconds: float) -> Stride:
+        """Add the stride's tokens to the context."""
+        self.context.ids.extend(self._tokens)
+        self._asked = None
+        stride = Stride(
+            arranged=self._arranged,
+            tokens=tuple(self._tokens),
+            text="".join(self._pieces),
+            passages=self._hits,
+            usage=usage,
+            retrieve_seconds=retrieve_seconds,
+        )
+        self.strides.append(stride)
+        return stride
+
+    def result(self) -> Generation:
+        """The finished text.
+
+        Raises:
+            RuntimeError: it is not finished.
+        """
+        if self.finish_reason is None:
+            raise RuntimeError("the text is not finished: iterate over all events first")
+        jumps = tuple(self.context.jumps)
+        strides = tuple(self.strides)
+        return Generation(self.prompt_tokens, strides, self.finish_reason, jumps, self.seconds)
+
+    def _shown(self, token: int) -> str:
+        if token in self.reader.eos and not self.settings.stopping.ignore_eos:
+            self.finish_reason = "eos"
+            return ""
+        text, stopped = self._stops.push(self._detokenizer.push(token))
+        if stopped:
+            self.finish_reason = "stop"
+        return text
+
+    def held_back(self) -> str:
+        """At the end: what waited for the rest of a character or of a stop text."""
+        text, stopped = self._stops.push(self._detokenizer.finish())
+        if stopped:
+            self.finish_reason = "stop"
+            return text
+        return text + self._stops.finish()
