@@ -5,13 +5,55 @@ command line takes its options, defaults and help from here.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from flashback.errors import SettingsError
 from flashback.retrieval.protocol import SearchOptions
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T]):
+    """Implementations by name, in the order in which they were registered."""
+
+    def __init__(self, kind: str) -> None:
+        """Begin without any.
+
+        Args:
+            kind: what the implementations are, for messages.
+        """
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str, item: T) -> None:
+        """Add an implementation.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._items:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self._items[name] = item
+
+    def remove(self, name: str) -> None:
+        """Take an implementation out again."""
+        del self._items[name]
+
+    def __getitem__(self, name: str) -> T:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+PATTERNS: Registry[Any] = Registry("pattern")
+"""Context patterns, see `flashback.patterns.registry`, which fills it."""
 
 
 def setting(

@@ -1,0 +1,50 @@
+"""What a stride is made of: its forward passes, counted in tokens."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass. Symbols as in `flashback.benchmark.flops`."""
+
+    new: int
+    """n: tokens prefilled or decoded."""
+    cached: int
+    """c: tokens whose keys and values are cached."""
+    logits: int = 1
+    """k: positions whose logits are computed, which are the only ones the last layer is computed
+    for; 0: keys and values only."""
+    batch: int = 1
+    """b: rows, each with n, c, d and k of its own."""
+    passage: int = 0
+    """d: tokens of a passage prefilled in the same pass, and among the c that the new tokens see."""
+
+    @property
+    def tokens(self) -> int:
+        """d + n."""
+        return self.passage + self.new
+
+
+@dataclass(frozen=True)
+class StrideShape:
+    """A stride, by its lengths in tokens and by what the stride before it left in the cache."""
+
+    context: int
+    """Tokens of the context at the boundary."""
+    stride: int
+    """s."""
+    passage: int
+    """Tokens of passage and frame."""
+    first: bool = False
+    """Nothing is cached."""
+    known: bool = False
+    """The passage is that of the stride before; at reserved positions: its keys and values are
+    cached."""
+    behind_passage: bool = True
+    """The stride before had a passage, so that its tokens stood behind one."""
+    every_logit: bool = False
+    """The boundary pass computes logits at every position, as the authors' code does."""
+    batch: int = 1
+    """b."""
+    joint: bool = False
+    """A passage at reserved positions shares the pass of the tokens that see it first."""

@@ -1,0 +1,28 @@
+"""What stands around a passage: marking tokens, plain text, or nothing."""
+
+from dataclasses import dataclass
+
+from flashback.patterns.prompt import Ids
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The ids before and after a passage."""
+
+    before: Ids = ()
+    after: Ids = ()
+    echo: int = 0
+    """How many of the context's last tokens are repeated behind an appended passage, so that the
+    continuation has its own text right before it."""
+
+    def __len__(self) -> int:
+        """Tokens added to a passage, the echo included."""
+        return len(self.before) + len(self.after) + self.echo
+
+    def around(self, passage: Ids) -> Ids:
+        """The framed passage, without the echo."""
+        return self.before + passage + self.after
+
+    def echoed(self, context: Ids) -> Ids:
+        """The end of the context that is repeated."""
+        return context[max(len(context) - self.echo, 0) :]

@@ -1,0 +1,35 @@
+"""All context patterns. A new one is a file beside this one and a line here."""
+
+from collections.abc import Callable
+
+from flashback.errors import SettingsError
+from flashback.patterns.append import Append
+from flashback.patterns.none import NoPassages
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.prepend import Prepend
+from flashback.patterns.slot import Slot
+from flashback.settings import PATTERNS as _PATTERNS
+from flashback.settings import Registry
+
+PATTERNS: Registry[ContextPattern] = _PATTERNS
+"""By name. Settings name a pattern; `PATTERNS[name]` is the object."""
+
+PATTERNS.register("none", NoPassages())
+PATTERNS.register("prepend", Prepend())
+PATTERNS.register("append", Append())
+PATTERNS.register("slot", Slot())
+
+_UNTRAINED = ("slot", "append")
+"""What `auto` takes for a reader without an adapter or marking tokens, the first that it can have."""
+
+
+def best_untrained(possible: Callable[[ContextPattern], bool]) -> str:
+    """The name of the pattern that an untrained reader reads best, among the possible ones.
+
+    Raises:
+        SettingsError: none is possible.
+    """
+    for name in _UNTRAINED:
+        if possible(PATTERNS[name]):
+            return name
+    raise SettingsError(f"--pattern auto: expected one of {', '.join(PATTERNS)}")
