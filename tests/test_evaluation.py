@@ -51,13 +51,14 @@ from flashback.evaluation.report import plot_sweep, plot_table, write_documents
 from flashback.evaluation.statistics import Array, Bootstrap, Interval
 from flashback.readers.adapter import add_marks
 from flashback.readers.card import WEIGHTS, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.scoring.examples import Example
 from flashback.scoring.prepare import prepare
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import PATTERNS, Marks, Pattern, RetrievalSettings
+from flashback.settings import PATTERNS, Pattern, RetrievalSettings
 from flashback.training.reproduce import train_missing
 from flashback.training.run import Run, train
 from flashback.training.trainer import OnStep

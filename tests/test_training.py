@@ -38,11 +38,12 @@ from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, write_atomically
 from flashback.readers.adapter import put_on
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, read_card
+from flashback.readers.lora import add_lora, query_and_value, save_lora
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
-from flashback.settings import PATTERNS, Marks, Pattern
-from flashback.training.lora import add_lora, query_and_value, save_lora
+from flashback.settings import PATTERNS, Pattern
 from flashback.training.model_card import model_card
 from flashback.training.run import CHECKPOINTS, Run, check_positions, train
 from flashback.training.trainer import PackedLoss, Progress, last_checkpoint
@@ -283,7 +284,7 @@ def test_lora_goes_to_queries_and_values(family: str) -> None:
     reader = tiny_reader(family)
     layers: int = reader.model.config.num_hidden_layers
     assert query_and_value(reader.model) == DEFAULTS[family]
-    model, _, _ = add_lora(reader, SETTINGS)
+    model, _, _ = add_lora(reader, SETTINGS, SETTINGS.seed)
     adapted = [name for name, _ in model.named_parameters() if "lora_B" in name]
     assert len(adapted) == layers * len(DEFAULTS[family])
 
@@ -295,7 +296,7 @@ def test_a_family_with_other_names_must_name_its_layers() -> None:
     with pytest.raises(SettingsError, match=r"of ctrl are not known; name the layers with --lora-"):
         query_and_value(ctrl)
     reader = tiny_reader(model=ctrl)
-    add_lora(reader, replace(SETTINGS, lora_targets=("Wq", "Wv")))
+    add_lora(reader, replace(SETTINGS, lora_targets=("Wq", "Wv")), seed=0)
 
 
 def test_chosen_layers_get_lora(tmp_path: Path) -> None:

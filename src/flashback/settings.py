@@ -135,17 +135,6 @@ PATTERNS = tuple(pattern for pattern in Pattern if pattern is not Pattern.AUTO)
 """Those that say where a passage stands."""
 
 
-class Marks(StrEnum):
-    """What stands around passages during training."""
-
-    TRAINED = "trained"
-    """Marking tokens whose embeddings are trained (the paper's)."""
-    FROZEN = "frozen"
-    """Marking tokens whose embeddings stay as they were made."""
-    NONE = "none"
-    """Nothing."""
-
-
 class Quantize(StrEnum):
     """What becomes of a reader's weights."""
 

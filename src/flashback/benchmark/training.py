@@ -29,13 +29,13 @@ from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
+from flashback.readers.lora import add_lora
+from flashback.readers.lora_settings import LoraSettings
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import Pattern
-from flashback.training.lora import add_lora
-from flashback.training.training_settings import TrainingSettings
 
 ARMS = ("padded", "sorted", "packed")
 _NO_TARGET = -100
@@ -137,7 +137,7 @@ class Training:
             SettingsError: windows that do not fit the reader.
         """
         examples = made_up_examples(settings, reader)
-        model, frame, _ = add_lora(reader, TrainingSettings(dropout=0.0))
+        model, frame, _ = add_lora(reader, LoraSettings(dropout=0.0), seed=0)
         needed = settings.window_tokens + len(frame) + settings.passage_tokens
         if needed > reader.window:
             raise SettingsError(

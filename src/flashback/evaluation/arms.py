@@ -10,12 +10,13 @@ from pathlib import Path
 from flashback.arrangement import Frame
 from flashback.errors import SettingsError
 from flashback.readers.card import AdapterCard, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example, SlotLayout
 from flashback.scoring.passes import takes_positions
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
+from flashback.settings import DEFAULT_FRAME, FrameText, Pattern
 
 
 class FrameKind(StrEnum):
@@ -107,7 +108,7 @@ class Arm:
             return 0
         if self.adapter is None:
             return len(self._frame(reader)) + len(self.layout.dropped) + self.layout.gap
-        return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)
+        return self.marks.frame_tokens(self.echo_tokens)
 
     def _frame(self, reader: Reader) -> Frame:
         if self.adapter is not None or self.frame is FrameKind.MARKS:

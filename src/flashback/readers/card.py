@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import AdapterError
-from flashback.settings import FrameText, Marks, Pattern, RetrievalSettings
+from flashback.readers.lora_settings import Marks
+from flashback.settings import FrameText, Pattern, RetrievalSettings
 
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"

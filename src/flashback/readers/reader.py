@@ -16,8 +16,9 @@ from flashback.arrangement import Frame, Ids
 from flashback.engines.cache.layers import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError
 from flashback.readers.card import AdapterCard
+from flashback.readers.lora_settings import Marks
 from flashback.readers.placement import Placement
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
+from flashback.settings import DEFAULT_FRAME, FrameText, Pattern
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""

@@ -9,7 +9,8 @@ from typing import Any
 from flashback.evaluation.markdown import measured_on, rows_in_markdown
 from flashback.files import write_atomically
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
-from flashback.settings import Marks, Pattern
+from flashback.readers.lora_settings import Marks
+from flashback.settings import Pattern
 
 _WHERE = {
     Pattern.NONE: None,

@@ -18,9 +18,10 @@ from flashback.evaluation.adapted import Readers
 from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
 from flashback.files import write_atomically
 from flashback.readers.card import CARD, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
-from flashback.settings import Marks, Pattern
+from flashback.settings import Pattern
 
 if TYPE_CHECKING:
     from flashback.training.run import Run

@@ -18,11 +18,11 @@ from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, sync_files, write_atomically
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
 from flashback.readers.fingerprint import base_of, computation_of
+from flashback.readers.lora import add_lora, save_lora
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import DEFAULT_FRAME, PATTERNS, Pattern, RetrievalSettings
-from flashback.training.lora import add_lora, save_lora
 from flashback.training.trainer import (
     ExampleDataset,
     OnStep,
@@ -147,7 +147,7 @@ def train(
     base = base_of(reader)
     nn.Module.to(reader.model, arguments.device)
     trained = (out / CARD).exists()  # and not closed
-    added = None if trained else add_lora(reader, run.settings)
+    added = None if trained else add_lora(reader, run.settings, run.settings.seed)
     with _alone(out, arguments):
         _claim(out, identity, arguments)
         if added is None:

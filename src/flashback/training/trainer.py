@@ -20,9 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from flashback.errors import TrainingError
 from flashback.files import sync_files, write_atomically
 from flashback.readers.adapter import load_lora
+from flashback.readers.lora import save_lora
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
-from flashback.training.lora import save_lora
 
 _WHOLE = "whole"
 """The file that is written last into a checkpoint."""
