@@ -187,29 +187,6 @@ def test_patterns_can_be_chosen_and_the_shortened_baseline_added(evaluate: Eval)
     assert names == ["append (text)", "append (text, echo)", "none", "none (shortened)"]
 
 
-def test_the_way_from_append_to_slot_is_scored_step_by_step(evaluate: Eval) -> None:
-    words = ("--pattern", "none", "--ablation", "--passages", "2", "--passage-tokens", "20")
-    rows = evaluate.record(*words)["rows"]
-    assert [row["name"] for row in rows] == [
-        "none",
-        "append (text)",
-        "slot (text, passage sees the context, context encoded without passages)",
-        "slot (text, context encoded without passages)",
-        "slot (text)",
-        "slot (text, gap of 16)",
-        "slot (text, side by side)",
-        "slot (text, no bos)",
-        "slot (text, no bos, sink dropped)",
-        "slot (bare)",
-    ]
-    assert len({row["perplexity"] for row in rows}) > 3  # with passages, whatever --pattern says
-
-
-def test_steps_between_append_and_slot_need_a_context_in_common(evaluate: Eval) -> None:
-    message = evaluate.refused("--ablation", "--protocol", "sliding")
-    assert "--ablation needs --protocol windows" in message
-
-
 def test_two_calls_agree(evaluate: Eval) -> None:
     assert evaluate.record() == evaluate.record()
 

@@ -31,9 +31,9 @@ from flashback.evaluation.arms import (
     Arm,
     FrameKind,
     adapter_arms,
-    told_apart,
     untrained_arms,
     usual_frames,
+    with_unique_names,
 )
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.evaluate import Judged, ScoreStore, evaluate, identity_of
@@ -645,7 +645,7 @@ def test_names_tell_arms_apart_and_stay_the_same(adapters: Path) -> None:
         "append + prepend LoRA, echo",
         "slot + prepend LoRA",
     ]
-    assert told_apart(arms) == arms
+    assert with_unique_names(arms) == arms
 
 
 def test_names_tell_every_kind_of_adapter_apart() -> None:
@@ -659,16 +659,19 @@ def test_names_tell_every_kind_of_adapter_apart() -> None:
     assert len({arm.name for arm in arms}) == len(arms)
 
 
-def test_adapters_of_one_kind_are_told_apart_by_their_folders(adapters: Path) -> None:
+def test_adapters_of_one_kind_are_named_by_their_folders(adapters: Path) -> None:
     alike = adapter_arms(adapters / "marks", [Pattern.APPEND])
     alike += adapter_arms(adapters / "other", [Pattern.APPEND])
-    names = [arm.name for arm in told_apart([NONE, *alike, *alike])]
+    names = [arm.name for arm in with_unique_names([NONE, *alike, *alike])]
     assert names == [
         "none",
         *(f"append + LoRA, trained marks, echo ({x})" for x in ("marks", "other")),
     ]
     elsewhere = [dataclasses.replace(alike[0], adapter=Path(x, "run")) for x in "ab"]
-    assert [arm.name.partition("(")[2] for arm in told_apart(elsewhere)] == ["a/run)", "b/run)"]
+    assert [arm.name.partition("(")[2] for arm in with_unique_names(elsewhere)] == [
+        "a/run)",
+        "b/run)",
+    ]
 
 
 def test_an_untrained_reader_is_shown_what_generating_shows() -> None:
@@ -747,7 +750,7 @@ def test_what_has_changed_is_scored_again(
     assert run_again(store, scored, **changed()) == expected
 
 
-def test_everything_that_decides_a_score_is_told_apart() -> None:
+def test_everything_that_decides_a_score_changes_its_identity() -> None:
     (example,) = made_up(count=1).examples[:1]
     window = example.window
     cuts = (*window.cuts[:-1], dataclasses.replace(window.cuts[-1], start=3))
@@ -767,12 +770,11 @@ def test_everything_that_decides_a_score_is_told_apart() -> None:
     assert len(set(identities)) == len(identities)
     unseen = [identity_of([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
     assert unseen[0] == unseen[1]
-    # Where a slot ends, and what stands side by side in it.
+    # How many positions are reserved.
     slots = [
         example,
         dataclasses.replace(example, passage_tokens=99),
         dataclasses.replace(example, most_passages=9),
-        dataclasses.replace(example, parts=tuple((one, one) for one in example.passages)),
     ]
     assert len({identity_of([one], WINDOWS) for one in slots}) == len(slots)
 

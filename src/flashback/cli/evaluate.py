@@ -17,7 +17,7 @@ from flashback.cli.reader_options import ReaderOptions, quantize_option, reader_
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
-from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import PATTERNS, Pattern, Quantize, RetrievalSettings
 
 if TYPE_CHECKING:
@@ -45,11 +45,6 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
 )
 @click.option("--shortened", is_flag=True, help="Add the paper's baseline with shorter contexts.")
 @click.option(
-    "--ablation",
-    is_flag=True,
-    help="Add the way from append to slot step by step, sinks, gaps, passages side by side.",
-)
-@click.option(
     "--sweep",
     multiple=True,
     metavar="X=A,B,..",
@@ -69,7 +64,6 @@ def evaluate(
     adapters: tuple[Path, ...],
     patterns: tuple[str, ...],
     shortened: bool,
-    ablation: bool,
     sweep: tuple[str, ...],
     options: ReaderOptions,
     quantize: str,
@@ -92,7 +86,7 @@ def evaluate(
 
     quiet_transformers()
     wanted = [Pattern(pattern) for pattern in patterns]
-    retrieves = ablation or not wanted or any(pattern.retrieves for pattern in wanted)
+    retrieves = not wanted or any(pattern.retrieves for pattern in wanted)
     retrieval = replace(
         take(RetrievalSettings, values), pattern=Pattern.APPEND if retrieves else Pattern.NONE
     )
@@ -104,7 +98,7 @@ def evaluate(
     sources = open_sources(documents, index, retrieves=retrieves)
 
     from flashback.evaluation.adapted import Readers
-    from flashback.evaluation.arms import adapter_arms, slot_ablation
+    from flashback.evaluation.arms import adapter_arms
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
     from flashback.readers.inference import check_quantize
@@ -116,9 +110,6 @@ def evaluate(
     wanted = chosen_patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*untrained_rows(readers.get(), wanted, shortened), *adapted]
-    if ablation:
-        _check_ablation(windows)
-        arms += slot_ablation(readers.get(), max(one.passages for one in settings))
     check_arms(arms, readers, windows, settings)
     described = {
         "documents": list(documents),
@@ -187,11 +178,6 @@ def _check_writable(flag: str, path: Path) -> None:
         raise click.UsageError(f"{flag} {path}: is no file, but there; expected a file's name")
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{flag} {path}: {path.parent} is not writable")
-
-
-def _check_ablation(windows: WindowSettings) -> None:
-    if windows.protocol is not Protocol.WINDOWS:
-        raise click.UsageError("--ablation needs --protocol windows, whose strides share a context")
 
 
 def chosen_patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:

@@ -93,7 +93,7 @@ def pareto(
     from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
     from flashback.benchmark.record import measured_on
     from flashback.evaluation.adapted import Readers
-    from flashback.evaluation.arms import arm_of, told_apart
+    from flashback.evaluation.arms import arm_of, with_unique_names
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
@@ -102,7 +102,7 @@ def pareto(
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")
     cards = {folder: read_card(folder) for folder in adapters}
     readers = Readers(options.load_plain)
-    arms = told_apart(
+    arms = with_unique_names(
         [
             *untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False),
             *(arm_of(folder, card, card.pattern) for folder, card in cards.items()),

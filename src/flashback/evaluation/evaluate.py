@@ -10,7 +10,7 @@ from typing import Any
 
 from flashback.errors import TrainingError
 from flashback.evaluation.adapted import Readers
-from flashback.evaluation.arms import Arm, told_apart
+from flashback.evaluation.arms import Arm, with_unique_names
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
 from flashback.evaluation.statistics import Bootstrap
@@ -45,7 +45,7 @@ def identity_of(
         parts: tuple[object, ...] = (window.document.id, window.ids, window.cuts, window.stride)
         if passages:  # their limits decide where a slot ends
             limits = (example.passage_tokens, example.most_passages)
-            parts = (*parts, example.passages, example.parts, *limits)
+            parts = (*parts, example.passages, *limits)
         digest.update(repr(parts).encode())
     return digest.hexdigest()
 
@@ -107,7 +107,7 @@ def evaluate(
     """
     if not all(one.examples for one in judged):
         raise TrainingError("there is no window to score; give longer documents")
-    arms = told_apart(arms)
+    arms = with_unique_names(arms)
     readers.check(arm.adapter for arm in arms if arm.adapter is not None)
     tasks = _tasks(arms, judged, readers.get())
     texts = [texts_of(one.examples, readers.get()) for one in judged]

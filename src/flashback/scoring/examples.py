@@ -1,8 +1,9 @@
-"""What is scored: a window, what was found for it, and how a reader is shown that.
+"""What is scored: a window, its retrieved passages, and the prompts that a pattern makes of them.
 
 Knows token ids. Knows nothing of models.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,94 +14,76 @@ from flashback.settings import Pattern
 
 @dataclass(frozen=True)
 class Example:
-    """A window and the passage tokens found for each of its cuts (empty: nothing found)."""
+    """A window and the passage tokens of each of its cuts (empty: nothing was found)."""
 
     window: Window
     passages: tuple[Ids, ...]
-    """Of each cut, several of them one behind the other."""
+    """Of each cut; several passages are concatenated."""
     passage_tokens: int = 0
-    """m: how long a passage can be, which decides where a slot ends."""
+    """m: the most tokens of a passage, which decides how many positions are reserved."""
     most_passages: int = 1
-    """k: how many a cut can have; likewise."""
-    parts: tuple[tuple[Ids, ...], ...] = ()
-    """The passages of each cut one by one; empty: there is one."""
+    """k: the most passages of a cut; likewise."""
 
     @property
     def prompts_grow(self) -> bool:
-        """Whether each cut goes on where the one before ended, with the whole window in view."""
+        """Whether each cut continues the one before, with the whole window in view."""
         cuts, stride = self.window.cuts, self.window.stride
         follow = all(b.boundary - a.boundary == stride for a, b in pairwise(cuts))
         return follow and self.window.shares_context
 
 
 @dataclass(frozen=True)
-class SlotLayout:
-    """How a slot's passages are encoded and seen; as it is, it is what generation does.
+class Piece:
+    """Consecutive tokens of a window that see the same passage at reserved positions."""
 
-    Everything else is there to be measured (docs/slot.md).
-    """
-
-    alone: bool = True
-    """Whether a passage sees only itself, and not the context before its boundary."""
-    kept: bool = True
-    """Whether context tokens keep what they were computed with; else every stride is encoded on a
-    context that has never seen a passage, as appending does."""
-    dropped: Ids = ()
-    """Encoded in front of every passage, and then not shown."""
-    gap: int = 0
-    """Positions left free between the slot and the context."""
-    parallel: bool = False
-    """Whether several passages stand at the same positions, each encoded on its own (Parallel
-    Context Windows, Ratner et al. 2023)."""
-
-    @property
-    def notes(self) -> list[str]:
-        """How it differs from what generation does, in words."""
-        return [
-            *([] if self.alone else ["passage sees the context"]),
-            *([] if self.kept else ["context encoded without passages"]),
-            *(["sink dropped"] if self.dropped else []),
-            *([f"gap of {self.gap}"] if self.gap else []),
-            *(["side by side"] if self.parallel else []),
-        ]
+    ids: Ids
+    position: int
+    """Of the first token."""
+    passage: Ids
+    """Frame included; empty: none."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a reader is shown what was found."""
+    """How passages are arranged in a reader's prompts."""
 
     pattern: Pattern
     frame: Frame = Frame()
     forbidden: Ids = ()
     """Ids that are never targets: their logits count as minus infinity."""
-    layout: SlotLayout = SlotLayout()
-    """Of the pattern `slot`."""
 
     def prompt(self, example: Example, at: int) -> Ids:
-        """What the targets of a cut, by its number, are given: token by token, a slot first."""
-        return self._prompt(example, at, Slot(self.room(example))).arranged
+        """The ids that the targets of a cut, by its number, are conditioned on, in order."""
+        return self._prompt(example, at, Slot(self.reserved(example))).arranged
+
+    def first_position(self, example: Example, at: int) -> int:
+        """The position of a cut's first prompt token: above 0 if reserved positions stay empty."""
+        prompt = self._prompt(example, at, Slot(self.reserved(example)))
+        return prompt.slot.room - len(prompt.slot.passage)
+
+    def reserved(self, example: Example) -> int:
+        """R: positions before the text that passages are exchanged in; 0 in most patterns."""
+        if self.pattern is not Pattern.SLOT:
+            return 0
+        longest = max(len(self.frame.around(passage)) for passage in example.passages)
+        room = slot_room(example.most_passages, example.passage_tokens, self.frame)
+        return max(room, longest)
+
+    def pieces(self, example: Example) -> Iterator[Piece]:
+        """The window up to its last target, cut where the passage in view changes.
+
+        For patterns whose passages are exchanged in place, and cuts that continue each other.
+        """
+        window, slot = example.window, Slot(self.reserved(example))
+        for at in range(len(window.cuts)):
+            slot = self._prompt(example, at, slot).slot
+        whole = Prompt(window.ids[: window.cuts[-1].boundary + window.stride - 1], slot)
+        done = 0
+        for passage, ids in whole.pieces(0):
+            yield Piece(ids, slot.room + done, passage)
+            done += len(ids)
 
     def _prompt(self, example: Example, at: int, slot: Slot) -> Prompt:
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
         return arrange(self.pattern, context, passage, self.frame, window.bos, slot)
-
-    def room(self, example: Example) -> int:
-        """R: the positions of the slot; 0 in other patterns."""
-        if self.pattern is not Pattern.SLOT:
-            return 0
-        shown = [self.in_slot(example, at) for at in range(len(example.passages))]
-        longest = max((len(passage) for passages in shown for passage in passages), default=0)
-        count = 1 if self.layout.parallel else example.most_passages
-        room = slot_room(count, example.passage_tokens, self.frame)
-        return max(room, longest) + len(self.layout.dropped)
-
-    def in_slot(self, example: Example, at: int) -> tuple[Ids, ...]:
-        """What the targets of a cut see in the slot: framed passages, each encoded on its own."""
-        alone = example.parts[at] if self.layout.parallel else (example.passages[at],)
-        return tuple(self.frame.around(passage) for passage in alone if passage)
-
-    def first_position(self, example: Example, at: int) -> int:
-        """Where a cut's prompt begins: passages shorter than the slot stand at its end."""
-        prompt = self._prompt(example, at, Slot(self.room(example)))
-        return prompt.slot.room - len(prompt.slot.passage)
