@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from flashback.arrangement import Ids
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.settings import RetrievalSettings
 

@@ -3,13 +3,14 @@
 Knows token ids. Knows nothing of models.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flashback.arrangement import Frame, Ids, Prompt, Slot, arrange, slot_room
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.windows import Window
-from flashback.settings import Pattern
 
 
 @dataclass(frozen=True)
@@ -33,57 +34,44 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Consecutive tokens of a window that see the same passage at reserved positions."""
-
-    ids: Ids
-    position: int
-    """Of the first token."""
-    passage: Ids
-    """Frame included; empty: none."""
-
-
-@dataclass(frozen=True)
 class Arrangement:
     """How passages are arranged in a reader's prompts."""
 
-    pattern: Pattern
+    pattern: str
     frame: Frame = Frame()
     forbidden: Ids = ()
     """Ids that are never targets: their logits count as minus infinity."""
 
-    def prompt(self, example: Example, at: int) -> Ids:
-        """The ids that the targets of a cut, by its number, are conditioned on, in order."""
-        return self._prompt(example, at, Slot(self.reserved(example))).arranged
+    def arrange(self, example: Example, at: int, before: Prompt | None = None) -> Prompt:
+        """The prompt of a cut.
 
-    def first_position(self, example: Example, at: int) -> int:
-        """The position of a cut's first prompt token: above 0 if reserved positions stay empty."""
-        prompt = self._prompt(example, at, Slot(self.reserved(example)))
-        return prompt.slot.room - len(prompt.slot.passage)
-
-    def reserved(self, example: Example) -> int:
-        """R: positions before the text that passages are exchanged in; 0 in most patterns."""
-        if self.pattern is not Pattern.SLOT:
-            return 0
-        longest = max(len(self.frame.around(passage)) for passage in example.passages)
-        room = slot_room(example.most_passages, example.passage_tokens, self.frame)
-        return max(room, longest)
-
-    def pieces(self, example: Example) -> Iterator[Piece]:
-        """The window up to its last target, cut where the passage in view changes.
-
-        For patterns whose passages are exchanged in place, and cuts that continue each other.
+        Args:
+            at: the number of the cut.
+            before: the prompt of the cut before, if this one continues it.
         """
-        window, slot = example.window, Slot(self.reserved(example))
-        for at in range(len(window.cuts)):
-            slot = self._prompt(example, at, slot).slot
-        whole = Prompt(window.ids[: window.cuts[-1].boundary + window.stride - 1], slot)
-        done = 0
-        for passage, ids in whole.pieces(0):
-            yield Piece(ids, slot.room + done, passage)
-            done += len(ids)
-
-    def _prompt(self, example: Example, at: int, slot: Slot) -> Prompt:
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
-        return arrange(self.pattern, context, passage, self.frame, window.bos, slot)
+        reserved = self.reserved(example)
+        boundary = Boundary(context, passage, self.frame, window.bos, reserved, before)
+        return PATTERNS[self.pattern].arrange(boundary)
+
+    def reserved(self, example: Example) -> int:
+        """R: positions before the text for passages that are exchanged in place; else 0."""
+        pattern = PATTERNS[self.pattern]
+        if not pattern.isolated:
+            return 0
+        longest = max(len(self.frame.around(passage)) for passage in example.passages)
+        reserved = pattern.reserved(example.most_passages, example.passage_tokens, self.frame)
+        return max(reserved, longest)
+
+    def whole(self, example: Example) -> Prompt:
+        """All cuts as one prompt, up to the last target: its segments name what each token sees.
+
+        For cuts that continue each other (`Example.prompts_grow`).
+        """
+        window, prompt = example.window, None
+        for at in range(len(window.cuts)):
+            prompt = self.arrange(example, at, prompt)
+        assert prompt is not None
+        ids = window.ids[: window.cuts[-1].boundary + window.stride - 1]
+        return Prompt.with_views(ids, prompt.views, prompt.reserved)

@@ -1,8 +1,8 @@
 """Log-probabilities of targets whose passages are exchanged at reserved positions.
 
 As in generation, every passage is prefilled on its own, here in ordinary batches; then the window
-piece by piece, each on the keys and values of its passage and of the pieces before. No token is
-computed twice, and no model needs a mask for it.
+segment by segment, each on the keys and values of its passage and of the segments before. No token
+is computed twice, and no model needs a mask for it.
 
 Symbols: R reserved positions, s stride, V vocabulary.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States
+from flashback.patterns.prompt import Ids
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.model import ScoringModel, Steps, cache_of, joined, part, states_of
 from flashback.scoring.sequences import TargetSequence, batches, padded
@@ -28,24 +28,23 @@ def log_probs_in_place(
     Args:
         batch_tokens: the most tokens of a batch of passages.
     """
-    window, reserved = example.window, arrangement.reserved(example)
-    pieces = list(arrangement.pieces(example))
-    passages = {piece.passage for piece in pieces} - {()}
-    prefilled = yield from _prefilled(model, passages, reserved, batch_tokens)
+    window, prompt = example.window, arrangement.whole(example)
+    passages = {segment.passage for segment in prompt.segments} - {()}
+    prefilled = yield from _prefilled(model, passages, prompt.reserved, batch_tokens)
     first = window.cuts[0].boundary
     context: list[States] = []
     logits = []
-    for piece in pieces:
-        states = prefilled.get(piece.passage, [])
-        cache = cache_of(joined(states, context))
-        start = piece.position - reserved
-        keep = start + len(piece.ids) - max(start, first - 1)
-        logits.append(model.extend(cache, piece.ids, piece.position, keep))
-        context = part(states_of(cache), slice(len(piece.passage), None))
+    for segment in prompt.segments:
+        cache = cache_of(joined(prefilled.get(segment.passage, []), context))
+        start = segment.start - prompt.reserved
+        keep = start + len(segment.ids) - max(start, first - 1)
+        logits.append(model.extend(cache, segment.ids, segment.start, keep))
+        context = part(states_of(cache), slice(len(segment.passage), None))
         yield
     targets = window.ids[first : first + len(window.cuts) * window.stride]
     log_probs = model.log_probs(torch.cat(logits, 1), [targets], arrangement.forbidden)
-    return log_probs[0].unflatten(0, (-1, window.stride))
+    rows: Tensor = log_probs[0].unflatten(0, (-1, window.stride))
+    return rows
 
 
 def _prefilled(

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from flashback.engines.cache.layers import States
+from flashback.patterns.pattern import TargetLayout
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.in_place import log_probs_in_place
 from flashback.scoring.model import ScoringModel, Steps, cache_of, part, states_of
 from flashback.scoring.sequences import TargetSequence, batches, padded
-from flashback.settings import Pattern
 
 BATCH_TOKENS = 1024
 """Tokens of a batch of branches or sequences: enough to fill a machine, and little enough to stay
@@ -84,8 +85,9 @@ class TargetScorer:
         """The same, pausing after every forward pass."""
         scores: Scores = {}
         separate: list[TargetSequence] = []
-        branches = arrangement.pattern is Pattern.APPEND and self.packs_appended
-        in_place = arrangement.pattern is Pattern.SLOT
+        layout = PATTERNS[arrangement.pattern].targets
+        branches = layout is TargetLayout.BRANCHES and self.packs_appended
+        in_place = layout is TargetLayout.IN_PLACE
         assert self._model.full_attention or not in_place, "see Reader.check_pattern"
         for number, example in enumerate(examples):
             if branches and example.window.shares_context:
@@ -157,32 +159,32 @@ def _sequences(number: int, example: Example, arrangement: Arrangement) -> Itera
 
     They do without passages, and while a prepended passage stays the same.
     """
-    window = example.window
     row: TargetSequence | None = None
-    for at, cut in enumerate(window.cuts):
-        targets = window.targets(cut)
-        prompt = arrangement.prompt(example, at)
-        first = arrangement.first_position(example, at)
-        if row is not None and prompt == row.ids + row.targets[-1:]:
+    for at, cut in enumerate(example.window.cuts):
+        targets = example.window.targets(cut)
+        prompt = arrangement.arrange(example, at)
+        ids = prompt.arranged
+        if row is not None and ids == row.ids + row.targets[-1:]:
             row = replace(
                 row,
                 at=(*row.at, (number, at)),
-                ids=prompt + targets[:-1],
+                ids=ids + targets[:-1],
                 targets=row.targets + targets,
             )
             continue
         if row is not None:
             yield row
-        row = TargetSequence(((number, at),), prompt + targets[:-1], targets, first=first)
+        # At reserved positions, a passage shorter than R stands at their end.
+        first = prompt.reserved - len(prompt.passage)
+        row = TargetSequence(((number, at),), ids + targets[:-1], targets, first=first)
     if row is not None:
         yield row
 
 
 def _branches(number: int, example: Example, arrangement: Arrangement) -> Iterator[TargetSequence]:
     """Branches begin with the context's last token, so that one without a passage has a token."""
-    window = example.window
-    for at, cut in enumerate(window.cuts):
-        targets = window.targets(cut)
-        prompt = arrangement.prompt(example, at)
+    for at, cut in enumerate(example.window.cuts):
+        targets = example.window.targets(cut)
+        ids = arrangement.arrange(example, at).arranged
         seen = cut.boundary - 1
-        yield TargetSequence(((number, at),), prompt[seen:] + targets[:-1], targets, seen)
+        yield TargetSequence(((number, at),), ids[seen:] + targets[:-1], targets, seen)
