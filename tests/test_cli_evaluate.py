@@ -399,7 +399,7 @@ def test_an_adapter_of_another_model_is_refused_before_documents_are_read(
 
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("flashback.scoring.prepare.prepare", fail)
+    monkeypatch.setattr("flashback.scoring.retrieved_windows.cut_and_retrieve", fail)
     message = Eval(tmp_path / "other", corpora).refused("--adapter", adapter, code=1)
     assert f"adapter {adapter} was trained on " in message
     assert "is another model; load the adapter's own" in message
@@ -583,7 +583,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("flashback.training.run.train", fail)
+    monkeypatch.setattr("flashback.training.reproduce.train", fail)
 
 
 def test_a_second_call_trains_and_scores_nothing(

@@ -29,10 +29,11 @@ from flashback.readers.placement import Placement
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index
 from flashback.scoring.examples import Arrangement, Example
-from flashback.scoring.prepare import prepare
+from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
-from flashback.training.run import Run, train
+from flashback.training.run import Run
+from flashback.training.train import train
 from flashback.training.training_settings import TrainingSettings
 
 FIRST = ("ka", "lo", "mi", "nu", "pe", "ro", "su", "ti", "va", "zo")
@@ -146,7 +147,7 @@ class School:
         return put_on(self.reader(), out)
 
     def _examples(self, texts: Sequence[Document]) -> list[Example]:
-        (prepared,) = prepare(texts, self.reader(), self._index, [RETRIEVAL], WINDOWS)
+        (prepared,) = cut_and_retrieve(texts, self.reader(), self._index, [RETRIEVAL], WINDOWS)
         return prepared.examples(self.reader(), RETRIEVAL)
 
 

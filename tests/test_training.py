@@ -44,8 +44,10 @@ from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import check_positions
 from flashback.training.model_card import model_card
-from flashback.training.run import CHECKPOINTS, Run, check_positions, train
+from flashback.training.run import CHECKPOINTS, Run
+from flashback.training.train import train
 from flashback.training.trainer import PackedLoss, Progress, last_checkpoint
 from readers import byte_tokenizer, tiny_reader
 from trainings import (
@@ -121,7 +123,7 @@ def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
         aimed.append(arrangement.forbidden)
         return PackedLoss(model, arrangement)
 
-    monkeypatch.setattr("flashback.training.run.PackedLoss", aiming)
+    monkeypatch.setattr("flashback.training.train.PackedLoss", aiming)
     train_usual(tiny_reader(marks=True), tmp_path / "A", run_with(marks=Marks.NONE, steps=1))
     assert aimed == [MARKS]
     reader = put_on(tiny_reader(marks=True), tmp_path / "A")
@@ -478,7 +480,7 @@ def test_a_training_whose_adapter_could_not_be_written_is_not_repeated(
         save_lora(model, folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.training.run.save_lora", save)
+        patched.setattr("flashback.training.train.save_lora", save)
         with pytest.raises(TrainingError, match=r"cannot be written: .*No space left on device"):
             train_usual(tiny_reader(), out, run)
     assert not (out / CARD).exists()
@@ -849,7 +851,7 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.training.run._publish", fail)
+        patched.setattr("flashback.training.train._publish", fail)
         assert "No space left" in refused(*command.words, code=1)
     other = refused(*command.words, "--rank", "3", code=1)
     assert "repeat that command to go on with it" in other
@@ -975,7 +977,8 @@ def test_corpora_that_cannot_be_trained_on(model_folder: Path, index: Path, tmp_
 
 def test_a_terminal_sees_progress(command: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Console(file=io.StringIO(), force_terminal=True, width=200)
-    monkeypatch.setattr("flashback.cli.train.notes", shown)
+    for module in ("console", "train"):
+        monkeypatch.setattr(f"flashback.cli.{module}.notes", shown)
     command()
     assert isinstance(shown.file, io.StringIO)
     text = shown.file.getvalue()

@@ -40,9 +40,9 @@ def check_echo(echo_tokens: int, pattern: str) -> None:
     """Refuse an echo where nothing stands behind the context.
 
     Raises:
-        SettingsError: the pattern is not `append`.
+        SettingsError: the pattern has no echo.
     """
-    if echo_tokens and pattern != "append":
+    if echo_tokens and not PATTERNS[pattern].echoes:
         raise SettingsError(
             f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import TrainingError
-from flashback.evaluation.adapted import Readers
+from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import Arm, with_unique_names
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
@@ -26,7 +26,7 @@ from flashback.settings import DEFAULT_FRAME
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationSet:
     """What is scored: windows, what was found for them, and their tokens."""
 
     examples: tuple[Example, ...]
@@ -82,14 +82,14 @@ class _Task:
     """One arm on one set of examples, and the name under which its nats are kept."""
 
     arm: Arm
-    judged: Judged
+    judged: EvaluationSet
     key: str
 
 
 def evaluate(
     arms: Sequence[Arm],
-    judged: Sequence[Judged],
-    readers: Readers,
+    judged: Sequence[EvaluationSet],
+    readers: AdaptedReaders,
     *,
     settings: BootstrapSettings | None = None,
     store: ScoreStore | None = None,
@@ -121,7 +121,7 @@ def evaluate(
     ]
 
 
-def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> list[_Task]:
+def _tasks(arms: Sequence[Arm], judged: Sequence[EvaluationSet], reader: Reader) -> list[_Task]:
     # What frames are made of: a text of ours, and the tokenizer's end-of-text token.
     frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
     base = [computation_of(reader.model), reader.placement.dtype_name, frames]
@@ -148,7 +148,7 @@ def _checksums(adapter: Path | None) -> list[str]:
 
 
 def _scored(
-    tasks: Sequence[_Task], readers: Readers, store: ScoreStore | None, start: StartScoring
+    tasks: Sequence[_Task], readers: AdaptedReaders, store: ScoreStore | None, start: StartScoring
 ) -> dict[str, list[float]]:
     """The nats per window of every task; what is not kept yet is scored, and kept."""
     nats = {}

@@ -1,6 +1,6 @@
 """Documents to windows: token sequences with a stride boundary every s tokens.
 
-Knows token ids and lengths. Knows nothing of models or retrievers.
+Knows token ids, lengths and how many positions a reader has. Knows nothing of retrievers.
 
 Symbols: N window, s stride, b a boundary (the s targets are ids[b, b+s)), a the first token of the
 context that b's targets are given; positions are half-open and count BOS.
@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document
+from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.settings import DEFAULT_FRAME, RetrievalSettings
 
 _STRIDES_TOGETHER = 32
 """Where every stride has a context of its own, how many of them make a window."""
@@ -143,3 +145,32 @@ def shortened(window: Window, settings: WindowSettings) -> Window:
         for cut in window.cuts
     )
     return replace(window, cuts=cuts)
+
+
+def check_positions(
+    reader: Reader, windows: WindowSettings, retrieval: RetrievalSettings, frame: int | None = None
+) -> None:
+    """Refuse windows that, with passages, do not fit the reader's positions.
+
+    Args:
+        frame: f, tokens around passages; None: the default text's or two marks, what is more.
+
+    Raises:
+        SettingsError: N + k·m + f positions are more than the reader has.
+    """
+    needed, passages, advice = windows.window_tokens, "", ""
+    if retrieval.retrieves:
+        text = reader.frame(DEFAULT_FRAME, retrieval.pattern)
+        around = max(len(text), 2) if frame is None else frame
+        needed += retrieval.passages * retrieval.passage_tokens + around
+        passages = (
+            f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {around} frame "
+            "tokens"
+        )
+        advice = " or --passage-tokens"
+    if needed > reader.window:
+        raise SettingsError(
+            f"windows of {windows.window_tokens} tokens{passages} need {needed} positions, but "
+            f"{reader.name} has {reader.window} ({reader.window_reason}); lower "
+            f"--window-tokens{advice}"
+        )

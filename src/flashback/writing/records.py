@@ -1,15 +1,12 @@
 """A generation as plain data: enough to recompute every stride with plain transformers."""
 
-import platform
-import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from flashback.readers.card import AdapterCard
 from flashback.readers.reader import Reader
 from flashback.settings import Settings
-from flashback.version import __version__
+from flashback.version import versions as versions
 from flashback.writing.text import Generation, Stride
 
 
@@ -88,18 +85,6 @@ def adapter_record(card: AdapterCard) -> dict[str, Any]:
         "pattern": str(card.pattern),
         "marks": str(card.marks),
         "echo_tokens": card.echo_tokens,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What decides a result besides the settings."""
-    packages = ["torch", "transformers", "tokenizers", "tantivy", "numpy"]
-    if "numba" in sys.modules:  # imported where it is to multiply
-        packages.append("numba")
-    return {
-        "flashback": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
     }
 
 

@@ -7,7 +7,7 @@ from flashback.readers.adapter import check_base, put_on
 from flashback.readers.reader import Reader
 
 
-class Readers:
+class AdaptedReaders:
     """Hands out a reader; who has it must let go of it before asking for another one."""
 
     def __init__(

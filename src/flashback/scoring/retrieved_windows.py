@@ -24,7 +24,7 @@ StartLookup = Callable[[int], Callable[[], None]]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RetrievedWindows:
     """Windows, and what was found for them."""
 
     windows: tuple[Window, ...]
@@ -32,7 +32,7 @@ class Prepared:
     from_disk: bool = False
     """Whether nothing had to be searched."""
 
-    def first_windows(self) -> "Prepared":
+    def first_windows(self) -> "RetrievedWindows":
         """The first window of each document alone."""
         firsts: dict[tuple[str, str], int] = {}
         for at, window in enumerate(self.windows):
@@ -48,7 +48,7 @@ class Prepared:
         return examples_of(self.windows, self.found, reader, settings)
 
 
-def prepare(
+def cut_and_retrieve(
     documents: Iterable[Document],
     reader: Reader,
     retriever: Retriever,
@@ -57,7 +57,7 @@ def prepare(
     *,
     cache: LookupCache | None = None,
     start: StartLookup = lambda _: lambda: None,
-) -> list[Prepared]:
+) -> list[RetrievedWindows]:
     """Cut documents into windows and look up passages, once for all `settings`.
 
     Args:
@@ -73,17 +73,17 @@ def prepare(
     for one in settings:
         one.check_lookahead()
     if windows.protocol is Protocol.WINDOWS:
-        return _prepare_together(documents, reader, retriever, settings, windows, cache, start)
+        return _retrieve_together(documents, reader, retriever, settings, windows, cache, start)
     kept = list(documents)
-    found: dict[RetrievalSettings, Prepared] = {}
+    found: dict[RetrievalSettings, RetrievedWindows] = {}
     for stride in sorted({one.stride for one in settings}):  # contexts are of a stride's own
         own = [one for one in settings if one.stride == stride]
-        some = _prepare_together(kept, reader, retriever, own, windows, cache, start)
+        some = _retrieve_together(kept, reader, retriever, own, windows, cache, start)
         found |= zip(own, some, strict=True)
     return [found[one] for one in settings]
 
 
-def _prepare_together(
+def _retrieve_together(
     documents: Iterable[Document],
     reader: Reader,
     retriever: Retriever,
@@ -91,7 +91,7 @@ def _prepare_together(
     windows: WindowSettings,
     cache: LookupCache | None,
     start: StartLookup,
-) -> list[Prepared]:
+) -> list[RetrievedWindows]:
     strides = sorted({one.stride for one in settings})
     finest, coarsest = math.gcd(*strides), math.lcm(*strides)
     first = _first_boundary(reader, windows, strides)
@@ -146,7 +146,7 @@ def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
     )
 
 
-def check_found(prepared: Sequence[Prepared]) -> None:
+def check_found(prepared: Sequence[RetrievedWindows]) -> None:
     """Refuse to go on with patterns that have passages, but nothing to put there.
 
     Raises:
@@ -192,9 +192,9 @@ def _part(
     found: tuple[list[Found], bool],
     settings: RetrievalSettings,
     finest: int,
-) -> Prepared:
+) -> RetrievedWindows:
     step = settings.stride // finest
-    return Prepared(
+    return RetrievedWindows(
         tuple(window.every(step) for window in windows),
         tuple(one.every(step, settings.passages) for one in found[0]),
         found[1],
