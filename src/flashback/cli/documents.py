@@ -22,8 +22,8 @@ from flashback.cli.console import notes, print_report
 from flashback.cli.options import options_of
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.errors import CorpusError
-from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.indexing import Corpus, open_corpus
+from flashback.retrieval.kinds import Index, open_index
 from flashback.retrieval.protocol import NoRetriever, Retriever
 from flashback.settings import RetrievalSettings
 
@@ -75,7 +75,7 @@ class Sources:
 
     corpus: Corpus
     report: CorpusReport
-    retriever: BM25Index | None
+    retriever: Index | None
     """None: nothing is retrieved."""
 
     @property
@@ -98,7 +98,7 @@ def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -
     """
     if index is None and retrieves:
         raise click.UsageError("passages are to be retrieved, but there is no index; give --index")
-    retriever = BM25Index.open(index) if index is not None and retrieves else None
+    retriever = open_index(index) if index is not None and retrieves else None
     report = CorpusReport()
     return Sources(open_corpus(names, report), report, retriever)
 

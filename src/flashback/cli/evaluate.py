@@ -21,11 +21,11 @@ from flashback.cli.perplexity import (
     title_of,
     untrained_rows,
 )
-from flashback.cli.reader_options import ReaderOptions, quantize_option, reader_options
+from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import Quantize, RetrievalSettings
+from flashback.settings import RetrievalSettings, Weights
 
 if TYPE_CHECKING:
     from flashback.evaluation.adapted_readers import AdaptedReaders
@@ -49,7 +49,7 @@ class _Request:
     shortened: bool
     sweep: tuple[str, ...]
     options: ReaderOptions
-    quantize: str
+    weights: Weights
     per_document: Path | None
     plot: Path | None
     as_json: bool
@@ -95,7 +95,7 @@ class _Request:
     help="Score several values of s, l, m or k (repeatable: every combination).",
 )
 @reader_options
-@quantize_option
+@weights_option
 @lookup_options
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
@@ -142,13 +142,12 @@ def _score(request: _Request) -> "list[Table]":
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
-    from flashback.readers.inference import check_quantize
+    from flashback.readers.inference import check_weights
 
     for adapter in request.adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
-    quantize = Quantize(request.quantize)
-    check_quantize(quantize, request.options.device, request.options.dtype)
-    readers = AdaptedReaders(request.options.load_plain, _finish(quantize))
+    check_weights(request.weights, request.options.device, request.options.dtype)
+    readers = AdaptedReaders(request.options.load_plain, _finish(request.weights))
     arms = _arms(request, readers)
     settings, windows = request.settings, request.windows
     check_arms(arms, readers, windows, settings)
@@ -165,11 +164,11 @@ def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
     return [*untrained_rows(readers.get(), patterns, request.shortened), *adapted]
 
 
-def _finish(quantize: Quantize) -> "Callable[[Reader], Reader] | None":
+def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":
     """What is done to a reader before it scores: nothing, unless its weights are rounded."""
     from flashback.readers.inference import for_inference
 
-    return None if quantize is Quantize.NONE else partial(for_inference, quantize=quantize)
+    return None if weights is Weights.FULL else partial(for_inference, weights=weights)
 
 
 def _check_files(per_document: Path | None, plot: Path | None) -> None:

@@ -141,7 +141,7 @@ def _described(
         "model": reader.name,
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
-        "quantize": str(reader.placement.quantize),
+        "weights": str(reader.placement.weights),
         **more,
         "stride": retrieval.stride,
         "query_tokens": retrieval.query_tokens,
