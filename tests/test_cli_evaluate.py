@@ -622,7 +622,7 @@ def test_adapters_of_other_settings_do_not_get_into_a_table(
 ) -> None:
     message = reproduce.refused(reproduced[0], *more)
     assert f"reproduction {reproduced[0]}: was begun with another model, other settings" in message
-    assert "repeat that command to go on with it, or choose another --out" in message
+    assert "repeat that command to continue it, or choose another --out" in message
 
 
 def test_an_interrupted_reproduction_goes_on_where_it_was(

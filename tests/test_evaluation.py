@@ -705,7 +705,7 @@ def run_again(store: ScoreStore, scored: Calls, **changed: Any) -> list[str]:
     """Evaluate; the patterns that were scored, not taken from the store."""
     given: dict[str, Any] = {
         "arms": [NONE, Arm("append", FrameKind.TEXT)],
-        "judged": [made_up(count=1)],
+        "sets": [made_up(count=1)],
         "readers": AdaptedReaders(load),
     } | changed
     scored.clear()
@@ -740,9 +740,9 @@ def other_model() -> Reader:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        (lambda: {"judged": [made_up(seed=1, count=1)]}, ["append"]),
-        (lambda: {"judged": [made_up(count=2)]}, ["none", "append"]),
-        (lambda: {"judged": [made_up(COARSE, count=1)]}, ["none", "append"]),
+        (lambda: {"sets": [made_up(seed=1, count=1)]}, ["append"]),
+        (lambda: {"sets": [made_up(count=2)]}, ["none", "append"]),
+        (lambda: {"sets": [made_up(COARSE, count=1)]}, ["none", "append"]),
         (lambda: {"readers": AdaptedReaders(other_model)}, ["none", "append"]),
         (lambda: {"arms": [NONE, Arm("append", FrameKind.BARE)]}, ["append"]),
     ],

@@ -51,7 +51,7 @@ lookup_options = options_of(
 
 @contextlib.contextmanager
 def counting(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
-    """Progress bars of a known number of things, each begun by a call of what is yielded."""
+    """Progress bars: call the yielded function with a total to begin one, its result to advance."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is scored, with what; every field but the settings is an option of the command."""
+    """The command's options, and the settings made of them."""
 
     settings: tuple[RetrievalSettings, ...]
     """One for each combination of the sweep."""
@@ -165,14 +165,14 @@ def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
 
 
 def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":
-    """What is done to a reader before it scores: nothing, unless its weights are rounded."""
+    """What lays a reader's weights out before it scores; None: they stay as they are."""
     from flashback.readers.inference import for_inference
 
     return None if weights is Weights.FULL else partial(for_inference, weights=weights)
 
 
 def _check_files(per_document: Path | None, plot: Path | None) -> None:
-    """Now, not after minutes of scoring."""
+    """Refuse files that cannot be written, before minutes of scoring."""
     if plot is not None:
         from flashback.evaluation.figures import check_plot
 

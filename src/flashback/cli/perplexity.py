@@ -110,7 +110,7 @@ def evaluation_sets(
     windows: WindowSettings,
     described: dict[str, Any],
 ) -> "list[EvaluationSet]":
-    """What is scored with each of the settings.
+    """An evaluation set for each of the settings, with progress bars.
 
     Args:
         described: recorded in every table besides the settings.

@@ -44,7 +44,7 @@ _TRAINED = [
 
 @dataclass(frozen=True)
 class _Request:
-    """What is trained and scored; every field but the settings is an option of the command."""
+    """The command's options, and the settings made of them."""
 
     settings: TrainingSettings
     retrieval: RetrievalSettings
@@ -65,7 +65,7 @@ class _Request:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What is recorded of the documents to train on."""
+        """A record of the documents to train on."""
         return {"documents": list(self.train_documents), "index": str(self.index)}
 
     @property
@@ -159,7 +159,7 @@ def _parse(values: dict[str, Any]) -> _Request:
 
 
 def _table(request: _Request, trained: Sources, scored: Sources) -> "Table":
-    """Train what is missing and score what is missing.
+    """Train the missing adapters and score the missing rows.
 
     Args:
         trained: the documents to train on.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is trained, on what; every field but the settings is an option of the command."""
+    """The command's options, and the settings made of them."""
 
     settings: TrainingSettings
     retrieval: RetrievalSettings

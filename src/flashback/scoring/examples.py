@@ -1,4 +1,4 @@
-"""What is scored: a window, its retrieved passages, and the prompts that a pattern makes of them.
+"""A window with its retrieved passages, and the prompts that a pattern makes of them.
 
 Knows token ids. Knows nothing of models.
 """

@@ -1,4 +1,4 @@
-"""Documents and a retriever to windows with passages: what training and evaluation begin with.
+"""Documents cut into windows, and passages for them: the input of training and evaluation.
 
 One lookup serves several strides, numbers of passages and passage lengths: it is made at the
 boundaries of all strides and for the most passages, and every setting takes its part of it.
@@ -25,12 +25,12 @@ StartLookup = Callable[[int], Callable[[], None]]
 
 @dataclass(frozen=True)
 class RetrievedWindows:
-    """Windows, and what was found for them."""
+    """Windows and the hits of their cuts."""
 
     windows: tuple[Window, ...]
     found: tuple[Found, ...]
     from_disk: bool = False
-    """Whether nothing had to be searched."""
+    """Whether all hits came from the lookups on disk."""
 
     def first_windows(self) -> "RetrievedWindows":
         """The first window of each document alone."""
@@ -44,7 +44,7 @@ class RetrievedWindows:
         )
 
     def examples(self, reader: Reader, settings: RetrievalSettings) -> list[Example]:
-        """The same in tokens."""
+        """Examples: the windows with the tokens of their passages."""
         return examples_of(self.windows, self.found, reader, settings)
 
 
@@ -58,12 +58,12 @@ def cut_and_retrieve(
     cache: LookupCache | None = None,
     start: StartLookup = lambda _: lambda: None,
 ) -> list[RetrievedWindows]:
-    """Cut documents into windows and look up passages, once for all `settings`.
+    """Cut documents into windows and retrieve passages, once for all `settings`.
 
     Args:
         documents: read once.
         settings: one or more; all have the same targets if the protocol is `windows`.
-        cache: where what was found is kept.
+        cache: keeps the hits.
         start: called with the number of windows before they are looked up.
 
     Raises:
@@ -140,19 +140,19 @@ def _strides(strides: Sequence[int]) -> str:
 
 
 def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
-    """What decides a lookup: equal for settings that share one."""
+    """The settings that decide a lookup: equal for those that share one."""
     return replace(
         settings, pattern="append", stride=1, passage_tokens=1, passages=passages, frame=None
     )
 
 
-def check_found(prepared: Sequence[RetrievedWindows]) -> None:
-    """Refuse to go on with patterns that have passages, but nothing to put there.
+def check_found(retrieved: Sequence[RetrievedWindows]) -> None:
+    """Refuse patterns that have passages where none was found.
 
     Raises:
         CorpusError: not one passage was found, for any of the settings.
     """
-    hits = [hits for one in prepared for window in one.found for hits in window.hits]
+    hits = [hits for one in retrieved for window in one.found for hits in window.hits]
     if not any(hits):
         raise CorpusError(
             f"no passage was found for any of {len(hits):,} boundaries: the index has none but "
@@ -162,7 +162,7 @@ def check_found(prepared: Sequence[RetrievedWindows]) -> None:
 
 
 def _drawn(windows: Iterable[Window], settings: WindowSettings) -> list[Window]:
-    """All windows, or as many as are wanted, drawn at random but in their order."""
+    """All windows, or so many drawn at random, in their order."""
     every = list(windows)
     if not 0 < settings.max_windows < len(every):
         return every

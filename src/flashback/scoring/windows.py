@@ -18,12 +18,12 @@ from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.settings import DEFAULT_FRAME, RetrievalSettings
 
 _STRIDES_TOGETHER = 32
-"""Where every stride has a context of its own, how many of them make a window."""
+"""Strides per window, where every stride has its own context."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A stride of targets: its boundary b, and where the context that it is given begins."""
+    """A stride of targets: its boundary b, and where its context begins."""
 
     boundary: int
     start: int = 0
@@ -38,14 +38,14 @@ class Window:
     ids: Ids
     """BOS, if the reader has one, and the text's tokens."""
     bos: int
-    """How many of the ids are BOS; they stay in front of every context."""
+    """How many of the ids are BOS; they begin every context."""
     cuts: tuple[Cut, ...]
     stride: int
     continues: bool = False
     """Whether its first stride follows the last one of the window before."""
 
     def context(self, cut: Cut) -> Ids:
-        """What the cut's targets are given, BOS first."""
+        """The context of the cut's targets, BOS first."""
         start = max(cut.start, self.bos)
         return self.ids[: self.bos] + self.ids[start : cut.boundary]
 
@@ -59,7 +59,7 @@ class Window:
 
     @property
     def shares_context(self) -> bool:
-        """Whether every cut is given the window from its beginning."""
+        """Whether every context begins where the window does."""
         return all(cut.start <= self.bos for cut in self.cuts)
 
     @property
@@ -100,7 +100,7 @@ def _tiles(
     stride: int,
     multiple: int,
 ) -> Iterator[Window]:
-    """One window behind another; the last one is as long as what is left allows."""
+    """Windows end to end; the last one is as long as the rest of the text allows."""
     size = settings.window_tokens - len(bos)
     for start in range(0, len(ids), size):
         window = bos + tuple(ids[start : start + size])
@@ -114,7 +114,7 @@ def _tiles(
 def _whole(
     ids: list[int], document: Document, bos: Ids, settings: WindowSettings, stride: int
 ) -> Iterator[Window]:
-    """The whole document with a context of its own for every stride, some strides at a time."""
+    """The whole document, some strides per window, every stride with its own context."""
     window = bos + tuple(ids)
     draw = random.Random(f"{settings.seed} {document.id}")
     if settings.protocol is Protocol.RANDOM:
@@ -153,18 +153,18 @@ def check_positions(
     """Refuse windows that, with passages, do not fit the reader's positions.
 
     Args:
-        frame: f, tokens around passages; None: the default text's or two marks, what is more.
+        frame: f, tokens around passages; None: the longer of the default text and two marks.
 
     Raises:
         SettingsError: N + k·m + f positions are more than the reader has.
     """
     needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.retrieves:
-        text = reader.frame(DEFAULT_FRAME, retrieval.pattern)
-        around = max(len(text), 2) if frame is None else frame
-        needed += retrieval.passages * retrieval.passage_tokens + around
+        if frame is None:
+            frame = max(len(reader.frame(DEFAULT_FRAME, retrieval.pattern)), 2)
+        needed += retrieval.passages * retrieval.passage_tokens + frame
         passages = (
-            f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {around} frame "
+            f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {frame} frame "
             "tokens"
         )
         advice = " or --passage-tokens"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -69,11 +70,21 @@ def trainer_arguments(
         ) from error
     except ValueError as error:
         raise SettingsError(" ".join(str(error).split())) from error
-    if arguments.world_size == 1:
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes
-        if chosen.index not in (None, arguments.device.index):
-            raise SettingsError(
-                f"--device {chosen}: training takes {arguments.device}; use --device cuda with "
-                f"CUDA_VISIBLE_DEVICES={chosen.index}"
-            )
+    _use_one_device(arguments, chosen)
     return arguments
+
+
+def _use_one_device(arguments: TrainingArguments, chosen: torch.device) -> None:
+    """Keep a single process on one device; several GPUs are for several processes.
+
+    Raises:
+        SettingsError: the Trainer takes another device than the chosen one.
+    """
+    if arguments.world_size > 1:
+        return
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    if chosen.index not in (None, arguments.device.index):
+        raise SettingsError(
+            f"--device {chosen}: training takes {arguments.device}; use --device cuda with "
+            f"CUDA_VISIBLE_DEVICES={chosen.index}"
+        )

@@ -92,7 +92,7 @@ def arms(out: Path, reader: Reader, echo_tokens: int = 0) -> list[Arm]:
 
 
 def adapter_folder(out: Path, recipe: Recipe) -> Path:
-    """Where an adapter of the table lies."""
+    """The folder of an adapter of the table."""
     return out / "adapters" / recipe.name
 
 
