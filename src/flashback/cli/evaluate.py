@@ -126,9 +126,9 @@ def evaluate(**values: Any) -> None:
 
 def _parse(values: dict[str, Any]) -> _Request:
     """Check all that can be checked before documents are read and a model is loaded."""
-    wanted = values["patterns"]
-    retrieves = not wanted or any(PATTERNS[pattern].retrieves for pattern in wanted)
-    retrieval = replace(take(RetrievalSettings, values), pattern="append" if retrieves else "none")
+    wanted = values["patterns"] or ("append",)  # all of them, and append is one with passages
+    retrieving = (name for name in wanted if PATTERNS[name].retrieves)
+    retrieval = replace(take(RetrievalSettings, values), pattern=next(retrieving, "none"))
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
     settings = tuple(combinations(retrieval, values["sweep"]))
     retrieval.check_retriever(values["index"])
