@@ -15,7 +15,7 @@ from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
     from flashback.cli.demonstration import Demo
-    from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.kinds import Index
     from flashback.retrieval.protocol import Hit
     from flashback.writing.generator import Generation
 
@@ -60,7 +60,7 @@ def demo(as_json: bool) -> None:
         click.echo(json.dumps(record))
 
 
-def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
+def _print_index(console: Console, index: "Index", built: bool) -> None:
     counts = index.manifest.content.counts
     done = "Indexed" if built else "Opened the index of"
     console.print(

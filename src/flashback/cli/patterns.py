@@ -1,4 +1,4 @@
-"""--pattern: what `auto` means before a model is loaded, what goes with it, and where it is not."""
+"""--pattern and the options that depend on it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSettings:
-    """With the pattern of an adapter's folder in place of `auto`; without one, as it is.
+    """The pattern of an adapter's folder in place of `auto`; without a folder, unchanged.
 
     Raises:
         AdapterError: the folder is missing or damaged.
@@ -37,7 +37,7 @@ def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSe
 
 
 def check_echo(echo_tokens: int, pattern: str) -> None:
-    """Refuse an echo where nothing stands behind the context.
+    """Refuse an echo for a pattern that uses none.
 
     Raises:
         SettingsError: the pattern has no echo.
