@@ -31,6 +31,9 @@ _RULES = 2
 _SPARE = 8
 """Hits asked for beyond k, to replace copies."""
 
+StartLookup = Callable[[int], Callable[[], None]]
+"""Called with the number of windows that are looked up; returns what is called after each."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -91,6 +94,19 @@ class Lookup:
                 found = self._retriever.search(self.queries(window), options)
                 yield _without_copies(found, overlap, self._settings.passages)
 
+    def search_all(self, windows: Sequence[Window], start: StartLookup) -> list[Found]:
+        """The same as a list.
+
+        Args:
+            start: called with the number of windows; what it returns is called after each.
+        """
+        on_window = start(len(windows))
+        found = []
+        for one in self.search(windows):
+            found.append(one)
+            on_window()
+        return found
+
 
 def _without_copies(found: Sequence[Sequence[Hit]], overlap: Overlap, k: int) -> Found:
     one = [_keep(hits, overlap, k) for hits in found]
@@ -130,23 +146,18 @@ class LookupCache:
         lookup: Lookup,
         windows: Sequence[Window],
         settings: RetrievalSettings,
-        start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+        start: StartLookup = lambda _: lambda: None,
     ) -> tuple[list[Found], bool]:
         """Passages for `windows`, and whether they came from disk.
 
         Args:
-            start: called with the number of windows if they must be searched; what it returns is
-                called after each.
+            start: see `Lookup.search_all`; not called for windows that are on disk.
         """
         path = self.folder / f"passages-{self._key(lookup, windows, settings)[:32]}.jsonl"
         kept = _read(path, windows)
         if kept is not None:
             return kept, True
-        found = []
-        on_window = start(len(windows))
-        for one in lookup.search(windows):
-            found.append(one)
-            on_window()
+        found = lookup.search_all(windows, start)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))

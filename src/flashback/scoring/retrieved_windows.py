@@ -6,7 +6,7 @@ boundaries of all strides and for the most passages, and every setting takes its
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document, name_of
@@ -14,13 +14,10 @@ from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Example
-from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
+from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.scoring.windows import Window, cut_documents, random_lengths
+from flashback.scoring.windows import Window, cut_windows, random_lengths
 from flashback.settings import AUTO, RetrievalSettings
-
-StartLookup = Callable[[int], Callable[[], None]]
-"""Given how many windows are looked up: what to call after each."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def cut_and_retrieve(
         documents: read once.
         settings: one or more; all have the same targets if the protocol is `windows`.
         cache: keeps the hits.
-        start: called with the number of windows before they are looked up.
+        start: see `Lookup.search_all`.
 
     Raises:
         SettingsError: a window has no room for a stride.
@@ -96,7 +93,7 @@ def _retrieve_together(
     finest, coarsest = math.gcd(*strides), math.lcm(*strides)
     first = _first_boundary(reader, windows, strides)
     cut = _drawn(
-        cut_documents(documents, reader, windows, finest, multiple=coarsest // finest), windows
+        cut_windows(documents, reader, windows, finest, multiple=coarsest // finest), windows
     )
     if not cut:
         raise CorpusError(
@@ -179,12 +176,7 @@ def _looked_up(
 ) -> tuple[list[Found], bool]:
     if cache is not None:
         return cache.find(lookup, windows, asked, start)
-    on_window = start(len(windows))
-    found = []
-    for one in lookup.search(windows):
-        found.append(one)
-        on_window()
-    return found, False
+    return lookup.search_all(windows, start), False
 
 
 def _part(

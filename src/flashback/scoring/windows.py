@@ -67,7 +67,7 @@ class Window:
         return len(self.cuts) * self.stride
 
 
-def cut_documents(
+def cut_windows(
     documents: Iterable[Document],
     reader: Reader,
     settings: WindowSettings,
