@@ -854,7 +854,7 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
         patched.setattr("flashback.training.train._publish", fail)
         assert "No space left" in refused(*command.words, code=1)
     other = refused(*command.words, "--rank", "3", code=1)
-    assert "repeat that command to go on with it" in other
+    assert "repeat that command to continue it" in other
     command()
     assert "exists already" in refused(*command.words, code=1)
 
