@@ -117,7 +117,7 @@ def _row(result: "Generation") -> dict[str, Any]:
 
 def _print_comparison(console: Console, show: "Demo") -> None:
     table = Table(title="\nThe same prompt and settings, each from an empty cache")
-    for heading in ("pattern", "seconds", "prompt tokens encoded", "reused", "tokens/s"):
+    for heading in ("pattern", "seconds", "prompt tokens prefilled", "reused", "tokens/s"):
         table.add_column(heading, justify="left" if heading == "pattern" else "right")
     for pattern, result in show.results.items():
         table.add_row(
@@ -133,7 +133,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
 def _print_perplexity(console: Console, record: dict[str, Any]) -> None:
     table = Table(
         title=f"\nHow well {record['tokens']:,} tokens of {record['documents']} other unseen pages "
-        "are foretold (perplexity; less is better)"
+        "are predicted (perplexity; lower is better)"
     )
     table.add_column("pattern")
     table.add_column("perplexity", justify="right")
