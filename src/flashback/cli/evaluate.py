@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.documents import counting, lookup_options, open_sources
-from flashback.cli.options import options_of, take
+from flashback.cli.options import Names, options_of, take
 from flashback.cli.perplexity import (
     check_arms,
     chosen_patterns,
@@ -83,7 +83,7 @@ class _Request:
 @click.option(
     "--pattern",
     "patterns",
-    type=click.Choice(list(PATTERNS)),
+    type=Names(lambda: list(PATTERNS)),
     multiple=True,
     help="Score this pattern (repeatable; default: all that the reader can have).",
 )
