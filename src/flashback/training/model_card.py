@@ -33,7 +33,7 @@ def model_card(card: AdapterCard) -> str:
         "",
         f"# A FlashBack adapter for {card.base.name}",
         "",
-        f"Pattern `{card.pattern}` of FlashBack (arXiv 2405.04065, but for `slot`). {task}",
+        f"Context pattern `{card.pattern}` of FlashBack, whose paper is arXiv 2405.04065. {task}",
         "",
         "```bash",
         f"flashback generate --model {card.base.name} --adapter FOLDER --pattern {card.pattern}"
