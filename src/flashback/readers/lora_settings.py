@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.errors import SettingsError
 from flashback.settings import CheckedSettings, setting
 
 
@@ -45,14 +44,6 @@ class LoraSettings(CheckedSettings):
         "value projections).",
         flag="--lora-target",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            object.__setattr__(self, "marks", Marks(self.marks))
-        except ValueError:
-            known = ", ".join(Marks)
-            raise SettingsError(f"--marks {self.marks}: expected one of {known}") from None
 
     @property
     def frame_tokens(self) -> int:
