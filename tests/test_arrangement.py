@@ -14,11 +14,11 @@ FRAME = Frame((100,), (101, 102))
 
 def test_each_pattern_puts_the_passage_in_its_place() -> None:
     context, passage = (0, 1, 2), (7, 8)
-    assert arrange(Pattern.NONE, context, passage, FRAME, 1) == Prompt((0, 1, 2))
-    assert arrange(Pattern.APPEND, context, passage, FRAME, 1) == Prompt(
+    assert arrange(Pattern.NONE, context, passage, FRAME, 1) == Prompt.plain((0, 1, 2))
+    assert arrange(Pattern.APPEND, context, passage, FRAME, 1) == Prompt.plain(
         (0, 1, 2, 100, 7, 8, 101, 102)
     )
-    assert arrange(Pattern.PREPEND, context, passage, FRAME, 1) == Prompt(
+    assert arrange(Pattern.PREPEND, context, passage, FRAME, 1) == Prompt.plain(
         (0, 100, 7, 8, 101, 102, 1, 2)
     )
 
@@ -27,12 +27,12 @@ def test_an_echo_repeats_the_end_of_the_text_behind_an_appended_passage_alone() 
     frame = Frame((100,), (101,), echo=2)
     assert len(frame) == 4
     appended = arrange(Pattern.APPEND, (0, 1, 2, 3), (7,), frame, 1)
-    assert appended == Prompt((0, 1, 2, 3, 100, 7, 101, 2, 3))
+    assert appended == Prompt.plain((0, 1, 2, 3, 100, 7, 101, 2, 3))
     prepended = arrange(Pattern.PREPEND, (0, 1, 2, 3), (7,), frame, 1)
-    assert prepended == Prompt((0, 100, 7, 101, 1, 2, 3))
+    assert prepended == Prompt.plain((0, 100, 7, 101, 1, 2, 3))
     # BOS is no text; a text shorter than the echo is repeated whole.
-    assert arrange(Pattern.APPEND, (0, 1), (7,), frame, 1) == Prompt((0, 1, 100, 7, 101, 1))
-    assert arrange(Pattern.APPEND, (0, 1, 2), (), frame, 1) == Prompt((0, 1, 2))
+    assert arrange(Pattern.APPEND, (0, 1), (7,), frame, 1) == Prompt.plain((0, 1, 100, 7, 101, 1))
+    assert arrange(Pattern.APPEND, (0, 1, 2), (), frame, 1) == Prompt.plain((0, 1, 2))
 
 
 @given(
@@ -42,15 +42,15 @@ def test_an_echo_repeats_the_end_of_the_text_behind_an_appended_passage_alone() 
 def test_an_empty_retrieval_arranges_the_context_alone(
     pattern: Pattern, context: tuple[int, ...]
 ) -> None:
-    assert arrange(pattern, context, (), FRAME, 1) == Prompt(context)
+    assert arrange(pattern, context, (), FRAME, 1) == Prompt.plain(context)
 
 
 @given(context=IDS, passage=IDS.filter(bool), bos=st.integers(0, 1))
 def test_prepending_and_appending_hold_the_same_tokens(
     context: tuple[int, ...], passage: tuple[int, ...], bos: int
 ) -> None:
-    prepended = arrange(Pattern.PREPEND, context, passage, FRAME, bos).context
-    appended = arrange(Pattern.APPEND, context, passage, FRAME, bos).context
+    prepended = arrange(Pattern.PREPEND, context, passage, FRAME, bos).ids
+    appended = arrange(Pattern.APPEND, context, passage, FRAME, bos).ids
     assert sorted(prepended) == sorted(appended)
     if len(context) >= bos:
         assert prepended[:bos] == appended[:bos] == context[:bos]

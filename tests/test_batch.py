@@ -15,11 +15,11 @@ from torch import Tensor
 import flashback.engines.cache.layers as cache_module
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.arrangement import Prompt
 from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
+from flashback.patterns.prompt import Prompt
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.sampling import Sampler
@@ -230,7 +230,7 @@ def test_the_texts_share_the_time_they_took() -> None:
     writer = Generator(shared_reader("opt"), shared_engine("opt"), QueryRetriever())
     texts = writer.generate_batch([[5], [6, 7]], SMALL, batch_size=2)
     for text in texts:
-        own = sum(one.usage.encode_seconds + one.usage.decode_seconds for one in text.strides)
+        own = sum(one.usage.prefill_seconds + one.usage.decode_seconds for one in text.strides)
         assert 0 < own <= text.seconds
 
 
@@ -270,9 +270,6 @@ class OneAtATime:
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         return self._engine.complete(prompt, max_tokens, sampler)
 
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        return self._engine.score(ids, start)
-
 
 def test_an_engine_without_batches_writes_one_by_one() -> None:
     writer = Generator(shared_reader("opt"), OneAtATime(shared_engine("opt")), QueryRetriever())
@@ -284,13 +281,13 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = LocalEngine(tiny_model("llama"), window=100)
-    plain = engine.run
+    plain = engine.passes.run
 
     def unmasked(*arguments: object, **more: object) -> Tensor:
         more.pop("attention_mask", None)
         return plain(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "run", unmasked)
+    monkeypatch.setattr(engine.passes, "run", unmasked)
     writer = Generator(shared_reader("llama"), engine, None)
     none = Settings(RetrievalSettings(Pattern.NONE, passage_tokens=8))
     with pytest.warns(FlashBackWarning, match="fails the self-check"):
@@ -299,7 +296,7 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
 
 def completed(batch: LocalBatch, prompts: Sequence[Sequence[int]], count: int) -> list[Request]:
     requests = [
-        Request(Prompt(tuple(ids)), count, Sampler(SamplingSettings(), ids)) for ids in prompts
+        Request(Prompt.plain(ids), count, Sampler(SamplingSettings(), ids)) for ids in prompts
     ]
     for _ in batch.complete(requests):
         pass

@@ -8,9 +8,9 @@ from torch import Tensor
 
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
+from flashback.patterns.prompt import Ids, Prompt
 from flashback.sampling import Sampler
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
@@ -82,6 +82,6 @@ def check_a_long_text(
 def reference(family: str, prompt: Prompt, tokens: Ids) -> Tensor:
     """Logits (n, V) of a stride's tokens, from the same weights on the CPU."""
     model = tiny_model(family)
-    if prompt.slot.room:
+    if prompt.reserved:
         return block_mask_logits(model, prompt, tokens)
     return recomputed_logits(model, [*prompt.arranged, *tokens[:-1]], len(tokens))

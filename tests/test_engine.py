@@ -22,13 +22,14 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
-from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels import last_layer
 from flashback.engines.kernels.attention import Attention, UsualAttention, attend
 from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError, UnsupportedReader
+from flashback.patterns.prompt import Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -46,7 +47,7 @@ def greedy() -> Sampler:
 
 def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[list[int], int]:
     """The tokens, and how many prompt tokens were reused."""
-    completion = engine.complete(Prompt(ids), count, greedy())
+    completion = engine.complete(Prompt.plain(ids), count, greedy())
     return list(completion), completion.usage.reused
 
 
@@ -58,12 +59,13 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
     expected, _ = complete(whole, PROMPT, 5)
     assert whole.joins_passages
     for check in ("has_joint_passes", "has_fixed_passes", "check_cache_reuse"):
-        monkeypatch.setattr(f"flashback.engines.local.{check}", lambda _: [][0])
-    other = whole.another(1000)
-    assert (other.joins_passages, other.fixed, other.passages.budget) == (True, None, 1000)
+        monkeypatch.setattr(f"flashback.engines.local.{check}", lambda *_: [][0])
+    other = whole.fresh(4)
+    assert (other.joins_passages, other.passes.fixed) == (True, None)
+    assert other.passages.budget == whole.passages.budget // 4
     assert complete(other, PROMPT, 5) == (expected, 0)
-    recorded = engine.another(1000)
-    assert recorded.fixed is not None
+    recorded = engine.fresh(4)
+    assert recorded.passes.fixed is not None
     assert not recorded.joins_passages
 
 
@@ -75,11 +77,11 @@ def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPa
 
     def given_up(sequence: CachedSequence) -> None:
         gives_up(sequence)
-        locked: bool = engine.lock._is_owned()  # type: ignore[attr-defined]
+        locked: bool = engine.passes.lock._is_owned()  # type: ignore[attr-defined]
         seen.append((locked, len(engine.leases.taken)))
 
     monkeypatch.setattr(engine.leases, "give_up", given_up)
-    monkeypatch.setattr(engine, "run", lambda *_, **__: [][0])
+    monkeypatch.setattr(engine.passes, "run", lambda *_, **__: [][0])
     with pytest.raises(IndexError):
         complete(engine, PROMPT, 2)
     assert seen[0] == (True, 0)
@@ -94,9 +96,9 @@ def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(last_layer, "_narrowed", spoiled)
         engine = LocalEngine(tiny_model("llama"), window=192, fixed_passes=True)
-        assert engine.fixed is not None
+        assert engine.passes.fixed is not None
         assert complete(engine, PROMPT, 5) == (expected, 0)
-        assert engine.held[0] == 1
+        assert engine.cache_use.sequences == 1
 
 
 def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:
@@ -119,7 +121,7 @@ def test_a_sequence_in_use_is_forked_not_cropped(engine: LocalEngine) -> None:
         engine.forget()
         alone.append(complete(engine, prompt, 8)[0])
     engine.forget()
-    running = [iter(engine.complete(Prompt(prompt), 8, greedy())) for prompt in prompts]
+    running = [iter(engine.complete(Prompt.plain(prompt), 8, greedy())) for prompt in prompts]
     together = [[next(tokens)] for tokens in running]
     for _ in range(7):
         for written, tokens in zip(together, running, strict=True):
@@ -133,7 +135,7 @@ def test_forks_of_sliding_windows_are_exact(family: str) -> None:
     long = tuple(range(60))
     alone = complete(engine, (*long[:50], 99), 6)[0]
     engine.forget()
-    first = iter(engine.complete(Prompt(long), 30, greedy()))
+    first = iter(engine.complete(Prompt.plain(long), 30, greedy()))
     next(first)
     assert complete(engine, (*long[:50], 99), 6)[0] == alone
     rest = [*first]
@@ -144,7 +146,7 @@ def test_forks_of_sliding_windows_are_exact(family: str) -> None:
 def test_closing_early_gives_the_cache_back_whole(engine: LocalEngine) -> None:
     expected = complete(engine, PROMPT, 10)[0]
     engine.forget()
-    with engine.complete(Prompt(PROMPT), 10, greedy()) as completion:
+    with engine.complete(Prompt.plain(PROMPT), 10, greedy()) as completion:
         tokens = iter(completion)
         begun = [next(tokens), next(tokens)]
     assert begun == expected[:2]
@@ -182,32 +184,15 @@ def test_as_many_idle_caches_are_kept_as_was_asked_for(limit: int) -> None:
         assert len(engine.leases.idle) == min(number + 1, limit)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_log_probabilities_of_the_continuation(family: str) -> None:
-    engine = LocalEngine(tiny_model(family), window=100)
-    ids = list(range(40))
-    with torch.inference_mode():
-        logits = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    expected = [float(logits[i - 1, ids[i]]) for i in range(10, 40)]
-    assert engine.score(ids, 10) == pytest.approx(expected, abs=1e-4)
-    assert engine.score(ids, 39) == pytest.approx(expected[-1:], abs=1e-4)
-
-
-@pytest.mark.parametrize("start", [0, 5, 6, -1])
-def test_scoring_from_nowhere_is_refused(engine: LocalEngine, start: int) -> None:
-    with pytest.raises(SettingsError, match="score starts at"):
-        engine.score([1, 2, 3, 4, 5], start)
-
-
 def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(SettingsError, match="exceed the window of 192"):
-        engine.complete(Prompt(tuple(range(190))), 3, greedy())
+        engine.complete(Prompt.plain(range(190)), 3, greedy())
     with pytest.raises(SettingsError, match="0 tokens asked for"):
-        engine.complete(Prompt((1,)), 0, greedy())
+        engine.complete(Prompt.plain((1,)), 0, greedy())
     with pytest.raises(SettingsError, match="prompt is empty"):
-        engine.complete(Prompt(()), 3, greedy())
+        engine.complete(Prompt.plain(()), 3, greedy())
     with pytest.raises(SettingsError, match="10 slot, 180 prompt and 3 new tokens exceed"):
-        engine.complete(Prompt(tuple(range(180)), Slot(10)), 3, greedy())
+        engine.complete(Prompt.with_views(tuple(range(180)), (), 10), 3, greedy())
 
 
 @pytest.mark.parametrize("family", SLIDING)
@@ -215,7 +200,7 @@ def test_a_slot_out_of_sight_is_refused(family: str) -> None:
     engine = LocalEngine(tiny_model(family), window=192)
     assert not engine.capabilities.slot
     with pytest.raises(SettingsError, match="sliding window"):
-        engine.complete(Prompt((1,), Slot(2, (InView(0, (2,)),))), 3, greedy())
+        engine.complete(Prompt.with_views((1,), (View(0, (2,)),), 2), 3, greedy())
 
 
 def _mamba() -> PreTrainedModel:
@@ -326,7 +311,7 @@ def by_turns(engine: LocalEngine, prompts: list[tuple[int, ...]]) -> tuple[list[
     reused = 0
     for _ in range(4):
         for text, sampler in zip(texts, samplers, strict=True):
-            completion = engine.complete(Prompt(tuple(text)), 5, sampler)
+            completion = engine.complete(Prompt.plain(text), 5, sampler)
             text.extend(completion)
             reused += completion.usage.reused
     return texts, reused
@@ -345,7 +330,7 @@ def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) 
     engine.forget()
     together, reused = by_turns(engine, prompts)
     assert together == alone
-    count, held = engine.held
+    count, held = engine.cache_use.sequences, engine.cache_use.sequence_bytes
     assert held <= budget
     if budget == 0:
         assert (count, reused) == (0, 0)
@@ -359,12 +344,12 @@ def test_the_cache_used_longest_ago_goes_first() -> None:
     prompts = [(0, *range(start, start + 20)) for start in (10, 60, 110)]
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
     complete(engine, prompts[0], 2)
-    one = engine.held[1]
+    one = engine.cache_use.sequence_bytes
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=2 * one)
     engine.forget()
     for prompt in prompts:
         complete(engine, prompt, 2)
-    assert engine.held == (2, 2 * one)
+    assert engine.cache_use == CacheUse(2, 2 * one, 0)
     assert [complete(engine, prompt, 2)[1] for prompt in (prompts[2], prompts[1])] == [20, 20]
     assert complete(engine, prompts[0], 2)[1] <= 1
 
@@ -373,12 +358,12 @@ def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> N
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
     engine.forget()
     writer = greedy()
-    list(engine.complete(Prompt(PROMPT), 5, writer))
+    list(engine.complete(Prompt.plain(PROMPT), 5, writer))
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
-    assert engine.held[0] == 2
+    assert engine.cache_use.sequences == 2
     del writer
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
-    assert engine.held[0] == 2
+    assert engine.cache_use.sequences == 2
 
 
 @pytest.mark.parametrize("budget", [None, 1 << 30])
@@ -392,11 +377,11 @@ def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
     caches = []
     for start in (10, 60, 110):
         ids = tuple(range(start, start + 40))
-        text = list(engine.complete(Prompt(ids), 6, writer))
+        text = list(engine.complete(Prompt.plain(ids), 6, writer))
         alone = LocalEngine(tiny_model("llama"), window=192)
-        assert text == list(alone.complete(Prompt(ids), 6, greedy()))
+        assert text == list(alone.complete(Prompt.plain(ids), 6, greedy()))
         caches.append(engine.leases.idle[0].cache)
-    assert engine.held[0] == 1
+    assert engine.cache_use.sequences == 1
     assert all(cache is caches[0] for cache in caches)
 
 
@@ -498,7 +483,7 @@ def test_a_short_text_does_not_keep_the_buffers_of_a_long_one() -> None:
     model.config.max_position_embeddings = 4000
     engine = LocalEngine(model, window=4000)
     engine.forget()
-    list(engine.complete(Prompt(tuple(range(2, 290)) * 10), 1, greedy()))
-    before = engine.held[1]
+    list(engine.complete(Prompt.plain(tuple(range(2, 290)) * 10), 1, greedy()))
+    before = engine.cache_use.sequence_bytes
     complete(engine, PROMPT, 4)
-    assert engine.held[1] < before / 4
+    assert engine.cache_use.sequence_bytes < before / 4

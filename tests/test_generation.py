@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from families import tiny_model
-from flashback.arrangement import Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion
 from flashback.errors import PromptTooLong, SettingsError
+from flashback.patterns.prompt import Prompt
 from flashback.retrieval.protocol import Hit, SearchOptions
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -49,9 +49,6 @@ class Script:
                 yield sampler.choose(logits)
 
         return Completion(tokens())
-
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        raise AssertionError("generation does not score")
 
 
 class OnePassage:
@@ -202,12 +199,12 @@ def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> 
         stopping=StoppingSettings(max_new_tokens=10),
     )
     result = Generator(READER, script, OnePassage()).generate("Once", settings)
-    shown = [READER.show(prompt.context) for prompt in script.prompts]
+    shown = [READER.show(prompt.ids) for prompt in script.prompts]
     if pattern is Pattern.APPEND:
         assert shown == ["<s>Once<PASS>", "<s>Once01234<PASS>"]
     else:
         assert shown == ["<s><PASS>Once", "<s><PASS>Once01234"]
-    assert [stride.arranged for stride in result.strides] == [p.context for p in script.prompts]
+    assert [stride.arranged for stride in result.strides] == [p.ids for p in script.prompts]
 
 
 def test_several_passages_stand_best_first_in_one_frame() -> None:
@@ -224,13 +221,13 @@ def test_several_passages_stand_best_first_in_one_frame() -> None:
             return [hits[: options.k] for _ in queries]
 
     Generator(READER, script, Two()).generate("x", settings)
-    assert READER.show(script.prompts[0].context) == "<s>x<bestsecond>"
+    assert READER.show(script.prompts[0].ids) == "<s>x<bestsecond>"
 
 
 def test_an_empty_retrieval_leaves_the_context_alone() -> None:
     script = Script("0123456789")
     Generator(READER, script, MadeUpRetriever(empty=1.0)).generate("x", small(new=5))
-    assert READER.show(script.prompts[0].context) == "<s>x"
+    assert READER.show(script.prompts[0].ids) == "<s>x"
 
 
 def test_trained_marks_frame_passages_and_are_never_written() -> None:

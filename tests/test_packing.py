@@ -16,14 +16,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
-from flashback.arrangement import Frame, Ids, InView, Prompt, Slot
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
+from flashback.patterns.frame import Frame
+from flashback.patterns.prompt import Ids, Prompt, View
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import PATTERNS, Pattern
-from recompute import block_mask_logits
+from recompute import block_mask_logits, cached_scores
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a log-probability, and of a gradient relative to its norm."""
@@ -119,19 +120,19 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
     if all(cut.start <= window.bos for cut in window.cuts):
         first, last = window.cuts[0].boundary, window.cuts[-1].boundary
-        views = [InView(0, framed[0])]
+        views = [View(0, framed[0])]
         for cut, passage in zip(window.cuts[1:], framed[1:], strict=True):
             if passage != views[-1].passage:
-                views.append(InView(cut.boundary - 1, passage))
+                views.append(View(cut.boundary - 1, passage))
         yield (
-            Prompt(window.ids[:first], Slot(room, tuple(views))),
+            Prompt.with_views(window.ids[:first], views, room),
             window.ids[first : last + stride],
         )
         return
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
         targets = window.ids[cut.boundary : cut.boundary + stride]
-        yield Prompt(context, Slot(room, (InView(0, passage),))), targets
+        yield Prompt.with_views(context, (View(0, passage),), room), targets
 
 
 def in_a_slot(model: Any, example: Example, arrangement: Arrangement) -> Tensor:
@@ -320,7 +321,7 @@ def test_packed_scores_equal_scoring_step_by_step(family: str, pattern: Pattern)
     example = Example(example.window, ((), *example.passages[1:4], (), *example.passages[5:]))
     arrangement = Arrangement(pattern, MARKING)
     stepped = [
-        engine.score(prompt + targets, len(prompt))
+        cached_scores(engine, prompt + targets, len(prompt))
         for prompt, targets in prompts(example, arrangement)
     ]
     check_scores(packed(model, [example], arrangement), [torch.tensor(stepped)])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,11 +14,12 @@ from torch import Tensor
 import flashback.engines.cache.layers as cache_module
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING
-from flashback.arrangement import Ids, InView, Prompt, Slot
+from flashback.arrangement import Slot
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion, Usage
 from flashback.errors import SettingsError
+from flashback.patterns.prompt import Ids, Prompt, Segment, View
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -144,8 +146,8 @@ def test_the_examples_meet_kept_and_dropped_passages() -> None:
         )
         assert error <= TOLERANCE
         assert generation.jumps
-    assert engine.passages.count.kept > 0
-    assert engine.passages.count.dropped > 0
+    assert engine.passages.count.hits > 0
+    assert engine.passages.count.evicted > 0
     assert engine.passages.bytes <= 60_000
 
 
@@ -165,7 +167,7 @@ def test_an_empty_cache_gives_the_same_as_a_warm_one() -> None:
     )
     assert cold.tokens == warm.tokens
     assert error <= TOLERANCE
-    assert cold.encoded > 4 * warm.encoded
+    assert cold.prefilled > 4 * warm.prefilled
 
 
 def test_a_stride_encodes_its_passage_and_one_token() -> None:
@@ -176,16 +178,16 @@ def test_a_stride_encodes_its_passage_and_one_token() -> None:
     made_up = Settings(slot_settings(), stopping=StoppingSettings(30, ignore_eos=True))
     generation, _ = write(reader, engine, retriever, tuple(range(20)), made_up)
     first, *later = generation.strides
-    assert (first.usage.encoded, first.usage.reused) == (len(first.arranged), 0)
+    assert (first.usage.prefilled, first.usage.reused) == (len(first.arranged), 0)
     for stride in later:
         passage = len(reader.bos) + len(stride.passages[0].text) + 2
-        assert (stride.usage.encoded, stride.usage.decoded) == (passage + 1, 4)
+        assert (stride.usage.prefilled, stride.usage.decoded) == (passage + 1, 4)
         assert stride.usage.reused == len(stride.arranged) - passage - 1
     again, _ = write(
         reader, engine, MadeUpRetriever(0, longest=8, empty=0, same=0), tuple(range(20)), made_up
     )
     assert again.tokens == generation.tokens
-    assert [stride.usage.encoded for stride in again.strides[1:]] == [1] * 5
+    assert [stride.usage.prefilled for stride in again.strides[1:]] == [1] * 5
 
 
 def test_an_unchanged_passage_stays() -> None:
@@ -195,8 +197,8 @@ def test_an_unchanged_passage_stays() -> None:
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))
     generation, error = write(reader, engine, retriever, (0, 7), made_up)
     assert error <= TOLERANCE
-    assert [stride.usage.encoded for stride in generation.strides[1:]] == [1, 1, 1]
-    assert len(engine.prompts[-1].slot.history) == 1
+    assert [stride.usage.prefilled for stride in generation.strides[1:]] == [1, 1, 1]
+    assert len(engine.prompts[-1].views) == 1
 
 
 def test_another_history_is_another_prefix() -> None:
@@ -204,31 +206,32 @@ def test_another_history_is_another_prefix() -> None:
     engine = LocalEngine(shared_reader("llama").model, WINDOW)
     context = tuple(range(30))
 
-    def reused(*views: InView) -> int:
-        prompt = Prompt(context, Slot(4, views))
+    def reused(*views: View) -> int:
+        prompt = Prompt.with_views(context, views, 4)
         completion = engine.complete(prompt, 1, Sampler(SamplingSettings(), []))
         list(completion)
         return completion.usage.reused
 
-    reused(InView(0, (7, 8)), InView(20, (9,)))
-    assert reused(InView(0, (7, 8)), InView(20, (9,))) == 29 + 1
-    assert reused(InView(0, (7, 8)), InView(20, (5, 5))) == 20
-    assert reused(InView(0, (7, 8)), InView(15, (9,))) == 15 + 1
-    assert reused(InView(0, (9,))) == 1
+    reused(View(0, (7, 8)), View(20, (9,)))
+    assert reused(View(0, (7, 8)), View(20, (9,))) == 29 + 1
+    assert reused(View(0, (7, 8)), View(20, (5, 5))) == 20
+    assert reused(View(0, (7, 8)), View(15, (9,))) == 15 + 1
+    assert reused(View(0, (9,))) == 1
     assert reused() == 0
 
 
 @pytest.mark.parametrize("family", FULL)
 def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a slot that is not exchanged must fail the same comparison."""
-    encode = RecordingEngine._encode
+    prefill = RecordingEngine._prefill
 
-    def encode_behind_the_first(
-        engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids, usage: Usage
+    def prefill_behind_the_first(
+        engine: LocalEngine, sequence: CachedSequence, segment: Segment, usage: Usage
     ) -> Tensor:
-        return encode(engine, sequence, sequence.shown or passage, ids, usage)
+        stale = replace(segment, passage=sequence.passage or segment.passage)
+        return prefill(engine, sequence, stale, usage)
 
-    monkeypatch.setattr(RecordingEngine, "_encode", encode_behind_the_first)
+    monkeypatch.setattr(RecordingEngine, "_prefill", prefill_behind_the_first)
     reader = shared_reader(family)
     engine = RecordingEngine(reader.model, WINDOW, self_check=False)
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))
@@ -238,28 +241,30 @@ def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch
 
 def test_exchanging_a_passage() -> None:
     slot = Slot(4).showing((1, 2), 10)
-    assert slot == Slot(4, (InView(0, (1, 2)),))
+    assert slot == Slot(4, (View(0, (1, 2)),))
     assert slot.showing((1, 2), 14) is slot
-    assert slot.showing((3,), 14) == Slot(4, (InView(0, (1, 2)), InView(13, (3,))))
-    assert slot.showing((), 14).passage == ()
-    assert slot.showing((3,), 1) == Slot(4, (InView(0, (3,)),))
+    assert slot.showing((3,), 14) == Slot(4, (View(0, (1, 2)), View(13, (3,))))
+    assert slot.showing((), 14).history[-1].passage == ()
+    assert slot.showing((3,), 1) == Slot(4, (View(0, (3,)),))
     with pytest.raises(SettingsError, match="passage of 5 tokens"):
         slot.showing((1, 2, 3, 4, 5), 14)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(length=st.integers(1, 40), start=st.integers(0, 39), seed=st.integers(0, 99))
-def test_pieces_tile_the_context(length: int, start: int, seed: int) -> None:
+def test_segments_tile_the_text(length: int, start: int, seed: int) -> None:
     draw = random.Random(seed)
     starts = sorted({0, *draw.sample(range(length), draw.randrange(min(length, 5)))})
-    views = tuple(InView(at, (at,)) for at in starts)
-    prompt = Prompt(tuple(range(length)), Slot(3, views))
-    pieces = list(prompt.pieces(min(start, length - 1)))
-    assert [token for _, ids in pieces for token in ids] == list(
+    views = tuple(View(at, (at,)) for at in starts)
+    prompt = Prompt.with_views(tuple(range(length)), views, 3)
+    pieces = list(prompt.after(min(start, length - 1)))
+    assert [token for piece in pieces for token in piece.ids] == list(
         range(min(start, length - 1), length)
     )
-    for passage, ids in pieces:
-        assert all(max(at for at in starts if at <= token) == passage[0] for token in ids)
+    for piece in pieces:
+        assert piece.start == 3 + piece.ids[0]
+        passage = piece.passage
+        assert all(max(at for at in starts if at <= token) == passage[0] for token in piece.ids)
 
 
 @pytest.mark.parametrize("family", [*SLIDING, "gpt_neo"])

@@ -3,10 +3,7 @@
 from pathlib import Path
 
 from flashback.engines.local import LocalEngine
-from flashback.engines.passage_store import PassageStore
-from flashback.errors import SettingsError
 from flashback.readers.adapted import AUTO, load_adapted
-from flashback.readers.fingerprint import computation_of
 from flashback.readers.inference import check_decode_kernel, check_quantize, for_inference, named
 from flashback.readers.load import MINI
 from flashback.retrieval.bm25 import BM25Index
@@ -20,7 +17,6 @@ def load(
     *,
     adapter: str | Path | None = AUTO,
     pattern: Pattern | None = None,
-    passages_from: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     window: int | None = None,
@@ -37,7 +33,6 @@ def load(
             None: the model as it is.
         pattern: what will be written with; an adapter for another pattern is then not taken by
             `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
-        passages_from: a folder made by `flashback precompute`, for the pattern `slot`.
         device, dtype, window, trust_remote_code: see `load_reader`.
         quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,
             smaller, and not exact.
@@ -45,18 +40,12 @@ def load(
             numba compiles, which read whole weights faster; in float32 exact.
 
     Raises:
-        FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
+        FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     quantized = named(Quantize, "--quantize", quantize)
     check_quantize(quantized, device, dtype)
     kernel = named(DecodeKernel, "--decode-kernel", decode_kernel)
     check_decode_kernel(kernel, quantized, device, dtype)
-    if passages_from is not None and quantized is not Quantize.NONE:
-        raise SettingsError(
-            f"--quantize {quantized}: stored passages were encoded with whole weights; leave out "
-            "one of --quantize and --passages-from"
-        )
-    store = None if passages_from is None else PassageStore.open(passages_from)
     retriever = None if index is None else BM25Index.open(index)
     reader = load_adapted(
         model,
@@ -67,8 +56,5 @@ def load(
         window=window,
         trust_remote_code=trust_remote_code,
     )
-    if store is not None:
-        store.check_reader(computation_of(reader.model), reader.placement.dtype_name)
     reader = for_inference(reader, quantized, kernel)
-    engine = LocalEngine(reader.model, reader.window, passage_store=store)
-    return Generator(reader, engine, retriever)
+    return Generator(reader, LocalEngine(reader.model, reader.window), retriever)

@@ -110,7 +110,8 @@ def _row(result: "Generation") -> dict[str, Any]:
     return {
         "seconds": result.seconds,
         "retrieve_seconds": sum(stride.retrieve_seconds for stride in result.strides),
-        "encoded": result.encoded,
+        "prefilled": result.prefilled,
+        "encoded": result.prefilled,  # the former name, for one version
         "reused": result.reused,
         "tokens": len(result.tokens),
         "tokens_per_second": result.tokens_per_second,
@@ -119,13 +120,13 @@ def _row(result: "Generation") -> dict[str, Any]:
 
 def _print_comparison(console: Console, show: "Demo") -> None:
     table = Table(title="\nThe same prompt and settings, each from an empty cache")
-    for heading in ("pattern", "seconds", "prompt tokens encoded", "reused", "tokens/s"):
+    for heading in ("pattern", "seconds", "prompt tokens prefilled", "reused", "tokens/s"):
         table.add_column(heading, justify="left" if heading == "pattern" else "right")
     for pattern, result in show.results.items():
         table.add_row(
             str(pattern),
             f"{result.seconds:.2f}",
-            f"{result.encoded:,}",
+            f"{result.prefilled:,}",
             f"{result.reused:,}",
             f"{result.tokens_per_second:.1f}",
         )

@@ -66,11 +66,6 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
-@click.option(
-    "--passages-from",
-    type=Path,
-    help="Folder made by 'flashback precompute', for --pattern slot.",
-)
 @prompts_options
 @click.option("--json", "as_json", is_flag=True, help="Give everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
@@ -84,7 +79,6 @@ def generate(
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
-    passages_from: Path | None,
     prompts: Path | None,
     out: Path | None,
     batch_size: int | None,
@@ -113,7 +107,7 @@ def generate(
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
     if settings.retrieval.pattern is not Pattern.AUTO:
-        _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+        check_echo(echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
@@ -130,13 +124,12 @@ def generate(
         index if settings.retrieval.pattern.retrieves else None,
         adapter=adapter,
         pattern=settings.retrieval.pattern,
-        passages_from=passages_from,
         quantize=quantize,
         decode_kernel=decode_kernel,
         **options.placed,
     )
     settings = writer.settled(settings)
-    _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+    check_echo(echo_tokens or 0, settings.retrieval.pattern)
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
         shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
@@ -152,12 +145,6 @@ def generate(
     _print_stream(writing, writer.reader.show, explain)
     if notes.is_terminal:
         _print_summary(writing.result)
-
-
-def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | None) -> None:
-    check_echo(echo or 0, pattern)
-    if passages_from is not None and pattern is not Pattern.SLOT:
-        raise click.UsageError("--passages-from has an effect on --pattern slot only")
 
 
 def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
@@ -187,7 +174,7 @@ def _print_summary(result: "Generation") -> None:
     jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
     notes.print(
         f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
-        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens encoded {result.encoded:,}, "
+        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.prefilled:,}, "
         f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
         style="dim",
     )

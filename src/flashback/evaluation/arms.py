@@ -8,11 +8,11 @@ from operator import attrgetter
 from pathlib import Path
 
 from flashback.arrangement import Frame
+from flashback.engines.support import support_of
 from flashback.errors import SettingsError
 from flashback.readers.card import AdapterCard, read_card
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example, SlotLayout
-from flashback.scoring.passes import takes_positions
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
 from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
@@ -154,7 +154,7 @@ def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
         SettingsError: the reader can have no slot, or takes no positions.
     """
     reader.check_pattern(Pattern.SLOT)
-    if not takes_positions(reader.model):
+    if not support_of(reader.model).takes_positions:
         raise SettingsError(f"--ablation: {reader.name} takes no positions; leave it out")
     layouts = [
         SlotLayout(alone=False, kept=False),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.arrangement import Frame, Ids
-from flashback.engines.cache.layers import has_full_attention_only
+from flashback.engines.support import support_of
 from flashback.errors import ReaderError, SettingsError
 from flashback.readers.card import AdapterCard
 from flashback.readers.placement import Placement
@@ -166,7 +166,7 @@ class Reader:
     @property
     def can_have_slot(self) -> bool:
         """Whether every layer sees all positions, those of a slot before the context included."""
-        return has_full_attention_only(self.model)
+        return support_of(self.model).full_attention_only
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuse a slot that the reader would lose sight of.

@@ -103,4 +103,4 @@ class Arrangement:
     def first_position(self, example: Example, at: int) -> int:
         """Where a cut's prompt begins: passages shorter than the slot stand at its end."""
         prompt = self._prompt(example, at, Slot(self.room(example)))
-        return prompt.slot.room - len(prompt.slot.passage)
+        return prompt.reserved - len(prompt.passage)

@@ -3,7 +3,6 @@
 Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads.
 """
 
-import inspect
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
@@ -13,15 +12,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from flashback.arrangement import Ids
-from flashback.engines.cache.layers import States, has_hidden_windows
 from flashback.engines.kernels.last_layer import LastLayer
+from flashback.engines.kernels.states import States
+from flashback.engines.support import support_of
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 """A computation of several passes that stops after each of them; it returns its result."""
-
-_BY_COLUMN = ("mpt",)
-"""Models that measure distances in columns of the cache, hidden ones among them."""
 
 
 class Passes:
@@ -30,12 +27,12 @@ class Passes:
     def __init__(self, model: nn.Module) -> None:
         """Take a model: in evaluation mode, or in training."""
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.takes_positions = takes_positions(base)
-        self._takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        full = all(type(one) is DynamicLayer for one in DynamicCache(config=base.config).layers)
-        self.full_attention = full and not has_hidden_windows(base)
-        """Whether every layer sees every position; False for sliding windows."""
-        self.skips_columns = self.full_attention and base.config.model_type not in _BY_COLUMN
+        support = support_of(base)
+        self.takes_positions = support.takes_positions
+        self._takes_keep = support.takes_logits_to_keep
+        self.full_attention = support.full_attention_only and support.every_layer_caches
+        """Whether every layer caches and sees every position; False for sliding windows."""
+        self.skips_columns = self.full_attention and support.skips_hidden_columns
         """Whether columns of a cache that a mask hides are as if they were not there."""
         self.device = next(base.parameters()).device
         self._last_layer = LastLayer(base)
@@ -71,11 +68,6 @@ class Passes:
         wanted = torch.tensor(targets, device=logits.device)
         flat = logits.flatten(0, 1), wanted.flatten()  # with V last, nothing is copied
         return -nn.functional.cross_entropy(*flat, reduction="none").view_as(wanted)
-
-
-def takes_positions(model: nn.Module) -> bool:
-    """Whether a model is told where its tokens stand."""
-    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class _GivenLayer(DynamicLayer):

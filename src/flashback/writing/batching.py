@@ -1,6 +1,6 @@
 """Many texts at once: strides in step, and a text that ends makes room for the next one.
 
-All texts of a batch retrieve, are encoded and decode together. Each is a `Text` with a sampler and
+All texts of a batch retrieve, prefill and decode together. Each is a `Text` with a sampler and
 a cached sequence of its own, so what it becomes does not depend on its neighbours.
 """
 
@@ -59,7 +59,7 @@ def _share(seconds: float, texts: Sequence[Text]) -> None:
     """Add to every text what its stride took, and an equal part of the time that is nobody's."""
     strides = [text.strides[-1] for text in texts]
     own = [
-        one.usage.encode_seconds + one.usage.decode_seconds + one.retrieve_seconds
+        one.usage.prefill_seconds + one.usage.decode_seconds + one.retrieve_seconds
         for one in strides
     ]
     for text, part in zip(texts, own, strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
-from flashback.engines.protocol import Batch, BatchingEngine, Engine, SlotEngine
+from flashback.engines.protocol import Batch, BatchingEngine, Engine
 from flashback.errors import FlashBackWarning, SettingsError, UnsupportedReader
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
@@ -328,14 +328,7 @@ class Generator:
         def find(query: str) -> tuple[Hit, ...]:
             return tuple(self.find([query], text.settings.retrieval)[0])
 
-        def prepare(hits: Sequence[Hit]) -> None:
-            engine = self.engine
-            if not text.slot.room or not isinstance(engine, SlotEngine):
-                return
-            if passage := text.passage(hits):
-                engine.prepare(text.frame.around(passage), text.slot.room)
-
-        ahead = Lookahead(find, prepare)
+        ahead = Lookahead(find)
         return Writing(self._write(text, ahead), text, ahead)
 
     def _write(self, text: Text, ahead: Lookahead) -> Events:

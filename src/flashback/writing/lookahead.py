@@ -1,7 +1,7 @@
-"""The next passage is searched for, and encoded, before the boundary at which it is needed.
+"""The next passage is searched for before the boundary at which it is needed.
 
-What is written does not depend on it: which query a stride has is `text.py`'s business. Here is
-only when its answer is worked out.
+What is written does not depend on it: `text.py` decides which query a stride has. Here is only when
+its answer is worked out.
 """
 
 import time
@@ -33,21 +33,19 @@ class Lookahead:
     Close it, or leave its `with` block, to end the thread; a search under way is waited for.
     """
 
-    def __init__(self, find: Callable[[str], Hits], prepare: Callable[[Hits], None]) -> None:
+    def __init__(self, find: Callable[[str], Hits]) -> None:
         """Start nothing yet.
 
         Args:
             find: searches; raises what the retriever raises.
-            prepare: works ahead with what was found, such as encoding it.
         """
         self._find = find
-        self._prepare = prepare
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="flashback-lookahead")
         self._pending: _Search | None = None
 
     def begin(self, query: str) -> None:
-        """Search for a query that will be asked soon, and work ahead with what is found."""
-        self._pending = _Search(query, self._threads.submit(self._work, query), float("inf"))
+        """Search for a query that will be asked soon."""
+        self._pending = _Search(query, self._threads.submit(self._timed, query), float("inf"))
 
     def search(self, query: str) -> "Future[tuple[Hits, float]]":
         """Search for the query that is asked next, for who can do other things meanwhile.
@@ -93,8 +91,3 @@ class Lookahead:
 
     def _timed(self, query: str) -> tuple[Hits, float]:
         return self._find(query), time.perf_counter()
-
-    def _work(self, query: str) -> tuple[Hits, float]:
-        found = self._find(query)
-        self._prepare(found)
-        return found, time.perf_counter()

@@ -4,6 +4,7 @@ Knows the rules of a stride, whoever drives it: one text at a time or many toget
 end-of-text tokens and penalties are handled here, since they may span strides.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -61,8 +62,15 @@ class Generation:
         return sum(stride.usage.reused for stride in self.strides)
 
     @property
+    def prefilled(self) -> int:
+        return sum(stride.usage.prefilled for stride in self.strides)
+
+    @property
     def encoded(self) -> int:
-        return sum(stride.usage.encoded for stride in self.strides)
+        """Deprecated: `prefilled`."""
+        message = "Generation.encoded is now Generation.prefilled"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.prefilled
 
     @property
     def decoded(self) -> int:
@@ -148,7 +156,7 @@ class Text:
             len(context.bos),
             self.slot,
         )
-        self.slot, self._hits, self._arranged = prompt.slot, tuple(hits), prompt.arranged
+        self.slot, self._hits, self._arranged = Slot.of(prompt), tuple(hits), prompt.arranged
         return prompt
 
     def take(self, token: int) -> str:

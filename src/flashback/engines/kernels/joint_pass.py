@@ -1,6 +1,6 @@
 """A slot's passage and the context tokens behind it, in one pass.
 
-A passage is encoded without the context, so it could have a pass of its own. But then the tokens
+A passage is prefilled without the context, so it could have a pass of its own. But then the tokens
 that are the first to see it, often a single one, take a second pass, in which every weight is read
 once more. In one pass each layer multiplies the tokens of both by its matrices, and only attention
 keeps them apart.
@@ -12,7 +12,7 @@ those before them, K = p + n + T columns: the passage, then the context.
     context token i     sees the columns [0, p + n + i], which is what the model's own mask says
 
 It takes a model whose layers each ask transformers for its PyTorch attention once, which is a name
-in the model's configuration; `LocalEngine.joins_passages` finds out, and every pass counts.
+in the model's configuration; `has_joint_passes` finds out, and every pass counts the calls.
 """
 
 import contextlib
