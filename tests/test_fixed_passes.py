@@ -29,15 +29,9 @@ from flashback.engines.kernels.states import States
 from flashback.engines.local import LocalEngine
 from flashback.engines.self_check import has_fixed_batches
 from flashback.patterns.prompt import Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.sampling import Sampler
-from flashback.settings import (
-    PATTERNS,
-    Pattern,
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from readers import tiny_reader
 from recompute import TOLERANCE
@@ -52,7 +46,7 @@ FIXED = [family for family in FAMILIES if family not in (*SLIDING, "bloom")]
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FIXED)
 def test_a_long_text_equals_recomputing_everything(
-    family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fixed_passes, "_COLUMNS", 16)  # several passes for each text
     passes: list[tuple[int, int]] = []
@@ -70,7 +64,7 @@ def test_a_long_text_equals_recomputing_everything(
     assert len(decoded) > 100
     assert len(set(decoded)) > 1
     boundaries = len(passes) - len(decoded)
-    assert boundaries > 5 or pattern in (Pattern.NONE, Pattern.SLOT)
+    assert boundaries > 5 or pattern in ("none", "slot")
 
 
 class PretendedRecorder(Recorder):
@@ -104,7 +98,7 @@ def tensors(output: Any) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_what_is_replayed_equals_recomputing_everything(
-    family: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA, but for the device."""
 
@@ -169,7 +163,7 @@ def test_a_copy_of_a_cache_is_written_to_alone() -> None:
 def test_lookahead_writes_what_it_writes_without_fixed_passes(device: str) -> None:
     """Every text looks ahead in a new thread."""
     made_up = Settings(
-        RetrievalSettings(Pattern.SLOT, stride=8, query_tokens=12, passage_tokens=16, lookahead=3),
+        RetrievalSettings("slot", stride=8, query_tokens=12, passage_tokens=16, lookahead=3),
         stopping=StoppingSettings(48, ignore_eos=True),
     )
     model = tiny_model("llama")
@@ -225,12 +219,12 @@ def test_few_lengths_of_passages_are_kept() -> None:
 @pytest.mark.parametrize(
     ("family", "pattern"),
     [
-        *((family, Pattern.APPEND) for family in FIXED),
-        *product(("llama", "opt"), (Pattern.NONE, Pattern.PREPEND, Pattern.SLOT)),
+        *((family, "append") for family in FIXED),
+        *product(("llama", "opt"), ("none", "prepend", "slot")),
     ],
 )
 def test_a_batch_equals_recomputing_everything(
-    family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More texts than rows, which end and jump at different times."""
     monkeypatch.setattr(fixed_passes, "_COLUMNS", 16)
@@ -289,7 +283,7 @@ def test_batches_do_without_where_fixed_passes_of_several_rows_are_wrong(
     assert engine.passes.fixed is not None
     assert not has_fixed_batches(engine.passes, reader.window)
     writer = Generator(reader, engine, None)
-    retrieval = RetrievalSettings(Pattern.NONE, passage_tokens=16)
+    retrieval = RetrievalSettings("none", passage_tokens=16)
     made_up = Settings(retrieval, stopping=StoppingSettings(12))
     prompts = [[0, 5, 6, 7], [0, 8, 9]]
     alone = [writer.generate(prompt, made_up).tokens for prompt in prompts]

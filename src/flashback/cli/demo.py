@@ -15,7 +15,7 @@ from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
     from flashback.cli.demonstration import Demo
-    from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.kinds import Index
     from flashback.retrieval.protocol import Hit
     from flashback.writing.generator import Generation
 
@@ -37,7 +37,6 @@ def demo(as_json: bool) -> None:
 
     quiet_transformers()
     from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index, score_patterns
-    from flashback.settings import Pattern
 
     quiet = as_json and not notes.is_terminal
     console = Console(stderr=as_json, highlight=False, quiet=quiet)
@@ -47,7 +46,7 @@ def demo(as_json: bool) -> None:
     show = Demo(index, DemoSettings())
     show.warm_up()
     _print_append(console, show)
-    for pattern in (Pattern.SLOT, Pattern.PREPEND, Pattern.NONE):
+    for pattern in ("slot", "prepend", "none"):
         with notes.status(f"the same again: {pattern}"):
             for _ in show.run(pattern):
                 pass
@@ -61,7 +60,7 @@ def demo(as_json: bool) -> None:
         click.echo(json.dumps(record))
 
 
-def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
+def _print_index(console: Console, index: "Index", built: bool) -> None:
     counts = index.manifest.content.counts
     done = "Indexed" if built else "Opened the index of"
     console.print(
@@ -73,7 +72,6 @@ def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
 
 def _print_append(console: Console, show: "Demo") -> None:
     from flashback.cli.demonstration import PAGE
-    from flashback.settings import Pattern
     from flashback.writing.generator import StrideStart, TextPiece
 
     console.print(
@@ -82,7 +80,7 @@ def _print_append(console: Console, show: "Demo") -> None:
         f"{show.settings.stride} tokens (its title and score on the right):\n"
     )
     console.print(Text(f"… {show.prompt_end}\n", style="dim"))
-    events = show.run(Pattern.APPEND)
+    events = show.run("append")
     for start in events:
         assert isinstance(start, StrideStart)
         text = ""

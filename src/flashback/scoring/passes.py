@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.arrangement import Ids
 from flashback.engines.kernels.last_layer import LastLayer
 from flashback.engines.kernels.states import States
 from flashback.engines.support import support_of
+from flashback.patterns.prompt import Ids
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]

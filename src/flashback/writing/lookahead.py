@@ -1,7 +1,7 @@
-"""The next passage is searched for before the boundary at which it is needed.
+"""The search for the next passage, started before the boundary at which it is needed.
 
-What is written does not depend on it: `text.py` decides which query a stride has. Here is only when
-its answer is worked out.
+What is written does not depend on it: which query a stride has is decided in `text.py`. Here it is
+decided only when the search runs.
 """
 
 import time
@@ -18,19 +18,19 @@ Hits = tuple[Hit, ...]
 
 @dataclass(frozen=True)
 class _Search:
-    """A search in a thread of its own."""
+    """A search in a thread."""
 
     query: str
     found: "Future[tuple[Hits, float]]"
     """What was found, and when (`time.perf_counter`)."""
     awaited: float
-    """Since when its answer is wanted; infinity: not yet."""
+    """Since when its result is waited for; infinity: not yet."""
 
 
 class Lookahead:
-    """Answers one query at a time, in a thread of its own if asked in time.
+    """Runs one search at a time, in a thread of its own if it is started early.
 
-    Close it, or leave its `with` block, to end the thread; a search under way is waited for.
+    Close it, or leave its `with` block, to end the thread; a running search is waited for.
     """
 
     def __init__(self, find: Callable[[str], Hits]) -> None:
@@ -44,29 +44,29 @@ class Lookahead:
         self._pending: _Search | None = None
 
     def begin(self, query: str) -> None:
-        """Search for a query that will be asked soon."""
-        self._pending = _Search(query, self._threads.submit(self._timed, query), float("inf"))
+        """Start the search for a query that will be needed soon."""
+        self._pending = self._submit(query)
 
     def search(self, query: str) -> "Future[tuple[Hits, float]]":
-        """Search for the query that is asked next, for who can do other things meanwhile.
+        """Start the search for the query that is needed next, for a caller that can do other work.
 
         Returns:
             What `hits` waits for.
         """
         pending = self._pending
         if pending is None or pending.query != query:
-            pending = _Search(query, self._threads.submit(self._timed, query), float("inf"))
+            pending = self._submit(query)
         now = time.perf_counter()
         self._pending = replace(pending, awaited=min(pending.awaited, now))
         return pending.found
 
     @property
     def begun(self) -> bool:
-        """Whether there is an answer that was not asked for yet."""
+        """Whether a search was started whose result was not taken yet."""
         return self._pending is not None
 
     def hits(self, query: str) -> tuple[Hits, float]:
-        """What is found for a query, and the seconds for which there was nothing else to do."""
+        """The hits of a query, and the seconds that were spent waiting for them."""
         began = time.perf_counter()
         pending, self._pending = self._pending, None
         if pending is None or pending.query != query:
@@ -75,7 +75,7 @@ class Lookahead:
         return hits, max(ended - min(began, pending.awaited), 0.0)
 
     def close(self) -> None:
-        """Search no more."""
+        """Start no more searches."""
         self._threads.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -88,6 +88,9 @@ class Lookahead:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _submit(self, query: str) -> _Search:
+        return _Search(query, self._threads.submit(self._timed, query), float("inf"))
 
     def _timed(self, query: str) -> tuple[Hits, float]:
         return self._find(query), time.perf_counter()
