@@ -58,8 +58,9 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
     whole = LocalEngine(tiny_model("llama"), window=192)
     expected, _ = complete(whole, PROMPT, 5)
     assert whole.joins_passages
-    for check in ("has_joint_passes", "has_fixed_passes", "check_cache_reuse"):
-        monkeypatch.setattr(f"flashback.engines.local.{check}", lambda *_: [][0])
+    for check in ("local.has_joint_passes", "self_check.has_fixed_passes"):
+        monkeypatch.setattr(f"flashback.engines.{check}", lambda *_: [][0])
+    monkeypatch.setattr("flashback.engines.self_check.check_cache_reuse", lambda *_: [][0])
     other = whole.fresh(4)
     assert (other.joins_passages, other.passes.fixed) == (True, None)
     assert other.passages.budget == whole.passages.budget // 4

@@ -36,16 +36,16 @@ _PADDING = 4
 """Rows share a pass if at most one in so many of its tokens is padding, row by row."""
 
 
+Check = Callable[[Prompt, int], None]
+"""Refuses a prompt and a number of new tokens that cannot be completed."""
+
+
 @dataclass(eq=False)
-class Row(HeldTokens):
+class BatchRow(HeldTokens):
     """One sequence of a batch."""
 
     place: int = 0
     """Which row of the buffers holds it."""
-
-
-Check = Callable[[Prompt, int], None]
-"""Refuses a prompt and a number of new tokens that cannot be completed."""
 
 
 class LocalBatch:
@@ -74,7 +74,7 @@ class LocalBatch:
         self._fixed = passes.fixed if fixed else None
         self._passages = passages
         self._check = check
-        self._held: list[Row] = []
+        self._held: list[BatchRow] = []
         """In the order of their places, [0, A)."""
         self._cache = DynamicCache(config=passes.model.config)
         self._windows = [_window(layer) for layer in self._cache.layers if _keeps_states(layer)]
@@ -107,7 +107,7 @@ class LocalBatch:
         pairs = zip(rows, prompts, strict=True)
         return self._pass(rows, [self._extend_to_last(row, one, Usage()) for row, one in pairs])
 
-    def _boundary(self, rows: Sequence[Row], requests: Sequence[Request]) -> dict[int, int]:
+    def _boundary(self, rows: Sequence[BatchRow], requests: Sequence[Request]) -> dict[int, int]:
         """Prefill the new tokens of every prompt; each request's first token."""
         new = [
             self._extend_to_last(row, request.prompt, request.usage)
@@ -128,7 +128,7 @@ class LocalBatch:
         return tokens
 
     def _decode(
-        self, rows: Sequence[Row], requests: Sequence[Request], last: dict[int, int]
+        self, rows: Sequence[BatchRow], requests: Sequence[Request], last: dict[int, int]
     ) -> dict[int, int]:
         """One more token of every request that wants one."""
         going = {
@@ -150,7 +150,7 @@ class LocalBatch:
             requests[at].usage.decode_seconds += seconds
         return tokens
 
-    def _seat(self, prompts: Sequence[Prompt]) -> list[Row]:
+    def _seat(self, prompts: Sequence[Prompt]) -> list[BatchRow]:
         """The row of each prompt, cut to what it shares; rows that no prompt continues are dropped.
 
         Rows go to the prompt that shares most with them.
@@ -163,7 +163,7 @@ class LocalBatch:
             ),
             reverse=True,
         )
-        found: dict[int, Row] = {}
+        found: dict[int, BatchRow] = {}
         for length, minus, place in shared:
             row = self._held[place]
             if length and -minus not in found and row not in found.values():
@@ -172,12 +172,12 @@ class LocalBatch:
         self._held = self._pack(list(found.values()))
         for at, prompt in enumerate(prompts):
             if at not in found:
-                found[at] = Row(reserved=prompt.reserved, place=len(self._held))
+                found[at] = BatchRow(reserved=prompt.reserved, place=len(self._held))
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]
 
     @torch.inference_mode()
-    def _pack(self, rows: Sequence[Row]) -> list[Row]:
+    def _pack(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
         """Move rows so that they take the first places; they, in order."""
         places = {row.place for row in rows}
         free = iter(place for place in range(len(rows)) if place not in places)
@@ -189,7 +189,7 @@ class LocalBatch:
                 row.place = target
         return sorted(rows, key=lambda row: row.place)
 
-    def _extend_to_last(self, row: Row, prompt: Prompt, usage: Usage) -> Ids:
+    def _extend_to_last(self, row: BatchRow, prompt: Prompt, usage: Usage) -> Ids:
         """Prefill all new segments but the last; its ids, once its passage is in view."""
         began = time.perf_counter()
         *earlier, last = prompt.after(len(row.ids))
@@ -200,7 +200,7 @@ class LocalBatch:
         usage.prefill_seconds += time.perf_counter() - began
         return last.ids
 
-    def _show(self, row: Row, passage: Ids) -> int:
+    def _show(self, row: BatchRow, passage: Ids) -> int:
         """Exchange a row's passage in view; how many tokens had to be prefilled for it."""
         if row.passage == passage:
             return 0
@@ -214,7 +214,7 @@ class LocalBatch:
                 layer.put(row.place, row.reserved, part)
         return 0 if hit else len(passage)
 
-    def _pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
+    def _pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
         """Compute new tokens behind these rows; the logits of the last of each, (A, V)."""
         with self.passes.running():
             logits = self._fixed_pass(rows, new)
@@ -224,7 +224,7 @@ class LocalBatch:
             row.append(ids)
         return logits
 
-    def _plain_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
+    def _plain_pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
         device = self.passes.model.device
         running, positions = _placed(rows, new, device)
         for layer in self._layers:
@@ -233,7 +233,7 @@ class LocalBatch:
         ids = _padded(new, device)
         return self.passes.run(ids, positions, self._cache, keep=1, attention_mask=masks)[:, -1]
 
-    def _fixed_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor | None:
+    def _fixed_pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor | None:
         """The same as a fixed pass; None: it cannot be one.
 
         Its rows must be the first ones of the buffers, and not all of them empty.
@@ -250,8 +250,8 @@ class LocalBatch:
         added = [NewTokens(ids, row.end, row.first) for ids, row in zip(new, rows, strict=True)]
         return fixed.step(self.passes.run, self._cache, buffers, added, tokens)
 
-    def _masks(self, rows: Sequence[Row], running: RowsPass) -> Any:
-        """What is added to attention scores, (A, 1, T, end); by kind of layer if they differ."""
+    def _masks(self, rows: Sequence[BatchRow], running: RowsPass) -> Any:
+        """The masks of `padding.mask_of`, (A, 1, T, end); by kind of layer if they differ."""
         model = self.passes.model
         keys = torch.arange(running.end, device=model.device)
         first = torch.tensor([[row.first] for row in rows]).to(model.device)
@@ -263,7 +263,7 @@ class LocalBatch:
 
 
 _KINDS = ("sliding_attention", "full_attention")
-"""What transformers calls them."""
+"""Transformers' names of them."""
 
 
 def together(lengths: Sequence[int]) -> list[list[int]]:
@@ -285,7 +285,7 @@ def _padded(new: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 
 def _placed(
-    rows: Sequence[Row], new: Sequence[Sequence[int]], device: torch.device
+    rows: Sequence[BatchRow], new: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[RowsPass, Tensor]:
     """Where the new tokens of these rows go, and their positions (A, T)."""
     longest = max(map(len, new))

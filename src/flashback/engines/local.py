@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,12 +31,7 @@ from flashback.engines.cache.passages import PassageCache
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import CacheUse, Capabilities, Completion, Usage
-from flashback.engines.self_check import (
-    check_cache_reuse,
-    has_fixed_batches,
-    has_fixed_passes,
-    has_joint_passes,
-)
+from flashback.engines.self_check import choose_exact, has_fixed_batches, has_joint_passes
 from flashback.engines.support import check_supported, label
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Prompt, Segment
@@ -86,34 +80,7 @@ class LocalEngine:
         self.capabilities = Capabilities(window, self.passes.support.reserved_positions)
         self.passages = PassageCache(passage_bytes)
         self.leases = Leases(self.passes.lock, idle_sequences=idle_sequences, idle_bytes=idle_bytes)
-        if self_check:
-            self._check()
-        self._choose_fixed_passes(fixed_passes, self_check)
-
-    def _check(self) -> None:
-        """Run the self-check; leave the last layer whole if it is not like others."""
-        try:
-            return check_cache_reuse(self.passes, self.capabilities.window)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a layer may fail in any way; whole, it says what is wrong
-            self.passes.leave_last_layer_whole()
-        return check_cache_reuse(self.passes, self.capabilities.window)
-
-    def _choose_fixed_passes(self, wanted: bool | None, self_check: bool) -> None:
-        """Run short passes at fixed places if that is wanted and exact."""
-        passes, window = self.passes, self.capabilities.window
-        on_cuda = self.model.device.type == "cuda"
-        if passes.fixed is not None or not passes.support.explicit_positions:
-            return
-        if not (on_cuda if wanted is None else wanted):
-            return
-        passes.fix()
-        known = wanted is True and not self_check
-        if not known and not has_fixed_passes(passes, window):
-            passes.fixed = None
-        elif self_check:
-            check_cache_reuse(passes, window)  # cuts between fixed passes, too
+        choose_exact(self.passes, window, check=self_check, fixed=fixed_passes)
 
     def fresh(self, share: int) -> "LocalEngine":
         """See `CachingEngine.fresh`; what this engine found out about its model is not repeated."""

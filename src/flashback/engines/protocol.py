@@ -1,4 +1,4 @@
-"""What the stride loop asks of an engine, whatever runs the reader behind it.
+"""The engine as the stride loop sees it, whatever runs the reader behind it.
 
 An engine is stateless for its caller: the whole prompt is sent every time, and what an engine has
 cached of it shows only in the counts and the time.
@@ -21,7 +21,7 @@ from flashback.sampling import Sampler
 
 @dataclass
 class Usage:
-    """What one completion cost; filled while it runs.
+    """The cost of one completion; filled while it runs.
 
     reused + prefilled = the prompt's length; prefilled alone may exceed it where earlier passages
     at reserved positions had to be prefilled again.
@@ -96,14 +96,14 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What prompts may be."""
+        """Which prompts it can complete."""
         ...
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         """Continue a prompt by up to `max_tokens` tokens (at least 1).
 
         Args:
-            sampler: chooses every token from its logits, or is told of it by `sampler.accept`.
+            sampler: chooses every token from its logits, or gets it by `sampler.accept`.
         """
         ...
 
@@ -148,7 +148,7 @@ class BatchingEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What an engine's caches hold while no completion runs."""
+    """The size of an engine's caches, without those that a completion has leased."""
 
     sequences: int
     """How many cached sequences are idle."""
@@ -164,7 +164,7 @@ class CachingEngine(Engine, Protocol):
 
     @property
     def cache_use(self) -> CacheUse:
-        """What is cached now; does not wait for a pass."""
+        """The size of the caches now; does not wait for a pass."""
         ...
 
     def fresh(self, share: int) -> Engine:

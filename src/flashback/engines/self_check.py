@@ -26,6 +26,42 @@ _LOOSE = 5e-2
 """With other dtypes, and with rounded weights."""
 
 
+def choose_exact(passes: Passes, window: int, *, check: bool, fixed: bool | None) -> None:
+    """Leave out the ways of running passes that are not exact with a model.
+
+    Args:
+        window: the most positions a sequence may have.
+        check: compare cached with recomputed logits; else the plain passes are trusted.
+        fixed: whether fixed passes are wanted; None: on CUDA only. Without `check`, True says that
+            they are exact.
+
+    Raises:
+        UnsupportedReader: not even plain passes are.
+    """
+    if check:
+        _check_last_layer(passes, window)
+    wanted = passes.model.device.type == "cuda" if fixed is None else fixed
+    if not wanted or passes.fixed is not None or not passes.support.explicit_positions:
+        return
+    passes.fix()
+    known = fixed is True and not check
+    if not known and not has_fixed_passes(passes, window):
+        passes.fixed = None
+    elif check:
+        check_cache_reuse(passes, window)  # cuts between fixed passes, too
+
+
+def _check_last_layer(passes: Passes, window: int) -> None:
+    """Check the cache, with the last layer whole if it is not exact when narrowed."""
+    try:
+        return check_cache_reuse(passes, window)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a narrowed layer may fail in any way; the second check says what is wrong
+        passes.leave_last_layer_whole()
+    return check_cache_reuse(passes, window)
+
+
 def check_cache_reuse(passes: Passes, window: int) -> None:
     """Compare cached with recomputed logits, through two successive cuts, the second deeper.
 

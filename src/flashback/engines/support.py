@@ -1,4 +1,4 @@
-"""What a model family can do, in one table: everything that depends on the kind of a model.
+"""The properties of model families, in one table: all that depends on the kind of a model.
 
 The rest of FlashBack asks for these properties and never for the name of a family.
 """
@@ -25,7 +25,7 @@ _CUTTABLE = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
 
 @dataclass(frozen=True)
 class Support:
-    """What a model takes and how it attends."""
+    """Which arguments a model takes, and how it attends."""
 
     takes_positions: bool
     """`position_ids` say where tokens stand."""

@@ -1,7 +1,7 @@
 """KV cache layers that grow in place and are cut by moving a length.
 
 transformers' own dynamic layers concatenate at every token, which copies the whole cache every
-time. These keep keys and values in a buffer with room to spare.
+time. These keep keys and values in a buffer with spare capacity.
 
 Symbols: B batch, H key-value heads, D head size, n tokens of the text, W sliding window, R reserved
 positions before the text, p tokens of the passage there.

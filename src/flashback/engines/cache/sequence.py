@@ -1,4 +1,4 @@
-"""What a cached sequence holds, token by token, and how much of it a prompt shares."""
+"""The tokens of a cached sequence, and how many of them a prompt shares."""
 
 import sys
 import weakref

@@ -9,15 +9,16 @@ CUDA graph replays all of them at once, but only with the same shapes at the sam
 
 Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K columns.
 
-Column i of a row holds position i: the slot first, the context behind it. T is the number of new
-tokens, rounded up; padding is that of `padding.py`. K is an eighth or 256 more than is needed, if
-the buffers have that.
+Column i of a row holds position i: the reserved positions first, the text behind them. T is the
+number of new tokens, rounded up; `padding.py` says where padding goes. K is an eighth or 256 more
+than is needed, if the buffers have that.
 
 A pass of some T and K runs step by step the first time, is recorded the second time, and replayed
 from then on, until K columns are not enough or the buffers have moved. Without recording it runs
 step by step every time; that is how it is tested on any machine.
 
-An engine runs one pass at a time, whichever thread it is for: a recording bears no company.
+One pass runs at a time, whichever thread it is for: nothing else may run on the device's stream
+while a pass is recorded.
 """
 
 import threading
@@ -54,7 +55,7 @@ Prefill = Callable[[Tensor, Tensor], list[States]]
 
 @dataclass(frozen=True)
 class NewTokens:
-    """What a pass adds to a row."""
+    """The tokens that a pass adds to a row."""
 
     ids: Sequence[int]
     start: int
@@ -129,7 +130,7 @@ class _Repeated:
         self._output: Any = None
 
     def __call__(self, inputs: list[list[int]], compute: Compute) -> Any:
-        """What `compute` makes of the inputs; valid until the next call."""
+        """The result of `compute` for these inputs; valid until the next call."""
         self._inputs.copy_(torch.tensor(inputs))
         thread = threading.current_thread()
         if self._replay is None and (self._recorder is None or thread not in self._warm):
@@ -261,7 +262,7 @@ class FixedPasses:
         Args:
             run: `Passes.run`.
             cache: what the buffers belong to.
-            buffers: with room for T tokens behind every row's `start`.
+            buffers: with T free columns behind every row's `start`.
             tokens: T, from `tokens`.
         """
         passes = self._passes.setdefault(cache, {})

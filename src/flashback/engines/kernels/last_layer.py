@@ -8,7 +8,7 @@ layer's work, forwards and backwards, and nothing changes.
 It takes a layer that uses what it is given position by position, but for attention; the engine's
 self-check finds out. The layer runs twice: on all positions, until a cache between has got its keys
 and values and ends it, and then on the needed positions, where that cache answers with the keys and
-values of all. What the layer would have given for the others is zeros.
+values of all. The output at the other positions is zeros.
 
 Symbols: B batch, T tokens of a pass, n of them needed, K keys, H key-value heads, D head size.
 """
@@ -36,7 +36,7 @@ _QUERY_AXES = {
 _OTHER_TENSORS = {"alibi"}
 """Arguments that have none; a layer with others is left alone."""
 _MASKED = ("sdpa", "eager")
-"""Ways of attention that are told by a mask what a position sees."""
+"""Kinds of attention in which a mask says what a position sees."""
 _REPLACING = threading.Lock()
 """A layer's `forward` is the model's, whichever thread replaces it."""
 _SECOND_RUN: ContextVar[bool] = ContextVar("second run", default=False)
@@ -95,7 +95,7 @@ class LastLayer:
 
 
 class _Forward:
-    """What stands for a layer's `forward` while some thread narrows it."""
+    """Replaces a layer's `forward` while some thread narrows it."""
 
     def __init__(self, layer: nn.Module, names: tuple[str, ...], attention: str) -> None:
         self.needed: dict[int, int] = {}

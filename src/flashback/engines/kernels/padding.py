@@ -35,7 +35,7 @@ def mask_of(
     dtype: torch.dtype,
     window: int | None = None,
 ) -> Tensor:
-    """What is added to attention scores, (A, 1, T, K): nothing, or the least number.
+    """Numbers to be added to attention scores, (A, 1, T, K): zero, or the least number.
 
     Args:
         columns: of the tokens, (A, T).
