@@ -134,7 +134,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
 def _print_perplexity(console: Console, record: dict[str, Any]) -> None:
     table = Table(
         title=f"\nHow well {record['tokens']:,} tokens of {record['documents']} other unseen pages "
-        "are foretold (perplexity; less is better)"
+        "are predicted (perplexity; lower is better)"
     )
     table.add_column("pattern")
     table.add_column("perplexity", justify="right")

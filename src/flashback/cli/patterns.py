@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flashback.cli.options import Names
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.settings import AUTO, RetrievalSettings
@@ -16,7 +17,7 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where passages stand while an adapter is trained."""
     return click.option(
         "--pattern",
-        type=click.Choice(list(PATTERNS)),
+        type=Names(lambda: list(PATTERNS)),
         default="append",
         show_default=True,
         help="Where passages stand; none: nothing is retrieved, an index is not used.",

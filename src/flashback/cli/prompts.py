@@ -36,7 +36,7 @@ def prompts_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--out",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="Results of --prompts, as JSON lines; begun ones are gone on with.",
+            help="Results of --prompts, as JSON lines; an interrupted file is resumed.",
         ),
         click.option(
             "--batch-size",

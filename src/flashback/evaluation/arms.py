@@ -7,7 +7,6 @@ from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 
-from flashback.engines.support import support_of
 from flashback.errors import SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
@@ -155,7 +154,7 @@ def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
         SettingsError: the reader can have no slot, or takes no positions.
     """
     reader.check_pattern("slot")
-    if not support_of(reader.model).takes_positions:
+    if not reader.support.takes_positions:
         raise SettingsError(f"--ablation: {reader.name} takes no positions; leave it out")
     layouts = [
         SlotLayout(alone=False, kept=False),
