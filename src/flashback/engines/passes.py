@@ -37,9 +37,6 @@ from flashback.patterns.prompt import Ids
 class Passes:
     """Runs the passes of one model; a benchmark may override `run` or `extend` to observe them."""
 
-    fixed: FixedPasses | None = None
-    """Runs short passes at fixed places in memory; None: no pass does."""
-
     def __init__(
         self,
         model: PreTrainedModel,
@@ -57,7 +54,9 @@ class Passes:
         self.model = model
         self.support = support_of(model)
         self.lock = threading.RLock()
-        """Held during a pass, and by whoever copies or cuts a sequence."""
+        """Held during a pass, and by who copies or cuts a sequence."""
+        self.fixed: FixedPasses | None = None
+        """Runs short passes at fixed places in memory; None: there are none."""
         self._attention = Attention(model) if attention is None else attention
         self._last_layer = LastLayer(model) if last_layer is None else last_layer
 
@@ -124,13 +123,13 @@ class Passes:
             before = self._range(sequence.reserved - len(passage), sequence.reserved)
             positions = torch.cat((before, self._range(end, end + len(ids))), 1)
             logits = self.run(self._tensor([*passage, *ids]), positions, sequence.cache, 1)[0]
-        if apart.calls != len(layers):
-            raise UnsupportedReader(
-                f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
-                f"{len(layers)} layers; expected once in each, as when it was loaded"
-            )
-        sequence.passage = passage
-        sequence.append(ids)
+            if apart.calls != len(layers):
+                raise UnsupportedReader(
+                    f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
+                    f"{len(layers)} layers; expected once in each, as when it was loaded"
+                )
+            sequence.passage = passage
+            sequence.append(ids)
         return logits
 
     def prefill_passage(self, passage: Ids, reserved: int) -> list[States]:

@@ -21,7 +21,7 @@ class Leases:
         """Begin with none.
 
         Args:
-            lock: held by whoever changes a sequence, so that none is copied half changed.
+            lock: held by who changes a sequence, so that none is copied half changed.
             idle_sequences: how many to keep when no completion has leased them.
             idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
