@@ -19,7 +19,7 @@ from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
-from flashback.patterns.prompt import Prompt
+from flashback.patterns.prompt import Prompt, View
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
@@ -324,6 +324,21 @@ def test_a_failure_inside_a_pass_leaves_the_rows_exact(monkeypatch: pytest.Monke
         completed(batch, [ids[:3] for ids in prompts], 6)
     monkeypatch.undo()
     assert [one.sampler.history for one in completed(batch, prompts, 6)] == expected
+
+
+def test_a_passage_whose_pass_failed_is_not_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(tiny_model("llama"), window=100, passage_bytes=0)
+    batch = engine.batch(2)
+    context = tuple(range(20))
+    first = Prompt.with_views(context, (View(0, (30, 31)),), 4)
+    second = Prompt.with_views((*context, 40), (View(0, (30, 31)), View(20, (50, 51, 52))), 4)
+    batch.logits([first])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.passes, "run", lambda *_, **__: [][0])
+        with pytest.raises(IndexError):
+            batch.logits([second])
+    expected = engine.batch(2).logits([second])
+    torch.testing.assert_close(batch.logits([second]), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:

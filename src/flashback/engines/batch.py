@@ -204,7 +204,7 @@ class LocalBatch:
         """Exchange a row's passage in view; how many tokens had to be prefilled for it."""
         if row.passage == passage:
             return 0
-        row.passage = passage
+        row.passage = ()  # if a pass fails, nothing is in view
         if not passage:
             return 0
         with self.passes.running():
@@ -212,6 +212,7 @@ class LocalBatch:
             states, hit = self._passages.get(passage, row.reserved, prefill)
             for layer, part in zip(self._layers, states, strict=True):
                 layer.put(row.place, row.reserved, part)
+        row.passage = passage
         return 0 if hit else len(passage)
 
     def _pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
