@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.engines.cache.layers import States
+from flashback.engines.kernels.states import States
 from flashback.patterns.prompt import Ids
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.model import ScoringModel, Steps, cache_of, joined, part, states_of

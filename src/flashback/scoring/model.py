@@ -3,7 +3,6 @@
 Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads, D size of a head.
 """
 
-import inspect
 from collections import abc
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -13,16 +12,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.engines.cache.layers import States, has_hidden_windows
 from flashback.engines.kernels.last_layer import LastLayer
+from flashback.engines.kernels.states import States
+from flashback.engines.support import support_of
 from flashback.patterns.prompt import Ids
 
 Result = TypeVar("Result")
 Steps = abc.Generator[None, None, Result]
 """A computation of several forward passes that pauses after each; it returns its result."""
-
-_BY_COLUMN = ("mpt",)
-"""Models that measure distances in columns of the cache, masked ones included."""
 
 
 class ScoringModel:
@@ -35,12 +32,12 @@ class ScoringModel:
             model: in evaluation mode, or in training.
         """
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.takes_positions = takes_positions(base)
-        self._takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        full = all(type(one) is DynamicLayer for one in DynamicCache(config=base.config).layers)
-        self.full_attention = full and not has_hidden_windows(base)
-        """Whether every layer attends to every position; False for sliding windows."""
-        self.skips_columns = self.full_attention and base.config.model_type not in _BY_COLUMN
+        support = support_of(base)
+        self.takes_positions = support.takes_positions
+        self._takes_keep = support.takes_logits_to_keep
+        self.full_attention = support.full_attention_only and support.every_layer_caches
+        """Whether every layer caches and attends to every position; False for sliding windows."""
+        self.skips_columns = self.full_attention and support.skips_hidden_columns
         """Whether masked columns of a cache do not count as positions."""
         self.device = next(base.parameters()).device
         self._last_layer = LastLayer(base)
@@ -91,11 +88,6 @@ def without_forbidden(logits: Tensor, forbidden: Ids) -> Tensor:
         return logits
     never = torch.tensor(forbidden, device=logits.device)
     return logits.index_fill(-1, never, float("-inf"))
-
-
-def takes_positions(model: nn.Module) -> bool:
-    """Whether a model has an argument for the positions of its tokens."""
-    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class _GivenLayer(DynamicLayer):

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from flashback.engines.cache.layers import States
+from flashback.engines.kernels.states import States
 from flashback.patterns.pattern import TargetLayout
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example

@@ -56,7 +56,8 @@ def short_record(generation: Generation) -> dict[str, Any]:
 def _totals(generation: Generation) -> dict[str, Any]:
     return {
         "reused": generation.reused,
-        "encoded": generation.encoded,
+        "prefilled": generation.prefilled,
+        "encoded": generation.prefilled,  # the former name, for one version
         "decoded": generation.decoded,
         "seconds": generation.seconds,
         "tokens_per_second": generation.tokens_per_second,
@@ -112,11 +113,13 @@ def _stride_record(stride: Stride) -> dict[str, Any]:
             for hit in stride.passages
         ],
         "reused": stride.usage.reused,
-        "encoded": stride.usage.encoded,
+        "prefilled": stride.usage.prefilled,
+        "encoded": stride.usage.prefilled,  # the former name, for one version
         "decoded": stride.usage.decoded,
         "seconds": {
             "retrieve": stride.retrieve_seconds,
-            "encode": stride.usage.encode_seconds,
+            "prefill": stride.usage.prefill_seconds,
             "decode": stride.usage.decode_seconds,
+            "encode": stride.usage.prefill_seconds,  # the former name, for one version
         },
     }
