@@ -6,8 +6,9 @@ import time
 
 from flashback.arrangement import Prompt
 from flashback.benchmark.ceilings import Ceilings
-from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
+from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
 from flashback.benchmark.timed import TimedEngine
+from flashback.patterns.cost import Pass
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings

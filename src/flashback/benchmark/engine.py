@@ -11,19 +11,21 @@ run-time test.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.benchmark.batch import Measured
 from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns
+from flashback.benchmark.machine import measured_on
 from flashback.benchmark.material import Material, random_material
-from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
+from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader
+from flashback.benchmark.sweep import bare_retrieval, parse_lengths, text_size
 from flashback.benchmark.timed import TimedEngine
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
@@ -151,35 +153,32 @@ class MeasuredStride:
 
 
 @dataclass(frozen=True)
-class Results:
-    """Every stride of every arm, in each repeat."""
+class EngineSeries(Series):
+    """All strides of an arm together."""
 
-    stride: int
-    runs: tuple[dict[str, list[MeasuredStride]], ...]
+    model_seconds: float
+    """Of all repeats, the model's own passes."""
 
-    @cached_property
-    def arms(self) -> tuple[str, ...]:
-        return tuple(self.runs[0])
+    @classmethod
+    def of(cls, arm: str, stride: int, runs: Sequence[Sequence[MeasuredStride]]) -> "EngineSeries":
+        """Sum up the strides, of `stride` tokens each, of every repeat."""
+        seconds = tuple(sum(one.seconds for one in run) for run in runs)
+        model_seconds = sum(one.model_seconds for run in runs for one in run)
+        return cls(arm, len(runs[0]) * stride, seconds, model_seconds)
 
-    def row(self, arm: str) -> Measured:
-        """All strides of an arm together."""
-        seconds = tuple(sum(one.seconds for one in run[arm]) for run in self.runs)
-        return Measured(arm, len(self.runs[0][arm]) * self.stride, seconds)
+    @property
+    def other_share(self) -> float:
+        """The share of the seconds outside the model: sampling, detokenizing, bookkeeping."""
+        return 1 - self.model_seconds / sum(self.runs)
 
-    def other_share(self, arm: str) -> float:
-        """What is not the model's: choosing, detokenising, arranging, keeping books."""
-        strides = [one for run in self.runs for one in run[arm]]
-        total = sum(one.seconds for one in strides)
-        return 1 - sum(one.model_seconds for one in strides) / total
+    @property
+    def cells(self) -> dict[str, str]:
+        """See `Series.cells`."""
+        return super().cells | {"other": f"{self.other_share:.1%}"}
 
-    def ratios(self) -> dict[str, float]:
-        """Tokens per second of one arm by those of another."""
-        return {
-            f"{above}/{below}": self.row(above).tokens_per_second
-            / self.row(below).tokens_per_second
-            for above, below in RATIOS
-            if {above, below} <= set(self.arms)
-        }
+    def record(self) -> dict[str, Any]:
+        """See `Series.record`."""
+        return super().record() | {"other_share": self.other_share}
 
 
 @dataclass(frozen=True)
@@ -192,32 +191,26 @@ class EngineBench:
     material: Material
 
     @property
-    def strides(self) -> int:
-        """How many will be measured."""
+    def steps(self) -> int:
+        """See `Benchmark.steps`: strides."""
         return len(self.lengths) * len(self.readers) * self.settings.repeats
 
-    def run(self, on_stride: Callable[[], None] = lambda: None) -> Results:
-        """Write the text with every arm, `repeats` times.
-
-        Args:
-            on_stride: called after every measured stride.
-        """
-        self._once(self.lengths[:2], lambda: None)  # a warm-up
-        runs = [self._once(self.lengths, on_stride) for _ in range(self.settings.repeats)]
-        return Results(self.settings.stride, tuple(runs))
+    def run(self, on_step: Callable[[], None] = nothing) -> Comparison[EngineSeries]:
+        """Write the text with every arm, `repeats` times. See `Benchmark.run`."""
+        self._once(self.lengths[:2])  # a warm-up
+        runs = [self._once(self.lengths, on_step) for _ in range(self.settings.repeats)]
+        stride = self.settings.stride
+        rows = (EngineSeries.of(str(arm), stride, [run[arm] for run in runs]) for arm in runs[0])
+        return Comparison(tuple(rows), RATIOS)
 
     def _once(
-        self, lengths: Sequence[int], on_stride: Callable[[], None]
-    ) -> dict[str, list[MeasuredStride]]:
-        writers = {arm: self._measure(arm, lengths) for arm in self.readers}
-        found: dict[str, list[MeasuredStride]] = {str(arm): [] for arm in self.readers}
-        for _ in lengths:
-            for arm, writer in writers.items():
-                found[str(arm)].append(next(writer))
-                on_stride()
-        return found
+        self, lengths: Sequence[int], on_step: Callable[[], None] = nothing
+    ) -> dict[Arm, list[MeasuredStride]]:
+        writers = {arm: self.strides(arm, lengths) for arm in self.readers}
+        return by_arm(take_turns(writers, lengths, lambda arm, _: next(writers[arm]), on_step))
 
-    def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
+    def strides(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
+        """Write and measure a stride at each of these context lengths, from an empty cache."""
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text
         engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.dynamic)
@@ -230,6 +223,16 @@ class EngineBench:
             written = next(event for event in writing if isinstance(event, Stride))
             seconds = time.perf_counter() - started - written.retrieve_seconds
             yield MeasuredStride(length, seconds, engine.model_seconds - before)
+
+    def report(self, results: Comparison[EngineSeries]) -> Report:
+        """See `Benchmark.report`."""
+        settings, reader = self.settings, next(iter(self.readers.values()))
+        device = reader.placement.device
+        title = (
+            f"{reader.name} on {device}, {settings.pattern}, contexts {self.lengths[0]} to "
+            f"{self.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
+        )
+        return results.report(title, {"settings": asdict(settings), **measured_on(device)})
 
 
 def prepare(settings: EngineBenchSettings) -> EngineBench:

@@ -1,7 +1,7 @@
 """What a pattern gives and what it takes: perplexity against seconds per token.
 
-Speed is that of writing: the same prompts go on with every arm, in turns, with real retrieval. The
-first stride, which encodes the prompt, is left out: what counts is what goes on costing.
+Speed is that of writing: every arm continues the same prompts, in turns, with real retrieval. The
+first stride, which prefills the prompt, does not count: the others show what a longer text costs.
 """
 
 import statistics
@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from flashback.arrangement import Ids
+from flashback.benchmark.bench_settings import ParetoSettings
+from flashback.benchmark.harness import by_arm, nothing, take_turns
+from flashback.benchmark.machine import measured_on
+from flashback.benchmark.report import Report
 from flashback.engines.local import LocalEngine
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
@@ -25,6 +31,10 @@ from flashback.writing.generator import Generation, Generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+Cell = tuple[Arm, RetrievalSettings]
+"""An arm with the settings that it retrieves with."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,8 @@ class Speed:
         self,
         settings: Sequence[RetrievalSettings],
         repeats: int,
-        on_text: Callable[[], None] = lambda: None,
-    ) -> dict[tuple[Arm, RetrievalSettings], float]:
+        on_text: Callable[[], None] = nothing,
+    ) -> dict[Cell, float]:
         """Median seconds per token of every arm with every setting, all of them in turns."""
         readers = {
             adapter: for_inference(self.load() if adapter is None else put_on(self.load(), adapter))
@@ -83,20 +93,19 @@ class Speed:
         engines = {
             adapter: LocalEngine(reader.model, reader.window) for adapter, reader in readers.items()
         }
-        found: dict[tuple[Arm, RetrievalSettings], list[float]] = {}
-        for number in range(-1, repeats * len(self.prompts)):  # the first one is a warm-up
-            prompt = self.prompts[number % len(self.prompts)]
-            for one in settings:
-                for arm in self.arms:
-                    engine = engines[arm.adapter]
-                    engine.forget()
-                    writer = Generator(readers[arm.adapter], engine, self.retriever)
-                    asked = self._settings(arm, one)
-                    seconds = seconds_per_token(writer.generate(prompt, asked))
-                    if number >= 0:
-                        found.setdefault((arm, one), []).append(seconds)
-                        on_text()
-        return {key: statistics.median(seconds) for key, seconds in found.items()}
+
+        def measure(cell: Cell, prompt: Ids) -> float:
+            arm, retrieval = cell
+            engine = engines[arm.adapter]
+            engine.forget()
+            writer = Generator(readers[arm.adapter], engine, self.retriever)
+            return seconds_per_token(writer.generate(prompt, self._settings(arm, retrieval)))
+
+        cells = [(arm, one) for one in settings for arm in self.arms]
+        for _ in take_turns(cells, self.prompts[-1:], measure):
+            pass  # the warm-up
+        measured = by_arm(take_turns(cells, [*self.prompts] * repeats, measure, on_text))
+        return {cell: statistics.median(seconds) for cell, seconds in measured.items()}
 
     def texts(self, settings: Sequence[RetrievalSettings], repeats: int) -> int:
         """How many texts `measure` writes that count."""
@@ -110,7 +119,7 @@ class Speed:
 
 
 def seconds_per_token(written: Generation) -> float:
-    """Of all strides but the first: retrieving, encoding, decoding."""
+    """Of all strides but the first: retrieval, prefill, decoding."""
     later = written.strides[1:]
     seconds = sum(
         stride.retrieve_seconds + stride.usage.encode_seconds + stride.usage.decode_seconds
@@ -123,7 +132,7 @@ def points_of(
     arms: Sequence[Arm],
     tables: Sequence[Table],
     settings: Sequence[RetrievalSettings],
-    seconds: Mapping[tuple[Arm, RetrievalSettings], float],
+    seconds: Mapping[Cell, float],
 ) -> list[Point]:
     """Perplexities (a table for each setting) and speeds put together, arm by arm."""
     return [
@@ -137,6 +146,27 @@ def points_of(
         for number, arm in enumerate(arms)
         for one, table in zip(settings, tables, strict=True)
     ]
+
+
+_SWEPT = ("stride", "passages")
+
+
+def pareto_report(
+    points: Sequence[Point], table: Table, timing: ParetoSettings, device: torch.device
+) -> Report:
+    """The points, on which targets, timed how, on which machine.
+
+    Args:
+        table: perplexities with one of the settings.
+    """
+    used = {"timing": asdict(timing), **table.record()["settings"]}
+    record = {
+        **measured_on(device),
+        "settings": {name: value for name, value in used.items() if name not in _SWEPT},
+        "tokens": int(table.texts.tokens.sum()),
+        "points": [point.record() for point in points],
+    }
+    return Report(record, notes=tuple(in_markdown(points)))
 
 
 def in_markdown(points: Sequence[Point]) -> Iterator[str]:
