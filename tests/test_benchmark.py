@@ -14,33 +14,29 @@ from torch import Tensor
 
 from command_line import index_notes, refused, run, write_notes
 from flashback.benchmark import plot as plot_module
-from flashback.benchmark.bench_settings import ARMS, RuntimeSettings
+from flashback.benchmark.arms import RuntimeArm, all_arms, arm_named
+from flashback.benchmark.bench_settings import RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
-from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
+from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
+from flashback.benchmark.machine import device_name
 from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
-from flashback.benchmark.record import device_name
 from flashback.benchmark.results import RATIOS, Measured, Results
-from flashback.benchmark.runtime import (
-    RealText,
-    Runtime,
-    Written,
-    _arms,
-    grid,
-    parse_lengths,
-    prepare,
-)
+from flashback.benchmark.runtime import RealText, Runtime, Written, chosen_arms, prepare
 from flashback.benchmark.shapes import SHAPES, shaped_reader
+from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
+from flashback.patterns.cost import Pass, StrideShape
 from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.retrieval.protocol import Hit, Retriever
+from flashback.settings import RetrievalSettings, SearchOptions
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
+ARMS = tuple(all_arms())
 SMALL = RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20)
 CEILINGS = Ceilings(bytes_per_second=1e9, operations_per_second=1e9)
 DOCUMENTS = [
@@ -56,7 +52,8 @@ def small_runtime(settings: RuntimeSettings = SMALL, *, family: str = "llama") -
     lengths = parse_lengths(settings)
     material = random_material(reader, lengths[-1] + settings.stride, settings.passage_tokens)
     shape = Shape.of(reader.model)
-    return Runtime(reader, settings, ARMS, lengths, material, shape, CEILINGS, CEILINGS)
+    arms = tuple(all_arms().values())
+    return Runtime(reader, settings, arms, lengths, material, shape, CEILINGS, CEILINGS)
 
 
 def real_runtime(retriever: Retriever) -> Runtime:
@@ -80,31 +77,28 @@ def test_every_arm_is_measured_at_every_length(sampled: bool) -> None:
     lengths = [runtime.lengths[0], *later]
     expected = [(n, arm) for n in lengths for arm in ARMS]
     assert [(row.length, row.arm) for row in results.rows] == expected
-    assert len(counted) == runtime.strides_to_measure == 2 * len(expected)
-    assert all(row.encode_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
+    assert len(counted) == runtime.steps == 2 * len(expected)
+    assert all(row.prefill_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
 
 
 def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -> list[Pass]:
-    settings = runtime.settings
-    return list(
-        stride_passes(
-            Pattern(arm.removeprefix("authors_").removesuffix("_cached")),
-            length,
-            settings.stride,
-            len(written.stride.arranged) - length,
-            first=written.first,
-            known=written.unchanged or written.kept,
-            behind_passage=written.behind_passage,
-            joint=runtime.joint_passes,
-        )
+    shape = StrideShape(
+        length,
+        runtime.settings.stride,
+        len(written.stride.arranged) - length,
+        first=written.first,
+        known=written.unchanged or written.cache_hit,
+        behind_passage=written.behind_passage,
+        joint=runtime.joint_passes,
     )
+    return list(arm_named(arm).arranged.passes(shape))
 
 
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
 def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, real: bool) -> None:
     runtime = real_runtime(MadeUpRetriever(longest=60, same=0.4)) if real else small_runtime()
-    for number, written in enumerate(runtime.strides(arm, 40, 7)):
+    for number, written in enumerate(runtime.strides(arm_named(arm), 40, 7)):
         passes = expected_passes(runtime, arm, 40 + 8 * number, written)
         stride = written.stride
         boundary = passes[: len(passes) - 7]  # 7 decoded tokens follow it
@@ -121,7 +115,9 @@ def test_all_arms_read_the_same_text_and_passages() -> None:
     found = set()
     for arm in ARMS:
         material = replace(runtime.material, new_retriever=lambda: MadeUpRetriever(seed=3))
-        strides = [one.stride for one in replace(runtime, material=material).strides(arm, 40, 7)]
+        strides = [
+            one.stride for one in replace(runtime, material=material).strides(arm_named(arm), 40, 7)
+        ]
         assert tuple(token for one in strides for token in one.tokens) == text[40 : 40 + 7 * 8]
         if arm != "none":
             found.add(tuple(hit.text for one in strides for hit in one.passages))
@@ -142,19 +138,19 @@ def test_real_text_is_the_first_long_document_and_never_finds_itself() -> None:
 
 def test_kept_passages_are_not_encoded_again() -> None:
     runtime = small_runtime()
-    assert not any(one.kept for one in runtime.strides("slot", 40, 4))
-    assert all(one.kept for one in runtime.strides("slot_cached", 40, 4))
+    assert not any(one.cache_hit for one in runtime.strides(arm_named("slot"), 40, 4))
+    assert all(one.cache_hit for one in runtime.strides(arm_named("slot_cached"), 40, 4))
 
 
 def test_a_passage_that_comes_back_is_kept_while_there_is_room() -> None:
     runtime = real_runtime(Alternating())
-    kept = [one.kept for one in runtime.strides("slot", 40, 4)]
+    kept = [one.cache_hit for one in runtime.strides(arm_named("slot"), 40, 4)]
     assert kept == [False, False, True, True]
     nothing = replace(runtime, settings=replace(SMALL, passage_megabytes=0))
-    assert not any(one.kept for one in nothing.strides("slot", 40, 4))
+    assert not any(one.cache_hit for one in nothing.strides(arm_named("slot"), 40, 4))
     same = real_runtime(MadeUpRetriever(empty=0, same=1))
-    assert [one.unchanged for one in same.strides("slot", 40, 3)] == [False, True, True]
-    assert not any(one.kept for one in same.strides("slot", 40, 3))
+    assert [one.unchanged for one in same.strides(arm_named("slot"), 40, 3)] == [False, True, True]
+    assert not any(one.cache_hit for one in same.strides(arm_named("slot"), 40, 3))
 
 
 class Alternating:
@@ -190,7 +186,7 @@ def last_logits(runtime: Runtime, arm: str) -> list[Tensor]:
         seen.append(logits[0, -1].clone())
         return logits
 
-    strides = runtime.strides(arm, 40, 3)
+    strides = runtime.strides(arm_named(arm), 40, 3)
     first = next(strides)  # the engine is ready now
     with patch.object(TimedEngine, "run", watched):
         list(strides)
@@ -209,7 +205,7 @@ def test_rows_of_a_batch_differ() -> None:
 
     watched.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
     with patch.object(runtime.reader.model, "forward", watched):
-        list(runtime.strides("append", 40, 2))
+        list(runtime.strides(arm_named("append"), 40, 2))
     assert len(read) == 16
     for ids in read:
         assert ids.shape[0] == 3
@@ -221,7 +217,7 @@ def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
     rows = [measured("append", n, float(n)) for n in (20, 50)]
     rows = [measured("append", 10, 100.0), *rows]
     doubled = [
-        replace(row, encode_seconds=2 * row.encode_seconds + row.decode_seconds) for row in rows
+        replace(row, prefill_seconds=2 * row.prefill_seconds + row.decode_seconds) for row in rows
     ]
     other = [replace(row, arm="prepend") for row in doubled]
     results = Results(lengths, ((*rows, *other),))
@@ -229,7 +225,7 @@ def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
     assert results.ratios() == {"prepend/append": pytest.approx(2.0)}
     assert results.bound_share("append") == pytest.approx(0.5)
     assert results.decode_bound_share("append") == pytest.approx(0.5)
-    assert results.encode_seconds("append") == pytest.approx(120)
+    assert results.prefill_seconds("append") == pytest.approx(120)
     assert results.predicted_share("append") == pytest.approx(1.0)
     assert results.predicted_share("prepend") == pytest.approx(0.5)
     assert results.growth("append") == pytest.approx(2.5)
@@ -276,14 +272,14 @@ def test_a_slow_processor_multiplies_smaller_matrices(rate: float, largest: int)
     """bfloat16 without instructions for it would take minutes."""
     sizes: list[int] = []
 
-    def timed(work: Callable[[], object], _device: object) -> float:
+    def seconds(work: Callable[[], object], _wait: object) -> tuple[float, None]:
         if not isinstance(work, partial):
-            return 0.5  # reading memory
+            return 0.5, None  # reading memory
         sizes.append(len(work.args[-1]))
-        return 2 * sizes[-1] ** 3 / rate
+        return 2 * sizes[-1] ** 3 / rate, None
 
     placement = Placement(torch.device("cpu"), torch.float32, "")
-    with patch("flashback.benchmark.ceilings._seconds", timed):
+    with patch("flashback.benchmark.ceilings.timed", seconds):
         found = measure_ceilings(placement)
     assert max(sizes) == largest
     assert found.operations_per_second == pytest.approx(rate)
@@ -333,7 +329,7 @@ def test_the_last_stride_of_a_real_text_does_not_jump(
     runtime = prepare(settings, real)
     assert runtime.reader.window == 2048
     assert runtime.lengths[-1] == (2012 if arm == "slot" else 2020)
-    (written,) = runtime.later_strides(arm, runtime.lengths[-1:])
+    written = runtime.later_stride(arm_named(arm), runtime.lengths[-1])
     assert len(written.stride.arranged) > runtime.lengths[-1]
 
 
@@ -386,7 +382,8 @@ def test_the_figure_is_written_and_its_suffix_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arms", "base"), [(ARMS, "append (FlashBack)"), (ARMS[:3], "no retrieval")]
+    ("arms", "base"),
+    [(ARMS, "append (FlashBack)"), (("none", "slot_cached", "slot"), "no retrieval")],
 )
 def test_every_arm_is_set_against_append_or_the_first(
     arms: tuple[str, ...], base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -458,7 +455,8 @@ def test_lengths_and_threads_beyond_all_machines_are_refused() -> None:
 def test_an_arm_that_is_named_twice_is_measured_once() -> None:
     reader = tiny_reader()
     for arms in (("append", "none", "append"), ("append", "none")):
-        assert _arms(RuntimeSettings(arms=arms), reader) == ("append", "none")
+        chosen = chosen_arms(RuntimeSettings(arms=arms), reader)
+        assert chosen == (RuntimeArm("append"), RuntimeArm("none"))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,8 @@
 from dataclasses import dataclass
 
 from flashback.errors import SettingsError
-from flashback.patterns.append import Append
-from flashback.patterns.none import NoPassages
 from flashback.patterns.pattern import ContextPattern
-from flashback.patterns.prepend import Prepend
-from flashback.patterns.slot import Slot
-
-PATTERNS: dict[str, ContextPattern] = {
-    one.name: one for one in (NoPassages(), Prepend(), Append(), Slot())
-}
+from flashback.patterns.registry import PATTERNS
 
 
 @dataclass(frozen=True)

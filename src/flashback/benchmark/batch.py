@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 
-from flashback.arrangement import Ids
 from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.harness import (
     Comparison,
@@ -27,10 +26,11 @@ from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader, word
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+from flashback.retrieval.protocol import Hit
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 
 ARMS = ("one_by_one", "batch")

@@ -5,8 +5,9 @@ from typing import Any
 
 from flashback.benchmark.arms import all_arms, arm_named
 from flashback.errors import SettingsError
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import PATTERNS, CheckedSettings, DecodeKernel, Pattern, setting
+from flashback.settings import CheckedSettings, DecodeKernel, setting
 
 
 def _shape(default: str = "opt-125m", more: str = ", or a model's folder") -> Any:
@@ -124,8 +125,8 @@ class EngineBenchSettings(CheckedSettings):
 
     shape: str = _shape()
     lengths: str = _lengths()
-    pattern: Pattern = setting(
-        Pattern.APPEND, "Where passages go: none, prepend or append.", choices=PATTERNS
+    pattern: str = setting(
+        "append", "Where passages go: none, prepend or append.", choices=PATTERNS
     )
     stride: int = _stride(low=2)
     passage_tokens: int = _passage_tokens()
@@ -138,8 +139,10 @@ class EngineBenchSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pattern == Pattern.SLOT:
-            raise SettingsError("--pattern slot: transformers' cache has none; see 'bench runtime'")
+        if PATTERNS[self.pattern].isolated:
+            raise SettingsError(
+                f"--pattern {self.pattern}: transformers' cache has none; see 'bench runtime'"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class BatchBenchSettings(CheckedSettings):
         512, "Tokens of the longest prompt; the shortest has half.", low=2, high=1 << 20
     )
     new_tokens: int = setting(64, "Tokens to write behind each prompt.", low=1, high=1 << 20)
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages go.", choices=PATTERNS)
+    pattern: str = setting("append", "Where passages go.", choices=PATTERNS)
     stride: int = _stride()
     passage_tokens: int = _passage_tokens()
     repeats: int = _repeats()

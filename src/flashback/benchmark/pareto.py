@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flashback.arrangement import Ids
 from flashback.benchmark.bench_settings import ParetoSettings
 from flashback.benchmark.harness import by_arm, nothing, take_turns
 from flashback.benchmark.machine import measured_on
@@ -21,6 +20,7 @@ from flashback.engines.local import LocalEngine
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
+from flashback.patterns.prompt import Ids
 from flashback.readers.adapter import put_on
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader

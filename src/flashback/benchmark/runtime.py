@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from flashback.benchmark.arms import PATTERNS, RuntimeArm, all_arms, arm_named
+from flashback.benchmark.arms import RuntimeArm, all_arms, arm_named
 from flashback.benchmark.bench_settings import RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
@@ -33,6 +33,7 @@ from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
 from flashback.patterns.cost import Pass, StrideShape
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import check_decode_kernel, for_inference
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
@@ -120,16 +121,13 @@ def chosen_arms(settings: RuntimeSettings, reader: Reader) -> tuple[RuntimeArm, 
     """
     asked = [arm_named(name) for name in dict.fromkeys(settings.arms)]
     for arm in asked:
-        reader.check_pattern(bare_retrieval(arm.pattern, settings).pattern)
-    possible = (
-        arm for arm in all_arms().values() if reader.can_have_slot or not arm.arranged.isolated
-    )
+        reader.check_pattern(arm.pattern)
+    possible = (arm for arm in all_arms().values() if reader.can_have(arm.arranged))
     return tuple(asked or possible)
 
 
 def _frame_tokens(arm: RuntimeArm, settings: RuntimeSettings, reader: Reader) -> int:
-    retrieval = bare_retrieval(arm.pattern, settings)
-    return len(reader.frame(retrieval.frame, retrieval.pattern))
+    return len(reader.frame(bare_retrieval(arm.pattern, settings).frame, arm.pattern))
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ class Runtime:
         """Put what is found at these context lengths into the passage cache."""
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         found = self.material.passages(self.reader, contexts, retrieval)
-        room = PATTERNS[retrieval.pattern].reserved(1, self.settings.passage_tokens, frame)
+        room = PATTERNS[retrieval.pattern].reserved(1, retrieval.passage_tokens, frame)
         engine.keep(map(frame.around, found), room)
 
     def _engine(self, arm: RuntimeArm, start: int) -> TimedEngine:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from flashback.errors import SettingsError
 from flashback.readers.reader import Reader
-from flashback.settings import FrameText, Pattern, RetrievalSettings
+from flashback.settings import FrameText, RetrievalSettings
 
 _LONGEST_LENGTHS = 20
 """Characters of two numbers that a machine can count to."""
@@ -51,7 +51,7 @@ def parse_lengths(settings: Sweep, frame: int = 0) -> range:
     return lengths
 
 
-def bare_retrieval(pattern: Pattern, settings: Sweep) -> RetrievalSettings:
+def bare_retrieval(pattern: str, settings: Sweep) -> RetrievalSettings:
     """Passages with no words around them, as in the paper's test."""
     return RetrievalSettings(
         pattern,

@@ -91,7 +91,7 @@ def pareto(
         index,
         out,
         adapters,
-        _settings(take(RetrievalSettings, values), sweep),
+        _settings(replace(take(RetrievalSettings, values), pattern="append"), sweep),
         take(WindowSettings, values),
         take(BootstrapSettings, values),
         take(ParetoSettings, values),
