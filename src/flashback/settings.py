@@ -158,20 +158,15 @@ class Marks(StrEnum):
     """Nothing."""
 
 
-class Quantize(StrEnum):
-    """What becomes of a reader's weights."""
+class Weights(StrEnum):
+    """How a reader's weights are kept and multiplied."""
 
-    NONE = "none"
-    INT8 = "int8"
-    """8-bit weights and inputs of linear layers, on CPU."""
-
-
-class DecodeKernel(StrEnum):
-    """What multiplies the weights with a single token."""
-
-    PYTORCH = "pytorch"
+    FULL = "full"
+    """As loaded; on CPU laid out for its matrix kernels."""
     NUMBA = "numba"
-    """Loops that numba compiles, on CPU."""
+    """The same, and single tokens are multiplied by loops that numba compiles; on CPU."""
+    INT8 = "int8"
+    """Linear layers with 8-bit weights and inputs; on CPU, not exact."""
 
 
 _MOST_TOKENS = 1 << 20

@@ -7,7 +7,7 @@ from flashback.benchmark.arms import all_arms, arm_named
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import CheckedSettings, DecodeKernel, setting
+from flashback.settings import CheckedSettings, Weights, setting
 
 
 def _shape(default: str = "opt-125m", more: str = ", or a model's folder") -> Any:
@@ -65,9 +65,10 @@ class RuntimeSettings(CheckedSettings):
     repeats: int = _repeats(1)
     device: str = _device()
     dtype: str = _dtype()
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: single tokens are multiplied by loops that numba compiles, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:
@@ -132,9 +133,10 @@ class EngineBenchSettings(CheckedSettings):
     passage_tokens: int = _passage_tokens()
     repeats: int = _repeats()
     device: str = _device()
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: also measure with single tokens multiplied by its loops, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:

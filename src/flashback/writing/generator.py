@@ -20,7 +20,7 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS, best_untrained
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
 from flashback.settings import AUTO, RetrievalSettings, Settings
@@ -149,7 +149,7 @@ class Writing:
 class Generator:
     """Writes text with a reader, looking up passages on the way."""
 
-    def __init__(self, reader: Reader, engine: Engine, retriever: Retriever | None) -> None:
+    def __init__(self, reader: TextReader, engine: Engine, retriever: Retriever | None) -> None:
         """Put the parts together.
 
         Args:
