@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from command_line import run
-from flashback.benchmark.batch import ARMS, BatchBench, QueryPassages, random_prompts
+from flashback.benchmark.batch import ARMS, BatchBench, random_prompts
 from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.machine import device_name
+from flashback.benchmark.material import RandomPassages
 from flashback.errors import FlashBackError
 from flashback.settings import SearchOptions
 from readers import tiny_reader
@@ -38,7 +39,7 @@ def test_texts_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_passages_depend_on_the_query_alone() -> None:
-    retriever = QueryPassages(tiny_reader(), 12)
+    retriever = RandomPassages(tiny_reader(), 12)
     options = SearchOptions(k=2)
     one, other = retriever.search(["a", "b"], options)
     assert retriever.search(["b"], options) == [other]

@@ -114,7 +114,7 @@ def test_all_arms_read_the_same_text_and_passages() -> None:
     text = runtime.material.text
     found = set()
     for arm in ARMS:
-        material = replace(runtime.material, new_retriever=lambda: MadeUpRetriever(seed=3))
+        material = replace(runtime.material, retriever=MadeUpRetriever(seed=3))
         strides = [
             one.stride for one in replace(runtime, material=material).strides(arm_named(arm), 40, 7)
         ]
@@ -151,6 +151,20 @@ def test_a_passage_that_comes_back_is_kept_while_there_is_room() -> None:
     same = real_runtime(MadeUpRetriever(empty=0, same=1))
     assert [one.unchanged for one in same.strides(arm_named("slot"), 40, 3)] == [False, True, True]
     assert not any(one.cache_hit for one in same.strides(arm_named("slot"), 40, 3))
+
+
+class Remembering:
+    """Finds the same for the same query, as an index does."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._found: dict[str, list[Hit]] = {}
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        for query in queries:
+            if query not in self._found:
+                self._found[query] = self._retriever.search([query], options)[0]
+        return [self._found[query] for query in queries]
 
 
 class Alternating:
@@ -289,7 +303,7 @@ def test_a_busy_moment_lowers_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> Non
     measured = iter([Ceilings(1.0, 5.0), Ceilings(3.0, 2.0)])
     monkeypatch.setattr("flashback.benchmark.runtime.measure_ceilings", lambda _: next(measured))
     monkeypatch.setattr("flashback.benchmark.runtime.calibrate", lambda *_: CEILINGS)
-    runtime = prepare(RuntimeSettings(MINI, "512:768", arms=("none",), device="cpu"))
+    runtime = prepare(RuntimeSettings(MINI, lengths="512:768", arms=("none",), device="cpu"))
     assert runtime.ceilings == Ceilings(3.0, 5.0)
 
 
@@ -324,7 +338,7 @@ def test_the_last_stride_of_a_real_text_does_not_jump(
     text = Document("long", "Long", "The moon pulls the tides. " * 500)
     real = RealText([text], MadeUpRetriever(empty=0, longest=60))
     settings = RuntimeSettings(
-        MINI, "1932:2048", arms=(arm,), stride=8, passage_tokens=20, device="cpu"
+        MINI, lengths="1932:2048", arms=(arm,), stride=8, passage_tokens=20, device="cpu"
     )
     runtime = prepare(settings, real)
     assert runtime.reader.window == 2048

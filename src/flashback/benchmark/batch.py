@@ -5,54 +5,27 @@ so that both arms find the same. Each arm starts from empty caches, and the arms
 """
 
 import random
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from flashback.benchmark.bench_settings import BatchBenchSettings
-from flashback.benchmark.harness import (
-    Comparison,
-    Series,
-    by_arm,
-    nothing,
-    take_turns,
-    timed,
-)
+from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns, timed
 from flashback.benchmark.machine import described
+from flashback.benchmark.material import RandomPassages
 from flashback.benchmark.report import Report
-from flashback.benchmark.shapes import shaped_reader, word
+from flashback.benchmark.shapes import shaped_reader
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit
-from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 
 ARMS = ("one_by_one", "batch")
 RATIOS = (("batch", "one_by_one"),)
-
-
-@dataclass(frozen=True)
-class QueryPassages:
-    """A retriever of random passages, each made from its query."""
-
-    reader: Reader
-    tokens: int
-
-    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
-        """See `Retriever.search`."""
-        return [[self._passage(query, rank) for rank in range(options.k)] for query in queries]
-
-    def _passage(self, query: str, rank: int) -> Hit:
-        drawn = random.Random(zlib.crc32(query.encode()) + rank)
-        size = self.reader.vocabulary_size
-        text = " ".join(word(drawn.randrange(size)) for _ in range(self.tokens))
-        return Hit(str(rank), "", "", text, 1.0)
 
 
 def random_prompts(reader: Reader, settings: BatchBenchSettings) -> list[Ids]:
@@ -72,7 +45,7 @@ class BatchBench:
         self.settings = settings
         self._rows = dict(zip(ARMS, (1, settings.batch_size), strict=True))
         self._engine = LocalEngine(reader.model, reader.window)
-        retriever = QueryPassages(reader, settings.passage_tokens)
+        retriever = RandomPassages(reader, settings.passage_tokens)
         self._writer = Generator(reader, self._engine, retriever)
         self._prompts = random_prompts(reader, settings)
         self._generation = Settings(

@@ -213,7 +213,7 @@ class EngineBench:
         engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.dynamic)
         retrieval = bare_retrieval(self.settings.pattern, self.settings)
         stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
-        writer = Generator(reader, engine, self.material.new_retriever())
+        writer = Generator(reader, engine, self.material.retriever)
         writing = writer.stream(text[: lengths[0]], Settings(retrieval, stopping=stopping))
         for length in lengths:
             before, started = engine.model_seconds, time.perf_counter()

@@ -17,6 +17,7 @@ from flashback.benchmark.harness import by_arm, nothing, take_turns
 from flashback.benchmark.machine import measured_on
 from flashback.benchmark.report import Report
 from flashback.engines.local import LocalEngine
+from flashback.errors import TrainingError
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
@@ -61,10 +62,20 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def prompts_of(examples: Sequence[Example], tokens: int, count: int) -> list[Ids]:
-    """Beginnings of the first windows that are long enough."""
+def prompts_of(examples: Sequence[Example], timing: ParetoSettings) -> list[Ids]:
+    """Beginnings of the first windows that are long enough.
+
+    Raises:
+        TrainingError: none is.
+    """
+    tokens = timing.prompt_tokens
     whole = [example.window.ids for example in examples if len(example.window.ids) >= tokens]
-    return [ids[:tokens] for ids in whole[:count]]
+    if not whole:
+        raise TrainingError(
+            f"no window has the {tokens} tokens of a prompt; give longer documents, or lower "
+            "--prompt-tokens"
+        )
+    return [ids[:tokens] for ids in whole[: timing.prompts]]
 
 
 @dataclass(frozen=True)
@@ -72,20 +83,26 @@ class Speed:
     """Readers and prompts, ready to be timed."""
 
     arms: Sequence[Arm]
+    settings: Sequence[RetrievalSettings]
+    """Every arm is timed with each."""
     load: Callable[[], Reader]
     """Loads the reader without an adapter."""
     retriever: Retriever | None
     prompts: Sequence[Ids]
-    new_tokens: int
-    """To write behind each prompt; the first stride of them does not count."""
+    timing: ParetoSettings
 
-    def measure(
-        self,
-        settings: Sequence[RetrievalSettings],
-        repeats: int,
-        on_text: Callable[[], None] = nothing,
-    ) -> dict[Cell, float]:
-        """Median seconds per token of every arm with every setting, all of them in turns."""
+    @property
+    def cells(self) -> list[Cell]:
+        """What is timed."""
+        return [(arm, one) for one in self.settings for arm in self.arms]
+
+    @property
+    def steps(self) -> int:
+        """How many texts `measure` writes that count."""
+        return len(self.cells) * self.timing.repeats * len(self.prompts)
+
+    def measure(self, on_step: Callable[[], None] = nothing) -> dict[Cell, float]:
+        """Median seconds per token of every cell, all of them in turns after a warm-up."""
         readers = {
             adapter: for_inference(self.load() if adapter is None else put_on(self.load(), adapter))
             for adapter in dict.fromkeys(arm.adapter for arm in self.arms)
@@ -94,27 +111,22 @@ class Speed:
             adapter: LocalEngine(reader.model, reader.window) for adapter, reader in readers.items()
         }
 
-        def measure(cell: Cell, prompt: Ids) -> float:
+        def write(cell: Cell, prompt: Ids) -> float:
             arm, retrieval = cell
             engine = engines[arm.adapter]
             engine.forget()
             writer = Generator(readers[arm.adapter], engine, self.retriever)
             return seconds_per_token(writer.generate(prompt, self._settings(arm, retrieval)))
 
-        cells = [(arm, one) for one in settings for arm in self.arms]
-        for _ in take_turns(cells, self.prompts[-1:], measure):
-            pass  # the warm-up
-        measured = by_arm(take_turns(cells, [*self.prompts] * repeats, measure, on_text))
+        by_arm(take_turns(self.cells, self.prompts[-1:], write))  # the warm-up
+        turns = [*self.prompts] * self.timing.repeats
+        measured = by_arm(take_turns(self.cells, turns, write, on_step))
         return {cell: statistics.median(seconds) for cell, seconds in measured.items()}
-
-    def texts(self, settings: Sequence[RetrievalSettings], repeats: int) -> int:
-        """How many texts `measure` writes that count."""
-        return len(settings) * len(self.arms) * repeats * len(self.prompts)
 
     def _settings(self, arm: Arm, retrieval: RetrievalSettings) -> Settings:
         frame = None if arm.adapter is not None else TEXTS.get(arm.frame)
         own = replace(retrieval, pattern=arm.pattern, frame=frame)
-        tokens = retrieval.stride + self.new_tokens
+        tokens = retrieval.stride + self.timing.new_tokens  # the first stride does not count
         return Settings(own, stopping=StoppingSettings(max_new_tokens=tokens, ignore_eos=True))
 
 
@@ -128,23 +140,12 @@ def seconds_per_token(written: Generation) -> float:
     return seconds / sum(len(stride.tokens) for stride in later)
 
 
-def points_of(
-    arms: Sequence[Arm],
-    tables: Sequence[Table],
-    settings: Sequence[RetrievalSettings],
-    seconds: Mapping[Cell, float],
-) -> list[Point]:
+def points_of(speed: Speed, tables: Sequence[Table], seconds: Mapping[Cell, float]) -> list[Point]:
     """Perplexities (a table for each setting) and speeds put together, arm by arm."""
     return [
-        Point(
-            arm.name,
-            one.stride,
-            one.passages,
-            table.rows[number].perplexity,
-            seconds[arm, one],
-        )
-        for number, arm in enumerate(arms)
-        for one, table in zip(settings, tables, strict=True)
+        Point(arm.name, one.stride, one.passages, table.rows[number].perplexity, seconds[arm, one])
+        for number, arm in enumerate(speed.arms)
+        for one, table in zip(speed.settings, tables, strict=True)
     ]
 
 
@@ -194,7 +195,7 @@ def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     On the right what lies near the lowest perplexity, enlarged.
 
     Raises:
-        SettingsError: see `flashback.figures.check_plot`.
+        SettingsError: see `flashback.evaluation.figures.check_plot`.
     """
     from flashback.evaluation.figures import check_plot, save_figure
 

@@ -243,7 +243,7 @@ class Runtime:
         if arm.cached:
             contexts = range(start, start + count * self.settings.stride, self.settings.stride)
             self._fill_cache(engine, retrieval, contexts)
-        writing = Generator(self.reader, engine, self.material.new_retriever()).stream(
+        writing = Generator(self.reader, engine, self.material.retriever).stream(
             self.material.text[:start], Settings(retrieval, stopping=stopping)
         )
         before: Stride | None = None

@@ -1,7 +1,7 @@
 """A run-time test as a table and as plain data, for whoever writes pages from it."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flashback.benchmark.arms import RuntimeArm
@@ -49,21 +49,26 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+_FIGURES: dict[str, Callable[[Results, str], float]] = {
+    "seconds": Results.seconds,
+    "encode_seconds": Results.prefill_seconds,
+    "spread": Results.spread,
+    "bound_share": Results.bound_share,
+    "decode_bound_share": Results.decode_bound_share,
+    "predicted_share": Results.predicted_share,
+}
+"""Of each arm, by their names in a record."""
+
+
 def _record(results: Results) -> dict[str, Any]:
-    arms = results.arms
+    growth = {arm: results.growth(arm) for arm in results.arms}
     return {
         "rows": [_row(row) for row in results.rows],
-        "seconds": {arm: results.seconds(arm) for arm in arms},
-        "encode_seconds": {arm: results.prefill_seconds(arm) for arm in arms},
-        "spread": {arm: results.spread(arm) for arm in arms},
-        "bound_share": {arm: results.bound_share(arm) for arm in arms},
-        "decode_bound_share": {arm: results.decode_bound_share(arm) for arm in arms},
-        "predicted_share": {arm: results.predicted_share(arm) for arm in arms},
-        "boundary_growth": {
-            "from": results.lengths[1],
-            "to": results.lengths[-1],
-            **{arm: results.growth(arm) for arm in arms},
+        **{
+            name: {arm: figure(results, arm) for arm in results.arms}
+            for name, figure in _FIGURES.items()
         },
+        "boundary_growth": {"from": results.lengths[1], "to": results.lengths[-1], **growth},
         "ratios": results.ratios(),
         "ratio_ranges": results.ratio_ranges(),
     }

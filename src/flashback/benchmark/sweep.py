@@ -1,8 +1,8 @@
 """A text that grows stride by stride: its context lengths, and what is retrieved at each."""
 
 import math
-from typing import Protocol
 
+from flashback.benchmark.bench_settings import SweepSettings
 from flashback.errors import SettingsError
 from flashback.readers.reader import Reader
 from flashback.settings import FrameText, RetrievalSettings
@@ -13,18 +13,7 @@ _SAMPLE_EVERY = 384
 """Tokens between the lengths of a sampled sweep, at most, where five are enough for that."""
 
 
-class Sweep(Protocol):
-    """Settings of a text that grows."""
-
-    @property
-    def lengths(self) -> str: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def passage_tokens(self) -> int: ...
-
-
-def parse_lengths(settings: Sweep, frame: int = 0) -> range:
+def parse_lengths(settings: SweepSettings, frame: int = 0) -> range:
     """Context lengths at the boundaries.
 
     Contexts begin at FIRST tokens and end where a passage still fits LAST positions (T - m).
@@ -51,7 +40,7 @@ def parse_lengths(settings: Sweep, frame: int = 0) -> range:
     return lengths
 
 
-def bare_retrieval(pattern: str, settings: Sweep) -> RetrievalSettings:
+def bare_retrieval(pattern: str, settings: SweepSettings) -> RetrievalSettings:
     """Passages with no words around them, as in the paper's test."""
     return RetrievalSettings(
         pattern,
@@ -61,7 +50,7 @@ def bare_retrieval(pattern: str, settings: Sweep) -> RetrievalSettings:
     )
 
 
-def text_size(reader: Reader, lengths: range, settings: Sweep, frame: int = 0) -> int:
+def text_size(reader: Reader, lengths: range, settings: SweepSettings, frame: int = 0) -> int:
     """How many tokens the text needs.
 
     Args:

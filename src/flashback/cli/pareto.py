@@ -22,7 +22,7 @@ from flashback.cli.evaluate import (
 from flashback.cli.options import options_of, take
 from flashback.cli.reader_options import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED
-from flashback.errors import SettingsError, TrainingError
+from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from flashback.benchmark.report import Report
     from flashback.evaluation.adapted import Readers
     from flashback.evaluation.arms import Arm
-    from flashback.evaluation.evaluate import Judged
-    from flashback.patterns.prompt import Ids
 
 _SWEEP = ("s=4,8,16,32", "k=1,2,4")
 
@@ -131,63 +129,45 @@ def _run(asked: _Asked, options: ReaderOptions) -> "Report":
     """Score and time every arm; write the folder."""
     sources = open_sources(asked.documents, asked.index, retrieves=True)
 
-    from flashback.benchmark.pareto import Speed, pareto_report, points_of
+    from flashback.benchmark.pareto import Speed, pareto_report, points_of, prompts_of
     from flashback.evaluation.adapted import Readers
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
 
-    if asked.out.exists() and not asked.out.is_dir():
-        raise click.UsageError(f"--out {asked.out}: a file is in the way; choose another")
+    out, settings = asked.out, asked.settings
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out {out}: a file is in the way; choose another")
     readers = Readers(options.load_plain)
-    arms = _arms(asked, readers)
-    check_arms(arms, readers, asked.windows, asked.settings)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    arms = _arms(asked.adapters, readers)
+    check_arms(arms, readers, asked.windows, settings)
+    out.mkdir(parents=True, exist_ok=True)
     described = {"documents": list(asked.documents), "index": str(asked.index)}
-    judged = judge_sources(readers.get(), sources, asked.settings, asked.windows, described)
-    prompts = _prompts(judged[0], asked.timing)
-    store = ScoreStore(asked.out / "scores")
+    judged = judge_sources(readers.get(), sources, settings, asked.windows, described)
+    prompts = prompts_of(judged[0].examples, asked.timing)
     with counting("scoring windows") as start:
+        store = ScoreStore(out / "scores")
         tables = run_evaluation(
             arms, judged, readers, settings=asked.bootstrap, store=store, start=start
         )
-    timing = asked.timing
-    speed = Speed(arms, options.load_plain, sources.retriever, prompts, timing.new_tokens)
+    speed = Speed(arms, settings, options.load_plain, sources.retriever, prompts, asked.timing)
     with counting("writing texts") as start:
-        on_text = start(speed.texts(asked.settings, timing.repeats))
-        seconds = speed.measure(asked.settings, timing.repeats, on_text)
-    points = points_of(arms, tables, asked.settings, seconds)
-    report = pareto_report(points, tables[0], timing, readers.get().placement.device)
-    _write(points, report, f"{options.model}, {report.record['tokens']:,} targets", asked.out)
+        seconds = speed.measure(start(speed.steps))
+    points = points_of(speed, tables, seconds)
+    report = pareto_report(points, tables[0], asked.timing, readers.get().placement.device)
+    _write(points, report, f"{options.model}, {report.record['tokens']:,} targets", out)
     return report
 
 
-def _arms(asked: _Asked, readers: "Readers") -> "list[Arm]":
+def _arms(adapters: tuple[Path, ...], readers: "Readers") -> "list[Arm]":
     """Every pattern untrained, and every adapter with the pattern it was trained for."""
     from flashback.evaluation.arms import arm_of, told_apart
     from flashback.readers.card import read_card
 
     # Before a model is loaded, or even downloaded.
-    cards = {folder: read_card(folder) for folder in asked.adapters}
+    cards = {folder: read_card(folder) for folder in adapters}
     untrained = untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False)
     adapted = (arm_of(folder, card, card.pattern) for folder, card in cards.items())
     return told_apart([*untrained, *adapted])
-
-
-def _prompts(judged: "Judged", timing: ParetoSettings) -> "list[Ids]":
-    """Beginnings of the documents.
-
-    Raises:
-        TrainingError: all are too short.
-    """
-    from flashback.benchmark.pareto import prompts_of
-
-    prompts = prompts_of(judged.examples, timing.prompt_tokens, timing.prompts)
-    if not prompts:
-        raise TrainingError(
-            f"no window has the {timing.prompt_tokens} tokens of a prompt; give longer documents, "
-            "or lower --prompt-tokens"
-        )
-    return prompts
 
 
 def _write(points: "Sequence[Point]", report: "Report", title: str, out: Path) -> None:
