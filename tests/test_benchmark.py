@@ -23,13 +23,13 @@ from flashback.benchmark.machine import device_name
 from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
 from flashback.benchmark.results import RATIOS, Measured, Results
-from flashback.benchmark.runtime import RealText, Runtime, Written, chosen_arms, prepare
+from flashback.benchmark.runtime import RealText, Runtime, chosen_arms, prepare
 from flashback.benchmark.shapes import SHAPES, shaped_reader
 from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
-from flashback.patterns.cost import Pass, StrideShape
+from flashback.patterns.cost import Pass
 from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
 from flashback.retrieval.protocol import Hit, Retriever
@@ -81,28 +81,16 @@ def test_every_arm_is_measured_at_every_length(sampled: bool) -> None:
     assert all(row.prefill_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
 
 
-def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -> list[Pass]:
-    shape = StrideShape(
-        length,
-        runtime.settings.stride,
-        len(written.stride.arranged) - length,
-        first=written.first,
-        known=written.unchanged or written.cache_hit,
-        behind_passage=written.behind_passage,
-        joint=runtime.joint_passes,
-    )
-    return list(arm_named(arm).arranged.passes(shape))
-
-
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
 def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, real: bool) -> None:
     runtime = real_runtime(MadeUpRetriever(longest=60, same=0.4)) if real else small_runtime()
     for number, written in enumerate(runtime.strides(arm_named(arm), 40, 7)):
-        passes = expected_passes(runtime, arm, 40 + 8 * number, written)
+        passes = list(arm_named(arm).arranged.passes(written.shape))
         stride = written.stride
         boundary = passes[: len(passes) - 7]  # 7 decoded tokens follow it
-        assert written.first == (number == 0)
+        assert written.shape.context == 40 + 8 * number
+        assert written.shape.first == (number == 0)
         assert stride.usage.decoded == 7
         # A passage may begin like what stood there before.
         assert 0 <= sum(one.tokens for one in boundary) - stride.usage.encoded <= 3
@@ -461,6 +449,22 @@ def test_lengths_and_threads_beyond_all_machines_are_refused() -> None:
         "bench", "runtime", "--lengths", long
     )
     assert "--threads" in refused("bench", "runtime", "--threads", "100000")
+
+
+@pytest.mark.filterwarnings("default::flashback.errors.FlashBackWarning")
+@pytest.mark.parametrize("old", ["pytorch", "numba"])
+def test_the_old_name_of_weights_is_deprecated(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RuntimeSettings] = []
+
+    def remember(settings: RuntimeSettings, _real: object) -> Runtime:
+        asked.append(settings)
+        raise SettingsError("enough")
+
+    monkeypatch.setattr("flashback.benchmark.runtime.prepare", remember)
+    new = "numba" if old == "numba" else "full"
+    err = run("bench", "runtime", "--decode-kernel", old, code=2).err
+    assert f"--decode-kernel is deprecated; use --weights {new}" in err
+    assert asked[0].weights == new
 
 
 def test_an_arm_that_is_named_twice_is_measured_once() -> None:

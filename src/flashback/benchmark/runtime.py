@@ -50,15 +50,12 @@ _RECORDED_AFTER = 3
 
 @dataclass(frozen=True)
 class Written:
-    """A stride, and what the one before it left in the caches."""
+    """A stride that was written, and how its passes are counted."""
 
     stride: Stride
-    first: bool
-    """Nothing was cached."""
+    shape: StrideShape
     unchanged: bool
     """The passage is that of the stride before."""
-    behind_passage: bool
-    """The stride before had a passage."""
     cache_hit: bool
     """The passage is another one, and its keys and values were in the passage cache."""
 
@@ -216,8 +213,8 @@ class Runtime:
         else:
             strides = {arm: self.strides(arm, start, count) for arm in self.arms}
 
-        def measure(arm: RuntimeArm, length: int) -> Measured:
-            return self._measured(arm, length, next(strides[arm]))
+        def measure(arm: RuntimeArm, _length: int) -> Measured:
+            return self._measured(arm, next(strides[arm]))
 
         turns = take_turns(self.arms, self._measured_lengths, measure, on_step)
         return (measured for _, measured in turns)
@@ -249,16 +246,24 @@ class Runtime:
         before: Stride | None = None
         misses = engine.passages.count.encoded
         for stride in (event for event in writing if isinstance(event, Stride)):
+            isolated, found = arm.arranged.isolated, bool(stride.passages)
             unchanged = before is not None and before.passages == stride.passages
-            hit = engine.passages.count.encoded == misses
-            yield Written(
-                stride,
+            known = engine.passages.count.encoded == misses
+            hit = isolated and found and known and not unchanged
+            shape = StrideShape(
+                start,
+                self.settings.stride,
+                len(stride.arranged) - start,
                 first=before is None,
-                unchanged=unchanged,
+                known=hit or unchanged,
                 behind_passage=before is not None and bool(before.passages),
-                cache_hit=hit and arm.arranged.isolated and bool(stride.passages) and not unchanged,
+                every_logit=arm.every_logit,
+                batch=self.settings.batch_size,
+                joint=isolated and self.joint_passes,
             )
+            yield Written(stride, shape, unchanged, hit)
             before, misses = stride, engine.passages.count.encoded
+            start += self.settings.stride
 
     def _fill_cache(
         self, engine: TimedEngine, retrieval: RetrievalSettings, contexts: range
@@ -284,31 +289,19 @@ class Runtime:
             _ = engine.joins_passages  # found out before anything is timed
         return engine
 
-    def _measured(self, arm: RuntimeArm, length: int, written: Written) -> Measured:
-        stride = written.stride
-        passage = len(stride.arranged) - length
-        shape = StrideShape(
-            length,
-            self.settings.stride,
-            passage,
-            first=written.first,
-            known=written.cache_hit or written.unchanged,
-            behind_passage=written.behind_passage,
-            every_logit=arm.every_logit,
-            batch=self.settings.batch_size,
-            joint=arm.arranged.isolated and self.joint_passes,
-        )
+    def _measured(self, arm: RuntimeArm, written: Written) -> Measured:
+        stride, shape = written.stride, written.shape
         passes = list(arm.arranged.passes(shape))
         return Measured(
             str(arm),
-            length,
+            shape.context,
             stride.usage.encode_seconds,
             stride.usage.decode_seconds,
             bound_seconds=self._bound(passes, self.ceilings),
             decode_bound_seconds=self._bound(passes[1 - self.settings.stride :], self.ceilings),
             predicted_seconds=self._bound(passes, self.calibrated),
             retrieve_seconds=stride.retrieve_seconds,
-            passage_tokens=passage,
+            passage_tokens=shape.passage,
             unchanged=written.unchanged,
             cache_hit=written.cache_hit,
         )

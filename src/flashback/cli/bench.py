@@ -13,7 +13,13 @@ from flashback.benchmark.bench_settings import (
     TrainingBenchSettings,
 )
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
-from flashback.cli.bench_options import BenchOptions, bench_options, json_option, print_report
+from flashback.cli.bench_options import (
+    BenchOptions,
+    bench_options,
+    json_option,
+    old_weights_option,
+    print_report,
+)
 from flashback.cli.console import notes
 from flashback.cli.documents import open_sources
 from flashback.cli.options import options_of, take
@@ -47,6 +53,7 @@ def bench() -> None:
     f"it (repeatable; default: {TEXT}).",
 )
 @click.option("--plot", type=Path, help="Write the figure to this file.")
+@old_weights_option
 @bench_options
 def runtime(
     index: Path | None,
@@ -108,6 +115,7 @@ def _real_text(index: Path | None, text: tuple[str, ...]) -> "RealText | None":
 
 @bench.command()
 @options_of(EngineBenchSettings)
+@old_weights_option
 @bench_options
 def engine(options: BenchOptions, **values: Any) -> None:
     """This engine against transformers' own cache: tokens per second.

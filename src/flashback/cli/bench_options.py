@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from flashback.cli.console import for_results, notes
 from flashback.cli.documents import counting
+from flashback.errors import FlashBackWarning
 
 if TYPE_CHECKING:
     from flashback.benchmark.harness import Benchmark
@@ -64,6 +66,24 @@ def bench_options(command: Command) -> Command:
         "--threads", type=click.IntRange(1, 1024), help="CPU threads (default: PyTorch's choice)."
     )
     return threads(json_option(run))
+
+
+def old_weights_option(command: Command) -> Command:
+    """`--decode-kernel`: deprecated, says the same as `--weights`."""
+
+    @functools.wraps(command)
+    def run(decode_kernel: str | None, **values: Any) -> Any:
+        if decode_kernel is not None:
+            if decode_kernel == "numba":
+                values["weights"] = decode_kernel
+            new = f"--weights {values['weights']}"
+            warnings.warn(
+                f"--decode-kernel is deprecated; use {new}", FlashBackWarning, stacklevel=2
+            )
+        return command(**values)
+
+    kernels = click.Choice(["pytorch", "numba"])
+    return click.option("--decode-kernel", type=kernels, hidden=True)(run)
 
 
 def print_report(report: "Report", *, as_json: bool) -> None:
