@@ -8,7 +8,14 @@ from transformers import DynamicCache
 
 from command_line import refused, run
 from flashback.benchmark.bench_settings import EngineBenchSettings
-from flashback.benchmark.engine import RATIOS, Arm, ArmEngine, EngineSeries, MeasuredStride, prepare
+from flashback.benchmark.engine import (
+    RATIOS,
+    ArmEngine,
+    EngineArm,
+    EngineSeries,
+    MeasuredStride,
+    prepare,
+)
 from flashback.benchmark.harness import Comparison
 from flashback.engines.kernels.packed import Int8Linear, PackedLinear
 from flashback.settings import Weights
@@ -81,5 +88,5 @@ def test_what_it_cannot_measure_is_refused(model_folder: Path) -> None:
 
 
 def test_an_arm_has_a_name() -> None:
-    assert str(Arm("ours", "int8")) == "ours int8"
-    assert Arm("ours", "int8").dtype == "float32"
+    assert str(EngineArm("ours", "int8")) == "ours int8"
+    assert EngineArm("ours", "int8").dtype == "float32"

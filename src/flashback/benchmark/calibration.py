@@ -1,4 +1,4 @@
-"""The two ceilings as a reader's own passes reach them: what predictions are made from."""
+"""The two ceilings as a reader's own passes reach them: predictions are made from these."""
 
 import itertools
 import statistics
@@ -21,16 +21,16 @@ _DECODE_STEPS = 8
 def calibrate(
     reader: Reader, shape: Shape, length: int, batch: int = 1, fixed_passes: bool | None = None
 ) -> Ceilings:
-    """Bandwidth from decode steps behind `length` tokens, matrix rate from encoding them.
+    """Bandwidth from decode steps behind `length` tokens, matrix rate from prefilling them.
 
-    Medians of several, in turns, so that a machine whose speed drifts treats both alike; launches,
-    choosing and all.
+    Medians of several, in turns, so that a machine whose speed drifts treats both alike; launches
+    and sampling included.
 
     Args:
         fixed_passes: see `LocalEngine`.
     """
-    encode: list[float] = []
-    decode: list[float] = []
+    prefills: list[float] = []
+    steps: list[float] = []
     engine = TimedEngine(reader, itertools.repeat(0), rows=batch, fixed_passes=fixed_passes)
     for _ in range(_REPEATS):
         engine.forget()
@@ -38,10 +38,10 @@ def calibrate(
         tokens = min(1 + _DECODE_STEPS, reader.window - length)
         completion = engine.complete(Prompt.plain((0,) * length), tokens, sampler)
         ends = [time.perf_counter() for _ in completion]
-        encode.append(completion.usage.encode_seconds)
-        decode += [ended - began for began, ended in itertools.pairwise(ends)]
+        prefills.append(completion.usage.encode_seconds)
+        steps += [ended - began for began, ended in itertools.pairwise(ends)]
     step, prefill = Pass(1, length, batch=batch), Pass(length, 0, 1, batch)
     return Ceilings(
-        pass_bytes(shape, step) / statistics.median(decode),
-        pass_operations(shape, prefill) / statistics.median(encode),
+        pass_bytes(shape, step) / statistics.median(steps),
+        pass_operations(shape, prefill) / statistics.median(prefills),
     )

@@ -24,7 +24,7 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What one machine can do at best, in one dtype."""
+    """The best that one machine reaches, in one dtype."""
 
     bytes_per_second: float
     """Reading memory."""

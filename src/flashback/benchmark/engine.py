@@ -1,4 +1,4 @@
-"""The engine against what it was: the same text written by each, stride by stride in turns.
+"""This engine against transformers' cache: each writes the same text, stride by stride in turns.
 
     dynamic    transformers' own cache, which copies itself at every token; plain linear layers
     ours       buffers that grow in place, and weights laid out for the processor
@@ -51,7 +51,7 @@ RATIOS = (
 
 
 @dataclass(frozen=True)
-class Arm:
+class EngineArm:
     """One way to run the reader."""
 
     engine: str
@@ -75,14 +75,14 @@ class Arm:
 
     @property
     def dtype(self) -> str:
-        """What is computed in between the linear layers."""
+        """Of everything between the linear layers."""
         return "float32" if self.weights is Weights.INT8 else self.number
 
     def reader(self, settings: EngineBenchSettings) -> Reader:
         """A reader laid out for this arm, with the weights of all others.
 
         Raises:
-            SettingsError: an unknown shape or device, or 8 bits or numba where they cannot be had.
+            SettingsError: an unknown shape or device, or 8 bits or numba where they are not supported.
         """
         reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
         if self.dynamic:
@@ -90,21 +90,21 @@ class Arm:
         return for_inference(reader, self.weights)
 
 
-def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
-    """All that there are on a device, with numba's if asked for: 8 bits are for CPUs.
+def arms_on(settings: EngineBenchSettings) -> tuple[EngineArm, ...]:
+    """All arms of a device, numba's if asked for; 8 bits are for CPUs.
 
     Raises:
-        SettingsError: an unknown device, or numba where it cannot be had.
+        SettingsError: an unknown device, or numba where it is not supported.
     """
     numbers = ("float32", "bfloat16")
-    arms = [Arm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
+    arms = [EngineArm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
     check_weights(settings.weights, settings.device, "float32")
     if settings.weights is Weights.NUMBA:
         from flashback.engines.kernels.one_row import reads
 
-        arms += [Arm("numba", number) for number in numbers if reads(getattr(torch, number))]
+        arms += [EngineArm("numba", number) for number in numbers if reads(getattr(torch, number))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
-    return (*arms, Arm("ours", Weights.INT8)) if on_cpu else tuple(arms)
+    return (*arms, EngineArm("ours", Weights.INT8)) if on_cpu else tuple(arms)
 
 
 class ArmEngine(TimedEngine):
@@ -184,7 +184,7 @@ class EngineBench:
 
     settings: EngineBenchSettings
     lengths: range
-    readers: dict[Arm, Reader]
+    readers: dict[EngineArm, Reader]
     material: Material
 
     @property
@@ -202,11 +202,11 @@ class EngineBench:
 
     def _once(
         self, lengths: Sequence[int], on_step: Callable[[], None] = nothing
-    ) -> dict[Arm, list[MeasuredStride]]:
+    ) -> dict[EngineArm, list[MeasuredStride]]:
         writers = {arm: self.strides(arm, lengths) for arm in self.readers}
         return by_arm(take_turns(writers, lengths, lambda arm, _: next(writers[arm]), on_step))
 
-    def strides(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
+    def strides(self, arm: EngineArm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
         """Write and measure a stride at each of these context lengths, from an empty cache."""
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text

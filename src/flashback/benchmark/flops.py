@@ -21,14 +21,14 @@ from flashback.patterns.cost import Pass
 
 
 def paper_recomputation(length: int, stride: int, batch: int, hidden: int, layers: int) -> float:
-    """C0 = 2T(T+s)bh²l/s: what prepending spends on computing keys and values again (paper)."""
+    """C0 = 2T(T+s)bh²l/s: the cost of computing keys and values again when prepending (paper)."""
     return 2 * length * (length + stride) * batch * hidden**2 * layers / stride
 
 
 def paper_lora(
     length: int, stride: int, passage: int, batch: int, hidden: int, layers: int, rank: int
 ) -> float:
-    """C1 = 2l(4r+1)bhT(d+2s)/s: what unmerged LoRA adds to appending (paper)."""
+    """C1 = 2l(4r+1)bhT(d+2s)/s: the cost that unmerged LoRA adds to appending (paper)."""
     return 2 * layers * (4 * rank + 1) * batch * hidden * length * (passage + 2 * stride) / stride
 
 
@@ -45,9 +45,9 @@ class Shape:
     layer_weights: int
     """Weights of all matrices in all layers: each is used once per token."""
     attention_width: int
-    """Heads x head size: what a query is compared over."""
+    """Heads x head size."""
     cache_width: int
-    """Key-value heads x head size: what a cached key or value takes per layer."""
+    """Key-value heads x head size: the values of a cached key in a layer."""
     bytes_per_value: int
 
     @classmethod

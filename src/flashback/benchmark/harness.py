@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from flashback.benchmark.report import Report, ratio_lines
 
-Arm = TypeVar("Arm")
-Turn = TypeVar("Turn")
+ArmT = TypeVar("ArmT")
+TurnT = TypeVar("TurnT")
 T = TypeVar("T")
 ResultsT = TypeVar("ResultsT")
 
@@ -44,11 +44,11 @@ class Benchmark(Protocol[ResultsT]):
 
 
 def take_turns(
-    arms: Iterable[Arm],
-    turns: Iterable[Turn],
-    measure: Callable[[Arm, Turn], T],
+    arms: Iterable[ArmT],
+    turns: Iterable[TurnT],
+    measure: Callable[[ArmT, TurnT], T],
     on_step: Callable[[], None] = nothing,
-) -> Iterator[tuple[Arm, T]]:
+) -> Iterator[tuple[ArmT, T]]:
     """Measure every arm at the first turn, then every arm at the second, and so on."""
     arms = list(arms)
     for turn in turns:
@@ -57,9 +57,9 @@ def take_turns(
             on_step()
 
 
-def by_arm(measured: Iterable[tuple[Arm, T]]) -> dict[Arm, list[T]]:
+def by_arm(measured: Iterable[tuple[ArmT, T]]) -> dict[ArmT, list[T]]:
     """Each arm's measurements, turn by turn."""
-    found: dict[Arm, list[T]] = {}
+    found: dict[ArmT, list[T]] = {}
     for arm, one in measured:
         found.setdefault(arm, []).append(one)
     return found
@@ -112,7 +112,7 @@ class Series:
     """What one arm did in each repeat, and how long it took."""
 
     unit: ClassVar[str] = "tokens"
-    """What is counted."""
+    """The name of the units."""
     arm: str
     amount: int
     """Units of each repeat."""

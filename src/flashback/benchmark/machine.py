@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is called, its threads, the versions installed."""
+"""The machine that a benchmark runs on: its name, its threads, the versions installed."""
 
 import platform
 import re

@@ -1,7 +1,7 @@
 """What every arm of the run-time test reads: the same text and the same passages.
 
-The text is given, not the reader's own: at every token the reader chooses, which costs what it
-costs, and then the next token of the text is written. So contexts, queries and passages are the
+The text is given, not the reader's own: every token is sampled, at its usual cost, and then
+replaced by the next token of the text. So contexts, queries and passages are the
 same in every arm and repeat, whatever the reader would have written.
 
     random    seeded random tokens, passages all different (paper section 4.3)
@@ -35,7 +35,7 @@ class Material:
     retriever: Retriever
     """Finds the same for the same query, whatever was searched for before."""
     document: Document | None = None
-    """What the text is from, if it is real; its own passages are left out."""
+    """The document of a real text; its own passages are left out."""
 
     @property
     def is_real(self) -> bool:
@@ -52,7 +52,7 @@ class Material:
     def passages(
         self, reader: Reader, contexts: Sequence[int], settings: RetrievalSettings
     ) -> list[Ids]:
-        """What is found behind each of these contexts, cut to m tokens; found ones only."""
+        """The passages found behind each of these contexts, cut to m tokens."""
         found = []
         for length in contexts:
             query = reader.decode(self.text[:length][-settings.query_tokens :])

@@ -1,4 +1,4 @@
-"""What a pattern gives and what it takes: perplexity against seconds per token.
+"""What a pattern gains and what it costs: perplexity against seconds per token.
 
 Speed is that of writing: every arm continues the same prompts, in turns, with real retrieval. The
 first stride, which prefills the prompt, does not count: the others show what a longer text costs.
@@ -93,7 +93,7 @@ class Speed:
 
     @property
     def cells(self) -> list[Cell]:
-        """What is timed."""
+        """All combinations of arm and settings."""
         return [(arm, one) for one in self.settings for arm in self.arms]
 
     @property
@@ -192,7 +192,7 @@ def _cell(point: Point, best: bool) -> str:
 def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     """One line for every arm and number of passages, over its strides; the front dotted in black.
 
-    On the right what lies near the lowest perplexity, enlarged.
+    On the right the perplexities near the lowest, enlarged.
 
     Raises:
         SettingsError: see `flashback.evaluation.figures.check_plot`.

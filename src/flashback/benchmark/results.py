@@ -31,11 +31,11 @@ class Measured:
     """The boundary pass; with the passage's own, if that is isolated."""
     decode_seconds: float
     bound_seconds: float
-    """What the same stride would take at the machine's ceilings."""
+    """Of the same stride at the machine's ceilings."""
     decode_bound_seconds: float
     """Likewise, the decoded tokens alone: the weights and the cache read once for each."""
     predicted_seconds: float
-    """What it would take at the ceilings that were calibrated with this reader."""
+    """Of the same stride at the ceilings calibrated with this reader."""
     retrieve_seconds: float = 0.0
     passage_tokens: int = 0
     unchanged: bool = False

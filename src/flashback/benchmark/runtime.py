@@ -138,7 +138,7 @@ class Runtime:
     ceilings: Ceilings
     """The machine's."""
     calibrated: Ceilings
-    """As this reader's own passes reach them: what predictions are made from."""
+    """As this reader's own passes reach them; predictions are made from these."""
     fixed_passes: bool | None = None
     """Whether the engines have them; None: each finds out."""
 
@@ -268,7 +268,7 @@ class Runtime:
     def _fill_cache(
         self, engine: TimedEngine, retrieval: RetrievalSettings, contexts: range
     ) -> None:
-        """Put what is found at these context lengths into the passage cache."""
+        """Put the passages found at these context lengths into the passage cache."""
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         found = self.material.passages(self.reader, contexts, retrieval)
         room = PATTERNS[retrieval.pattern].reserved(1, retrieval.passage_tokens, frame)

@@ -92,7 +92,7 @@ def _row(row: Measured) -> dict[str, Any]:
 
 
 def retrieval_record(results: Results, arms: Sequence[RuntimeArm]) -> dict[str, Any]:
-    """What searching cost, and how often it found something else."""
+    """The seconds of a search, and how often the passage changed."""
     retrieving = [str(arm) for arm in arms if arm.arranged.retrieves]
     if not retrieving:
         return {}
@@ -111,7 +111,7 @@ def retrieval_record(results: Results, arms: Sequence[RuntimeArm]) -> dict[str, 
 
 
 def _passage_cache(rows: Sequence[Measured]) -> dict[str, int]:
-    """What became of isolated passages, stride by stride."""
+    """Of how many strides the isolated passage was unchanged, cached or prefilled."""
     return {
         "unchanged": sum(row.unchanged for row in rows),
         "kept": sum(row.cache_hit for row in rows),
