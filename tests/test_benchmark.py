@@ -29,7 +29,9 @@ from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
+from flashback.patterns.append import Append
 from flashback.patterns.cost import Pass
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
 from flashback.retrieval.protocol import Hit, Retriever
@@ -95,6 +97,20 @@ def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, r
         # A passage may begin like what stood there before.
         assert 0 <= sum(one.tokens for one in boundary) - stride.usage.encoded <= 3
         assert len(stride.arranged) == boundary[-1].cached + boundary[-1].new
+
+
+def test_a_pattern_that_is_registered_is_measured_and_set_against_none() -> None:
+    PATTERNS.register("behind", Append())
+    try:
+        arms = (arm_named("none"), arm_named("behind"))
+        runtime = replace(small_runtime(replace(SMALL, sampled=True)), arms=arms)
+        results = runtime.run()
+        report = runtime.report(results)
+    finally:
+        PATTERNS.remove("behind")
+    assert list(results.ratios()) == ["behind/none"]
+    assert [row[0] for row in report.rows] == ["none", "behind"]
+    assert report.notes[0].startswith("behind/none: ")
 
 
 def test_all_arms_read_the_same_text_and_passages() -> None:

@@ -82,7 +82,7 @@ class EngineArm:
         """A reader laid out for this arm, with the weights of all others.
 
         Raises:
-            SettingsError: an unknown shape or device, or 8 bits or numba where they are not supported.
+            SettingsError: an unknown shape or device, or weights that it does not support.
         """
         reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
         if self.dynamic:
