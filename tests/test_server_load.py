@@ -20,6 +20,8 @@ from torch import Tensor
 
 from command_line import start
 from flashback.engines.local import LocalEngine
+from flashback.engines.passes import Passes
+from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError
 from flashback.server.server_settings import ServerSettings
 from flashback.server.service import make_service
@@ -162,15 +164,15 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
 
     def force(byte: str, seconds: float) -> None:
         token = 1 if byte == "EOS" else chat_reader().encode(byte)[0]
-        run = LocalEngine.run
+        run = Passes.run
 
-        def always(self: LocalEngine, *given: Any, **more: Any) -> Tensor:
+        def always(self: Passes, *given: Any, **more: Any) -> Tensor:
             time.sleep(seconds)
             logits = torch.full_like(run(self, *given, **more), -10.0)
             logits[..., token] = 10.0
             return logits
 
-        monkeypatch.setattr(LocalEngine, "run", always)
+        monkeypatch.setattr(Passes, "run", always)
 
     return force
 
@@ -299,9 +301,9 @@ def test_caches_of_their_own_are_within_the_budget_and_given_back() -> None:
             served.complete(max_tokens=8, flashback={"fresh_cache": True, "pattern": "slot"})
     assert len(engines) == 2
     for engine in engines:
-        assert engine.passages.count.encoded > 0
+        assert engine.passages.count.prefilled > 0
         assert engine.passages.budget == served.service.engine.passages.budget // 4
-        assert (engine.held, engine.passages.bytes) == ((0, 0), 0)
+        assert engine.cache_use == CacheUse(0, 0, 0)
 
 
 def test_counting_caches_does_not_wait_for_a_pass() -> None:
@@ -310,7 +312,7 @@ def test_counting_caches_does_not_wait_for_a_pass() -> None:
         held = threading.Event()
 
         def work() -> None:
-            with served.service.engine.lock:
+            with served.service.engine.passes.lock:
                 held.wait(20)
 
         busy = threading.Thread(target=work)

@@ -38,7 +38,7 @@ def calibrate(
         tokens = min(1 + _DECODE_STEPS, reader.window - length)
         completion = engine.complete(Prompt.plain((0,) * length), tokens, sampler)
         ends = [time.perf_counter() for _ in completion]
-        prefills.append(completion.usage.encode_seconds)
+        prefills.append(completion.usage.prefill_seconds)
         steps += [ended - began for began, ended in itertools.pairwise(ends)]
     step, prefill = Pass(1, length, batch=batch), Pass(length, 0, 1, batch)
     return Ceilings(

@@ -10,7 +10,7 @@ import torch
 
 from flashback.readers.reader import Reader
 from flashback.settings import CheckedSettings
-from flashback.writing.records import versions
+from flashback.version import versions
 
 
 def described(reader: Reader, settings: CheckedSettings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError
 from flashback.patterns.prompt import Ids
+from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.sampling import Sampler
@@ -55,9 +56,9 @@ class Material:
         """The passages found behind each of these contexts, cut to m tokens."""
         found = []
         for length in contexts:
-            query = reader.decode(self.text[:length][-settings.query_tokens :])
+            query = query_text(reader, self.text[:length], settings)
             hits = self.retriever.search([query], settings.search_options)[0]
-            found += [tuple(reader.encode(hit.text)[: settings.passage_tokens]) for hit in hits]
+            found += [passage_ids(reader, [hit.text], settings) for hit in hits]
         return found
 
 

@@ -100,7 +100,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     # From here on its linear layers have no plain weights.
     reader = for_inference(reader, settings.weights)
     ceilings = measure_ceilings(reader.placement)
-    fixed = LocalEngine(reader.model, reader.window).fixed is not None
+    fixed = LocalEngine(reader.model, reader.window).passes.fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)
     # Again: what else the machine did at first may be over by now.
     ceilings = ceilings.or_better(measure_ceilings(reader.placement))
@@ -244,11 +244,11 @@ class Runtime:
             self.material.text[:start], Settings(retrieval, stopping=stopping)
         )
         before: Stride | None = None
-        misses = engine.passages.count.encoded
+        misses = engine.passages.count.prefilled
         for stride in (event for event in writing if isinstance(event, Stride)):
             isolated, found = arm.arranged.isolated, bool(stride.passages)
             unchanged = before is not None and before.passages == stride.passages
-            known = engine.passages.count.encoded == misses
+            known = engine.passages.count.prefilled == misses
             hit = isolated and found and known and not unchanged
             shape = StrideShape(
                 start,
@@ -262,7 +262,7 @@ class Runtime:
                 joint=isolated and self.joint_passes,
             )
             yield Written(stride, shape, unchanged, hit)
-            before, misses = stride, engine.passages.count.encoded
+            before, misses = stride, engine.passages.count.prefilled
             start += self.settings.stride
 
     def _fill_cache(
@@ -295,7 +295,7 @@ class Runtime:
         return Measured(
             str(arm),
             shape.context,
-            stride.usage.encode_seconds,
+            stride.usage.prefill_seconds,
             stride.usage.decode_seconds,
             bound_seconds=self._bound(passes, self.ceilings),
             decode_bound_seconds=self._bound(passes[1 - self.settings.stride :], self.ceilings),

@@ -11,17 +11,16 @@ import click
 from flashback.benchmark.bench_settings import ParetoSettings
 from flashback.cli.bench_options import json_option, print_report
 from flashback.cli.console import notes
-from flashback.cli.documents import counting, open_sources
-from flashback.cli.evaluate import (
+from flashback.cli.documents import counting, lookup_options, open_sources
+from flashback.cli.options import options_of, take
+from flashback.cli.perplexity import (
     check_arms,
     chosen_patterns,
     combinations,
-    judge_sources,
+    evaluation_sets,
     untrained_rows,
 )
-from flashback.cli.options import options_of, take
 from flashback.cli.reader_options import ReaderOptions, reader_options
-from flashback.cli.train import RETRIEVED
 from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.scoring.window_settings import WindowSettings
@@ -30,7 +29,7 @@ from flashback.settings import RetrievalSettings
 if TYPE_CHECKING:
     from flashback.benchmark.pareto import Point
     from flashback.benchmark.report import Report
-    from flashback.evaluation.adapted import Readers
+    from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.arms import Arm
 
 _SWEEP = ("s=4,8,16,32", "k=1,2,4")
@@ -56,7 +55,7 @@ _SWEEP = ("s=4,8,16,32", "k=1,2,4")
     help="Values of s and k (repeatable: every combination).",
 )
 @reader_options
-@options_of(RetrievalSettings, only=RETRIEVED)
+@lookup_options
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @options_of(ParetoSettings)
@@ -130,24 +129,24 @@ def _run(asked: _Asked, options: ReaderOptions) -> "Report":
     sources = open_sources(asked.documents, asked.index, retrieves=True)
 
     from flashback.benchmark.pareto import Speed, pareto_report, points_of, prompts_of
-    from flashback.evaluation.adapted import Readers
+    from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
 
     out, settings = asked.out, asked.settings
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")
-    readers = Readers(options.load_plain)
+    readers = AdaptedReaders(options.load_plain)
     arms = _arms(asked.adapters, readers)
     check_arms(arms, readers, asked.windows, settings)
     out.mkdir(parents=True, exist_ok=True)
     described = {"documents": list(asked.documents), "index": str(asked.index)}
-    judged = judge_sources(readers.get(), sources, settings, asked.windows, described)
-    prompts = prompts_of(judged[0].examples, asked.timing)
+    sets = evaluation_sets(readers.get(), sources, settings, asked.windows, described)
+    prompts = prompts_of(sets[0].examples, asked.timing)
     with counting("scoring windows") as start:
         store = ScoreStore(out / "scores")
         tables = run_evaluation(
-            arms, judged, readers, settings=asked.bootstrap, store=store, start=start
+            arms, sets, readers, settings=asked.bootstrap, store=store, start=start
         )
     speed = Speed(arms, settings, options.load_plain, sources.retriever, prompts, asked.timing)
     with counting("writing texts") as start:
@@ -158,16 +157,16 @@ def _run(asked: _Asked, options: ReaderOptions) -> "Report":
     return report
 
 
-def _arms(adapters: tuple[Path, ...], readers: "Readers") -> "list[Arm]":
+def _arms(adapters: tuple[Path, ...], readers: "AdaptedReaders") -> "list[Arm]":
     """Every pattern untrained, and every adapter with the pattern it was trained for."""
-    from flashback.evaluation.arms import arm_of, told_apart
+    from flashback.evaluation.arms import arm_of, with_unique_names
     from flashback.readers.card import read_card
 
     # Before a model is loaded, or even downloaded.
     cards = {folder: read_card(folder) for folder in adapters}
     untrained = untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False)
     adapted = (arm_of(folder, card, card.pattern) for folder, card in cards.items())
-    return told_apart([*untrained, *adapted])
+    return with_unique_names([*untrained, *adapted])
 
 
 def _write(points: "Sequence[Point]", report: "Report", title: str, out: Path) -> None:

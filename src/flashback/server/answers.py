@@ -27,6 +27,9 @@ from flashback.server.token_names import TokenName
 
 Record = dict[str, Any]
 
+_COUNTED = ("reused", "prefilled", "decoded")
+"""Of the usage of every stride."""
+
 
 class Shape(Protocol):
     """How one of OpenAI's endpoints says it."""
@@ -156,7 +159,7 @@ class Answer:
     cached_tokens: int = 0
     completion_tokens: int = 0
     totals: dict[str, int] = field(
-        default_factory=lambda: {"reused": 0, "encoded": 0, "decoded": 0, "strides": 0}
+        default_factory=lambda: dict.fromkeys((*_COUNTED, "encoded", "strides"), 0)
     )
     events: list[Record] = field(default_factory=list)
     error: Failed | None = None
@@ -205,8 +208,9 @@ class Answer:
         self.totals["strides"] += 1
         if start.scored:
             return
-        for kind in ("reused", "encoded", "decoded"):
+        for kind in _COUNTED:
             self.totals[kind] += getattr(event.usage, kind)
+        self.totals["encoded"] = self.totals["prefilled"]  # the former name, for one version
         prompt = self._prompts.pop(event.choice, 0)
         self.cached_tokens += min(event.usage.reused, prompt)
 

@@ -109,9 +109,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Prometheus' text format."""
         load = service.scheduler.load
-        caches, size = service.engine.held
-        held = {"sequences": size, "passages": service.engine.passages.bytes}
-        text = service.metrics.render(load.active, load.waiting, caches, held)
+        use = service.engine.cache_use
+        held = {"sequences": use.sequence_bytes, "passages": use.passage_bytes}
+        text = service.metrics.render(load.active, load.waiting, use.sequences, held)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -16,12 +16,12 @@ class Metrics:
         self._strides = self._counter("strides", "Strides by pattern", "pattern")
         self._tokens = self._counter(
             "tokens",
-            "Prompt tokens reused and encoded, decode passes, tokens written and scored",
+            "Prompt tokens reused and prefilled, decode passes, tokens written and scored",
             "kind",
         )
         self._incidents = self._counter("incidents", "What went wrong within requests", "event")
         self._retrieve = self._histogram("retrieve_seconds", "Searches")
-        self._encode = self._histogram("encode_seconds", "Boundary passes")
+        self._prefill = self._histogram("encode_seconds", "Passes before the first token")
         self._decode = self._histogram("decode_seconds", "Decoding, per stride")
         self._first = self._histogram("first_stride_seconds", "Arrival to the first stride's end")
         self._jobs = self._gauge("jobs", "Requests in work and waiting", "state")
@@ -36,10 +36,11 @@ class Metrics:
             if event.scored:
                 self._tokens.labels("scored").inc(event.tokens)
                 return
-            for kind in ("reused", "encoded", "decoded"):
-                self._tokens.labels(kind).inc(getattr(usage, kind))
+            self._tokens.labels("reused").inc(usage.reused)
+            self._tokens.labels("encoded").inc(usage.prefilled)
+            self._tokens.labels("decoded").inc(usage.decoded)
             self._retrieve.observe(event.retrieve_seconds)
-            self._encode.observe(usage.encode_seconds)
+            self._prefill.observe(usage.prefill_seconds)
             self._decode.observe(usage.decode_seconds)
         elif isinstance(event, ChoiceEnd):
             self._tokens.labels("written").inc(event.tokens)

@@ -21,7 +21,7 @@ from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.lookup import Found, Lookup, examples_of
-from flashback.scoring.passes import Passes, Steps
+from flashback.scoring.model import ScoringModel, Steps, without_forbidden
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.server.events import TokenScore
@@ -34,7 +34,7 @@ _NEVER = -9999.0
 """In place of minus infinity, which JSON does not have."""
 
 
-class TopPasses(Passes):
+class TopModel(ScoringModel):
     """Also tells the most probable tokens: targets have rows of 1 + 2k instead of one number.
 
     The log-probability of the target, those of the k most probable tokens, and their ids.
@@ -47,25 +47,10 @@ class TopPasses(Passes):
     def log_probs(self, logits: Tensor, targets: Sequence[Ids], forbidden: Ids) -> Tensor:
         """(B, keep, 1 + 2k) from logits (B, keep, V)."""
         chosen = super().log_probs(logits, targets, forbidden)
-        best = _log_probs(logits, forbidden).topk(min(self._top, logits.shape[-1]))
+        all_log_probs = without_forbidden(logits, forbidden).log_softmax(-1)
+        best = all_log_probs.topk(min(self._top, logits.shape[-1]))
         # Ids below 2^24 are exact in float32.
         return torch.cat([chosen[..., None], best.values, best.indices.float()], -1)
-
-
-class TopScorer(TargetScorer):
-    """A scorer whose log-probabilities are rows of `TopPasses`."""
-
-    def __init__(self, model: nn.Module, top: int) -> None:
-        super().__init__(model)
-        self._passes = TopPasses(model, top)
-
-
-def _log_probs(logits: Tensor, forbidden: Ids) -> Tensor:
-    logits = logits.float()
-    if forbidden:
-        never = torch.tensor(forbidden, device=logits.device)
-        logits = logits.index_fill(-1, never, float("-inf"))
-    return logits.log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class ScoredText:
     """A text with the log-probabilities of its tokens."""
 
     rows: Tensor
-    """(T - first, 1 + 2k), see `TopPasses`."""
+    """(T - first, 1 + 2k), see `TopModel`."""
     first: int
     """The first token that has one."""
     strides: tuple[ScoredStride, ...]
@@ -106,7 +91,7 @@ def score_text(
         SettingsError: the window is too small for the settings, or there is no retriever.
     """
     grid = grid_of(ids, reader, retriever, settings, first_boundary)
-    scorer = TopScorer(reader.model, top)
+    scorer = TargetScorer(TopModel(reader.model, top))
     rows = [torch.zeros(0, 1 + 2 * top)]
     strides = [ScoredStride(0, grid.head_end, ())]
     if (head := grid.head()) is not None:
@@ -290,7 +275,7 @@ class TokenRecorder:
         self.tokens += 1
         if self._top is None or logits is None:
             return
-        log_probs = _log_probs(logits, self._reader.forbidden)
+        log_probs = without_forbidden(logits, self._reader.forbidden).log_softmax(-1)
         best = log_probs.topk(self._top)
         top = tuple(
             (self._names(one), _finite(value))

@@ -64,7 +64,8 @@ def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
     usage = event.usage
     return record | {
         "reused": usage.reused,
-        "encoded": usage.encoded,
+        "prefilled": usage.prefilled,
+        "encoded": usage.prefilled,  # the former name, for one version
         "decoded": usage.decoded,
     }
 

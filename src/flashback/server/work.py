@@ -81,8 +81,7 @@ class Worker:
 
     def _own_engine(self) -> LocalEngine:
         """Without anything cached, and with its share of the memory for passages."""
-        engine = self._service.engine
-        return engine.another(engine.passages.budget // self._service.settings.max_active)
+        return self._service.engine.fresh(self._service.settings.max_active)
 
     def events(self) -> Events:
         """All that happens, with a `Turn` after each stride; errors are the API's."""
@@ -367,6 +366,6 @@ def _scored_spans(
         yield SpanStart(text.choice, text.stride, start, stride.passages, scored=True)
         yield Piece(text.choice, shown[start:end], tuple(own))
         tokens_scored = stride.end - stride.start
-        usage = Usage(encode_seconds=seconds / len(scored.strides))
+        usage = Usage(prefill_seconds=seconds / len(scored.strides))
         yield SpanEnd(text.choice, text.stride, end, tokens_scored, usage, 0.0, scored=True)
         text.stride += 1
