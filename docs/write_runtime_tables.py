@@ -20,6 +20,8 @@ _HEADINGS = (
     "predicted / measured",
 )
 _SAMPLED = "-sampled"
+_PASSAGES = {"kept": "cache hits", "encoded": "prefilled"}
+"""The counts of a record's `passage_cache`, in words."""
 
 
 def render(records: dict[str, Record]) -> str:
@@ -84,7 +86,8 @@ def _notes(record: Record) -> Iterator[str]:
             f"unchanged"
         )
     for arm, count in record.get("passage_cache", {}).items():
-        yield f"- {arm}: " + ", ".join(f"{number} {what}" for what, number in count.items())
+        shown = (f"{number} {_PASSAGES.get(kind, kind)}" for kind, number in count.items())
+        yield f"- {arm}: {', '.join(shown)}"
 
 
 def _overhead(record: Record) -> str:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from command_line import run
-from flashback.benchmark.batch import ARMS, BatchBench, QueryPassages, random_prompts
+from flashback.benchmark.batch import ARMS, BatchBench, random_prompts
 from flashback.benchmark.bench_settings import BatchBenchSettings
-from flashback.benchmark.record import device_name
+from flashback.benchmark.machine import device_name
+from flashback.benchmark.material import RandomPassages
 from flashback.errors import FlashBackError
 from flashback.settings import SearchOptions
 from readers import tiny_reader
@@ -22,22 +23,23 @@ def test_both_arms_write_the_same_from_prompts_of_different_lengths() -> None:
     reader = tiny_reader()
     assert [len(prompt) for prompt in random_prompts(reader, SMALL)] == [10, 15, 20]
     turns: list[int] = []
-    rows = BatchBench(reader, SMALL).run(lambda: turns.append(1))
+    bench = BatchBench(reader, SMALL)
+    rows = bench.run(lambda: turns.append(1)).rows
     assert [row.arm for row in rows] == list(ARMS)
-    assert all(row.tokens == 30 and len(row.runs) == 2 and row.seconds > 0 for row in rows)
-    assert len(turns) == 3  # the first is not counted
+    assert all(row.amount == 30 and len(row.runs) == 2 and row.seconds > 0 for row in rows)
+    assert len(turns) == bench.steps == 4  # the warm-up is not counted
 
 
 def test_texts_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = BatchBench(tiny_reader(), SMALL)
     plain = bench._write
-    monkeypatch.setattr(bench, "_write", lambda rows: ([(rows,)] * 3, plain(rows)[1]))
+    monkeypatch.setattr(bench, "_write", lambda arm, turn: (plain(arm, turn)[0], [(len(arm),)] * 3))
     with pytest.raises(FlashBackError, match="3 of 3 texts differ"):
         bench.run()
 
 
 def test_passages_depend_on_the_query_alone() -> None:
-    retriever = QueryPassages(tiny_reader(), 12)
+    retriever = RandomPassages(tiny_reader(), 12)
     options = SearchOptions(k=2)
     one, other = retriever.search(["a", "b"], options)
     assert retriever.search(["b"], options) == [other]

@@ -8,7 +8,15 @@ from transformers import DynamicCache
 
 from command_line import refused, run
 from flashback.benchmark.bench_settings import EngineBenchSettings
-from flashback.benchmark.engine import Arm, ArmEngine, MeasuredStride, Results, prepare
+from flashback.benchmark.engine import (
+    RATIOS,
+    ArmEngine,
+    EngineArm,
+    EngineSeries,
+    MeasuredStride,
+    prepare,
+)
+from flashback.benchmark.harness import Comparison
 from flashback.engines.kernels.packed import Int8Linear, PackedLinear
 from flashback.settings import Weights
 
@@ -42,23 +50,25 @@ def test_every_arm_writes_every_stride_and_the_model_takes_a_part_of_it(model_fo
     machine = prepare(small(model_folder))
     strides: list[int] = []
     results = machine.run(lambda: strides.append(1))
-    assert len(strides) == machine.strides == 2 * 6 * len(ARMS)
-    for run_ in results.runs:
-        for rows in run_.values():
-            assert [row.length for row in rows] == list(machine.lengths)
-            assert all(0 < row.model_seconds < row.seconds for row in rows)
+    assert len(strides) == machine.steps == 2 * 6 * len(ARMS)
+    assert [row.arm for row in results.rows] == ARMS
+    assert all(row.amount == 6 * 5 and 0 < row.other_share < 1 for row in results.rows)
+    for arm in machine.readers:
+        rows = list(machine.strides(arm, machine.lengths))
+        assert [row.length for row in rows] == list(machine.lengths)
+        assert all(0 < row.model_seconds < row.seconds for row in rows)
 
 
 def test_ratios_and_shares_are_of_all_strides() -> None:
     def rows(*seconds: float) -> list[MeasuredStride]:
         return [MeasuredStride(20, value, value / 2) for value in seconds]
 
-    runs = ({"dynamic float32": rows(2, 4), "ours float32": rows(1, 2)},) * 2
-    results = Results(5, runs)
-    assert results.row("ours float32").tokens_per_second == pytest.approx(10 / 3)
-    assert results.other_share("ours float32") == pytest.approx(0.5)
-    assert results.row("ours float32").spread == 0
-    assert results.ratios() == {"ours float32/dynamic float32": pytest.approx(2)}
+    ours = EngineSeries.of("ours float32", 5, [rows(1, 2)] * 2)
+    results = Comparison((EngineSeries.of("dynamic float32", 5, [rows(2, 4)] * 2), ours), RATIOS)
+    assert ours.per_second == pytest.approx(10 / 3)
+    assert ours.other_share == pytest.approx(0.5)
+    assert ours.spread == 0
+    assert results.ratios == {"ours float32/dynamic float32": pytest.approx(2)}
 
 
 def test_the_command_prints_figures(model_folder: Path) -> None:
@@ -78,5 +88,5 @@ def test_what_it_cannot_measure_is_refused(model_folder: Path) -> None:
 
 
 def test_an_arm_has_a_name() -> None:
-    assert str(Arm("ours", "int8")) == "ours int8"
-    assert Arm("ours", "int8").dtype == "float32"
+    assert str(EngineArm("ours", "int8")) == "ours int8"
+    assert EngineArm("ours", "int8").dtype == "float32"

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from command_line import refused, run
 from flashback.benchmark.bench_settings import TrainingBenchSettings
-from flashback.benchmark.record import device_name
+from flashback.benchmark.harness import Comparison
+from flashback.benchmark.machine import device_name
 from flashback.benchmark.shapes import SHAPES
 from flashback.benchmark.training import (
     ARMS,
-    Measured,
+    RATIOS,
+    Trained,
     Training,
     check_losses,
     made_up_examples,
     packed_loss,
     prepare,
-    ratios,
 )
 from flashback.errors import FlashBackError, SettingsError
 from readers import tiny_reader
@@ -55,11 +56,11 @@ def test_all_arms_have_the_same_loss_and_gradient(family: str) -> None:
 def test_every_arm_is_measured_on_all_targets() -> None:
     training = Training.of(tiny_reader(), SMALL)
     turns = []
-    rows = training.run(lambda: turns.append(1))
+    rows = training.run(lambda: turns.append(1)).rows
     assert [row.arm for row in rows] == list(ARMS)
-    assert [row.targets for row in rows] == [TARGETS] * 3
+    assert [row.amount for row in rows] == [TARGETS] * 3
     assert all(len(row.runs) == 2 and min(row.runs) > 0 for row in rows)
-    assert len(turns) == training.turns == 4
+    assert len(turns) == training.steps == 2 * 2 * 3
     assert rows[0].loss == pytest.approx(rows[2].loss, rel=1e-4)
 
 
@@ -98,14 +99,16 @@ def test_passages_are_all_different_and_of_three_quarters_to_all_of_the_length()
 
 def test_figures_are_medians_and_ratios_are_of_targets_per_second() -> None:
     rows = [
-        Measured("padded", 100, (9.0, 10.0, 12.0), 5.0),
-        Measured("sorted", 100, (5.0, 5.0, 5.0), 5.0),
-        Measured("packed", 100, (1.0, 2.0, 3.0), 5.0),
+        Trained("padded", 100, (9.0, 10.0, 12.0), 5.0),
+        Trained("sorted", 100, (5.0, 5.0, 5.0), 5.0),
+        Trained("packed", 100, (1.0, 2.0, 3.0), 5.0),
     ]
     assert [row.seconds for row in rows] == [10, 5, 2]
-    assert [row.targets_per_second for row in rows] == [10, 20, 50]
+    assert [row.per_second for row in rows] == [10, 20, 50]
     assert [row.spread for row in rows] == pytest.approx([0.3, 0, 1])
-    assert ratios(rows) == {"packed/padded": 5, "packed/sorted": 2.5}
+    comparison = Comparison(tuple(rows), RATIOS)
+    assert comparison.ratios == {"packed/padded": 5, "packed/sorted": 2.5}
+    assert comparison.ratio_ranges == {"packed/padded": (4, 9), "packed/sorted": (5 / 3, 5)}
 
 
 @pytest.mark.parametrize(
@@ -119,8 +122,8 @@ def test_figures_are_medians_and_ratios_are_of_targets_per_second() -> None:
     ],
 )
 def test_arms_that_disagree_are_not_compared(dtype: torch.dtype, loss: float, good: bool) -> None:
-    rows = [Measured(arm, 1, (1.0,), 5.0) for arm in ARMS[:2]]
-    rows.append(Measured("packed", 1, (1.0,), loss))
+    rows = [Trained(arm, 1, (1.0,), 5.0) for arm in ARMS[:2]]
+    rows.append(Trained("packed", 1, (1.0,), loss))
     if good:
         check_losses(rows, dtype)
         return
@@ -172,7 +175,8 @@ def test_the_command_prints_json(model_folder: Path) -> None:
     speeds = {row["arm"]: row["targets_per_second"] for row in record["rows"]}
     assert list(speeds) == list(ARMS)
     for row in record["rows"]:
-        assert set(row) == {"arm", "targets_per_second", "seconds", "spread", "loss"}
+        keys = {"arm", "targets", "runs", "targets_per_second", "seconds", "spread", "loss"}
+        assert set(row) == keys
         assert row["targets_per_second"] == pytest.approx(TARGETS / row["seconds"])
     assert record["ratios"] == pytest.approx(
         {f"packed/{arm}": speeds["packed"] / speeds[arm] for arm in ARMS[:2]}

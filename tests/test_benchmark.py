@@ -14,33 +14,31 @@ from torch import Tensor
 
 from command_line import index_notes, refused, run, write_notes
 from flashback.benchmark import plot as plot_module
-from flashback.benchmark.bench_settings import ARMS, RuntimeSettings
+from flashback.benchmark.arms import RuntimeArm, all_arms, arm_named
+from flashback.benchmark.bench_settings import RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
-from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations, stride_passes
+from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
+from flashback.benchmark.machine import device_name
 from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
-from flashback.benchmark.record import device_name
 from flashback.benchmark.results import RATIOS, Measured, Results
-from flashback.benchmark.runtime import (
-    RealText,
-    Runtime,
-    Written,
-    _arms,
-    grid,
-    parse_lengths,
-    prepare,
-)
+from flashback.benchmark.runtime import RealText, Runtime, chosen_arms, prepare
 from flashback.benchmark.shapes import SHAPES, shaped_reader
+from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedPasses
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
+from flashback.patterns.append import Append
+from flashback.patterns.cost import Pass
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings, SearchOptions
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
+ARMS = tuple(all_arms())
 SMALL = RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20)
 CEILINGS = Ceilings(bytes_per_second=1e9, operations_per_second=1e9)
 DOCUMENTS = [
@@ -56,7 +54,8 @@ def small_runtime(settings: RuntimeSettings = SMALL, *, family: str = "llama") -
     lengths = parse_lengths(settings)
     material = random_material(reader, lengths[-1] + settings.stride, settings.passage_tokens)
     shape = Shape.of(reader.model)
-    return Runtime(reader, settings, ARMS, lengths, material, shape, CEILINGS, CEILINGS)
+    arms = tuple(all_arms().values())
+    return Runtime(reader, settings, arms, lengths, material, shape, CEILINGS, CEILINGS)
 
 
 def real_runtime(retriever: Retriever) -> Runtime:
@@ -80,48 +79,46 @@ def test_every_arm_is_measured_at_every_length(sampled: bool) -> None:
     lengths = [runtime.lengths[0], *later]
     expected = [(n, arm) for n in lengths for arm in ARMS]
     assert [(row.length, row.arm) for row in results.rows] == expected
-    assert len(counted) == runtime.strides_to_measure == 2 * len(expected)
-    assert all(row.encode_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
-
-
-def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -> list[Pass]:
-    settings = runtime.settings
-    return list(
-        stride_passes(
-            arm.removeprefix("authors_").removesuffix("_cached"),
-            length,
-            settings.stride,
-            len(written.stride.arranged) - length,
-            first=written.first,
-            known=written.unchanged or written.kept,
-            behind_passage=written.behind_passage,
-            joint=runtime.joint_passes,
-        )
-    )
+    assert len(counted) == runtime.steps == 2 * len(expected)
+    assert all(row.prefill_seconds > 0 and row.decode_seconds > 0 for row in results.rows)
 
 
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
 def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, real: bool) -> None:
     runtime = real_runtime(MadeUpRetriever(longest=60, same=0.4)) if real else small_runtime()
-    for number, written in enumerate(runtime.strides(arm, 40, 7)):
-        passes = expected_passes(runtime, arm, 40 + 8 * number, written)
+    for number, written in enumerate(runtime.strides(arm_named(arm), 40, 7)):
+        passes = list(arm_named(arm).arranged.passes(written.shape))
         stride = written.stride
         boundary = passes[: len(passes) - 7]  # 7 decoded tokens follow it
-        assert written.first == (number == 0)
+        assert written.shape.context == 40 + 8 * number
+        assert written.shape.first == (number == 0)
         assert stride.usage.decoded == 7
         # A passage may begin like what stood there before.
         assert 0 <= sum(one.tokens for one in boundary) - stride.usage.prefilled <= 3
         assert len(stride.arranged) == boundary[-1].cached + boundary[-1].new
 
 
+def test_a_pattern_that_is_registered_is_measured_and_set_against_none() -> None:
+    PATTERNS.register("behind", Append())
+    try:
+        arms = (arm_named("none"), arm_named("behind"))
+        runtime = replace(small_runtime(replace(SMALL, sampled=True)), arms=arms)
+        results = runtime.run()
+        report = runtime.report(results)
+    finally:
+        PATTERNS.remove("behind")
+    assert list(results.ratios()) == ["behind/none"]
+    assert [row[0] for row in report.rows] == ["none", "behind"]
+    assert report.notes[0].startswith("behind/none: ")
+
+
 def test_all_arms_read_the_same_text_and_passages() -> None:
-    runtime = real_runtime(MadeUpRetriever())
+    runtime = real_runtime(Remembering(MadeUpRetriever(seed=3)))
     text = runtime.material.text
     found = set()
     for arm in ARMS:
-        material = replace(runtime.material, new_retriever=lambda: MadeUpRetriever(seed=3))
-        strides = [one.stride for one in replace(runtime, material=material).strides(arm, 40, 7)]
+        strides = [one.stride for one in runtime.strides(arm_named(arm), 40, 7)]
         assert tuple(token for one in strides for token in one.tokens) == text[40 : 40 + 7 * 8]
         if arm != "none":
             found.add(tuple(hit.text for one in strides for hit in one.passages))
@@ -142,19 +139,33 @@ def test_real_text_is_the_first_long_document_and_never_finds_itself() -> None:
 
 def test_kept_passages_are_not_encoded_again() -> None:
     runtime = small_runtime()
-    assert not any(one.kept for one in runtime.strides("slot", 40, 4))
-    assert all(one.kept for one in runtime.strides("slot_cached", 40, 4))
+    assert not any(one.cache_hit for one in runtime.strides(arm_named("slot"), 40, 4))
+    assert all(one.cache_hit for one in runtime.strides(arm_named("slot_cached"), 40, 4))
 
 
 def test_a_passage_that_comes_back_is_kept_while_there_is_room() -> None:
     runtime = real_runtime(Alternating())
-    kept = [one.kept for one in runtime.strides("slot", 40, 4)]
+    kept = [one.cache_hit for one in runtime.strides(arm_named("slot"), 40, 4)]
     assert kept == [False, False, True, True]
     nothing = replace(runtime, settings=replace(SMALL, passage_megabytes=0))
-    assert not any(one.kept for one in nothing.strides("slot", 40, 4))
+    assert not any(one.cache_hit for one in nothing.strides(arm_named("slot"), 40, 4))
     same = real_runtime(MadeUpRetriever(empty=0, same=1))
-    assert [one.unchanged for one in same.strides("slot", 40, 3)] == [False, True, True]
-    assert not any(one.kept for one in same.strides("slot", 40, 3))
+    assert [one.unchanged for one in same.strides(arm_named("slot"), 40, 3)] == [False, True, True]
+    assert not any(one.cache_hit for one in same.strides(arm_named("slot"), 40, 3))
+
+
+class Remembering:
+    """Finds the same for the same query, as an index does."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._found: dict[str, list[Hit]] = {}
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        for query in queries:
+            if query not in self._found:
+                self._found[query] = self._retriever.search([query], options)[0]
+        return [self._found[query] for query in queries]
 
 
 class Alternating:
@@ -190,7 +201,7 @@ def last_logits(runtime: Runtime, arm: str) -> list[Tensor]:
         seen.append(logits[0, -1].clone())
         return logits
 
-    strides = runtime.strides(arm, 40, 3)
+    strides = runtime.strides(arm_named(arm), 40, 3)
     first = next(strides)  # the engine is ready now
     with patch.object(TimedPasses, "run", watched):
         list(strides)
@@ -209,7 +220,7 @@ def test_rows_of_a_batch_differ() -> None:
 
     watched.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
     with patch.object(runtime.reader.model, "forward", watched):
-        list(runtime.strides("append", 40, 2))
+        list(runtime.strides(arm_named("append"), 40, 2))
     assert len(read) == 16
     for ids in read:
         assert ids.shape[0] == 3
@@ -221,7 +232,7 @@ def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
     rows = [measured("append", n, float(n)) for n in (20, 50)]
     rows = [measured("append", 10, 100.0), *rows]
     doubled = [
-        replace(row, encode_seconds=2 * row.encode_seconds + row.decode_seconds) for row in rows
+        replace(row, prefill_seconds=2 * row.prefill_seconds + row.decode_seconds) for row in rows
     ]
     other = [replace(row, arm="prepend") for row in doubled]
     results = Results(lengths, ((*rows, *other),))
@@ -229,7 +240,7 @@ def test_totals_are_the_first_stride_and_interpolated_later_ones() -> None:
     assert results.ratios() == {"prepend/append": pytest.approx(2.0)}
     assert results.bound_share("append") == pytest.approx(0.5)
     assert results.decode_bound_share("append") == pytest.approx(0.5)
-    assert results.encode_seconds("append") == pytest.approx(120)
+    assert results.prefill_seconds("append") == pytest.approx(120)
     assert results.predicted_share("append") == pytest.approx(1.0)
     assert results.predicted_share("prepend") == pytest.approx(0.5)
     assert results.growth("append") == pytest.approx(2.5)
@@ -276,14 +287,14 @@ def test_a_slow_processor_multiplies_smaller_matrices(rate: float, largest: int)
     """bfloat16 without instructions for it would take minutes."""
     sizes: list[int] = []
 
-    def timed(work: Callable[[], object], _device: object) -> float:
+    def seconds(work: Callable[[], object], _wait: object) -> tuple[float, None]:
         if not isinstance(work, partial):
-            return 0.5  # reading memory
+            return 0.5, None  # reading memory
         sizes.append(len(work.args[-1]))
-        return 2 * sizes[-1] ** 3 / rate
+        return 2 * sizes[-1] ** 3 / rate, None
 
     placement = Placement(torch.device("cpu"), torch.float32, "")
-    with patch("flashback.benchmark.ceilings._seconds", timed):
+    with patch("flashback.benchmark.ceilings.timed", seconds):
         found = measure_ceilings(placement)
     assert max(sizes) == largest
     assert found.operations_per_second == pytest.approx(rate)
@@ -293,7 +304,7 @@ def test_a_busy_moment_lowers_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> Non
     measured = iter([Ceilings(1.0, 5.0), Ceilings(3.0, 2.0)])
     monkeypatch.setattr("flashback.benchmark.runtime.measure_ceilings", lambda _: next(measured))
     monkeypatch.setattr("flashback.benchmark.runtime.calibrate", lambda *_: CEILINGS)
-    runtime = prepare(RuntimeSettings(MINI, "512:768", arms=("none",), device="cpu"))
+    runtime = prepare(RuntimeSettings(MINI, lengths="512:768", arms=("none",), device="cpu"))
     assert runtime.ceilings == Ceilings(3.0, 5.0)
 
 
@@ -328,12 +339,12 @@ def test_the_last_stride_of_a_real_text_does_not_jump(
     text = Document("long", "Long", "The moon pulls the tides. " * 500)
     real = RealText([text], MadeUpRetriever(empty=0, longest=60))
     settings = RuntimeSettings(
-        MINI, "1932:2048", arms=(arm,), stride=8, passage_tokens=20, device="cpu"
+        MINI, lengths="1932:2048", arms=(arm,), stride=8, passage_tokens=20, device="cpu"
     )
     runtime = prepare(settings, real)
     assert runtime.reader.window == 2048
     assert runtime.lengths[-1] == (2012 if arm == "slot" else 2020)
-    (written,) = runtime.later_strides(arm, runtime.lengths[-1:])
+    written = runtime.later_stride(arm_named(arm), runtime.lengths[-1])
     assert len(written.stride.arranged) > runtime.lengths[-1]
 
 
@@ -386,7 +397,8 @@ def test_the_figure_is_written_and_its_suffix_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arms", "base"), [(ARMS, "append (FlashBack)"), (ARMS[:3], "no retrieval")]
+    ("arms", "base"),
+    [(ARMS, "append (FlashBack)"), (("none", "slot_cached", "slot"), "no retrieval")],
 )
 def test_every_arm_is_set_against_append_or_the_first(
     arms: tuple[str, ...], base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -455,10 +467,27 @@ def test_lengths_and_threads_beyond_all_machines_are_refused() -> None:
     assert "--threads" in refused("bench", "runtime", "--threads", "100000")
 
 
+@pytest.mark.filterwarnings("default::flashback.errors.FlashBackWarning")
+@pytest.mark.parametrize("old", ["pytorch", "numba"])
+def test_the_old_name_of_weights_is_deprecated(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RuntimeSettings] = []
+
+    def remember(settings: RuntimeSettings, _real: object) -> Runtime:
+        asked.append(settings)
+        raise SettingsError("enough")
+
+    monkeypatch.setattr("flashback.benchmark.runtime.prepare", remember)
+    new = "numba" if old == "numba" else "full"
+    err = run("bench", "runtime", "--decode-kernel", old, code=2).err
+    assert f"--decode-kernel is deprecated; use --weights {new}" in err
+    assert asked[0].weights == new
+
+
 def test_an_arm_that_is_named_twice_is_measured_once() -> None:
     reader = tiny_reader()
     for arms in (("append", "none", "append"), ("append", "none")):
-        assert _arms(RuntimeSettings(arms=arms), reader) == ("append", "none")
+        chosen = chosen_arms(RuntimeSettings(arms=arms), reader)
+        assert chosen == (RuntimeArm("append"), RuntimeArm("none"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The cost model counts what PyTorch counts, pass by pass, on real models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,16 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from families import FAMILIES, JOINED, tiny_model
 from flashback.benchmark.flops import (
-    Pass,
     Shape,
     paper_lora,
     paper_recomputation,
     pass_bytes,
     pass_operations,
-    stride_passes,
 )
 from flashback.engines.cache.layers import new_cache
 from flashback.engines.local import LocalEngine
+from flashback.patterns.cost import Pass, StrideShape
 from flashback.patterns.registry import PATTERNS
 
 EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral", "bloom")]
@@ -99,19 +100,20 @@ def test_bytes_are_weights_and_cache() -> None:
 def test_passes_of_a_stride_encode_what_the_design_says(
     context: int, stride: int, passage: int
 ) -> None:
-    first = {p: next(stride_passes(p, context, stride, passage)) for p in PATTERNS}
+    shape = StrideShape(context, stride, passage)
+    first = {name: next(pattern.passes(shape)) for name, pattern in PATTERNS.items()}
     assert first["none"] == Pass(1, context - 1)
     assert first["append"] == Pass(stride + passage, context - stride)
     assert first["prepend"] == Pass(context + passage, 0)
     assert first["slot"] == Pass(passage, 0, logits=0)
-    for pattern in PATTERNS:
-        passes = list(stride_passes(pattern, context, stride, passage))
+    for pattern, arranged in PATTERNS.items():
+        passes = list(arranged.passes(shape))
         alone = 1 if pattern == "slot" else 0  # the passage, before the boundary's one token
         assert len(passes) == stride + alone
         assert all(one.new == 1 for one in passes[1:])
         seen = context if pattern == "none" else context + passage
         assert passes[alone].cached + passes[alone].new == seen
-    joint = list(stride_passes("slot", context, stride, passage, joint=True))
+    joint = list(PATTERNS["slot"].passes(replace(shape, joint=True)))
     assert joint[0] == Pass(1, context + passage - 1, passage=passage)
     assert len(joint) == stride
 

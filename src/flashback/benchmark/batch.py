@@ -5,68 +5,27 @@ so that both arms find the same. Each arm starts from empty caches, and the arms
 """
 
 import random
-import statistics
-import time
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from flashback.benchmark.bench_settings import BatchBenchSettings
-from flashback.benchmark.shapes import shaped_reader, word
+from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns, timed
+from flashback.benchmark.machine import described
+from flashback.benchmark.material import RandomPassages
+from flashback.benchmark.report import Report
+from flashback.benchmark.shapes import shaped_reader
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit
-from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 
-ARMS = ("one by one", "batch")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One arm, all texts written."""
-
-    arm: str
-    tokens: int
-    runs: tuple[float, ...]
-    """Seconds of each repeat."""
-
-    @property
-    def seconds(self) -> float:
-        """The median of the repeats."""
-        return statistics.median(self.runs)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def spread(self) -> float:
-        """From the fastest repeat to the slowest, as a share of the median."""
-        return (max(self.runs) - min(self.runs)) / self.seconds
-
-
-@dataclass(frozen=True)
-class QueryPassages:
-    """A retriever of random passages, each made from its query."""
-
-    reader: Reader
-    tokens: int
-
-    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
-        """See `Retriever.search`."""
-        return [[self._passage(query, rank) for rank in range(options.k)] for query in queries]
-
-    def _passage(self, query: str, rank: int) -> Hit:
-        drawn = random.Random(zlib.crc32(query.encode()) + rank)
-        size = self.reader.vocabulary_size
-        text = " ".join(word(drawn.randrange(size)) for _ in range(self.tokens))
-        return Hit(str(rank), "", "", text, 1.0)
+ARMS = ("one_by_one", "batch")
+RATIOS = (("batch", "one_by_one"),)
 
 
 def random_prompts(reader: Reader, settings: BatchBenchSettings) -> list[Ids]:
@@ -79,13 +38,14 @@ def random_prompts(reader: Reader, settings: BatchBenchSettings) -> list[Ids]:
 
 
 class BatchBench:
-    """A reader, its prompts and the two ways to go on with them."""
+    """A reader, its prompts and the two ways to continue them."""
 
     def __init__(self, reader: Reader, settings: BatchBenchSettings) -> None:
         self.reader = reader
         self.settings = settings
+        self._rows = dict(zip(ARMS, (1, settings.batch_size), strict=True))
         self._engine = LocalEngine(reader.model, reader.window)
-        retriever = QueryPassages(reader, settings.passage_tokens)
+        retriever = RandomPassages(reader, settings.passage_tokens)
         self._writer = Generator(reader, self._engine, retriever)
         self._prompts = random_prompts(reader, settings)
         self._generation = Settings(
@@ -95,38 +55,48 @@ class BatchBench:
             stopping=StoppingSettings(settings.new_tokens, ignore_eos=True),
         )
 
-    def run(self, on_turn: Callable[[], None] = lambda: None) -> list[Measured]:
-        """Measure both arms, `repeats` times after one that is not counted.
+    @property
+    def steps(self) -> int:
+        """See `Benchmark.steps`."""
+        return self.settings.repeats * len(ARMS)
 
-        Args:
-            on_turn: called after every turn of both arms.
+    def run(self, on_step: Callable[[], None] = nothing) -> Comparison[Series]:
+        """Measure both arms, `repeats` times after a warm-up. See `Benchmark.run`.
 
         Raises:
             FlashBackError: in float32, the texts of the arms differ.
         """
-        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for turn in range(self.settings.repeats + 1):
-            texts = {}
-            for arm, rows in zip(ARMS, (1, self.settings.batch_size), strict=True):
-                texts[arm], taken = self._write(rows)
-                if turn:
-                    seconds[arm].append(taken)
-            self._check(texts)
-            on_turn()
+        self._check(by_arm(take_turns(ARMS, [0], self._write)))  # the warm-up
+        turns = range(self.settings.repeats)
+        written = by_arm(take_turns(ARMS, turns, self._write, on_step))
+        self._check(written)
         tokens = self.settings.batch_size * self.settings.new_tokens
-        return [Measured(arm, tokens, tuple(seconds[arm])) for arm in ARMS]
+        rows = (
+            Series(arm, tokens, tuple(seconds for seconds, _ in runs))
+            for arm, runs in written.items()
+        )
+        return Comparison(tuple(rows), RATIOS)
 
-    def _write(self, rows: int) -> tuple[list[Ids], float]:
+    def _write(self, arm: str, _turn: int) -> tuple[float, list[Ids]]:
+        """Write all texts from empty caches: the seconds, and the texts."""
         self._engine.forget()
-        began = time.perf_counter()
-        texts = self._writer.generate_batch(self._prompts, self._generation, batch_size=rows)
-        return [text.tokens for text in texts], time.perf_counter() - began
+        rows = self._rows[arm]
+        write = partial(self._writer.generate_batch, self._prompts, batch_size=rows)
+        seconds, texts = timed(lambda: write(self._generation))
+        return seconds, [text.tokens for text in texts]
 
-    def _check(self, texts: dict[str, list[Ids]]) -> None:
-        one_by_one, batch = (texts[arm] for arm in ARMS)
-        if self.reader.placement.dtype is torch.float32 and one_by_one != batch:
-            different = sum(one != other for one, other in zip(one_by_one, batch, strict=True))
-            raise FlashBackError(f"{different} of {len(batch)} texts differ from one by one")
+    def _check(self, written: dict[str, list[tuple[float, list[Ids]]]]) -> None:
+        if self.reader.placement.dtype is not torch.float32:
+            return
+        for (_, alone), (_, together) in zip(*written.values(), strict=True):
+            different = sum(one != other for one, other in zip(alone, together, strict=True))
+            if different:
+                raise FlashBackError(f"{different} of {len(together)} texts differ from one by one")
+
+    def report(self, results: Comparison[Series]) -> Report:
+        """See `Benchmark.report`."""
+        title = f"{self.reader.name}, {self.reader.placement}, {self.settings.batch_size} texts"
+        return results.report(title, described(self.reader, self.settings))
 
 
 def prepare(settings: BatchBenchSettings) -> BatchBench:

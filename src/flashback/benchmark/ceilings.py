@@ -1,6 +1,5 @@
 """The machine's two ceilings, memory bandwidth and matrix rate, and the time they allow."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +7,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
+from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
+from flashback.benchmark.harness import timed
 from flashback.engines.kernels.packed import packed_or_plain
+from flashback.patterns.cost import Pass
 from flashback.readers.placement import Placement
 
 _STREAM_BYTES = 1 << 29
@@ -23,7 +24,7 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What one machine can do at best, in one dtype."""
+    """The best that one machine reaches, in one dtype."""
 
     bytes_per_second: float
     """Reading memory."""
@@ -71,19 +72,12 @@ def _operations_per_second(placement: Placement) -> float:
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """The fastest of a few runs after a warm-up."""
-    return min([_seconds(work, device) for _ in range(_REPEATS + 1)][1:])
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
+    wait = partial(synchronize, device)
+    return min([timed(work, wait)[0] for _ in range(_REPEATS + 1)][1:])
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a device has been told to do."""
+    """Wait until a device has done what it was told to do."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

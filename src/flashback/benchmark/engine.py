@@ -1,4 +1,4 @@
-"""The engine against what it was: the same text written by each, stride by stride in turns.
+"""This engine against transformers' cache: each writes the same text, stride by stride in turns.
 
     dynamic    transformers' own cache, which copies itself at every token; plain linear layers
     ours       buffers that grow in place, and weights laid out for the processor
@@ -11,19 +11,21 @@ run-time test.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.benchmark.batch import Measured
 from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns
+from flashback.benchmark.machine import measured_on
 from flashback.benchmark.material import Material, random_material
-from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
+from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader
+from flashback.benchmark.sweep import bare_retrieval, parse_lengths, text_size
 from flashback.benchmark.timed import TimedEngine, TimedPasses
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
@@ -49,7 +51,7 @@ RATIOS = (
 
 
 @dataclass(frozen=True)
-class Arm:
+class EngineArm:
     """One way to run the reader."""
 
     engine: str
@@ -73,14 +75,14 @@ class Arm:
 
     @property
     def dtype(self) -> str:
-        """What is computed in between the linear layers."""
+        """Of everything between the linear layers."""
         return "float32" if self.weights is Weights.INT8 else self.number
 
     def reader(self, settings: EngineBenchSettings) -> Reader:
         """A reader laid out for this arm, with the weights of all others.
 
         Raises:
-            SettingsError: an unknown shape or device, or 8 bits or numba where they cannot be had.
+            SettingsError: an unknown shape or device, or weights that it does not support.
         """
         reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
         if self.dynamic:
@@ -88,21 +90,21 @@ class Arm:
         return for_inference(reader, self.weights)
 
 
-def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
-    """All that there are on a device, with numba's if asked for: 8 bits are for CPUs.
+def arms_on(settings: EngineBenchSettings) -> tuple[EngineArm, ...]:
+    """All arms of a device, numba's if asked for; 8 bits are for CPUs.
 
     Raises:
-        SettingsError: an unknown device, or numba where it cannot be had.
+        SettingsError: an unknown device, or numba where it is not supported.
     """
     numbers = ("float32", "bfloat16")
-    arms = [Arm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
+    arms = [EngineArm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
     check_weights(settings.weights, settings.device, "float32")
     if settings.weights is Weights.NUMBA:
         from flashback.engines.kernels.one_row import reads
 
-        arms += [Arm("numba", number) for number in numbers if reads(getattr(torch, number))]
+        arms += [EngineArm("numba", number) for number in numbers if reads(getattr(torch, number))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
-    return (*arms, Arm("ours", Weights.INT8)) if on_cpu else tuple(arms)
+    return (*arms, EngineArm("ours", Weights.INT8)) if on_cpu else tuple(arms)
 
 
 class ArmPasses(TimedPasses):
@@ -168,35 +170,32 @@ class MeasuredStride:
 
 
 @dataclass(frozen=True)
-class Results:
-    """Every stride of every arm, in each repeat."""
+class EngineSeries(Series):
+    """All strides of an arm together."""
 
-    stride: int
-    runs: tuple[dict[str, list[MeasuredStride]], ...]
+    model_seconds: float
+    """Of all repeats, the model's own passes."""
 
-    @cached_property
-    def arms(self) -> tuple[str, ...]:
-        return tuple(self.runs[0])
+    @classmethod
+    def of(cls, arm: str, stride: int, runs: Sequence[Sequence[MeasuredStride]]) -> "EngineSeries":
+        """Sum up the strides, of `stride` tokens each, of every repeat."""
+        seconds = tuple(sum(one.seconds for one in run) for run in runs)
+        model_seconds = sum(one.model_seconds for run in runs for one in run)
+        return cls(arm, len(runs[0]) * stride, seconds, model_seconds)
 
-    def row(self, arm: str) -> Measured:
-        """All strides of an arm together."""
-        seconds = tuple(sum(one.seconds for one in run[arm]) for run in self.runs)
-        return Measured(arm, len(self.runs[0][arm]) * self.stride, seconds)
+    @property
+    def other_share(self) -> float:
+        """The share of the seconds outside the model: sampling, detokenizing, bookkeeping."""
+        return 1 - self.model_seconds / sum(self.runs)
 
-    def other_share(self, arm: str) -> float:
-        """What is not the model's: choosing, detokenising, arranging, keeping books."""
-        strides = [one for run in self.runs for one in run[arm]]
-        total = sum(one.seconds for one in strides)
-        return 1 - sum(one.model_seconds for one in strides) / total
+    @property
+    def cells(self) -> dict[str, str]:
+        """See `Series.cells`."""
+        return super().cells | {"other": f"{self.other_share:.1%}"}
 
-    def ratios(self) -> dict[str, float]:
-        """Tokens per second of one arm by those of another."""
-        return {
-            f"{above}/{below}": self.row(above).tokens_per_second
-            / self.row(below).tokens_per_second
-            for above, below in RATIOS
-            if {above, below} <= set(self.arms)
-        }
+    def record(self) -> dict[str, Any]:
+        """See `Series.record`."""
+        return super().record() | {"other_share": self.other_share}
 
 
 @dataclass(frozen=True)
@@ -205,48 +204,52 @@ class EngineBench:
 
     settings: EngineBenchSettings
     lengths: range
-    readers: dict[Arm, Reader]
+    readers: dict[EngineArm, Reader]
     material: Material
 
     @property
-    def strides(self) -> int:
-        """How many will be measured."""
+    def steps(self) -> int:
+        """See `Benchmark.steps`: strides."""
         return len(self.lengths) * len(self.readers) * self.settings.repeats
 
-    def run(self, on_stride: Callable[[], None] = lambda: None) -> Results:
-        """Write the text with every arm, `repeats` times.
-
-        Args:
-            on_stride: called after every measured stride.
-        """
-        self._once(self.lengths[:2], lambda: None)  # a warm-up
-        runs = [self._once(self.lengths, on_stride) for _ in range(self.settings.repeats)]
-        return Results(self.settings.stride, tuple(runs))
+    def run(self, on_step: Callable[[], None] = nothing) -> Comparison[EngineSeries]:
+        """Write the text with every arm, `repeats` times. See `Benchmark.run`."""
+        self._once(self.lengths[:2])  # a warm-up
+        runs = [self._once(self.lengths, on_step) for _ in range(self.settings.repeats)]
+        stride = self.settings.stride
+        rows = (EngineSeries.of(str(arm), stride, [run[arm] for run in runs]) for arm in runs[0])
+        return Comparison(tuple(rows), RATIOS)
 
     def _once(
-        self, lengths: Sequence[int], on_stride: Callable[[], None]
-    ) -> dict[str, list[MeasuredStride]]:
-        writers = {arm: self._measure(arm, lengths) for arm in self.readers}
-        found: dict[str, list[MeasuredStride]] = {str(arm): [] for arm in self.readers}
-        for _ in lengths:
-            for arm, writer in writers.items():
-                found[str(arm)].append(next(writer))
-                on_stride()
-        return found
+        self, lengths: Sequence[int], on_step: Callable[[], None] = nothing
+    ) -> dict[EngineArm, list[MeasuredStride]]:
+        writers = {arm: self.strides(arm, lengths) for arm in self.readers}
+        return by_arm(take_turns(writers, lengths, lambda arm, _: next(writers[arm]), on_step))
 
-    def _measure(self, arm: Arm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
+    def strides(self, arm: EngineArm, lengths: Sequence[int]) -> Iterator[MeasuredStride]:
+        """Write and measure a stride at each of these context lengths, from an empty cache."""
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text
         engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.dynamic)
         retrieval = bare_retrieval(self.settings.pattern, self.settings)
         stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
-        writer = Generator(reader, engine, self.material.new_retriever())
+        writer = Generator(reader, engine, self.material.retriever)
         writing = writer.stream(text[: lengths[0]], Settings(retrieval, stopping=stopping))
         for length in lengths:
             before, started = engine.model_seconds, time.perf_counter()
             written = next(event for event in writing if isinstance(event, Stride))
             seconds = time.perf_counter() - started - written.retrieve_seconds
             yield MeasuredStride(length, seconds, engine.model_seconds - before)
+
+    def report(self, results: Comparison[EngineSeries]) -> Report:
+        """See `Benchmark.report`."""
+        settings, reader = self.settings, next(iter(self.readers.values()))
+        device = reader.placement.device
+        title = (
+            f"{reader.name} on {device}, {settings.pattern}, contexts {self.lengths[0]} to "
+            f"{self.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
+        )
+        return results.report(title, {"settings": asdict(settings), **measured_on(device)})
 
 
 def prepare(settings: EngineBenchSettings) -> EngineBench:

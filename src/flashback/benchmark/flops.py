@@ -1,17 +1,16 @@
-"""The cost of passes and strides: the paper's formulas and exact counts, as small pure functions.
+"""The cost of forward passes: the paper's formulas and exact counts, as small pure functions.
 
 Symbols, the paper's where it has them:
 
     T   length of the whole sequence      s   stride            l   layers
     h   hidden size                       b   batch size        r   rank of LoRA
     d   tokens of a passage with frame    c   tokens already cached
-    n   tokens encoded in a pass          k   positions whose logits are computed
+    n   tokens computed in a pass         k   positions whose logits are computed
     V   vocabulary
 
 A multiplication and the addition that follows it are two floating-point operations.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,17 +18,18 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flashback.engines.support import key_value_heads
+from flashback.patterns.cost import Pass
 
 
 def paper_recomputation(length: int, stride: int, batch: int, hidden: int, layers: int) -> float:
-    """C0 = 2T(T+s)bh²l/s: what prepending spends on computing keys and values again (paper)."""
+    """C0 = 2T(T+s)bh²l/s: the cost of computing keys and values again when prepending (paper)."""
     return 2 * length * (length + stride) * batch * hidden**2 * layers / stride
 
 
 def paper_lora(
     length: int, stride: int, passage: int, batch: int, hidden: int, layers: int, rank: int
 ) -> float:
-    """C1 = 2l(4r+1)bhT(d+2s)/s: what unmerged LoRA adds to appending (paper)."""
+    """C1 = 2l(4r+1)bhT(d+2s)/s: the cost that unmerged LoRA adds to appending (paper)."""
     return 2 * layers * (4 * rank + 1) * batch * hidden * length * (passage + 2 * stride) / stride
 
 
@@ -46,9 +46,9 @@ class Shape:
     layer_weights: int
     """Weights of all matrices in all layers: each is used once per token."""
     attention_width: int
-    """Heads x head size: what a query is compared over."""
+    """Heads x head size."""
     cache_width: int
-    """Key-value heads x head size: what a cached key or value takes per layer."""
+    """Key-value heads x head size: the values of a cached key in a layer."""
     bytes_per_value: int
 
     @classmethod
@@ -75,27 +75,6 @@ class Shape:
 
 def _is_head(module: nn.Module, model: PreTrainedModel) -> bool:
     return module is model.get_output_embeddings()
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass."""
-
-    new: int
-    """n"""
-    cached: int
-    """c"""
-    logits: int = 1
-    """k: the last layer is computed for these alone; 0: it gives keys and values only."""
-    batch: int = 1
-    """b: rows, n, c, d and k each."""
-    passage: int = 0
-    """d: tokens of a slot's passage, encoded beside them and among the c that they see."""
-
-    @property
-    def tokens(self) -> int:
-        """d + n"""
-        return self.passage + self.new
 
 
 def pass_operations(shape: Shape, one: Pass) -> float:
@@ -134,48 +113,3 @@ def pass_bytes(shape: Shape, one: Pass) -> float:
 def _projections(shape: Shape) -> int:
     """Weights of a layer's queries, keys and values: h(a+2g)."""
     return shape.hidden * (shape.attention_width + 2 * shape.cache_width)
-
-
-def stride_passes(
-    pattern: str,
-    context: int,
-    stride: int,
-    passage: int,
-    *,
-    first: bool = False,
-    known: bool = False,
-    behind_passage: bool = True,
-    every_logit: bool = False,
-    batch: int = 1,
-    joint: bool = False,
-) -> Iterator[Pass]:
-    """The passes of a stride, without a jump.
-
-    Args:
-        context: c, tokens of the context at the boundary.
-        passage: d, tokens of passage and frame.
-        first: nothing is cached yet.
-        known: the passage is that of the stride before; in a slot: its keys and values are kept.
-        behind_passage: the stride before had a passage, so that its tokens stood behind one.
-        every_logit: logits at every position of the boundary pass, as the authors' code has it.
-        batch: b.
-        joint: a slot's passage is encoded in the pass of the tokens behind it.
-    """
-    if pattern == "none":
-        passage = 0
-    encoded = 0 if known or pattern != "slot" else passage
-    if encoded and not joint:
-        yield Pass(encoded, 0, logits=0, batch=batch)
-    prompt = context + passage
-    if first:
-        new = context if pattern == "slot" else prompt
-    elif pattern == "append":
-        new = passage + (stride if behind_passage else 1)
-    elif pattern == "prepend" and not known:
-        new = prompt
-    else:
-        new = 1  # all but the token that was chosen last is cached
-    logits = new if every_logit else 1
-    yield Pass(new, prompt - new, logits, batch, passage=encoded if joint else 0)
-    for length in range(prompt, prompt + stride - 1):
-        yield Pass(1, length, batch=batch)

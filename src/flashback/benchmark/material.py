@@ -1,7 +1,7 @@
 """What every arm of the run-time test reads: the same text and the same passages.
 
-The text is given, not the reader's own: at every token the reader chooses, which costs what it
-costs, and then the next token of the text is written. So contexts, queries and passages are the
+The text is given, not the reader's own: every token is sampled, at its usual cost, and then
+replaced by the next token of the text. So contexts, queries and passages are the
 same in every arm and repeat, whatever the reader would have written.
 
     random    seeded random tokens, passages all different (paper section 4.3)
@@ -9,9 +9,9 @@ same in every arm and repeat, whatever the reader would have written.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError
 from flashback.patterns.prompt import Ids
+from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.sampling import Sampler
@@ -32,10 +33,10 @@ class Material:
 
     name: str
     text: Ids
-    new_retriever: Callable[[], Retriever]
-    """Every arm has one of its own, from the beginning."""
+    retriever: Retriever
+    """Finds the same for the same query, whatever was searched for before."""
     document: Document | None = None
-    """What the text is from, if it is real; its own passages are left out."""
+    """The document of a real text; its own passages are left out."""
 
     @property
     def is_real(self) -> bool:
@@ -52,37 +53,38 @@ class Material:
     def passages(
         self, reader: Reader, contexts: Sequence[int], settings: RetrievalSettings
     ) -> list[Ids]:
-        """What is found behind each of these contexts, cut to m tokens; found ones only."""
-        retriever = self.new_retriever()
+        """The passages found behind each of these contexts, cut to m tokens."""
         found = []
         for length in contexts:
-            query = reader.decode(self.text[:length][-settings.query_tokens :])
-            hits = retriever.search([query], settings.search_options)[0]
-            found += [tuple(reader.encode(hit.text)[: settings.passage_tokens]) for hit in hits]
+            query = query_text(reader, self.text[:length], settings)
+            hits = self.retriever.search([query], settings.search_options)[0]
+            found += [passage_ids(reader, [hit.text], settings) for hit in hits]
         return found
 
 
+@dataclass(frozen=True)
 class RandomPassages:
-    """A retriever whose passages are all different."""
+    """A retriever of random passages, each made from its query: the same for all arms."""
 
-    def __init__(self, reader: Reader, tokens: int, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-        self._size = reader.vocabulary_size
-        self._tokens = tokens
+    reader: Reader
+    tokens: int
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
-        return [[self._passage() for _ in range(options.k)] for _ in queries]
+        """See `Retriever.search`."""
+        return [[self._passage(query, rank) for rank in range(options.k)] for query in queries]
 
-    def _passage(self) -> Hit:
-        text = " ".join(word(self._random.randrange(self._size)) for _ in range(self._tokens))
-        return Hit("p", "d", "", text, 1.0)
+    def _passage(self, query: str, rank: int) -> Hit:
+        drawn = random.Random(zlib.crc32(query.encode()) + rank)
+        size = self.reader.vocabulary_size
+        text = " ".join(word(drawn.randrange(size)) for _ in range(self.tokens))
+        return Hit(str(rank), "", "", text, 1.0)
 
 
 def random_material(reader: Reader, length: int, passage_tokens: int) -> Material:
     """The paper's: random tokens, passages of random tokens."""
     generator = random.Random(1)
     text = tuple(generator.randrange(reader.vocabulary_size) for _ in range(length))
-    return Material("random tokens", text, partial(RandomPassages, reader, passage_tokens))
+    return Material("random tokens", text, RandomPassages(reader, passage_tokens))
 
 
 def real_material(
@@ -91,7 +93,6 @@ def real_material(
     """The first document that is long enough, behind BOS if the reader has one.
 
     Args:
-        retriever: keeps nothing between two searches, so that all arms can share it.
         length: how many tokens are needed.
 
     Raises:
@@ -101,7 +102,7 @@ def real_material(
     for document in _whole(documents):
         text = reader.bos + tuple(reader.encode(document.text))
         if len(text) >= length:
-            return Material(document.id, text[:length], lambda: retriever, document)
+            return Material(document.id, text[:length], retriever, document)
         longest = max(longest, len(text))
     raise CorpusError(
         f"no document is long enough: {length} tokens of this reader are needed, the longest has "

@@ -1,7 +1,7 @@
-"""What a pattern gives and what it takes: perplexity against seconds per token.
+"""What a pattern gains and what it costs: perplexity against seconds per token.
 
-Speed is that of writing: the same prompts go on with every arm, in turns, with real retrieval. The
-first stride, which encodes the prompt, is left out: what counts is what goes on costing.
+Speed is that of writing: every arm continues the same prompts, in turns, with real retrieval. The
+first stride, which prefills the prompt, does not count: the others show what a longer text costs.
 """
 
 import statistics
@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from flashback.benchmark.bench_settings import ParetoSettings
+from flashback.benchmark.harness import by_arm, nothing, take_turns
+from flashback.benchmark.machine import measured_on
+from flashback.benchmark.report import Report
 from flashback.engines.local import LocalEngine
+from flashback.errors import TrainingError
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
@@ -25,6 +32,10 @@ from flashback.writing.generator import Generation, Generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+Cell = tuple[Arm, RetrievalSettings]
+"""An arm with the settings that it retrieves with."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,20 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def prompts_of(examples: Sequence[Example], tokens: int, count: int) -> list[Ids]:
-    """Beginnings of the first windows that are long enough."""
+def prompts_of(examples: Sequence[Example], timing: ParetoSettings) -> list[Ids]:
+    """Beginnings of the first windows that are long enough.
+
+    Raises:
+        TrainingError: none is.
+    """
+    tokens = timing.prompt_tokens
     whole = [example.window.ids for example in examples if len(example.window.ids) >= tokens]
-    return [ids[:tokens] for ids in whole[:count]]
+    if not whole:
+        raise TrainingError(
+            f"no window has the {tokens} tokens of a prompt; give longer documents, or lower "
+            "--prompt-tokens"
+        )
+    return [ids[:tokens] for ids in whole[: timing.prompts]]
 
 
 @dataclass(frozen=True)
@@ -62,20 +83,26 @@ class Speed:
     """Readers and prompts, ready to be timed."""
 
     arms: Sequence[Arm]
+    settings: Sequence[RetrievalSettings]
+    """Every arm is timed with each."""
     load: Callable[[], Reader]
     """Loads the reader without an adapter."""
     retriever: Retriever | None
     prompts: Sequence[Ids]
-    new_tokens: int
-    """To write behind each prompt; the first stride of them does not count."""
+    timing: ParetoSettings
 
-    def measure(
-        self,
-        settings: Sequence[RetrievalSettings],
-        repeats: int,
-        on_text: Callable[[], None] = lambda: None,
-    ) -> dict[tuple[Arm, RetrievalSettings], float]:
-        """Median seconds per token of every arm with every setting, all of them in turns."""
+    @property
+    def cells(self) -> list[Cell]:
+        """All combinations of arm and settings."""
+        return [(arm, one) for one in self.settings for arm in self.arms]
+
+    @property
+    def steps(self) -> int:
+        """How many texts `measure` writes that count."""
+        return len(self.cells) * self.timing.repeats * len(self.prompts)
+
+    def measure(self, on_step: Callable[[], None] = nothing) -> dict[Cell, float]:
+        """Median seconds per token of every cell, all of them in turns after a warm-up."""
         readers = {
             adapter: for_inference(self.load() if adapter is None else put_on(self.load(), adapter))
             for adapter in dict.fromkeys(arm.adapter for arm in self.arms)
@@ -83,34 +110,28 @@ class Speed:
         engines = {
             adapter: LocalEngine(reader.model, reader.window) for adapter, reader in readers.items()
         }
-        found: dict[tuple[Arm, RetrievalSettings], list[float]] = {}
-        for number in range(-1, repeats * len(self.prompts)):  # the first one is a warm-up
-            prompt = self.prompts[number % len(self.prompts)]
-            for one in settings:
-                for arm in self.arms:
-                    engine = engines[arm.adapter]
-                    engine.forget()
-                    writer = Generator(readers[arm.adapter], engine, self.retriever)
-                    asked = self._settings(arm, one)
-                    seconds = seconds_per_token(writer.generate(prompt, asked))
-                    if number >= 0:
-                        found.setdefault((arm, one), []).append(seconds)
-                        on_text()
-        return {key: statistics.median(seconds) for key, seconds in found.items()}
 
-    def texts(self, settings: Sequence[RetrievalSettings], repeats: int) -> int:
-        """How many texts `measure` writes that count."""
-        return len(settings) * len(self.arms) * repeats * len(self.prompts)
+        def write(cell: Cell, prompt: Ids) -> float:
+            arm, retrieval = cell
+            engine = engines[arm.adapter]
+            engine.forget()
+            writer = Generator(readers[arm.adapter], engine, self.retriever)
+            return seconds_per_token(writer.generate(prompt, self._settings(arm, retrieval)))
+
+        by_arm(take_turns(self.cells, self.prompts[-1:], write))  # the warm-up
+        turns = [*self.prompts] * self.timing.repeats
+        measured = by_arm(take_turns(self.cells, turns, write, on_step))
+        return {cell: statistics.median(seconds) for cell, seconds in measured.items()}
 
     def _settings(self, arm: Arm, retrieval: RetrievalSettings) -> Settings:
         frame = None if arm.adapter is not None else TEXTS.get(arm.frame)
         own = replace(retrieval, pattern=arm.pattern, frame=frame)
-        tokens = retrieval.stride + self.new_tokens
+        tokens = retrieval.stride + self.timing.new_tokens  # the first stride does not count
         return Settings(own, stopping=StoppingSettings(max_new_tokens=tokens, ignore_eos=True))
 
 
 def seconds_per_token(written: Generation) -> float:
-    """Of all strides but the first: retrieving, encoding, decoding."""
+    """Of all strides but the first: retrieval, prefill, decoding."""
     later = written.strides[1:]
     seconds = sum(
         stride.retrieve_seconds + stride.usage.prefill_seconds + stride.usage.decode_seconds
@@ -119,24 +140,34 @@ def seconds_per_token(written: Generation) -> float:
     return seconds / sum(len(stride.tokens) for stride in later)
 
 
-def points_of(
-    arms: Sequence[Arm],
-    tables: Sequence[Table],
-    settings: Sequence[RetrievalSettings],
-    seconds: Mapping[tuple[Arm, RetrievalSettings], float],
-) -> list[Point]:
+def points_of(speed: Speed, tables: Sequence[Table], seconds: Mapping[Cell, float]) -> list[Point]:
     """Perplexities (a table for each setting) and speeds put together, arm by arm."""
     return [
-        Point(
-            arm.name,
-            one.stride,
-            one.passages,
-            table.rows[number].perplexity,
-            seconds[arm, one],
-        )
-        for number, arm in enumerate(arms)
-        for one, table in zip(settings, tables, strict=True)
+        Point(arm.name, one.stride, one.passages, table.rows[number].perplexity, seconds[arm, one])
+        for number, arm in enumerate(speed.arms)
+        for one, table in zip(speed.settings, tables, strict=True)
     ]
+
+
+_SWEPT = ("stride", "passages")
+
+
+def pareto_report(
+    points: Sequence[Point], table: Table, timing: ParetoSettings, device: torch.device
+) -> Report:
+    """The points, on which targets, timed how, on which machine.
+
+    Args:
+        table: perplexities with one of the settings.
+    """
+    used = {"timing": asdict(timing), **table.record()["settings"]}
+    record = {
+        **measured_on(device),
+        "settings": {name: value for name, value in used.items() if name not in _SWEPT},
+        "tokens": int(table.texts.tokens.sum()),
+        "points": [point.record() for point in points],
+    }
+    return Report(record, notes=tuple(in_markdown(points)))
 
 
 def in_markdown(points: Sequence[Point]) -> Iterator[str]:
@@ -161,10 +192,10 @@ def _cell(point: Point, best: bool) -> str:
 def plot_pareto(points: Sequence[Point], title: str, path: Path) -> None:
     """One line for every arm and number of passages, over its strides; the front dotted in black.
 
-    On the right what lies near the lowest perplexity, enlarged.
+    On the right the perplexities near the lowest, enlarged.
 
     Raises:
-        SettingsError: see `flashback.figures.check_plot`.
+        SettingsError: see `flashback.evaluation.figures.check_plot`.
     """
     from flashback.evaluation.figures import check_plot, save_figure
 

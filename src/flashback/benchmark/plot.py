@@ -4,20 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashback.benchmark.arms import arm_named
 from flashback.benchmark.results import Measured, Results
 from flashback.evaluation.figures import check_plot, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_NAMES = {
-    "none": "no retrieval",
-    "slot_cached": "slot, passages kept",
-    "slot": "slot",
-    "append": "append (FlashBack)",
-    "prepend": "prepend",
-    "authors_prepend": "prepend, logits everywhere",
-}
 
 
 def plot_runtime(results: Results, title: str, path: Path) -> None:
@@ -42,12 +34,14 @@ def plot_runtime(results: Results, title: str, path: Path) -> None:
         predicted = [row.predicted_seconds for row in own]
         bound = [row.bound_seconds for row in own]
         lines = [(measured, "-"), (predicted, "--"), (bound, ":")]
-        _draw(seconds, own, lines, at, _NAMES[arm])
+        _draw(seconds, own, lines, at, arm_named(arm).title)
         lines = [(_ratios(measured, against), "-"), (_ratios(predicted, expected), "--")]
         _draw(speedup, own, lines, at, None)
     seconds.set(xlabel="context, tokens", ylabel="seconds per stride", ylim=(0, None))
     speedup.set(
-        xlabel="context, tokens", ylabel=f"times the seconds of {_NAMES[base]}", ylim=(0, None)
+        xlabel="context, tokens",
+        ylabel=f"times the seconds of {arm_named(base).title}",
+        ylim=(0, None),
     )
     figure.legend(loc="outside lower center", ncols=len(results.arms), fontsize="small")
     figure.suptitle(f"{title}\ndashed: predicted; dotted: the machine's bound", fontsize="medium")

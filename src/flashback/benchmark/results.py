@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from flashback.benchmark.harness import Pairs, ratio_ranges, ratios, spread
+
 RATIOS = (
     ("prepend", "append"),
     ("append", "none"),
@@ -25,28 +27,28 @@ class Measured:
     arm: str
     length: int
     """Context tokens at the boundary."""
-    encode_seconds: float
-    """The boundary pass; in a slot, with the passage's own."""
+    prefill_seconds: float
+    """The boundary pass; with the passage's own, if that is isolated."""
     decode_seconds: float
     bound_seconds: float
-    """What the same stride would take at the machine's ceilings."""
+    """Of the same stride at the machine's ceilings."""
     decode_bound_seconds: float
     """Likewise, the decoded tokens alone: the weights and the cache read once for each."""
     predicted_seconds: float
-    """What it would take at the ceilings that were calibrated with this reader."""
+    """Of the same stride at the ceilings calibrated with this reader."""
     retrieve_seconds: float = 0.0
     passage_tokens: int = 0
     unchanged: bool = False
     """Whether the passage is that of the stride before."""
-    kept: bool = False
-    """Whether it is another one, and its keys and values were in the passage cache (slot)."""
+    cache_hit: bool = False
+    """Whether it is another one, and its keys and values were in the passage cache."""
     spread: float = 0.0
     """Over repeats: the slowest less the fastest, as a share of the median."""
 
     @property
     def stride_seconds(self) -> float:
         """Without retrieval."""
-        return self.encode_seconds + self.decode_seconds
+        return self.prefill_seconds + self.decode_seconds
 
     @property
     def bound_share(self) -> float:
@@ -54,9 +56,9 @@ class Measured:
         return self.bound_seconds / self.stride_seconds
 
     @property
-    def encodes_passage(self) -> bool:
-        """Whether a slot's passage had to be encoded."""
-        return self.passage_tokens > 0 and not (self.unchanged or self.kept)
+    def prefills_passage(self) -> bool:
+        """Whether an isolated passage had to be prefilled."""
+        return self.passage_tokens > 0 and not (self.unchanged or self.cache_hit)
 
 
 @dataclass(frozen=True)
@@ -84,34 +86,31 @@ class Results:
         """Of the whole sweep, from the medians."""
         return total_seconds(self.rows, arm, self.lengths)
 
-    def encode_seconds(self, arm: str) -> float:
+    def prefill_seconds(self, arm: str) -> float:
         """Of all boundary passes of the sweep."""
-        return _total(self.of(arm), self.lengths, lambda row: row.encode_seconds)
+        return _total(self.of(arm), self.lengths, lambda row: row.prefill_seconds)
 
     def spread(self, arm: str) -> float:
         """Of the whole sweep over repeats: slowest less fastest, as a share of `seconds`."""
         seconds = [total_seconds(run, arm, self.lengths) for run in self.runs]
-        return (max(seconds) - min(seconds)) / self.seconds(arm)
+        return spread(seconds, self.seconds(arm))
 
     def ratios(self) -> dict[str, float]:
         """The comparisons of the paper, and the slot's, over the whole sweep."""
-        return self._ratios(self.rows)
+        return ratios(self._pairs, {arm: self.seconds(arm) for arm in self.arms})
 
     def ratio_ranges(self) -> dict[str, tuple[float, float]]:
         """The lowest and the highest of each over repeats."""
-        runs = [self._ratios(run) for run in self.runs]
-        return {
-            name: (min(run[name] for run in runs), max(run[name] for run in runs))
-            for name in self.ratios()
-        }
+        runs = [
+            {arm: total_seconds(run, arm, self.lengths) for arm in self.arms} for run in self.runs
+        ]
+        return ratio_ranges(self._pairs, runs)
 
-    def _ratios(self, rows: Sequence[Measured]) -> dict[str, float]:
-        seconds = {arm: total_seconds(rows, arm, self.lengths) for arm in self.arms}
-        return {
-            f"{above}/{below}": seconds[above] / seconds[below]
-            for above, below in RATIOS
-            if {above, below} <= seconds.keys()
-        }
+    @property
+    def _pairs(self) -> Pairs:
+        """`RATIOS`; an arm in none of them is set against no retrieval."""
+        known = {arm for pair in RATIOS for arm in pair}
+        return (*RATIOS, *((arm, "none") for arm in self.arms if arm not in known))
 
     def bound_share(self, arm: str) -> float:
         """Of the whole sweep; 1 is the physical limit."""
@@ -136,7 +135,7 @@ class Results:
         """
         later = self.of(arm)[1:]
         compared = [row for row in later if not row.unchanged] or later
-        return compared[-1].encode_seconds / compared[0].encode_seconds
+        return compared[-1].prefill_seconds / compared[0].prefill_seconds
 
     def unchanged_share(self, arm: str) -> float:
         """Strides, from the second on, whose passage is that of the stride before."""
@@ -148,10 +147,10 @@ def _median(rows: Sequence[Measured]) -> Measured:
     seconds = [row.stride_seconds for row in rows]
     return replace(
         rows[0],
-        encode_seconds=statistics.median(row.encode_seconds for row in rows),
+        prefill_seconds=statistics.median(row.prefill_seconds for row in rows),
         decode_seconds=statistics.median(row.decode_seconds for row in rows),
         retrieve_seconds=statistics.median(row.retrieve_seconds for row in rows),
-        spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+        spread=spread(seconds),
     )
 
 

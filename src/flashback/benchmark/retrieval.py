@@ -3,12 +3,12 @@
 import random
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
+from flashback.benchmark.harness import timed
+from flashback.benchmark.report import Report
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
 from flashback.errors import CorpusError
@@ -17,12 +17,10 @@ from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.indexing import index_corpus, open_corpus
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class RetrievalBenchSettings(CheckedSettings):
-    """What is measured."""
+    """How many searches are measured, with how long queries."""
 
     queries: int = setting(500, "Queries, each a seeded piece of the corpus.", low=10, high=1 << 20)
     query_words: int = setting(24, "Words per query; 24 are about 32 tokens.", low=1, high=1000)
@@ -39,7 +37,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class RetrievalFigures:
-    """What one corpus cost."""
+    """The costs of indexing and searching one corpus."""
 
     passages: int
     build_seconds: float
@@ -49,7 +47,23 @@ class RetrievalFigures:
     open_milliseconds: float
     latencies: tuple[Latency, ...]
     peak_resident_megabytes: float
-    """The most memory this process had, Python and libraries included, helpers' not."""
+    """The most memory this process had, Python and libraries included, child processes not."""
+
+    def report(self) -> Report:
+        """The figures for people and for programs."""
+        return Report(
+            asdict(self),
+            notes=(
+                f"{self.passages:,} passages in {self.build_seconds:.1f} s "
+                f"({self.passages_per_second:,.0f}/s), {self.index_megabytes:.1f} MB, opened in "
+                f"{self.open_milliseconds:.1f} ms",
+                *(
+                    f"k={one.k}: p50 {one.p50:.2f} ms, p95 {one.p95:.2f} ms"
+                    for one in self.latencies
+                ),
+                f"peak resident memory {self.peak_resident_megabytes:.0f} MB",
+            ),
+        )
 
 
 def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -> RetrievalFigures:
@@ -62,10 +76,10 @@ def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -
         raise CorpusError("corpus -: standard input cannot be read twice; name files or folders")
     with temporary_folder() as folder:
         target = folder / "index"
-        build, manifest = _seconds(
+        build, manifest = timed(
             lambda: index_corpus(corpus, target, IndexSettings(), CorpusReport())
         )
-        opening, index = _seconds(lambda: BM25Index.open(target))
+        opening, index = timed(lambda: BM25Index.open(target))
         queries = _queries(corpus, settings)
         if len(queries) < 2:
             raise CorpusError("the corpus has one passage; expected at least 2 to search for")
@@ -79,12 +93,6 @@ def measure_retrieval(corpus: Sequence[str], settings: RetrievalBenchSettings) -
             latencies=latencies,
             peak_resident_megabytes=_peak_megabytes(),
         )
-
-
-def _seconds(work: Callable[[], T]) -> tuple[float, T]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
 
 
 def _queries(corpus: Sequence[str], settings: RetrievalBenchSettings) -> list[str]:
@@ -106,7 +114,7 @@ def _queries(corpus: Sequence[str], settings: RetrievalBenchSettings) -> list[st
 def _latency(index: BM25Index, queries: Sequence[str], k: int) -> Latency:
     options = SearchOptions(k=k)
     index.search(queries[:10], options)  # map the files
-    seconds = [_seconds(partial(index.search, [query], options))[0] for query in queries]
+    seconds = [timed(partial(index.search, [query], options))[0] for query in queries]
     cuts = statistics.quantiles(seconds, n=20)
     return Latency(k, 1000 * statistics.median(seconds), 1000 * cuts[-1])
 

@@ -22,24 +22,23 @@ from flashback.readers.load import MINI, load_reader, shipped, window_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
 
+
+def _opt(hidden: int, layers: int) -> OPTConfig:
+    return OPTConfig(
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+    )
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "gpt2": GPT2Config,
     "gpt2-6x512": lambda: GPT2Config(n_layer=6, n_embd=512, n_head=8),
     "opt-125m": OPTConfig,
-    "opt-1.3b": lambda: OPTConfig(
-        hidden_size=2048,
-        word_embed_proj_dim=2048,
-        ffn_dim=8192,
-        num_hidden_layers=24,
-        num_attention_heads=32,
-    ),
-    "opt-6.7b": lambda: OPTConfig(
-        hidden_size=4096,
-        word_embed_proj_dim=4096,
-        ffn_dim=16384,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-    ),
+    "opt-1.3b": lambda: _opt(2048, 24),
+    "opt-6.7b": lambda: _opt(4096, 32),
     "llama-2-7b": lambda: LlamaConfig(max_position_embeddings=4096),
     "llama-2-7b-16k": lambda: LlamaConfig(max_position_embeddings=16384 + 512),
     "qwen3-0.6b": lambda: Qwen3Config(

@@ -1,6 +1,6 @@
 """Targets per second of training, three ways: the same model, the same examples, the same losses.
 
-    padded   as an ordinary Trainer does it: every stride a sequence of its own, in random order,
+    padded   as transformers' Trainer does it: every stride a sequence of its own, in random order,
              batches padded, the logits of every position, the model's own loss
     sorted   the same sequences, those of similar length together; the targets' logits alone
     packed   as `flashback train` does it: the context once, branches on its cache
@@ -14,17 +14,19 @@ Symbols: B sequences of a batch, T tokens of its longest, s stride, V vocabulary
 """
 
 import random
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flashback.benchmark.bench_settings import TrainingBenchSettings
+from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns, timed
+from flashback.benchmark.machine import described
+from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
@@ -37,6 +39,7 @@ from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 
 ARMS = ("padded", "sorted", "packed")
+RATIOS = (("packed", "padded"), ("packed", "sorted"))
 _NO_TARGET = -100
 """The label of a position that is none."""
 
@@ -56,29 +59,21 @@ class Separate:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Trained(Series):
     """One arm, trained on all targets."""
 
-    arm: str
-    targets: int
-    runs: tuple[float, ...]
-    """Seconds of each repeat."""
+    unit: ClassVar[str] = "targets"
     loss: float
     """Nats per target."""
 
     @property
-    def seconds(self) -> float:
-        """The median of the repeats."""
-        return statistics.median(self.runs)
+    def cells(self) -> dict[str, str]:
+        """See `Series.cells`."""
+        return super().cells | {"nats per target": f"{self.loss:.4f}"}
 
-    @property
-    def targets_per_second(self) -> float:
-        return self.targets / self.seconds
-
-    @property
-    def spread(self) -> float:
-        """From the fastest repeat to the slowest, as a share of the median."""
-        return (max(self.runs) - min(self.runs)) / self.seconds
+    def record(self) -> dict[str, Any]:
+        """See `Series.record`."""
+        return super().record() | {"loss": self.loss}
 
 
 def prepare(settings: TrainingBenchSettings) -> "Training":
@@ -151,65 +146,67 @@ class Training:
         return sum(example.window.target_count for example in self.examples)
 
     @property
-    def turns(self) -> int:
-        """How many times all arms take turns."""
-        return self.settings.repeats * len(self.examples)
+    def steps(self) -> int:
+        """See `Benchmark.steps`."""
+        return self.settings.repeats * len(self.examples) * len(ARMS)
 
-    def run(self, on_turn: Callable[[], None] = lambda: None) -> list[Measured]:
-        """Measure every arm, `repeats` times; medians count.
-
-        Args:
-            on_turn: called after every turn of all arms.
+    def run(self, on_step: Callable[[], None] = nothing) -> Comparison[Trained]:
+        """Measure every arm on all targets, `repeats` times. See `Benchmark.run`.
 
         Raises:
             FlashBackError: the arms' losses differ.
         """
         works = {arm: self.works(arm) for arm in ARMS}
+        for own in works.values():
+            self._train(own[:1])  # a warm-up, not counted
+        runs = [self._repeat(works, on_step) for _ in range(self.settings.repeats)]
+        rows = []
         for arm in ARMS:
-            self._train(works[arm][:1])  # a warm-up, not counted
-        runs = [self._repeat(works, on_turn) for _ in range(self.settings.repeats)]
-        rows = [
-            Measured(
-                arm,
-                self.targets,
-                tuple(run[arm][0] for run in runs),
-                runs[0][arm][1] / self.targets,
-            )
-            for arm in ARMS
-        ]
+            seconds, losses = zip(*(run[arm] for run in runs), strict=True)
+            rows.append(Trained(arm, self.targets, seconds, losses[0] / self.targets))
         check_losses(rows, self.reader.placement.dtype)
-        return rows
+        return Comparison(tuple(rows), RATIOS)
 
     def _repeat(
-        self, works: dict[str, list[Work]], on_turn: Callable[[], None]
+        self, works: dict[str, list[Work]], on_step: Callable[[], None]
     ) -> dict[str, tuple[float, float]]:
         """All work once, in as many turns as there are windows: each arm's seconds and loss."""
-        found = dict.fromkeys(ARMS, (0.0, 0.0))
         turns = len(self.examples)
-        for turn in range(turns):
-            for arm in ARMS:
-                seconds, loss = self._train(works[arm][turn::turns])
-                found[arm] = found[arm][0] + seconds, found[arm][1] + loss
-            on_turn()
-        return found
+
+        def train(arm: str, turn: int) -> tuple[float, float]:
+            return self._train(works[arm][turn::turns])
+
+        found = by_arm(take_turns(ARMS, range(turns), train, on_step))
+        return {
+            arm: (sum(seconds for seconds, _ in pieces), sum(loss for _, loss in pieces))
+            for arm, pieces in found.items()
+        }
 
     def _train(self, works: Sequence[Work]) -> tuple[float, float]:
         """Forward and backward passes: their seconds, and the sum of the losses."""
         self.model.zero_grad(set_to_none=True)
-        self._wait()
-        started = time.perf_counter()
-        total = torch.zeros((), device=self.reader.placement.device)
-        for work in works:
-            loss = work()
-            (loss / self.targets).backward()
-            total += loss.detach()
-        self._wait()
-        return time.perf_counter() - started, float(total)
-
-    def _wait(self) -> None:
         device = self.reader.placement.device
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+
+        def forward_and_backward() -> Tensor:
+            total = torch.zeros((), device=device)
+            for work in works:
+                loss = work()
+                (loss / self.targets).backward()
+                total += loss.detach()
+            return total
+
+        seconds, total = timed(forward_and_backward, partial(synchronize, device))
+        return seconds, float(total)
+
+    def report(self, results: Comparison[Trained]) -> Report:
+        """See `Benchmark.report`."""
+        placement, settings = self.reader.placement, self.settings
+        title = (
+            f"{self.reader.name}, {placement.dtype_name} on {placement.device}, "
+            f"{self.targets} targets, N={settings.window_tokens}, s={settings.stride}, "
+            f"m={settings.passage_tokens}, batches of {settings.batch_size}"
+        )
+        return results.report(title, described(self.reader, settings))
 
     def works(self, arm: str) -> list[Work]:
         """An arm's passes over all targets."""
@@ -276,7 +273,7 @@ def padded(model: nn.Module, batch: Sequence[Separate]) -> dict[str, Any]:
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def check_losses(rows: Sequence[Measured], dtype: torch.dtype) -> None:
+def check_losses(rows: Sequence[Trained], dtype: torch.dtype) -> None:
     """Refuse to compare arms that did not compute the same.
 
     Raises:
@@ -290,9 +287,3 @@ def check_losses(rows: Sequence[Measured], dtype: torch.dtype) -> None:
             f"the losses of the same targets differ ({shown}), expected within {tolerance:g} of "
             "one another: their speeds cannot be compared; this is a bug, please report it"
         )
-
-
-def ratios(rows: Sequence[Measured]) -> dict[str, float]:
-    """How many times as many targets per second packing trains on."""
-    speeds = {row.arm: row.targets_per_second for row in rows}
-    return {f"packed/{arm}": speeds["packed"] / speeds[arm] for arm in ("padded", "sorted")}

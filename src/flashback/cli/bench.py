@@ -1,21 +1,34 @@
 """`flashback bench`: the project's claims of speed, rerun by anyone."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
-from flashback.benchmark.bench_settings import TrainingBenchSettings
+from flashback.benchmark.bench_settings import (
+    BatchBenchSettings,
+    EngineBenchSettings,
+    RuntimeSettings,
+    TrainingBenchSettings,
+)
 from flashback.benchmark.retrieval import RetrievalBenchSettings, measure_retrieval
-from flashback.cli.bench_runtime import runtime, threads_option
-from flashback.cli.console import for_results, notes
+from flashback.cli.bench_options import (
+    BenchOptions,
+    bench_options,
+    json_option,
+    old_weights_option,
+    print_report,
+)
+from flashback.cli.console import notes
+from flashback.cli.documents import open_sources
 from flashback.cli.options import options_of, take
 
 if TYPE_CHECKING:
-    from flashback.benchmark.training import Measured, Training
+    from flashback.benchmark.runtime import RealText
+
+TEXT = "python-docs:evaluation"
+"""Real text that is on every machine."""
 
 
 @click.group()
@@ -31,9 +44,144 @@ def bench() -> None:
 
 
 @bench.command()
+@options_of(RuntimeSettings)
+@click.option("--index", type=Path, help="Read real text, with passages from this index folder.")
+@click.option(
+    "--text",
+    multiple=True,
+    help="The corpus whose first document that is long enough is read, as 'flashback index' takes "
+    f"it (repeatable; default: {TEXT}).",
+)
+@click.option("--plot", type=Path, help="Write the figure to this file.")
+@old_weights_option
+@bench_options
+def runtime(
+    index: Path | None,
+    text: tuple[str, ...],
+    plot: Path | None,
+    options: BenchOptions,
+    **values: Any,
+) -> None:
+    """Run the paper's run-time test.
+
+    \b
+    flashback bench runtime --shape opt-125m --lengths 512:1024
+    flashback bench runtime --shape gpt2 --sampled --json
+    flashback bench runtime --shape opt-125m --index IDX --text my-texts/
+
+    Random tokens, passages all different. The arms take turns: none, slot_cached (the keys and
+    values of all passages are cached from the start), slot, append, prepend (logits of the last
+    position only) and authors_prepend (logits of every position, as the authors' code computes
+    them). With --index, a document is read instead, with the passages that the index finds for it.
+    In both, the text is given, so that all arms have the same contexts and passages.
+
+    Seconds are those of all strides. Boundary: the share of them that the boundary passes take.
+    Growth: how many times as long the last boundary takes as the second. Bound: what the machine's
+    memory bandwidth and matrix rate allow, as a share of what was measured. Predicted: likewise,
+    after a calibration: the rates that a few decode steps and prefill passes of the reader reach
+    at the first length, before anything else is measured.
+    """
+    settings = take(RuntimeSettings, values)
+    real = _real_text(index, text)
+    options.use_threads()
+    from flashback.benchmark.plot import plot_runtime
+    from flashback.benchmark.runtime import prepare
+    from flashback.evaluation.figures import check_plot
+
+    if plot is not None:
+        check_plot(plot)  # now, not after minutes of measuring
+    benchmark, results = options.run(partial(prepare, settings, real))
+    if plot is not None:
+        plot_runtime(results, benchmark.title, plot)
+
+
+def _real_text(index: Path | None, text: tuple[str, ...]) -> "RealText | None":
+    """The text and the passages that `--index` and `--text` ask for.
+
+    Raises:
+        click.UsageError: text without an index.
+        FlashBackError: one of them is missing or unusable.
+    """
+    from flashback.benchmark.runtime import RealText
+
+    if index is None:
+        if text:
+            raise click.UsageError("--text is read with passages of an index; give --index, too")
+        return None
+    sources = open_sources(text or (TEXT,), index, retrieves=True)
+    assert sources.retriever is not None
+    return RealText(sources.corpus.read(lambda _: None), sources.retriever)
+
+
+@bench.command()
+@options_of(EngineBenchSettings)
+@old_weights_option
+@bench_options
+def engine(options: BenchOptions, **values: Any) -> None:
+    """This engine against transformers' own cache: tokens per second.
+
+    \b
+    flashback bench engine --shape opt-125m --lengths 512:1024
+    flashback bench engine --shape gpt2 --pattern none --json
+
+    The arms take turns, stride by stride: transformers' own cache with plain linear layers
+    (dynamic) and this engine's cache with weights laid out for the processor (ours), in float32
+    and bfloat16, and with 8-bit weights on CPU. Random tokens, passages all different. Other: the
+    share of a stride outside the model: sampling, detokenizing, bookkeeping.
+    """
+    settings = take(EngineBenchSettings, values)
+    options.use_threads()
+    from flashback.benchmark.engine import prepare
+
+    options.run(partial(prepare, settings))
+
+
+@bench.command()
+@options_of(BatchBenchSettings)
+@bench_options
+def batch(options: BenchOptions, **values: Any) -> None:
+    """Write several texts one by one and together: tokens per second.
+
+    \b
+    flashback bench batch --shape opt-125m --batch-size 8
+    flashback bench batch --shape gpt2 --pattern none --json
+
+    Random prompts of different lengths and random passages; both arms start from empty caches and
+    take turns. In float32 their texts must be the same.
+    """
+    settings = take(BatchBenchSettings, values)
+    options.use_threads()
+    from flashback.benchmark.batch import prepare
+
+    options.run(partial(prepare, settings))
+
+
+@bench.command()
+@options_of(TrainingBenchSettings)
+@bench_options
+def training(options: BenchOptions, **values: Any) -> None:
+    """Train an adapter three ways: targets per second.
+
+    \b
+    flashback bench training --shape gpt2-6x512
+    flashback bench training --shape opt-125m --windows 1 --json
+
+    Random tokens, passages all different, appended; LoRA on the query and value projections and
+    trained marks; forward and backward passes. Three arms take turns: padded (every stride a
+    sequence of its own, as transformers' Trainer runs them), sorted (by length, the targets' logits
+    alone) and packed (the context once, branches on its cache). Their losses must agree.
+    """
+    settings = take(TrainingBenchSettings, values)
+    options.use_threads()
+    from flashback.benchmark.training import prepare
+
+    options.run(partial(prepare, settings))
+
+
+@bench.command()
 @click.argument("corpus", nargs=-1, required=True)
 @options_of(RetrievalBenchSettings)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def retrieval(corpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Index a corpus into a temporary folder and search it.
 
@@ -43,99 +191,4 @@ def retrieval(corpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """
     with notes.status("indexing and searching"):
         figures = measure_retrieval(corpus, take(RetrievalBenchSettings, values))
-    if as_json:
-        click.echo(json.dumps(asdict(figures), indent=2))
-        return
-    click.echo(
-        f"{figures.passages:,} passages in {figures.build_seconds:.1f} s "
-        f"({figures.passages_per_second:,.0f}/s), {figures.index_megabytes:.1f} MB, opened in "
-        f"{figures.open_milliseconds:.1f} ms"
-    )
-    for latency in figures.latencies:
-        click.echo(f"k={latency.k}: p50 {latency.p50:.2f} ms, p95 {latency.p95:.2f} ms")
-    click.echo(f"peak resident memory {figures.peak_resident_megabytes:.0f} MB")
-
-
-bench.add_command(runtime)
-
-
-@bench.command()
-@options_of(TrainingBenchSettings)
-@threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def training(threads: int | None, as_json: bool, **values: Any) -> None:
-    """Train an adapter three ways: targets per second.
-
-    \b
-    flashback bench training --shape gpt2-6x512
-    flashback bench training --shape opt-125m --windows 1 --json
-
-    Random tokens, passages all different, appended; LoRA on the query and value projections and
-    trained marks; forward and backward passes. Three arms take turns: padded (every stride a
-    sequence of its own, as an ordinary Trainer runs them), sorted (by length, the targets' logits
-    alone) and packed (the context once, branches on its cache). Their losses must agree.
-    """
-    from flashback.cli.quiet import quiet_transformers
-
-    settings = take(TrainingBenchSettings, values)
-    quiet_transformers()
-    import torch
-
-    from flashback.benchmark.training import prepare, ratios
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with notes.status("making the model"):
-        machine = prepare(settings)
-    with notes.status("training"):
-        rows = machine.run()
-    if as_json:
-        click.echo(json.dumps(_training_record(machine, rows), indent=2))
-    else:
-        _print_training(machine, rows)
-        for name, value in ratios(rows).items():
-            click.echo(f"{name}: {value:.2f}")
-
-
-def _training_record(machine: "Training", rows: "Sequence[Measured]") -> dict[str, Any]:
-    from flashback.benchmark.record import measured_on
-    from flashback.benchmark.training import ratios
-
-    return {
-        "shape": machine.reader.name,
-        **measured_on(machine.reader.placement.device),
-        "dtype": machine.reader.placement.dtype_name,
-        "settings": asdict(machine.settings),
-        "rows": [
-            {
-                "arm": row.arm,
-                "targets_per_second": row.targets_per_second,
-                "seconds": row.seconds,
-                "spread": row.spread,
-                "loss": row.loss,
-            }
-            for row in rows
-        ],
-        "ratios": ratios(rows),
-    }
-
-
-def _print_training(machine: "Training", rows: "Sequence[Measured]") -> None:
-    placement, settings = machine.reader.placement, machine.settings
-    table = Table(
-        title=f"{machine.reader.name}, {placement.dtype_name} on {placement.device}, "
-        f"{machine.targets} targets, N={settings.window_tokens}, s={settings.stride}, "
-        f"m={settings.passage_tokens}, batches of {settings.batch_size}"
-    )
-    table.add_column("arm")
-    for heading in ("targets/s", "seconds", "spread", "nats per target"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row.arm,
-            f"{row.targets_per_second:.1f}",
-            f"{row.seconds:.2f}",
-            f"{row.spread:.0%}",
-            f"{row.loss:.4f}",
-        )
-    for_results().print(table)
+    print_report(figures.report(), as_json=as_json)

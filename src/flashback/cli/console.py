@@ -99,15 +99,6 @@ def read_standard_input() -> str:
 
 
 @contextlib.contextmanager
-def stride_progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar of measured strides."""
-    columns = (*Progress.get_default_columns(), TextColumn("{task.completed:.0f} strides"))
-    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda: progress.advance(task)
-
-
-@contextlib.contextmanager
 def texts_progress(total: int, done: int) -> Iterator[Callable[[float], None]]:
     """A bar of finished texts; call what is yielded for each, with the tokens per second so far."""
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]:.1f} tokens/s"))

@@ -10,8 +10,6 @@ from typing import TextIO
 import click
 
 from flashback.cli.bench import bench
-from flashback.cli.bench_batch import batch
-from flashback.cli.bench_engine import engine
 from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
@@ -47,8 +45,6 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.add_command(command)
-bench.add_command(batch)
-bench.add_command(engine)
 bench.add_command(pareto)
 
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flashback.benchmark.bench_settings import ParetoSettings
+from flashback.cli.bench_options import json_option, print_report
 from flashback.cli.console import notes
 from flashback.cli.documents import counting, lookup_options, open_sources
 from flashback.cli.options import options_of, take
@@ -20,16 +21,18 @@ from flashback.cli.perplexity import (
     untrained_rows,
 )
 from flashback.cli.reader_options import ReaderOptions, reader_options
-from flashback.errors import SettingsError, TrainingError
+from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.benchmark.pareto import Point
+    from flashback.benchmark.report import Report
+    from flashback.evaluation.adapted_readers import AdaptedReaders
+    from flashback.evaluation.arms import Arm
 
 _SWEEP = ("s=4,8,16,32", "k=1,2,4")
-_SWEPT = ("stride", "passages")
 
 
 @click.command()
@@ -56,7 +59,7 @@ _SWEPT = ("stride", "passages")
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @options_of(ParetoSettings)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def pareto(
     documents: tuple[str, ...],
     index: Path,
@@ -74,75 +77,104 @@ def pareto(
     flashback bench pareto texts/ --index IDX --sweep s=8,16 --adapter ADAPTER --out PARETO
 
     Every pattern, stride and k. Perplexities as 'flashback eval' finds them, kept in the folder, so
-    that the same command goes on where it stopped; then every arm writes on from the same
-    beginnings of the documents, in turns, and is timed. Time it on an idle machine.
+    that the same command resumes where it stopped; then every arm continues the same beginnings of
+    the documents, in turns, and is timed. Time it on an idle machine.
     """
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    retrieval = take(RetrievalSettings, values)
-    windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
-    timing = take(ParetoSettings, values)
+    asked = _Asked(
+        documents,
+        index,
+        out,
+        adapters,
+        _settings(replace(take(RetrievalSettings, values), pattern="append"), sweep),
+        take(WindowSettings, values),
+        take(BootstrapSettings, values),
+        take(ParetoSettings, values),
+    )
+    print_report(_run(asked, options), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks for."""
+
+    documents: tuple[str, ...]
+    index: Path
+    out: Path
+    adapters: tuple[Path, ...]
+    settings: list[RetrievalSettings]
+    """Every combination of the values swept."""
+    windows: WindowSettings
+    bootstrap: BootstrapSettings
+    timing: ParetoSettings
+
+
+def _settings(retrieval: RetrievalSettings, sweep: tuple[str, ...]) -> list[RetrievalSettings]:
+    """Every combination.
+
+    Raises:
+        click.UsageError: other settings than s and k are swept.
+    """
     settings = list(combinations(retrieval, sweep))
     for one in settings:
         if replace(one, stride=retrieval.stride, passages=retrieval.passages) != retrieval:
             raise click.UsageError("--sweep: expected s= and k= only; give l and m one value each")
-    sources = open_sources(documents, index, retrieves=True)
+    return settings
 
-    from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
-    from flashback.benchmark.record import measured_on
+
+def _run(asked: _Asked, options: ReaderOptions) -> "Report":
+    """Score and time every arm; write the folder."""
+    sources = open_sources(asked.documents, asked.index, retrieves=True)
+
+    from flashback.benchmark.pareto import Speed, pareto_report, points_of, prompts_of
     from flashback.evaluation.adapted_readers import AdaptedReaders
-    from flashback.evaluation.arms import arm_of, with_unique_names
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.readers.card import read_card
 
+    out, settings = asked.out, asked.settings
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")
-    cards = {folder: read_card(folder) for folder in adapters}
     readers = AdaptedReaders(options.load_plain)
-    arms = with_unique_names(
-        [
-            *untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False),
-            *(arm_of(folder, card, card.pattern) for folder, card in cards.items()),
-        ]
-    )
-    check_arms(arms, readers, windows, settings)
+    arms = _arms(asked.adapters, readers)
+    check_arms(arms, readers, asked.windows, settings)
     out.mkdir(parents=True, exist_ok=True)
-    described = {"documents": list(documents), "index": str(index)}
-    judged = evaluation_sets(readers.get(), sources, settings, windows, described)
-    prompts = prompts_of(judged[0].examples, timing.prompt_tokens, timing.prompts)
-    if not prompts:
-        raise TrainingError(
-            f"no window has the {timing.prompt_tokens} tokens of a prompt; give longer documents, "
-            "or lower --prompt-tokens"
-        )
-    store = ScoreStore(out / "scores")
+    described = {"documents": list(asked.documents), "index": str(asked.index)}
+    sets = evaluation_sets(readers.get(), sources, settings, asked.windows, described)
+    prompts = prompts_of(sets[0].examples, asked.timing)
     with counting("scoring windows") as start:
-        tables = run_evaluation(arms, judged, readers, settings=bootstrap, store=store, start=start)
-    speed = Speed(arms, options.load_plain, sources.retriever, prompts, timing.new_tokens)
+        store = ScoreStore(out / "scores")
+        tables = run_evaluation(
+            arms, sets, readers, settings=asked.bootstrap, store=store, start=start
+        )
+    speed = Speed(arms, settings, options.load_plain, sources.retriever, prompts, asked.timing)
     with counting("writing texts") as start:
-        on_text = start(speed.texts(settings, timing.repeats))
-        seconds = speed.measure(settings, timing.repeats, on_text)
-    points = points_of(arms, tables, settings, seconds)
-    record = {"timing": asdict(timing), **tables[0].record()["settings"]}
-    record = {
-        **measured_on(readers.get().placement.device),
-        "settings": {name: value for name, value in record.items() if name not in _SWEPT},
-        "tokens": int(tables[0].texts.tokens.sum()),
-        "points": [point.record() for point in points],
-    }
-    _write(points, record, f"{options.model}, {record['tokens']:,} targets", out)
-    click.echo(json.dumps(record, indent=2) if as_json else "\n".join(in_markdown(points)))
+        seconds = speed.measure(start(speed.steps))
+    points = points_of(speed, tables, seconds)
+    report = pareto_report(points, tables[0], asked.timing, readers.get().placement.device)
+    _write(points, report, f"{options.model}, {report.record['tokens']:,} targets", out)
+    return report
 
 
-def _write(points: "Sequence[Point]", record: dict[str, Any], title: str, out: Path) -> None:
-    from flashback.benchmark.pareto import in_markdown, plot_pareto
+def _arms(adapters: tuple[Path, ...], readers: "AdaptedReaders") -> "list[Arm]":
+    """Every pattern untrained, and every adapter with the pattern it was trained for."""
+    from flashback.evaluation.arms import arm_of, with_unique_names
+    from flashback.readers.card import read_card
+
+    # Before a model is loaded, or even downloaded.
+    cards = {folder: read_card(folder) for folder in adapters}
+    untrained = untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False)
+    adapted = (arm_of(folder, card, card.pattern) for folder, card in cards.items())
+    return with_unique_names([*untrained, *adapted])
+
+
+def _write(points: "Sequence[Point]", report: "Report", title: str, out: Path) -> None:
+    from flashback.benchmark.pareto import plot_pareto
     from flashback.files import write_atomically
 
-    write_atomically(out / "pareto.json", json.dumps(record, indent=2) + "\n")
-    lines = [f"# {title}", "", *in_markdown(points), ""]
-    write_atomically(out / "pareto.md", "\n".join(lines))
+    write_atomically(out / "pareto.json", json.dumps(report.record, indent=2) + "\n")
+    write_atomically(out / "pareto.md", "\n".join([f"# {title}", "", *report.notes, ""]))
     try:
         plot_pareto(points, title, out / "pareto.png")
     except SettingsError as error:  # the figure is an extra
