@@ -24,7 +24,7 @@ from flashback.errors import SettingsError
 from flashback.server.server_settings import ServerSettings
 from flashback.server.service import make_service
 from flashback.server.work import Worker
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving, until
 
 ENDLESS: dict[str, Any] = {"flashback": {"ignore_eos": True}}
@@ -479,7 +479,7 @@ def test_told_to_stop_what_can_be_finished_is() -> None:
 
 
 def test_without_an_index_nothing_is_looked_up() -> None:
-    defaults = replace(DEFAULTS, pattern=Pattern.NONE)
+    defaults = replace(DEFAULTS, pattern="none")
     service = make_service(chat_reader(), None, ServerSettings(), defaults)
     service.scheduler.close(0)
     assert service.description()["patterns"] == ["none"]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from flashback.errors import SettingsError
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import PATTERNS, CheckedSettings, DecodeKernel, Pattern, setting
+from flashback.settings import CheckedSettings, Weights, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -37,9 +38,10 @@ class RuntimeSettings(CheckedSettings):
     repeats: int = setting(1, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = setting("float32", "auto, float32 or bfloat16.")
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: single tokens are multiplied by loops that numba compiles, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:
@@ -97,21 +99,22 @@ class EngineBenchSettings(CheckedSettings):
 
     shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
     lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
-    pattern: Pattern = setting(
-        Pattern.APPEND, "Where passages go: none, prepend or append.", choices=PATTERNS
+    pattern: str = setting(
+        "append", "Where passages go: none, prepend or append.", choices=PATTERNS
     )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: also measure with single tokens multiplied by its loops, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pattern == Pattern.SLOT:
+        if self.pattern == "slot":
             raise SettingsError("--pattern slot: transformers' cache has none; see 'bench runtime'")
 
 
@@ -125,7 +128,7 @@ class BatchBenchSettings(CheckedSettings):
         512, "Tokens of the longest prompt; the shortest has half.", low=2, high=1 << 20
     )
     new_tokens: int = setting(64, "Tokens to write behind each prompt.", low=1, high=1 << 20)
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages go.", choices=PATTERNS)
+    pattern: str = setting("append", "Where passages go.", choices=PATTERNS)
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)

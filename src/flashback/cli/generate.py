@@ -15,17 +15,17 @@ from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
 from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
-    decode_kernel_option,
-    quantize_option,
     reader_options,
+    weights_option,
 )
 from flashback.settings import (
+    AUTO,
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
     StoppingSettings,
+    Weights,
 )
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @adapter_option
 @reader_options
-@quantize_option
-@decode_kernel_option
+@weights_option
 @options_of(RetrievalSettings)
 @frame_options
 @click.option(
@@ -66,11 +65,6 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
-@click.option(
-    "--passages-from",
-    type=Path,
-    help="Folder made by 'flashback precompute', for --pattern slot.",
-)
 @prompts_options
 @click.option("--json", "as_json", is_flag=True, help="Give everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
@@ -79,12 +73,10 @@ def generate(
     index: Path | None,
     adapter: str | None,
     options: ReaderOptions,
-    quantize: str,
-    decode_kernel: str,
+    weights: Weights,
     frame_before: str | None,
     frame_after: str | None,
     echo_tokens: int | None,
-    passages_from: Path | None,
     prompts: Path | None,
     out: Path | None,
     batch_size: int | None,
@@ -112,8 +104,8 @@ def generate(
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
-    if settings.retrieval.pattern is not Pattern.AUTO:
-        _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+    if settings.retrieval.pattern != AUTO:
+        check_echo(echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
     # A pipe ends its text with a line break that is not part of it.
@@ -127,20 +119,18 @@ def generate(
 
     writer = load(
         options.model,
-        index if settings.retrieval.pattern.retrieves else None,
+        index if settings.retrieval.retrieves else None,
         adapter=adapter,
         pattern=settings.retrieval.pattern,
-        passages_from=passages_from,
-        quantize=quantize,
-        decode_kernel=decode_kernel,
+        weights=weights,
         **options.placed,
     )
     settings = writer.settled(settings)
-    _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+    check_echo(echo_tokens or 0, settings.retrieval.pattern)
     if notes.is_terminal:
         adapted = " with an adapter" if writer.reader.adapter is not None else ""
         shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
-        notes.print(f"{shown}: {writer.reader.placement}", style="dim")
+        notes.print(f"{shown}: {writer.reader.runs_on}", style="dim")
     if many is not None:
         write_prompts(writer, settings, many)
         return
@@ -152,12 +142,6 @@ def generate(
     _print_stream(writing, writer.reader.show, explain)
     if notes.is_terminal:
         _print_summary(writing.result)
-
-
-def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | None) -> None:
-    check_echo(echo or 0, pattern)
-    if passages_from is not None and pattern is not Pattern.SLOT:
-        raise click.UsageError("--passages-from has an effect on --pattern slot only")
 
 
 def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:

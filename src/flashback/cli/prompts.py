@@ -140,17 +140,18 @@ def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) ->
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:
     """What decides the results; in float32, how many are written at a time does not."""
     from flashback.readers.fingerprint import computation_of
+    from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index
     from flashback.writing.records import settings_record, versions
     from flashback.writing.results import NOTED
 
     decided = settings_record(writer.reader, settings)
-    del decided["placement"]  # device and dtype, again, and why they were chosen
-    index = writer.retriever
+    decided.pop("placement", None)  # device and dtype, again, and why they were chosen
+    reader, index = writer.reader, writer.retriever
     return {
         "prompts": {"sha256": many.file.sha256, "count": len(many.file.prompts)},
-        "model": writer.reader.name,
-        "weights": computation_of(writer.reader.model),
+        "model": reader.name,
+        "weights": computation_of(reader.model) if isinstance(reader, Reader) else None,
         "index": index.manifest.digest if isinstance(index, BM25Index) else None,
         "settings": decided,
         "json": many.full,

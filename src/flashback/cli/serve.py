@@ -13,12 +13,12 @@ from flashback.cli.patterns import as_trained
 from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
-    decode_kernel_option,
     reader_options,
+    weights_option,
 )
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import ServerSettings
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, Weights
 
 _KEY = "FLASHBACK_API_KEY"
 
@@ -27,14 +27,14 @@ _KEY = "FLASHBACK_API_KEY"
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @adapter_option
 @reader_options
-@decode_kernel_option
+@weights_option
 @options_of(RetrievalSettings)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
     adapter: str | None,
     options: ReaderOptions,
-    decode_kernel: str,
+    weights: Weights,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -59,6 +59,7 @@ def serve(
 
     quiet_transformers()
     from flashback.loading import load
+    from flashback.readers.reader import Reader
     from flashback.server.service import make_service
     from flashback.server.serving import bind
     from flashback.server.serving import serve as run
@@ -69,14 +70,15 @@ def serve(
         index,
         adapter=adapter,
         pattern=defaults.pattern,
-        decode_kernel=decode_kernel,
+        weights=weights,
         **options.placed,
     )
+    assert isinstance(writer.reader, Reader)
     service = make_service(writer.reader, writer.retriever, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     notes.print(
-        f"{service.model}, pattern {service.defaults.pattern}: {writer.reader.placement}",
+        f"{service.model}, pattern {service.defaults.pattern}: {writer.reader.runs_on}",
         style="dim",
     )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")

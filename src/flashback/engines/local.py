@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache.layers import (
     States,
@@ -45,7 +44,6 @@ from flashback.engines.kernels.attention import Attention
 from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recorder
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
-from flashback.engines.passage_store import PassageStore
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.engines.self_check import (
     check_cache_reuse,
@@ -56,6 +54,7 @@ from flashback.engines.self_check import (
     refuse_uncuttable,
 )
 from flashback.errors import SettingsError, UnsupportedReader
+from flashback.patterns.prompt import Ids, Prompt
 from flashback.sampling import Sampler
 
 _ALIBI = ("bloom", "mpt")
@@ -76,7 +75,6 @@ class LocalEngine:
         idle_sequences: int = 1,
         idle_bytes: int | None = None,
         passage_bytes: int = PASSAGE_BYTES,
-        passage_store: PassageStore | None = None,
         self_check: bool = True,
         fixed_passes: bool | None = None,
     ) -> None:
@@ -89,7 +87,6 @@ class LocalEngine:
             idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
             passage_bytes: keys and values of slot passages to keep, at most.
-            passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
             fixed_passes: run short passes at fixed places in memory, recorded on CUDA
                 (`fixed_passes.py`), if the reader can; None: on CUDA only. Whether it can is
@@ -105,9 +102,7 @@ class LocalEngine:
         placed = self._takes_positions or model.config.model_type in _ALIBI
         slot = placed and has_full_attention_only(model)
         self.capabilities = Capabilities(window=window, slot=slot)
-        self._store = passage_store
-        find = None if passage_store is None else partial(passage_store.find, device=model.device)
-        self.passages = PassageCache(passage_bytes, find)
+        self.passages = PassageCache(passage_bytes)
         self._takes_keep = "logits_to_keep" in parameters
         self._attention = Attention(model)
         self._last_layer = LastLayer(model)
@@ -177,11 +172,11 @@ class LocalEngine:
         Raises:
             SettingsError: `start` is not in [1, len(ids)), or the ids exceed the window.
         """
-        self.check_request(Prompt(tuple(ids)), 0)
+        self.check_request(Prompt.plain(tuple(ids)), 0)
         if not 1 <= start < len(ids):
             raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
-        sequence, _ = self.lease(Prompt(tuple(ids[:start])))
+        sequence, _ = self.lease(Prompt.plain(tuple(ids[:start])))
         try:
             # Also while the logits are read, which the next pass may write over.
             with self._running(sequence):
@@ -220,14 +215,12 @@ class LocalEngine:
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""
-        if prompt.slot.room and not self.capabilities.slot:
+        if prompt.reserved and not self.capabilities.slot:
             raise SettingsError(
                 f"{label(self.model)} has layers that see a sliding window only, which a slot "
                 "before the context would leave; use another pattern"
             )
-        if prompt.slot.room and self._store is not None:
-            self._store.check_room(prompt.slot.room)
-        length, room = len(prompt.context), prompt.slot.room
+        length, room = len(prompt.ids), prompt.reserved
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")
         if room + length + max_tokens > self.capabilities.window:
@@ -275,7 +268,7 @@ class LocalEngine:
         self, sequence: CachedSequence, prompt: Prompt, start: int, sampler: Sampler, usage: Usage
     ) -> int:
         """Encode what is behind `start`, each piece with its passage in view, and choose."""
-        *earlier, last = prompt.pieces(start)
+        *earlier, last = ((one.passage, one.ids) for one in prompt.after(start))
         for piece in earlier:
             with self._running(sequence):
                 self._encode(sequence, *piece, usage)

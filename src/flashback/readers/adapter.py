@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.errors import AdapterError
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, read_card
 from flashback.readers.fingerprint import base_of
-from flashback.readers.reader import MARK_LEFT, MARK_RIGHT, Reader
+from flashback.readers.reader import Reader
+from flashback.readers.text_reader import MARK_LEFT, MARK_RIGHT
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -74,7 +74,14 @@ def load_reader(
     model, report = loaded
     _check_weights(name, report)
     model = model.to(placement.device).eval()
-    return Reader(name, model, tokenizer, placement, size, reason)
+    return Reader(
+        name=name,
+        tokenizer=tokenizer,
+        window=size,
+        window_reason=reason,
+        model=model,
+        placement=placement,
+    )
 
 
 def shipped(name: str) -> Path:

@@ -4,14 +4,15 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashback.arrangement import context_budget
 from flashback.engines.local import LocalEngine
+from flashback.patterns.context import context_budget
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
 from flashback.server.server_settings import MIB, ServerSettings
-from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
+from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
@@ -34,12 +35,16 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
 
     @property
-    def patterns(self) -> list[Pattern]:
+    def patterns(self) -> list[str]:
         """What can be asked for."""
         if self.retriever is None:
-            return [Pattern.NONE]
-        slot = self.engine.capabilities.slot and self.reader.can_have_slot
-        return [pattern for pattern in PATTERNS if slot or pattern is not Pattern.SLOT]
+            return [name for name, pattern in PATTERNS.items() if not pattern.retrieves]
+        slot = self.engine.capabilities.slot
+        return [
+            name
+            for name, pattern in PATTERNS.items()
+            if self.reader.can_have(pattern) and (slot or not pattern.isolated)
+        ]
 
     def description(self) -> dict[str, Any]:
         """What a client may want to know, such as the playground."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 
-from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Usage
 from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.events import (
     ChoiceEnd,
