@@ -52,6 +52,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks measure the machine in milliseconds, where what it reaches is not tested."""
+    monkeypatch.setattr("flashback.benchmark.ceilings._STREAM_BYTES", 1 << 16)
+    monkeypatch.setattr("flashback.benchmark.ceilings._MATRICES", (64, 128))
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the small corpus of `command_line`."""

@@ -41,6 +41,7 @@ from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings, SearchOptions
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
+pytestmark = pytest.mark.usefixtures("small_ceilings")
 SMALL = RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20)
 CEILINGS = Ceilings(bytes_per_second=1e9, operations_per_second=1e9)
 DOCUMENTS = [
@@ -48,13 +49,6 @@ DOCUMENTS = [
     Document("long", "Long", "The moon "),
     Document("long", "Long", "pulls the tides. " * 20),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is measured in milliseconds: what it reaches is not what is tested here."""
-    monkeypatch.setattr("flashback.benchmark.ceilings._STREAM_BYTES", 1 << 16)
-    monkeypatch.setattr("flashback.benchmark.ceilings._MATRICES", (64, 128))
 
 
 def small_runtime(settings: RuntimeSettings = SMALL, *, family: str = "llama") -> Runtime:

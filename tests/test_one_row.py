@@ -262,9 +262,8 @@ def test_the_same_text_is_written(one_row: Any, index: Path) -> None:
     assert "numba" in found["versions"]
 
 
-def test_benchmarks_measure_it(one_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashback.benchmark.ceilings._STREAM_BYTES", 1 << 16)
-    monkeypatch.setattr("flashback.benchmark.ceilings._MATRICES", (64, 128))
+@pytest.mark.usefixtures("small_ceilings")
+def test_benchmarks_measure_it(one_row: Any) -> None:
     arguments = ("--shape", MINI, "--lengths", "40:64", "--stride", "5", "--passage-tokens", "12")
     more = ("--device", "cpu", "--weights", "numba", "--json")
     record = run("bench", "engine", *arguments, *more, "--repeats", "1").record
