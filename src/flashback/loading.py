@@ -103,22 +103,16 @@ def load(
             float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
         memory_bytes: keys and values kept between requests, a quarter of them for passages; None:
             those of the last text, and 256 MiB of passages.
-        quantize, decode_kernel: deprecated, use `weights`.
+        quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
         FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     named("--engine", engine, list(ENGINES))
     options = LoadOptions(
-        model,
-        adapter,
-        pattern,
-        device,
-        dtype,
-        window,
-        trust_remote_code,
-        _weights(weights, quantize, decode_kernel),
-        memory_bytes,
+        *(model, adapter, pattern, device, dtype, window, trust_remote_code),
+        weights=_weights(weights, quantize, decode_kernel),
+        memory_bytes=memory_bytes,
     )
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)

@@ -88,7 +88,7 @@ def flag_of(field: "dataclasses.Field[Any]") -> str:
 
 
 def choices_of(field: "dataclasses.Field[Any]") -> list[str]:
-    """The names that a settings field may take; none: it is no choice."""
+    """The names that a settings field may take; empty if it takes any value."""
     declared = field.metadata.get("choices", ())
     auto = [AUTO] if field.metadata.get("auto") else []
     if isinstance(field.default, StrEnum) and not declared:
@@ -174,7 +174,7 @@ _MOST_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a retriever is asked for, for every query of a batch."""
+    """Options of a search, the same for every query of a batch."""
 
     k: int = 1
     """Hits per query."""
@@ -209,8 +209,7 @@ class FrameText:
         return self.before is not None or self.after is not None
 
 
-# A bracket rarely comes next in a text, so that what is cached of a frame that was dropped is not
-# taken for text that was written.
+# A bracket rarely comes next in a text, so that a cached frame is not mistaken for text.
 DEFAULT_FRAME = FrameText(" [Reference: ", "]\n\n", 16)
 """For readers that were not trained with marking tokens."""
 
@@ -237,7 +236,7 @@ class RetrievalSettings(CheckedSettings):
     passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
     lookahead: int = setting(
         0,
-        "δ: search for the next passage this many tokens before a boundary, while writing goes on.",
+        "δ: search for the next passage this many tokens before a boundary, while decoding.",
         low=0,
         high=_MOST_TOKENS,
     )
@@ -261,7 +260,7 @@ class RetrievalSettings(CheckedSettings):
 
     @property
     def search_options(self) -> SearchOptions:
-        """What a retriever is asked."""
+        """The options of the searches."""
         return SearchOptions(
             self.passages, self.min_score, self.forbid_titles, self.forbid_documents
         )

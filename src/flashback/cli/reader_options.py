@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What a command was told of its reader."""
+    """The options of a command that choose its reader."""
 
     model: str
     device: str

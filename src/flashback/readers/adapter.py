@@ -113,7 +113,7 @@ def _merged(model: PreTrainedModel, folder: Path, card: AdapterCard) -> PreTrain
 
 
 def _lora_config(folder: Path, card: AdapterCard) -> "LoraConfig":
-    """What PEFT's file says, as far as `flashback train` writes it; the rest is never acted on."""
+    """The fields of PEFT's file that `flashback train` writes; others are ignored."""
     from peft import LoraConfig
 
     record = json.loads((folder / CONFIG).read_text("utf-8"))

@@ -284,11 +284,11 @@ class TokenRecorder:
         self._detokenizer = Detokenizer(self._reader, context)
         self._offset = offset
 
-    def __call__(self, logits: Tensor, token: int) -> None:
+    def __call__(self, logits: Tensor | None, token: int) -> None:
         """Take note of a token and the logits (V,) it was chosen from."""
         self._check()
         self.tokens += 1
-        if self._top is None:
+        if self._top is None or logits is None:
             return
         log_probs = _log_probs(logits, self._reader.forbidden)
         best = log_probs.topk(self._top)

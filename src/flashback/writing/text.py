@@ -1,7 +1,7 @@
-"""One text being written: what it asks for, what it was given, and when it ends.
+"""One text being written: its queries, its prompts, its tokens, and when it ends.
 
-Knows the rules of a stride, whoever drives it: one text at a time or many together. Stop texts,
-end-of-text tokens and penalties are handled here, since they may span strides.
+The rules of a stride, the same for one text and for a batch. Stop texts, end-of-text tokens and
+penalties are handled here, since they may span strides.
 """
 
 from collections.abc import Callable, Sequence
