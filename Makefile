@@ -12,7 +12,7 @@ demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
 
 test: $(PARALLEL)  ## Run the whole test suite: no network, no GPU needed.
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install  ## Formatting, lint and strict types.
 	$(BIN)/ruff format --check .

@@ -36,13 +36,32 @@ def recomputed_logits(model: PreTrainedModel, ids: Sequence[int], count: int) ->
     return logits
 
 
+class _Reference:
+    """The recomputed logits of one text, kept for the other checks of the same text."""
+
+    _of: tuple[PreTrainedModel, Generation] | None = None
+    _rows: list[Tensor]
+
+    def rows(self, model: PreTrainedModel, generation: Generation) -> list[Tensor]:
+        """The logits (T, V) of each stride."""
+        if self._of is None or self._of[0] is not model or self._of[1] is not generation:
+            self._rows = [
+                recomputed_logits(model, [*one.arranged, *one.tokens[:-1]], len(one.tokens))
+                for one in generation.strides
+            ]
+            self._of = model, generation
+        return self._rows
+
+
+_reference = _Reference()
+
+
 def largest_error(model: PreTrainedModel, generation: Generation, seen: Sequence[Tensor]) -> float:
     """The largest difference between the logits `seen` while generating and recomputed ones."""
     cached = iter(seen)
     error = 0.0
-    for stride in generation.strides:
-        ids = [*stride.arranged, *stride.tokens[:-1]]
-        for row in recomputed_logits(model, ids, len(stride.tokens)):
+    for rows in _reference.rows(model, generation):
+        for row in rows:
             error = max(error, float((row - next(cached)).abs().max()))
     assert next(cached, None) is None, "more tokens were chosen than strides tell"
     return error
@@ -50,9 +69,9 @@ def largest_error(model: PreTrainedModel, generation: Generation, seen: Sequence
 
 def check_greedy(model: PreTrainedModel, generation: Generation, forbidden: Sequence[int]) -> None:
     """Every token is the most probable one, unless the reference is undecided to 1e-4."""
-    for stride in generation.strides:
-        ids = [*stride.arranged, *stride.tokens[:-1]]
-        rows = recomputed_logits(model, ids, len(stride.tokens)).clone()
+    references = _reference.rows(model, generation)
+    for stride, recomputed in zip(generation.strides, references, strict=True):
+        rows = recomputed.clone()
         rows[:, list(forbidden)] = -torch.inf
         for row, token in zip(rows, stride.tokens, strict=True):
             assert row.max() - row[token] <= TOLERANCE

@@ -1,4 +1,7 @@
-"""A new pattern, index kind or engine is one file and one line: everything else finds it."""
+"""A new pattern, index kind or engine is one file and one line: everything else finds it.
+
+`test_fifth_pattern.py` scores and trains with new patterns.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +17,12 @@ from flashback.evaluation.arms import FrameKind, untrained_arms
 from flashback.loading import ENGINES, load
 from flashback.patterns.registry import PATTERNS
 from flashback.retrieval.kinds import KINDS, open_index
-from flashback.scoring.examples import Arrangement
-from flashback.scoring.targets import TargetScorer
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
-from flashback.training.run import Run, train
 from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
-from recompute import TOLERANCE, check_greedy, recomputed_logits
+from recompute import check_greedy
 from servers import serving
 from throw_away import Middle, Parrot, WordIndex, open_parrot, registered, write_word_index
-from trainings import EXAMPLES, RETRIEVAL, SETTINGS, WINDOWS
 
 PASSAGES = ("The moon pulls the tides of the ocean.", "A lighthouse warns ships at night.")
 
@@ -45,23 +44,6 @@ def test_a_new_pattern_is_written_with_exactly(middle: str) -> None:
     found = writer.generate("A text that goes on", settings(middle))
     assert any(stride.passages for stride in found.strides)
     check_greedy(reader.model, found, reader.forbidden)
-
-
-def test_a_new_pattern_is_scored_and_trained(middle: str, tmp_path: Path) -> None:
-    reader = tiny_reader()
-    arrangement = Arrangement(middle)
-    packed = TargetScorer(reader.model).log_probs(EXAMPLES[:2], arrangement)
-    for example, rows in zip(EXAMPLES, packed, strict=False):
-        for at, cut in enumerate(example.window.cuts):
-            targets = example.window.targets(cut)
-            ids = [*arrangement.prompt(example, at), *targets[:-1]]
-            logits = recomputed_logits(reader.model, ids, len(targets)).log_softmax(-1)
-            alone = logits.gather(1, logits.new_tensor(targets).long()[:, None])[:, 0]
-            assert (rows[at] - alone).abs().max() <= TOLERANCE
-    own = Run(replace(SETTINGS, steps=1), replace(RETRIEVAL, pattern=middle), WINDOWS)
-    assert train(reader, EXAMPLES, own, tmp_path / "adapter").pattern == middle
-    readme = (tmp_path / "adapter" / "README.md").read_text("utf-8")
-    assert "in the middle of the text" in readme
 
 
 def test_a_new_pattern_is_listed(middle: str) -> None:

@@ -116,7 +116,7 @@ def test_generation_by_products_equals_recomputation(
         writer = Generator(plain if usual else reader, engine, MadeUpRetriever(3))
         settings = Settings(
             RetrievalSettings(pattern, stride=5, passage_tokens=20),
-            stopping=StoppingSettings(max_new_tokens=100, ignore_eos=True),
+            stopping=StoppingSettings(max_new_tokens=64, ignore_eos=True),
         )
         return generate_and_record(writer, [0, *range(10, 40)], settings)
 

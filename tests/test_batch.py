@@ -149,7 +149,7 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: str
     """Beyond any sliding window; rows jump at different times and end at different strides."""
     made_up = Settings(
         RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8),
-        stopping=StoppingSettings(max_new_tokens=100, ignore_eos=True),
+        stopping=StoppingSettings(max_new_tokens=72, ignore_eos=True),
     )
     prompts = [
         [0, *range(at, at + n)] for at, n in ((10, 40), (60, 3), (65, 70), (140, 21), (2, 66))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import flashback.cli.demonstration
 import flashback.retrieval.indexing
 from command_line import NOTES, Outcome, run, start
+from flashback.cli.demonstration import DemoSettings
 from flashback.cli.main import app
 from flashback.corpus.python_docs import find_modules
+from flashback.scoring.window_settings import WindowSettings
 from recompute import TOLERANCE, recomputed_logits
 
 PROMPT = "What pulls at the tides? Moon, moon. Network: "
@@ -432,19 +435,23 @@ def test_a_process_prints_the_result_alone(generate: Generate, model_folder: Pat
 def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a part of the standard library's documentation: all of an environment takes minutes."""
+    """A short text, and a part of the standard library's documentation: all takes minutes."""
     parts = {"asyncio", "collections", "email", "http", "logging", "pydoc_data", "urllib", "xml"}
     modules = [(name, path) for name, path in find_modules() if name.split(".")[0] in parts]
     monkeypatch.setattr(flashback.cli.demonstration, "find_modules", lambda: modules)
     monkeypatch.setattr(flashback.retrieval.indexing, "find_modules", lambda: modules)
     monkeypatch.setattr(flashback.cli.demonstration, "SCORED_PAGES", 1)
+    windows = partial(WindowSettings, window_tokens=128)
+    monkeypatch.setattr(flashback.cli.demonstration, "WindowSettings", windows)
+    short = partial(DemoSettings, prompt_tokens=256, new_tokens=48)
+    monkeypatch.setattr(flashback.cli.demonstration, "DemoSettings", short)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     ended = run("demo", "--json")
     assert ended.err == ""
     record = json.loads(ended.out)
     assert [row["pattern"] for row in record["rows"]] == ["append", "slot", "prepend", "none"]
-    assert [row["tokens"] for row in record["rows"]] == [128] * 4
+    assert [row["tokens"] for row in record["rows"]] == [48] * 4
     append, slot, prepend, _ = record["rows"]
     assert slot["encoded"] < append["encoded"] < prepend["encoded"]
 

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
-from command_line import Outcome, refused, run, start
+from command_line import Outcome, refused, run
 from families import tiny_model
 from flashback.cli.tables import print_table
+from flashback.training.train import train
 from readers import byte_tokenizer
 
-DEADLINE = 120
-"""Seconds a process may take to get anywhere, on a busy machine."""
 FITS = (
     *("--device", "cpu", "--dtype", "float32"),
     *("--window-tokens", "96", "--first-boundary", "16", "--stride", "8"),
@@ -626,22 +624,32 @@ def test_adapters_of_other_settings_do_not_get_into_a_table(
 
 
 def test_an_interrupted_reproduction_goes_on_where_it_was(
-    reproduced: tuple[Path, Outcome], reproduce: Reproduce, tmp_path: Path
+    reproduced: tuple[Path, Outcome],
+    reproduce: Reproduce,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "TABLE"
-    process = start(*reproduce.words, "--out", out)
-    deadline = time.monotonic() + DEADLINE
-    while not (out / "adapters" / ADAPTERS[1] / "flashback.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.communicate(timeout=DEADLINE)
-    done = [name for name in ADAPTERS if (out / "adapters" / name / "flashback.json").exists()]
-    assert done == ADAPTERS[: len(done)]
-    assert 2 <= len(done) < len(ADAPTERS)
-    assert not (out / "table.json").exists()
+    """In its last training but one, behind the first step."""
+    out = Path(shutil.copytree(reproduced[0], tmp_path / "TABLE"))
+    done, missing = ADAPTERS[:-2], ADAPTERS[-2:]
+    for folder in (out / "scores", *(out / "adapters" / name for name in missing)):
+        shutil.rmtree(folder)
+    for path in (*out.glob("table.*"), out / "documents.jsonl"):
+        path.unlink()
+
+    def interrupted(*given: Any, **more: Any) -> None:
+        def stop(_: object) -> None:
+            raise KeyboardInterrupt
+
+        train(*given, **more | {"on_step": stop})
+
     before = {path: path.stat().st_mtime_ns for name in done for path in files(out, name)}
+    with monkeypatch.context() as patched:
+        patched.setattr("flashback.training.train.train", interrupted)
+        assert reproduce(out, code=130).err.splitlines() == ["", "flashback: interrupted"]
+    assert not (out / "adapters" / missing[0] / "flashback.json").exists()
+    assert not (out / "adapters" / missing[1]).exists()
+    assert not (out / "table.json").exists()
     resumed = reproduce(out, "--json").record
     after = {path: path.stat().st_mtime_ns for name in done for path in files(out, name)}
     assert after == before

@@ -1,10 +1,12 @@
 """The promise on a GPU: what CUDA writes with a cache is what the CPU computes without one."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
@@ -80,9 +82,15 @@ def check_a_long_text(
             torch.testing.assert_close(next(seen).cpu(), row, atol=TOLERANCE, rtol=0)
 
 
+@cache
+def plain_model(family: str) -> PreTrainedModel:
+    """The same weights on the CPU."""
+    return tiny_model(family)
+
+
 def reference(family: str, prompt: Prompt, tokens: Ids) -> Tensor:
     """Logits (n, V) of a stride's tokens, from the same weights on the CPU."""
-    model = tiny_model(family)
+    model = plain_model(family)
     if prompt.reserved:
         return block_mask_logits(model, prompt, tokens)
     return recomputed_logits(model, [*prompt.arranged, *tokens[:-1]], len(tokens))

@@ -236,7 +236,7 @@ def test_a_batch_equals_recomputing_everything(
     writer = Generator(reader, engine, QueryRetriever())
     made_up = Settings(
         RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8),
-        stopping=StoppingSettings(max_new_tokens=64, ignore_eos=True),
+        stopping=StoppingSettings(max_new_tokens=48, ignore_eos=True),
     )
     prompts = [[0, *range(at, at + n)] for at, n in ((10, 40), (60, 3), (65, 76), (2, 66))]
     texts, seen = write_recorded(writer, prompts, made_up, 3)

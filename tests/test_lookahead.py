@@ -140,7 +140,7 @@ def test_a_search_begun_by_the_caller_is_waited_for_from_then_on() -> None:
     reader, retriever = tiny_reader(), Recording(seconds=0.1)
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
     apart = searched_apart(writer.stream(PROMPT, settings("append", 0, tokens=16)))
-    assert all(0.1 <= stride.retrieve_seconds < 2 for stride in apart.strides)
+    assert all(stride.retrieve_seconds >= 0.1 for stride in apart.strides)
 
 
 def test_there_is_no_search_without_passages_or_behind_the_end() -> None:

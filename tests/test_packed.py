@@ -46,7 +46,7 @@ def test_packed_generation_equals_recomputation_by_the_plain_model(
     writer = Generator(reader, LocalEngine(reader.model, window=120), MadeUpRetriever(3))
     settings = Settings(
         RetrievalSettings(pattern, stride=5, passage_tokens=20),
-        stopping=StoppingSettings(max_new_tokens=100, ignore_eos=True),
+        stopping=StoppingSettings(max_new_tokens=64, ignore_eos=True),
     )
     generation, seen = generate_and_record(writer, [0, *range(10, 40)], settings)
     assert generation.jumps

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -122,11 +123,15 @@ def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: str) 
     """Contexts several times longer than any sliding window, and two jumps at least."""
     reader = shared_reader(family)
     retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
-    made_up = Settings(retrieval, stopping=StoppingSettings(max_new_tokens=160, ignore_eos=True))
+    made_up = Settings(retrieval, stopping=StoppingSettings(max_new_tokens=96, ignore_eos=True))
     engine = LocalEngine(reader.model, window=150)
     writer = Generator(reader, engine, MadeUpRetriever(1))
     generation, seen = generate_and_record(writer, list(range(70)), made_up)
     assert len(generation.jumps) >= 2
+    found = [stride.passages for stride in generation.strides]
+    if pattern != "none":
+        assert () in found
+        assert any(one and one == other for one, other in pairwise(found))
     assert largest_error(reader.model, generation, seen) <= TOLERANCE
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from transformers import (
     MptForCausalLM,
 )
 
-from command_line import Outcome, refused, run
+from command_line import Outcome, refused, run, start
 from families import FAMILIES, tiny_model
 from flashback.cli.reader_options import ReaderOptions
 from flashback.errors import SettingsError, TrainingError
@@ -420,13 +421,12 @@ def test_a_training_that_is_killed_goes_on_exactly(tmp_path: Path) -> None:
     """At any moment, from any state of its files."""
     out, whole = tmp_path / "A", tmp_path / "whole"
     script = Path(__file__).with_name("trainings.py")
-    process = subprocess.Popen([sys.executable, str(script), str(out)])
-    deadline = time.monotonic() + DEADLINE
-    while not (out / CHECKPOINTS).exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 1.0))
+    process = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        for _ in range(random.randint(1, slow_run().settings.steps - 2)):
+            assert process.stdout.readline() == b"step\n"
+    time.sleep(random.uniform(0, 0.1))  # anywhere in the step that follows
     process.send_signal(signal.SIGKILL)
     assert process.wait(DEADLINE) == -signal.SIGKILL
     train_usual(tiny_reader(), whole, slow_run())
@@ -990,6 +990,12 @@ def test_a_terminal_sees_progress(command: Train, monkeypatch: pytest.MonkeyPatc
 # Several processes
 
 
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 def test_two_processes_train_what_one_does_with_twice_the_batch(
     command: Train, tmp_path: Path
 ) -> None:
@@ -997,18 +1003,20 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(
     exact = ("--dropout", "0", "--checkpoint-steps", "2", "--evaluation-steps", "3")
     more = (*exact, "--held-out", command.words[1], "--held-out-windows", "3", "--json")
     alone = command(*more).record
-    both = ("--windows-per-step", "1", "--out", tmp_path / "B")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    words = (*launcher, "-m", "flashback", *command.words, *more, *both)
-    found = subprocess.run(
-        [sys.executable, *map(str, words)],
-        capture_output=True,
-        timeout=DEADLINE,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    words = (*command.words, *more, "--windows-per-step", "1", "--out", tmp_path / "B")
+    # What torchrun sets.
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    first, second = (
+        start(
+            *words,
+            env=os.environ | ranks | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
     )
-    assert found.returncode == 0, found.stderr.decode()
-    together = json.loads(found.stdout)
+    assert second.communicate(timeout=DEADLINE)[0] == b""
+    printed, errors = first.communicate(timeout=DEADLINE)
+    assert (first.returncode, second.returncode) == (0, 0), errors.decode()
+    together = json.loads(printed)
     assert farthest(lora_weights(command.out), lora_weights(tmp_path / "B")) <= 1e-5
     assert kept(tmp_path / "B") == kept(command.out)
     assert len(together["results"]["log"]) == len(alone["results"]["log"])

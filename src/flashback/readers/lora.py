@@ -130,9 +130,10 @@ def save_lora(model: "PeftModel", folder: Path) -> None:
     """
     from safetensors import SafetensorError
 
+    # Its form, to be filled in by hand, takes longer than the weights.
+    model.create_or_update_model_card = lambda output_dir: None  # type: ignore[method-assign]
     try:
         model.save_pretrained(str(folder), save_embedding_layers=False)
     except SafetensorError as error:
         raise OSError(f"{folder}: {error}") from error
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, to be filled in by hand

@@ -53,10 +53,9 @@ class Lookahead:
         Returns:
             What `hits` waits for.
         """
-        pending = self._pending
+        pending, now = self._pending, time.perf_counter()
         if pending is None or pending.query != query:
             pending = self._submit(query)
-        now = time.perf_counter()
         self._pending = replace(pending, awaited=min(pending.awaited, now))
         return pending.found
 
