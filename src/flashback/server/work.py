@@ -15,6 +15,7 @@ from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Usage
 from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.scoring.given import ScoredText, grid_of, score_text
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.events import (
     ChoiceEnd,
@@ -29,16 +30,13 @@ from flashback.server.events import (
 )
 from flashback.server.orders import Conversation, Order
 from flashback.server.scheduler import Events, Job
-from flashback.server.scores import (
-    ScoredText,
+from flashback.server.searching import GuardedRetriever, RetrievalFailed
+from flashback.server.service import Service
+from flashback.server.token_scores import (
     TokenRecorder,
-    grid_of,
-    score_text,
     text_offsets,
     token_scores,
 )
-from flashback.server.searching import GuardedRetriever, RetrievalFailed
-from flashback.server.service import Service
 from flashback.settings import Settings
 from flashback.writing.generator import Generator, Query, Stride, StrideStart, TextPiece, Writing
 
