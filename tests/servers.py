@@ -13,12 +13,14 @@ import openai
 import torch
 
 from flashback.arrangement import Ids, Slot, arrange
+from flashback.engines.local import LocalEngine
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
-from flashback.server.server_settings import ServerSettings
+from flashback.server.server_settings import MIB, ServerSettings
 from flashback.server.service import Service, make_service
 from flashback.server.serving import Listener, bind
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.writing.generator import Generator
 from readers import tiny_reader
 from recompute import recomputed_logits
 
@@ -57,6 +59,7 @@ class Served:
     """A server that listens."""
 
     service: Service
+    engine: LocalEngine
     url: str
     listener: Listener
     thread: threading.Thread
@@ -89,6 +92,14 @@ def chat_reader(**options: Any) -> Reader:
     return reader
 
 
+def engine_of(reader: Reader, memory: int) -> LocalEngine:
+    """An engine with a budget in bytes, divided as `flashback serve` does."""
+    passages = memory // 4
+    return LocalEngine(
+        reader.model, reader.window, idle_bytes=memory - passages, passage_bytes=passages
+    )
+
+
 @contextlib.contextmanager
 def serving(
     reader: Reader | None = None,
@@ -98,13 +109,16 @@ def serving(
 ) -> Iterator[Served]:
     """Serve until the block ends."""
     chosen = ServerSettings(port=0, **{"grace": 0.2} | settings)
-    service = make_service(reader or chat_reader(), retriever or QueryRetriever(), chosen, defaults)
+    reader = reader or chat_reader()
+    engine = engine_of(reader, chosen.memory * MIB)
+    generator = Generator(reader, engine, retriever or QueryRetriever())
+    service = make_service(generator, chosen, defaults)
     bound = bind(chosen)
     listener = Listener(service)
     thread = threading.Thread(target=listener.run, kwargs={"sockets": [bound]})
     thread.start()
     host, port = bound.getsockname()[:2]
-    served = Served(service, f"http://{host}:{port}", listener, thread)
+    served = Served(service, engine, f"http://{host}:{port}", listener, thread)
     try:
         while not listener.started:
             time.sleep(0.01)

@@ -328,4 +328,4 @@ def test_garbage_is_refused(served: Served, body: bytes) -> None:
 
 
 def test_memory_is_a_budget(served: Served) -> None:
-    assert served.service.engine.held[1] <= served.service.settings.memory * MIB
+    assert served.service.cache_use.sequence_bytes <= served.service.settings.memory * MIB

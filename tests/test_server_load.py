@@ -21,10 +21,11 @@ from torch import Tensor
 from command_line import start
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
+from flashback.server.runner import Runner
 from flashback.server.server_settings import ServerSettings
 from flashback.server.service import make_service
-from flashback.server.work import Worker
 from flashback.settings import Pattern, RetrievalSettings
+from flashback.writing.generator import Generator
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving, until
 
 ENDLESS: dict[str, Any] = {"flashback": {"ignore_eos": True}}
@@ -287,20 +288,21 @@ def test_the_same_chats_at_once_have_the_same_answers() -> None:
 def test_caches_of_their_own_are_within_the_budget_and_given_back() -> None:
     engines: list[LocalEngine] = []
     with serving(memory=8, max_active=4) as served, pytest.MonkeyPatch.context() as patch:
-        original = Worker._own_engine
+        original = Runner._fresh_engine
 
-        def seen(self: Worker) -> LocalEngine:
+        def seen(self: Runner) -> Any:
             assert threading.current_thread().name == "flashback-engine"
-            engines.append(original(self))
-            return engines[-1]
+            engine: Any = original(self)
+            engines.append(engine)
+            return engine
 
-        patch.setattr(Worker, "_own_engine", seen)
+        patch.setattr(Runner, "_fresh_engine", seen)
         for _ in range(2):
             served.complete(max_tokens=8, flashback={"fresh_cache": True, "pattern": "slot"})
     assert len(engines) == 2
     for engine in engines:
         assert engine.passages.count.encoded > 0
-        assert engine.passages.budget == served.service.engine.passages.budget // 4
+        assert engine.passages.budget == served.engine.passages.budget // 4
         assert (engine.held, engine.passages.bytes) == ((0, 0), 0)
 
 
@@ -310,7 +312,7 @@ def test_counting_caches_does_not_wait_for_a_pass() -> None:
         held = threading.Event()
 
         def work() -> None:
-            with served.service.engine.lock:
+            with served.engine.lock:
                 held.wait(20)
 
         busy = threading.Thread(target=work)
@@ -480,7 +482,9 @@ def test_told_to_stop_what_can_be_finished_is() -> None:
 
 def test_without_an_index_nothing_is_looked_up() -> None:
     defaults = replace(DEFAULTS, pattern=Pattern.NONE)
-    service = make_service(chat_reader(), None, ServerSettings(), defaults)
+    reader = chat_reader()
+    generator = Generator(reader, LocalEngine(reader.model, reader.window), None)
+    service = make_service(generator, ServerSettings(), defaults)
     service.scheduler.close(0)
     assert service.description()["patterns"] == ["none"]
 

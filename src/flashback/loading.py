@@ -9,9 +9,13 @@ from flashback.readers.adapted import AUTO, load_adapted
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.inference import check_decode_kernel, check_quantize, for_inference, named
 from flashback.readers.load import MINI
+from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index
 from flashback.settings import DecodeKernel, Pattern, Quantize
 from flashback.writing.generator import Generator
+
+_PASSAGE_SHARE = 4
+"""One byte in so many of a memory budget is for passages."""
 
 
 def load(
@@ -27,6 +31,7 @@ def load(
     trust_remote_code: bool = False,
     quantize: str = "none",
     decode_kernel: str = "pytorch",
+    memory_bytes: int | None = None,
 ) -> Generator:
     """Load a reader and open an index, ready to write.
 
@@ -43,6 +48,8 @@ def load(
             smaller, and not exact.
         decode_kernel: `pytorch`, or `numba`: on CPU, single tokens are multiplied by loops that
             numba compiles, which read whole weights faster; in float32 exact.
+        memory_bytes: the budget of all caches, of which a quarter is for passages; the caches of
+            many texts are then kept while others are written. None: one text's cache is kept.
 
     Raises:
         FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
@@ -70,5 +77,17 @@ def load(
     if store is not None:
         store.check_reader(computation_of(reader.model), reader.placement.dtype_name)
     reader = for_inference(reader, quantized, kernel)
-    engine = LocalEngine(reader.model, reader.window, passage_store=store)
-    return Generator(reader, engine, retriever)
+    return Generator(reader, _engine(reader, store, memory_bytes), retriever)
+
+
+def _engine(reader: Reader, store: PassageStore | None, memory_bytes: int | None) -> LocalEngine:
+    if memory_bytes is None:
+        return LocalEngine(reader.model, reader.window, passage_store=store)
+    passages = memory_bytes // _PASSAGE_SHARE
+    return LocalEngine(
+        reader.model,
+        reader.window,
+        idle_bytes=memory_bytes - passages,
+        passage_bytes=passages,
+        passage_store=store,
+    )

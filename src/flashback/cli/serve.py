@@ -17,7 +17,7 @@ from flashback.cli.reader_options import (
     reader_options,
 )
 from flashback.errors import FlashBackError
-from flashback.server.server_settings import ServerSettings
+from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import RetrievalSettings
 
 _KEY = "FLASHBACK_API_KEY"
@@ -64,19 +64,20 @@ def serve(
     from flashback.server.serving import serve as run
 
     bound = bind(settings)  # before a model is loaded
-    writer = load(
+    generator = load(
         options.model,
         index,
         adapter=adapter,
         pattern=defaults.pattern,
         decode_kernel=decode_kernel,
+        memory_bytes=settings.memory * MIB,
         **options.placed,
     )
-    service = make_service(writer.reader, writer.retriever, settings, defaults)
+    service = make_service(generator, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     notes.print(
-        f"{service.model}, pattern {service.defaults.pattern}: {writer.reader.placement}",
+        f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.placement}",
         style="dim",
     )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")

@@ -46,7 +46,7 @@ from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recor
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
 from flashback.engines.passage_store import PassageStore
-from flashback.engines.protocol import Capabilities, Completion, Usage
+from flashback.engines.protocol import CacheUse, Capabilities, Completion, Usage
 from flashback.engines.self_check import (
     check_cache_reuse,
     has_fixed_batches,
@@ -217,6 +217,15 @@ class LocalEngine:
     def held(self) -> tuple[int, int]:
         """How many caches no completion is using, and their bytes; a pass is not waited for."""
         return self.leases.held
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """See `CachingEngine.cache_use`."""
+        return CacheUse(*self.leases.held, self.passages.bytes)
+
+    def fresh(self, share: int) -> "LocalEngine":
+        """See `CachingEngine.fresh`."""
+        return self.another(self.passages.budget // share)
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""

@@ -135,3 +135,37 @@ class BatchingEngine(Engine, Protocol):
     def batch(self, rows: int) -> Batch:
         """Empty caches for so many sequences."""
         ...
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What an engine's caches hold while no completion is using them."""
+
+    sequences: int
+    """Cached sequences."""
+    sequence_bytes: int
+    """Their keys and values."""
+    passage_bytes: int
+    """Keys and values of passages."""
+
+
+@runtime_checkable
+class CachingEngine(Engine, Protocol):
+    """An engine whose caches are in this process."""
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is cached now; does not wait for a running pass."""
+        ...
+
+    def fresh(self, share: int) -> Engine:
+        """An engine of the same model with empty caches.
+
+        Args:
+            share: its budget for passages is this engine's, divided by so many.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop all caches that no completion is using."""
+        ...

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from flashback.server.orders import FIRST_BOUNDARY
+from flashback.server.checked_request import FIRST_BOUNDARY
 from flashback.settings import PATTERNS, RetrievalSettings, SamplingSettings
 
 MOST_LOGPROBS = 20

@@ -1,48 +1,75 @@
-"""What the server serves with: one reader, one index, one scheduler."""
+"""What the server works with: a generator, a scheduler, settings and metrics."""
 
-from collections.abc import Sized
+import time
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
 from flashback.arrangement import context_budget
-from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import CacheUse, CachingEngine, Engine
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
-from flashback.server.server_settings import MIB, ServerSettings
+from flashback.server.server_settings import ServerSettings
 from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
 from flashback.writing.generator import Generator
-
-_PASSAGE_SHARE = 4
-"""One part in so many of the memory is for slot passages."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that a request is worked on with."""
+    """Everything that requests are answered with."""
 
-    reader: Reader
-    engine: LocalEngine
-    retriever: Retriever | None
+    generator: Generator
     settings: ServerSettings
     defaults: RetrievalSettings
-    """Of requests that say nothing else."""
+    """Of requests that give no other value."""
     model: str
     """The reader's name in the API."""
     scheduler: Scheduler
     metrics: Metrics = field(default_factory=Metrics)
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; the time limit of requests is measured with it."""
+
+    @property
+    def reader(self) -> Reader:
+        return self.generator.reader
+
+    @property
+    def engine(self) -> Engine:
+        return self.generator.engine
+
+    @property
+    def retriever(self) -> Retriever | None:
+        return self.generator.retriever
+
+    @property
+    def caching_engine(self) -> CachingEngine | None:
+        """The engine, if its caches are in this process."""
+        engine = self.engine
+        return engine if isinstance(engine, CachingEngine) else None
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is cached now; zeros for an engine whose caches are elsewhere."""
+        engine = self.caching_engine
+        return CacheUse(0, 0, 0) if engine is None else engine.cache_use
+
+    @property
+    def can_score_prompts(self) -> bool:
+        """Whether the reader has a model in this process, whose log-probabilities can be read."""
+        return getattr(self.reader, "model", None) is not None
 
     @property
     def patterns(self) -> list[Pattern]:
-        """What can be asked for."""
+        """The patterns that a request may ask for."""
         if self.retriever is None:
             return [Pattern.NONE]
         slot = self.engine.capabilities.slot and self.reader.can_have_slot
-        return [pattern for pattern in PATTERNS if slot or pattern is not Pattern.SLOT]
+        return [Pattern(name) for name in PATTERNS if slot or name != Pattern.SLOT]
 
     def description(self) -> dict[str, Any]:
-        """What a client may want to know, such as the playground."""
+        """The `flashback` object of the model in /v1/models."""
         adapter = self.reader.adapter
         return {
             "window": self.reader.window,
@@ -62,34 +89,36 @@ class Service:
 
 
 def make_service(
-    reader: Reader,
-    retriever: Retriever | None,
+    generator: Generator,
     settings: ServerSettings,
     defaults: RetrievalSettings,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Service:
-    """Put the parts together.
+    """Start a scheduler for a generator.
+
+    Args:
+        generator: reader, engine and retriever. The caches of `settings.max_active` requests
+            share its engine, whose memory budget is its own.
+        settings: limits of the server.
+        defaults: retrieval settings of requests that give no others.
+        clock: see `Service.clock`.
 
     Raises:
         SettingsError: the default pattern needs an index, or the reader cannot have it; the
             defaults leave no room in its window.
-        UnsupportedReader: the model's cache cannot be cut back exactly.
     """
-    defaults.check_retriever(retriever)
+    reader = generator.reader
+    defaults.check_retriever(generator.retriever)
     reader.check_pattern(defaults.pattern)
-    memory = settings.memory * MIB
-    passages = memory // _PASSAGE_SHARE
-    engine = LocalEngine(
-        reader.model, reader.window, idle_bytes=memory - passages, passage_bytes=passages
-    )
-    defaults = Generator(reader, engine, retriever).settled(Settings(defaults)).retrieval
+    defaults = generator.settled(Settings(defaults)).retrieval
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
-    return Service(reader, engine, retriever, settings, defaults, model, scheduler)
+    return Service(generator, settings, defaults, model, scheduler, clock=clock)
 
 
 def _check_defaults(reader: Reader, defaults: RetrievalSettings) -> None:
-    """Refuse at the start what would refuse every request that says nothing else."""
+    """Refuse at the start what would refuse every request that gives no other values."""
     defaults.check_lookahead()
     frame = len(reader.frame(defaults.frame, defaults.pattern))
     passages, tokens = defaults.passages, defaults.passage_tokens
