@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from families import tiny_model
 from flashback.readers.placement import Placement
 from flashback.readers.reader import MARK_LEFT, MARK_RIGHT, Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
+from flashback.settings import SearchOptions
 
 
 def byte_tokenizer(*, bos: bool = True, marks: bool = False) -> PreTrainedTokenizerFast:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flashback.arrangement import Prompt
+from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 from flashback.writing.generator import Generation
 
@@ -69,8 +69,8 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
     Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
     itself, a context token sees the context before it and the passage it was computed with.
     """
-    room, views = prompt.slot.room, prompt.slot.views
-    ids = [*prompt.context, *tokens[:-1]]
+    room, views = prompt.reserved, prompt.views
+    ids = [*prompt.ids, *tokens[:-1]]
     length = len(ids)
     positions = [*range(room, room + length)]
     total = length + sum(len(view.passage) for view in views)

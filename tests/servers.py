@@ -12,14 +12,16 @@ import httpx2
 import openai
 import torch
 
-from flashback.arrangement import Ids, Slot, arrange
 from flashback.engines.local import LocalEngine
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.retrieval.protocol import Hit, Retriever
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.server.service import Service, make_service
 from flashback.server.serving import Listener, bind
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings, SearchOptions
 from flashback.writing.generator import Generator
 from readers import tiny_reader
 from recompute import recomputed_logits
@@ -28,7 +30,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-DEFAULTS = RetrievalSettings(Pattern.APPEND, stride=4, query_tokens=8, passage_tokens=24)
+DEFAULTS = RetrievalSettings("append", stride=4, query_tokens=8, passage_tokens=24)
 """Small enough for a tiny reader's window."""
 
 
@@ -129,9 +131,7 @@ def serving(
         bound.close()
 
 
-def recomputed_scores(
-    reader: Reader, ids: Ids, pattern: Pattern, first_boundary: int
-) -> list[float]:
+def recomputed_scores(reader: Reader, ids: Ids, pattern: str, first_boundary: int) -> list[float]:
     """Log-probabilities of all ids but the first, as the server should score them.
 
     The reference: every stride's prompt arranged anew and run on its own, without a cache.
@@ -140,9 +140,9 @@ def recomputed_scores(
     starts = [1, *range(first_boundary, len(ids), DEFAULTS.stride)]
     scores: list[float] = []
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        retrieves = pattern.retrieves and start >= first_boundary
+        retrieves = PATTERNS[pattern].retrieves and start >= first_boundary
         passage = _found_for(reader, ids[:start]) if retrieves else ()
-        prompt = arrange(pattern, ids[:start], passage, frame, 1, Slot(0)).arranged
+        prompt = PATTERNS[pattern].arrange(Boundary(ids[:start], passage, frame, 1)).arranged
         rows = recomputed_logits(reader.model, [*prompt, *ids[start : end - 1]], end - start)
         chosen = rows.log_softmax(-1).gather(1, torch.tensor(ids[start:end])[:, None])
         scores += chosen[:, 0].tolist()

@@ -20,18 +20,19 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback.arrangement import Frame
 from flashback.cli.patterns import as_trained
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
 from flashback.loading import load
+from flashback.patterns.frame import Frame
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder
 from flashback.readers.adapter import put_on
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, card_record, read_card
 from flashback.readers.fingerprint import base_of, fingerprint
 from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.reader import Reader
-from flashback.settings import PATTERNS, FrameText, Marks, Pattern, RetrievalSettings, Settings
+from flashback.settings import AUTO, FrameText, Marks, RetrievalSettings, Settings
 from flashback.training.export import export
 from flashback.training.lora import add_lora, save_lora
 from flashback.training.model_card import model_card
@@ -47,7 +48,7 @@ MARKS = (258, 259)
 TEXT = torch.tensor([[0, 40, 41, 42, 258, 50, 60, 70, 259, 80, 90, 100]])
 """With marks around a passage."""
 BARE_TEXT = torch.tensor([[0, 40, 41, 42, 50, 60, 70, 80, 90, 100]])
-TRAINED_FOR = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=22, passage_tokens=40)
+TRAINED_FOR = RetrievalSettings("append", stride=8, query_tokens=22, passage_tokens=40)
 SMALL = ("--stride", "8", "--query-tokens", "22", "--passage-tokens", "40")
 
 
@@ -55,7 +56,7 @@ def card_of(reader: Reader, marks: Marks = Marks.TRAINED, **changes: Any) -> Ada
     """The card of an adapter that was never trained."""
     usual = AdapterCard(
         base=base_of(reader),
-        pattern=Pattern.APPEND,
+        pattern="append",
         marks=marks,
         mark_ids=None if marks is Marks.NONE else MARKS,
         echo_tokens=0,
@@ -316,7 +317,7 @@ def test_marks_of_an_adapter_are_the_frame_and_are_never_written(
     make_adapter(tiny_reader(), tmp_path, marks, echo_tokens=3)
     reader = put_on(tiny_reader(), tmp_path)
     assert reader.forbidden == MARKS
-    assert reader.frame(None, Pattern.APPEND) == Frame((MARKS[0],), (MARKS[1],), 3)
+    assert reader.frame(None, "append") == Frame((MARKS[0],), (MARKS[1],), 3)
     assert reader.decode([*MARKS]) == ""
 
 
@@ -325,8 +326,8 @@ def test_an_adapter_without_marks_has_bare_passages(tmp_path: Path) -> None:
     size = len(tiny_reader().tokenizer)
     reader = put_on(tiny_reader(), tmp_path)
     assert reader.forbidden == ()
-    assert reader.frame(None, Pattern.APPEND) == Frame()
-    assert len(tiny_reader().frame(None, Pattern.APPEND)) > 0
+    assert reader.frame(None, "append") == Frame()
+    assert len(tiny_reader().frame(None, "append")) > 0
     assert len(reader.tokenizer) == size
     assert embedding(reader.model).shape[0] == 300
 
@@ -346,7 +347,7 @@ def test_marks_are_never_generated(tmp_path: Path) -> None:
     make_adapter(tiny_reader(model=mark_lover()), tmp_path)
     reader = put_on(tiny_reader(model=mark_lover()), tmp_path)
     assert torch.isin(logits(reader.model).argmax(-1), torch.tensor(MARKS)).all()
-    retrieval = replace(TRAINED_FOR, pattern=Pattern.NONE)
+    retrieval = replace(TRAINED_FOR, pattern="none")
     generator = Generator(reader, LocalEngine(reader.model, reader.window), None)
     with pytest.warns(FlashBackWarning):
         tokens = generator.generate("abc", Settings(retrieval)).tokens
@@ -647,8 +648,8 @@ def adapted_generator(adapter: Path, model_folder: Path, index: Path) -> Any:
         ({}, None),
         ({"min_score": 1.0}, None),
         ({"forbid_titles": ("x",)}, None),
-        ({"pattern": Pattern.PREPEND}, "pattern append, not prepend"),
-        ({"pattern": Pattern.NONE}, "pattern append, not none"),
+        ({"pattern": "prepend"}, "pattern append, not prepend"),
+        ({"pattern": "none"}, "pattern append, not none"),
         ({"stride": 4}, "stride 8, not 4"),
         ({"query_tokens": 10}, "query tokens 22, not 10"),
         ({"passage_tokens": 30}, "passage tokens 40, not 30"),
@@ -675,9 +676,9 @@ def test_a_warning_says_what_an_adapter_was_not_trained_for(
 
 def test_a_baseline_minds_its_pattern_only(model_folder: Path, index: Path, tmp_path: Path) -> None:
     """Strides and passages mean nothing to what was trained without them."""
-    make_adapter(tiny_reader(), tmp_path, Marks.NONE, pattern=Pattern.NONE)
+    make_adapter(tiny_reader(), tmp_path, Marks.NONE, pattern="none")
     generator = adapted_generator(tmp_path, model_folder, index)
-    elsewhere = replace(TRAINED_FOR, pattern=Pattern.NONE, stride=4, passage_tokens=9)
+    elsewhere = replace(TRAINED_FOR, pattern="none", stride=4, passage_tokens=9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generator.stream("moon", Settings(elsewhere)).close()
@@ -713,15 +714,15 @@ def ships(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_auto_is_the_adapter_that_ships_for_the_pattern(ships: Path) -> None:
     assert adapter_folder(MINI, "auto") == ships
-    assert adapter_folder(MINI, "auto", Pattern.APPEND) == ships
-    assert adapter_folder(MINI, "auto", Pattern.PREPEND) is None
-    assert adapter_folder(MINI, "auto", Pattern.NONE) is None
+    assert adapter_folder(MINI, "auto", "append") == ships
+    assert adapter_folder(MINI, "auto", "prepend") is None
+    assert adapter_folder(MINI, "auto", "none") is None
     assert adapter_folder("facebook/opt-125m", "auto") is None
-    assert adapter_folder(str(ships), "auto", Pattern.APPEND) is None
+    assert adapter_folder(str(ships), "auto", "append") is None
 
 
 def test_what_is_given_is_taken_whatever_ships(ships: Path) -> None:
-    for pattern in (None, *Pattern):
+    for pattern in (None, AUTO, *PATTERNS):
         assert adapter_folder(MINI, None, pattern) is None
         assert adapter_folder(MINI, "elsewhere", pattern) == Path("elsewhere")
         assert adapter_folder("m", Path("elsewhere"), pattern) == Path("elsewhere")
@@ -729,13 +730,13 @@ def test_what_is_given_is_taken_whatever_ships(ships: Path) -> None:
 
 def test_auto_is_nothing_where_nothing_ships(ships: Path) -> None:
     shutil.rmtree(ships)
-    assert adapter_folder(MINI, "auto", Pattern.APPEND) is None
+    assert adapter_folder(MINI, "auto", "append") is None
 
 
 def test_a_shipped_adapter_that_is_damaged_is_not_passed_over(ships: Path) -> None:
     (ships / CARD).write_text("{")
     with pytest.raises(AdapterError, match="damaged"):
-        adapter_folder(MINI, "auto", Pattern.APPEND)
+        adapter_folder(MINI, "auto", "append")
 
 
 def test_the_card_of_a_folder_is_what_was_written(whole: Path) -> None:
@@ -749,16 +750,16 @@ def test_an_adapter_without_retrieval_needs_no_index(tmp_path: Path) -> None:
         record = json.loads((folder / CARD).read_text())
         (folder / CARD).write_text(json.dumps(record | {"pattern": str(pattern)}))
         assert as_trained(retrieval, str(folder)) == replace(retrieval, pattern=pattern)
-        prepended = replace(retrieval, pattern=Pattern.PREPEND)
+        prepended = replace(retrieval, pattern="prepend")
         assert as_trained(prepended, str(folder)) == prepended
     assert as_trained(retrieval, "auto") == as_trained(retrieval, None) == retrieval
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_card_says_where_passages_stand_and_how_to_write(pattern: Pattern) -> None:
+def test_a_card_says_where_passages_stand_and_how_to_write(pattern: str) -> None:
     readme = model_card(replace(card_of(tiny_reader()), pattern=pattern))
     (command,) = (line for line in readme.splitlines() if line.startswith("flashback generate"))
     assert f"--pattern {pattern} " in command
-    assert ("--index" in command) == pattern.retrieves
-    assert ("It reads a retrieved passage" in readme) == pattern.retrieves
-    assert ("in a slot" in readme) == (pattern is Pattern.SLOT)
+    assert ("--index" in command) == PATTERNS[pattern].retrieves
+    assert ("It reads a retrieved passage" in readme) == PATTERNS[pattern].retrieves
+    assert ("in a slot" in readme) == (pattern == "slot")

@@ -10,7 +10,7 @@ import flashback
 from command_line import index_notes
 
 SETTINGS = flashback.Settings(
-    flashback.RetrievalSettings(flashback.Pattern.APPEND, stride=8, passage_tokens=40),
+    flashback.RetrievalSettings("append", stride=8, passage_tokens=40),
     stopping=flashback.StoppingSettings(max_new_tokens=24),
 )
 
@@ -75,7 +75,7 @@ def test_ten_lines_write_a_text(model_folder: Path, tmp_path: Path) -> None:
 def test_a_writer_may_stop_listening(model_folder: Path) -> None:
     writer = flashback.load(str(model_folder))
     settings = flashback.Settings(
-        flashback.RetrievalSettings(pattern=flashback.Pattern.NONE, stride=8, passage_tokens=40)
+        flashback.RetrievalSettings(pattern="none", stride=8, passage_tokens=40)
     )
     writing = writer.stream("x", settings)
     assert isinstance(next(iter(writing)), flashback.StrideStart)

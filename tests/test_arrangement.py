@@ -4,21 +4,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashback.arrangement import Context, Frame, Prompt, arrange, context_budget
 from flashback.errors import PromptTooLong, SettingsError
-from flashback.settings import Pattern
+from flashback.patterns.context import Context, context_budget
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.registry import PATTERNS
 
 IDS = st.lists(st.integers(1, 99), max_size=8).map(tuple)
 FRAME = Frame((100,), (101, 102))
 
 
+def arrange(
+    pattern: str, context: Ids, passage: Ids, frame: Frame, bos: int, before: Prompt | None = None
+) -> Prompt:
+    return PATTERNS[pattern].arrange(Boundary(context, passage, frame, bos, 4, before))
+
+
 def test_each_pattern_puts_the_passage_in_its_place() -> None:
     context, passage = (0, 1, 2), (7, 8)
-    assert arrange(Pattern.NONE, context, passage, FRAME, 1) == Prompt((0, 1, 2))
-    assert arrange(Pattern.APPEND, context, passage, FRAME, 1) == Prompt(
+    assert arrange("none", context, passage, FRAME, 1) == Prompt.plain((0, 1, 2))
+    assert arrange("append", context, passage, FRAME, 1) == Prompt.plain(
         (0, 1, 2, 100, 7, 8, 101, 102)
     )
-    assert arrange(Pattern.PREPEND, context, passage, FRAME, 1) == Prompt(
+    assert arrange("prepend", context, passage, FRAME, 1) == Prompt.plain(
         (0, 100, 7, 8, 101, 102, 1, 2)
     )
 
@@ -26,31 +35,31 @@ def test_each_pattern_puts_the_passage_in_its_place() -> None:
 def test_an_echo_repeats_the_end_of_the_text_behind_an_appended_passage_alone() -> None:
     frame = Frame((100,), (101,), echo=2)
     assert len(frame) == 4
-    appended = arrange(Pattern.APPEND, (0, 1, 2, 3), (7,), frame, 1)
-    assert appended == Prompt((0, 1, 2, 3, 100, 7, 101, 2, 3))
-    prepended = arrange(Pattern.PREPEND, (0, 1, 2, 3), (7,), frame, 1)
-    assert prepended == Prompt((0, 100, 7, 101, 1, 2, 3))
+    appended = arrange("append", (0, 1, 2, 3), (7,), frame, 1)
+    assert appended == Prompt.plain((0, 1, 2, 3, 100, 7, 101, 2, 3))
+    prepended = arrange("prepend", (0, 1, 2, 3), (7,), frame, 1)
+    assert prepended == Prompt.plain((0, 100, 7, 101, 1, 2, 3))
     # BOS is no text; a text shorter than the echo is repeated whole.
-    assert arrange(Pattern.APPEND, (0, 1), (7,), frame, 1) == Prompt((0, 1, 100, 7, 101, 1))
-    assert arrange(Pattern.APPEND, (0, 1, 2), (), frame, 1) == Prompt((0, 1, 2))
+    assert arrange("append", (0, 1), (7,), frame, 1) == Prompt.plain((0, 1, 100, 7, 101, 1))
+    assert arrange("append", (0, 1, 2), (), frame, 1) == Prompt.plain((0, 1, 2))
 
 
 @given(
-    pattern=st.sampled_from([Pattern.NONE, Pattern.PREPEND, Pattern.APPEND]),
+    pattern=st.sampled_from(["none", "prepend", "append"]),
     context=IDS,
 )
 def test_an_empty_retrieval_arranges_the_context_alone(
-    pattern: Pattern, context: tuple[int, ...]
+    pattern: str, context: tuple[int, ...]
 ) -> None:
-    assert arrange(pattern, context, (), FRAME, 1) == Prompt(context)
+    assert arrange(pattern, context, (), FRAME, 1) == Prompt.plain(context)
 
 
 @given(context=IDS, passage=IDS.filter(bool), bos=st.integers(0, 1))
 def test_prepending_and_appending_hold_the_same_tokens(
     context: tuple[int, ...], passage: tuple[int, ...], bos: int
 ) -> None:
-    prepended = arrange(Pattern.PREPEND, context, passage, FRAME, bos).context
-    appended = arrange(Pattern.APPEND, context, passage, FRAME, bos).context
+    prepended = arrange("prepend", context, passage, FRAME, bos).ids
+    appended = arrange("append", context, passage, FRAME, bos).ids
     assert sorted(prepended) == sorted(appended)
     if len(context) >= bos:
         assert prepended[:bos] == appended[:bos] == context[:bos]

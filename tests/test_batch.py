@@ -15,19 +15,19 @@ from torch import Tensor
 import flashback.engines.cache.layers as cache_module
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.arrangement import Prompt
 from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
+from flashback.patterns.prompt import Prompt
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
+    SearchOptions,
     Settings,
     StoppingSettings,
 )
@@ -96,7 +96,7 @@ def write_recorded(
 
 
 @st.composite
-def made_up_settings(draw: st.DrawFn, patterns: Sequence[Pattern]) -> Settings:
+def made_up_settings(draw: st.DrawFn, patterns: Sequence[str]) -> Settings:
     """Small strides and windows: jumps, repeats and texts that end early."""
     frames = st.builds(FrameText, st.just("["), st.just("]"), st.integers(0, 9))
     return Settings(
@@ -117,9 +117,9 @@ def made_up_settings(draw: st.DrawFn, patterns: Sequence[Pattern]) -> Settings:
     )
 
 
-SMALL = Settings(RetrievalSettings(Pattern.APPEND, passage_tokens=20))
+SMALL = Settings(RetrievalSettings("append", passage_tokens=20))
 PROMPTS = st.lists(st.lists(st.integers(2, 257), min_size=1, max_size=60), min_size=2, max_size=5)
-PAPER_PATTERNS = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
+PAPER_PATTERNS = ("none", "prepend", "append")
 
 
 @pytest.mark.parametrize("family", TOGETHER)
@@ -141,11 +141,11 @@ def test_a_batch_equals_recomputation(
 @pytest.mark.parametrize(
     ("family", "pattern"),
     [
-        *((family, Pattern.APPEND) for family in TOGETHER),
-        *product(("llama", "gemma3"), (Pattern.NONE, Pattern.PREPEND)),  # without windows and with
+        *((family, "append") for family in TOGETHER),
+        *product(("llama", "gemma3"), ("none", "prepend")),  # without windows and with
     ],
 )
-def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: Pattern) -> None:
+def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: str) -> None:
     """Beyond any sliding window; rows jump at different times and end at different strides."""
     made_up = Settings(
         RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8),
@@ -166,7 +166,7 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: Pat
         assert [one.passages for one in text.strides] == [one.passages for one in alone.strides]
         # Prepended passages may be found in a neighbour's row; a single sequence of sliding-window
         # layers sometimes starts anew, where a batch does not.
-        if pattern is not Pattern.PREPEND and family not in SLIDING:
+        if pattern != "prepend" and family not in SLIDING:
             assert [one.usage.reused for one in text.strides] == [
                 one.usage.reused for one in alone.strides
             ]
@@ -174,7 +174,7 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: Pat
 
 @pytest.mark.parametrize("family", SLOTTED)
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(prompts=PROMPTS, made_up=made_up_settings((Pattern.SLOT,)), rows=st.integers(2, 3))
+@given(prompts=PROMPTS, made_up=made_up_settings(("slot",)), rows=st.integers(2, 3))
 def test_slots_in_a_batch_are_those_of_one_by_one(
     family: str, prompts: list[list[int]], made_up: Settings, rows: int
 ) -> None:
@@ -191,7 +191,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     reader = shared_reader("llama")
     writer = Generator(reader, shared_engine("llama"), QueryRetriever())
     made_up = Settings(
-        RetrievalSettings(Pattern.APPEND, stride=5, passage_tokens=20),
+        RetrievalSettings("append", stride=5, passage_tokens=20),
         SamplingSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3),
         StoppingSettings(max_new_tokens=30, ignore_eos=True),
     )
@@ -206,7 +206,7 @@ def test_one_search_serves_the_whole_batch() -> None:
     retriever = QueryRetriever()
     writer = Generator(shared_reader("llama"), shared_engine("llama"), retriever)
     made_up = Settings(
-        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
+        RetrievalSettings("append", stride=4, passage_tokens=20),
         stopping=StoppingSettings(12, (), True),
     )
     writer.generate_batch([[5, 6], [7], [8, 9]], made_up, batch_size=3)
@@ -218,7 +218,7 @@ def test_a_text_that_ends_makes_room_for_the_next() -> None:
     retriever = QueryRetriever()
     writer = Generator(shared_reader("opt"), shared_engine("opt"), retriever)
     made_up = Settings(
-        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
+        RetrievalSettings("append", stride=4, passage_tokens=20),
         stopping=StoppingSettings(8, (), True),
     )
     finished = writer.stream_batch([[n] for n in range(5, 10)], made_up, batch_size=2)
@@ -292,14 +292,15 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
 
     monkeypatch.setattr(engine, "run", unmasked)
     writer = Generator(shared_reader("llama"), engine, None)
-    none = Settings(RetrievalSettings(Pattern.NONE, passage_tokens=8))
+    none = Settings(RetrievalSettings("none", passage_tokens=8))
     with pytest.warns(FlashBackWarning, match="fails the self-check"):
         assert len(writer.generate_batch([[5, 6], [7]], none)) == 2
 
 
 def completed(batch: LocalBatch, prompts: Sequence[Sequence[int]], count: int) -> list[Request]:
     requests = [
-        Request(Prompt(tuple(ids)), count, Sampler(SamplingSettings(), ids)) for ids in prompts
+        Request(Prompt.plain(tuple(ids)), count, Sampler(SamplingSettings(), ids))
+        for ids in prompts
     ]
     for _ in batch.complete(requests):
         pass

@@ -10,7 +10,7 @@ from flashback.benchmark.batch import ARMS, BatchBench, QueryPassages, random_pr
 from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.record import device_name
 from flashback.errors import FlashBackError
-from flashback.retrieval.protocol import SearchOptions
+from flashback.settings import SearchOptions
 from readers import tiny_reader
 
 SMALL = BatchBenchSettings(

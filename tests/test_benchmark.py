@@ -37,8 +37,8 @@ from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.retrieval.protocol import Hit, Retriever
+from flashback.settings import RetrievalSettings, SearchOptions
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
 
 SMALL = RuntimeSettings(lengths="40:120", stride=8, passage_tokens=20)
@@ -88,7 +88,7 @@ def expected_passes(runtime: Runtime, arm: str, length: int, written: Written) -
     settings = runtime.settings
     return list(
         stride_passes(
-            Pattern(arm.removeprefix("authors_").removesuffix("_cached")),
+            arm.removeprefix("authors_").removesuffix("_cached"),
             length,
             settings.stride,
             len(written.stride.arranged) - length,

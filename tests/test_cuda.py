@@ -8,11 +8,12 @@ from torch import Tensor
 
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
+from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.sampling import Sampler
-from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, RecordingSampler, block_mask_logits, recomputed_logits
@@ -40,10 +41,10 @@ class RecordingEngine(LocalEngine):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_long_text_equals_the_cpus_recomputation(
-    family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With jumps, passages that repeat, and some that are not found."""
-    if pattern is Pattern.SLOT and family in SLIDING:
+    if pattern == "slot" and family in SLIDING:
         pytest.skip("sliding windows have no slot")
     if device == "cpu" and family != "llama":
         pytest.skip("test_parity.py and test_slot.py check the CPU")
@@ -52,7 +53,7 @@ def test_a_long_text_equals_the_cpus_recomputation(
 
 def check_a_long_text(
     family: str,
-    pattern: Pattern,
+    pattern: str,
     device: str,
     monkeypatch: pytest.MonkeyPatch,
     fixed_passes: bool | None = None,
@@ -82,6 +83,6 @@ def check_a_long_text(
 def reference(family: str, prompt: Prompt, tokens: Ids) -> Tensor:
     """Logits (n, V) of a stride's tokens, from the same weights on the CPU."""
     model = tiny_model(family)
-    if prompt.slot.room:
+    if prompt.reserved:
         return block_mask_logits(model, prompt, tokens)
     return recomputed_logits(model, [*prompt.arranged, *tokens[:-1]], len(tokens))

@@ -22,13 +22,13 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, SLIDING, tiny_config, tiny_model
-from flashback.arrangement import InView, Prompt, Slot
 from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels import last_layer
 from flashback.engines.kernels.attention import Attention, UsualAttention, attend
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError, UnsupportedReader
+from flashback.patterns.prompt import Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -46,7 +46,7 @@ def greedy() -> Sampler:
 
 def complete(engine: LocalEngine, ids: tuple[int, ...], count: int) -> tuple[list[int], int]:
     """The tokens, and how many prompt tokens were reused."""
-    completion = engine.complete(Prompt(ids), count, greedy())
+    completion = engine.complete(Prompt.plain(ids), count, greedy())
     return list(completion), completion.usage.reused
 
 
@@ -119,7 +119,7 @@ def test_a_sequence_in_use_is_forked_not_cropped(engine: LocalEngine) -> None:
         engine.forget()
         alone.append(complete(engine, prompt, 8)[0])
     engine.forget()
-    running = [iter(engine.complete(Prompt(prompt), 8, greedy())) for prompt in prompts]
+    running = [iter(engine.complete(Prompt.plain(prompt), 8, greedy())) for prompt in prompts]
     together = [[next(tokens)] for tokens in running]
     for _ in range(7):
         for written, tokens in zip(together, running, strict=True):
@@ -133,7 +133,7 @@ def test_forks_of_sliding_windows_are_exact(family: str) -> None:
     long = tuple(range(60))
     alone = complete(engine, (*long[:50], 99), 6)[0]
     engine.forget()
-    first = iter(engine.complete(Prompt(long), 30, greedy()))
+    first = iter(engine.complete(Prompt.plain(long), 30, greedy()))
     next(first)
     assert complete(engine, (*long[:50], 99), 6)[0] == alone
     rest = [*first]
@@ -144,7 +144,7 @@ def test_forks_of_sliding_windows_are_exact(family: str) -> None:
 def test_closing_early_gives_the_cache_back_whole(engine: LocalEngine) -> None:
     expected = complete(engine, PROMPT, 10)[0]
     engine.forget()
-    with engine.complete(Prompt(PROMPT), 10, greedy()) as completion:
+    with engine.complete(Prompt.plain(PROMPT), 10, greedy()) as completion:
         tokens = iter(completion)
         begun = [next(tokens), next(tokens)]
     assert begun == expected[:2]
@@ -201,13 +201,13 @@ def test_scoring_from_nowhere_is_refused(engine: LocalEngine, start: int) -> Non
 
 def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(SettingsError, match="exceed the window of 192"):
-        engine.complete(Prompt(tuple(range(190))), 3, greedy())
+        engine.complete(Prompt.plain(tuple(range(190))), 3, greedy())
     with pytest.raises(SettingsError, match="0 tokens asked for"):
-        engine.complete(Prompt((1,)), 0, greedy())
+        engine.complete(Prompt.plain((1,)), 0, greedy())
     with pytest.raises(SettingsError, match="prompt is empty"):
-        engine.complete(Prompt(()), 3, greedy())
+        engine.complete(Prompt.plain(()), 3, greedy())
     with pytest.raises(SettingsError, match="10 slot, 180 prompt and 3 new tokens exceed"):
-        engine.complete(Prompt(tuple(range(180)), Slot(10)), 3, greedy())
+        engine.complete(Prompt.with_views(tuple(range(180)), (), 10), 3, greedy())
 
 
 @pytest.mark.parametrize("family", SLIDING)
@@ -215,7 +215,7 @@ def test_a_slot_out_of_sight_is_refused(family: str) -> None:
     engine = LocalEngine(tiny_model(family), window=192)
     assert not engine.capabilities.slot
     with pytest.raises(SettingsError, match="sliding window"):
-        engine.complete(Prompt((1,), Slot(2, (InView(0, (2,)),))), 3, greedy())
+        engine.complete(Prompt.with_views((1,), (View(0, (2,)),), 2), 3, greedy())
 
 
 def _mamba() -> PreTrainedModel:
@@ -326,7 +326,7 @@ def by_turns(engine: LocalEngine, prompts: list[tuple[int, ...]]) -> tuple[list[
     reused = 0
     for _ in range(4):
         for text, sampler in zip(texts, samplers, strict=True):
-            completion = engine.complete(Prompt(tuple(text)), 5, sampler)
+            completion = engine.complete(Prompt.plain(tuple(text)), 5, sampler)
             text.extend(completion)
             reused += completion.usage.reused
     return texts, reused
@@ -373,7 +373,7 @@ def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> N
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
     engine.forget()
     writer = greedy()
-    list(engine.complete(Prompt(PROMPT), 5, writer))
+    list(engine.complete(Prompt.plain(PROMPT), 5, writer))
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
     assert engine.held[0] == 2
     del writer
@@ -392,9 +392,9 @@ def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
     caches = []
     for start in (10, 60, 110):
         ids = tuple(range(start, start + 40))
-        text = list(engine.complete(Prompt(ids), 6, writer))
+        text = list(engine.complete(Prompt.plain(ids), 6, writer))
         alone = LocalEngine(tiny_model("llama"), window=192)
-        assert text == list(alone.complete(Prompt(ids), 6, greedy()))
+        assert text == list(alone.complete(Prompt.plain(ids), 6, greedy()))
         caches.append(engine.leases.idle[0].cache)
     assert engine.held[0] == 1
     assert all(cache is caches[0] for cache in caches)
@@ -498,7 +498,7 @@ def test_a_short_text_does_not_keep_the_buffers_of_a_long_one() -> None:
     model.config.max_position_embeddings = 4000
     engine = LocalEngine(model, window=4000)
     engine.forget()
-    list(engine.complete(Prompt(tuple(range(2, 290)) * 10), 1, greedy()))
+    list(engine.complete(Prompt.plain(tuple(range(2, 290)) * 10), 1, greedy()))
     before = engine.held[1]
     complete(engine, PROMPT, 4)
     assert engine.held[1] < before / 4

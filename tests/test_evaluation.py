@@ -21,7 +21,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
-from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, TrainingError
@@ -49,15 +48,17 @@ from flashback.evaluation.perplexity import (
 )
 from flashback.evaluation.report import plot_sweep, plot_table, write_documents
 from flashback.evaluation.statistics import Array, Bootstrap, Interval
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapter import add_marks
 from flashback.readers.card import WEIGHTS, read_card
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
 from flashback.scoring.examples import Example
 from flashback.scoring.prepare import prepare
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import PATTERNS, Marks, Pattern, RetrievalSettings
+from flashback.settings import Marks, RetrievalSettings, SearchOptions
 from flashback.training.reproduce import train_missing
 from flashback.training.run import Run, train
 from flashback.training.trainer import OnStep
@@ -70,8 +71,8 @@ WINDOWS = WindowSettings(window_tokens=80, first_boundary=16)
 RETRIEVAL = RetrievalSettings(stride=8, query_tokens=22, passage_tokens=24, passages=2)
 COARSE = dataclasses.replace(RETRIEVAL, stride=16)
 FEW = BootstrapSettings(resamples=50)
-NONE = Arm(Pattern.NONE)
-PAPER = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
+NONE = Arm("none")
+PAPER = ("none", "prepend", "append")
 """The slot's scores are compared with a block mask's in test_packing.py."""
 
 
@@ -106,9 +107,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
     for seed, (name, pattern, marks, echo) in enumerate(
         [
-            ("marks", Pattern.APPEND, Marks.TRAINED, 5),
-            ("bare", Pattern.PREPEND, Marks.NONE, 3),
-            ("other", Pattern.APPEND, Marks.TRAINED, 5),
+            ("marks", "append", Marks.TRAINED, 5),
+            ("bare", "prepend", Marks.NONE, 3),
+            ("other", "append", Marks.TRAINED, 5),
         ]
     ):
         settings = TrainingSettings(
@@ -138,9 +139,9 @@ def shown(arm: Arm, window: Window, cut: Cut, passage: Ids, reader: Reader) -> I
         echo = 16 if arm.frame is FrameKind.ECHO else 0
     framed = (*before, *passage, *after) if passage else ()
     front = window.ids[: window.bos]
-    if arm.pattern is Pattern.PREPEND:
+    if arm.pattern == "prepend":
         return front + framed + text
-    if arm.pattern is Pattern.APPEND:
+    if arm.pattern == "append":
         return front + text + framed + (text[-echo:] if framed and echo else ())
     return front + text
 
@@ -174,9 +175,9 @@ def check_row(row: Row, table: Table, expected: Sequence[float]) -> None:
 
 UNTRAINED = [
     NONE,
-    Arm(Pattern.NONE, shortened=True),
+    Arm("none", shortened=True),
     *untrained_arms(
-        [Pattern.PREPEND, Pattern.APPEND],
+        ["prepend", "append"],
         [FrameKind.BARE, FrameKind.TEXT, FrameKind.ECHO, FrameKind.EOS],
     ),
 ]
@@ -199,7 +200,7 @@ def test_rows_equal_plain_transformers(protocol: Protocol) -> None:
 
 def test_a_shortened_context_is_the_end_of_the_whole_one() -> None:
     judged = made_up()
-    arm = Arm(Pattern.NONE, shortened=True)
+    arm = Arm("none", shortened=True)
     shorter = 0
     for short, whole in zip(
         arm.examples(judged.examples, judged.windows), judged.examples, strict=True
@@ -217,7 +218,7 @@ def test_rows_with_adapters_equal_plain_transformers_with_peft(adapters: Path) -
     """The reference keeps the adapter beside the weights; rows have it merged into them."""
     judged = made_up()
     arms = [NONE, *adapter_arms(adapters / "marks", PAPER)]
-    arms += adapter_arms(adapters / "bare", [Pattern.PREPEND, Pattern.APPEND])
+    arms += adapter_arms(adapters / "bare", ["prepend", "append"])
     (table,) = evaluate(arms, [judged], Readers(load), settings=FEW)
     for row in table.rows[1:]:
         assert row.arm.adapter is not None
@@ -231,7 +232,7 @@ def test_rows_with_adapters_equal_plain_transformers_with_peft(adapters: Path) -
 
 
 @pytest.mark.parametrize(
-    "arm", [NONE, Arm(Pattern.APPEND, FrameKind.TEXT), Arm(Pattern.APPEND, FrameKind.ECHO)]
+    "arm", [NONE, Arm("append", FrameKind.TEXT), Arm("append", FrameKind.ECHO)]
 )
 @pytest.mark.parametrize("family", ["opt", "mistral"])
 def test_rows_equal_scoring_step_by_step(arm: Arm, family: str) -> None:
@@ -268,7 +269,7 @@ def test_all_arms_see_the_same_targets_contexts_and_passages(
     scored: list[tuple[str, list[Example]]], adapters: Path
 ) -> None:
     judged = made_up()
-    arms = [*UNTRAINED, *adapter_arms(adapters / "marks", PATTERNS)]
+    arms = [*UNTRAINED, *adapter_arms(adapters / "marks", list(PATTERNS))]
     evaluate(arms, [judged], Readers(load), settings=FEW)
     assert len(scored) == len(arms)
     shortened = 0
@@ -481,7 +482,7 @@ def test_what_comes_close_to_the_document_is_counted() -> None:
         [hit(other, "own")],
     ]
     reader = tiny_reader()
-    settings = RetrievalSettings(Pattern.APPEND, stride=4, passages=2)
+    settings = RetrievalSettings("append", stride=4, passages=2)
     windows = WindowSettings(window_tokens=16 + 4 * len(answers), first_boundary=16)
     (prepared,) = prepare(
         [dataclasses.replace(document, text=document.text[: 15 + 4 * len(answers)])],
@@ -509,8 +510,8 @@ def table_of(rows: Sequence[Row], texts: Texts) -> Table:
 
 @pytest.fixture(scope="module")
 def table(adapters: Path) -> Table:
-    arms = [NONE, *untrained_arms([Pattern.APPEND], [FrameKind.ECHO])]
-    arms += adapter_arms(adapters / "marks", [Pattern.APPEND])
+    arms = [NONE, *untrained_arms(["append"], [FrameKind.ECHO])]
+    arms += adapter_arms(adapters / "marks", ["append"])
     judged = dataclasses.replace(made_up(), settings={"model": "tiny", "stride": 8})
     return evaluate(arms, [judged], Readers(load), settings=FEW)[0]
 
@@ -568,7 +569,7 @@ def test_a_table_in_markdown_has_every_row(table: Table) -> None:
 
 
 def test_names_do_not_break_a_table_in_markdown(table: Table) -> None:
-    row = dataclasses.replace(table.rows[0], arm=Arm(Pattern.NONE, label="a|b"))
+    row = dataclasses.replace(table.rows[0], arm=Arm("none", label="a|b"))
     assert r"| none (a\|b) |" in in_markdown(table_of([row], table.texts).record(), "x")
 
 
@@ -578,7 +579,7 @@ def test_what_was_measured_on_is_said_where_it_applies() -> None:
     row = row_of(NONE, np.array([3.0]), texts, Bootstrap(1, 20))
     text = measured_on(table_of([row], texts).record())
     assert text == "8 targets of 1 documents; one document gives no interval."
-    appended = dataclasses.replace(row, arm=Arm(Pattern.APPEND))
+    appended = dataclasses.replace(row, arm=Arm("append"))
     assert "First passages: 0.0 % none" in measured_on(table_of([appended], texts).record())
 
 
@@ -615,9 +616,9 @@ def test_figures_are_drawn_even_where_rounding_moves_an_interval(
 
 def all_arms(adapters: Path) -> Iterator[Arm]:
     yield from UNTRAINED
-    yield from untrained_arms(PATTERNS, [FrameKind.MARKS])[1:]
+    yield from untrained_arms(list(PATTERNS), [FrameKind.MARKS])[1:]
     for name in ("marks", "bare"):
-        yield from adapter_arms(adapters / name, PATTERNS)
+        yield from adapter_arms(adapters / name, list(PATTERNS))
 
 
 def test_names_tell_arms_apart_and_stay_the_same(adapters: Path) -> None:
@@ -651,16 +652,16 @@ def test_names_tell_every_kind_of_adapter_apart() -> None:
     arms = [
         Arm(pattern, FrameKind.MARKS, Path("a"), marks, echo, trained_for)
         for pattern, marks, echo, trained_for in itertools.product(
-            (Pattern.PREPEND, Pattern.APPEND), Marks, (0, 4), (Pattern.PREPEND, Pattern.APPEND)
+            ("prepend", "append"), Marks, (0, 4), ("prepend", "append")
         )
-        if echo == 0 or Pattern.APPEND in (pattern, trained_for)
+        if echo == 0 or "append" in (pattern, trained_for)
     ]
     assert len({arm.name for arm in arms}) == len(arms)
 
 
 def test_adapters_of_one_kind_are_told_apart_by_their_folders(adapters: Path) -> None:
-    alike = adapter_arms(adapters / "marks", [Pattern.APPEND])
-    alike += adapter_arms(adapters / "other", [Pattern.APPEND])
+    alike = adapter_arms(adapters / "marks", ["append"])
+    alike += adapter_arms(adapters / "other", ["append"])
     names = [arm.name for arm in told_apart([NONE, *alike, *alike])]
     assert names == [
         "none",
@@ -671,12 +672,12 @@ def test_adapters_of_one_kind_are_told_apart_by_their_folders(adapters: Path) ->
 
 
 def test_an_untrained_reader_is_shown_what_generating_shows() -> None:
-    arms = untrained_arms([Pattern.APPEND], usual_frames(tiny_reader()))
+    arms = untrained_arms(["append"], usual_frames(tiny_reader()))
     reader = tiny_reader()
-    assert arms[-1].arrangement(reader).frame == reader.frame(None, Pattern.APPEND)
+    assert arms[-1].arrangement(reader).frame == reader.frame(None, "append")
     marked = tiny_reader(marks=True)
-    (arm,) = untrained_arms([Pattern.APPEND], usual_frames(marked))
-    assert arm.arrangement(marked).frame == marked.frame(None, Pattern.APPEND)
+    (arm,) = untrained_arms(["append"], usual_frames(marked))
+    assert arm.arrangement(marked).frame == marked.frame(None, "append")
     assert arm.arrangement(marked).forbidden == marked.marks
 
 
@@ -686,7 +687,7 @@ def test_the_tokens_around_a_passage_are_known_before_adapters_are_loaded(adapte
         if arm.frame is FrameKind.MARKS and arm.adapter is None:
             continue
         frame = arm.arrangement(readers.get(arm.adapter)).frame
-        assert arm.frame_tokens(plain) == (len(frame) if arm.pattern.retrieves else 0)
+        assert arm.frame_tokens(plain) == (len(frame) if PATTERNS[arm.pattern].retrieves else 0)
 
 
 # What was scored before
@@ -698,7 +699,7 @@ Calls = list[tuple[str, list[Example]]]
 def run_again(store: ScoreStore, scored: Calls, **changed: Any) -> list[str]:
     """Evaluate; the patterns that were scored, not taken from the store."""
     given: dict[str, Any] = {
-        "arms": [NONE, Arm(Pattern.APPEND, FrameKind.TEXT)],
+        "arms": [NONE, Arm("append", FrameKind.TEXT)],
         "judged": [made_up(count=1)],
         "readers": Readers(load),
     } | changed
@@ -715,12 +716,12 @@ def store(tmp_path: Path) -> ScoreStore:
 def test_finished_arms_are_not_scored_again(store: ScoreStore, scored: Calls) -> None:
     assert run_again(store, scored) == ["none", "append"]
     assert run_again(store, scored) == []
-    more = [NONE, Arm(Pattern.PREPEND), Arm(Pattern.APPEND, FrameKind.TEXT)]
+    more = [NONE, Arm("prepend"), Arm("append", FrameKind.TEXT)]
     assert run_again(store, scored, arms=more) == ["prepend"]
 
 
 def test_kept_rows_equal_scored_ones(store: ScoreStore) -> None:
-    arms, judged = [NONE, Arm(Pattern.APPEND)], [made_up()]
+    arms, judged = [NONE, Arm("append")], [made_up()]
     tables = [evaluate(arms, judged, Readers(load), settings=FEW, store=store)[0] for _ in range(2)]
     assert tables[0].record() == tables[1].record()
 
@@ -736,7 +737,7 @@ def other_model() -> Reader:
         (lambda: {"judged": [made_up(count=2)]}, ["none", "append"]),
         (lambda: {"judged": [made_up(COARSE, count=1)]}, ["none", "append"]),
         (lambda: {"readers": Readers(other_model)}, ["none", "append"]),
-        (lambda: {"arms": [NONE, Arm(Pattern.APPEND, FrameKind.BARE)]}, ["append"]),
+        (lambda: {"arms": [NONE, Arm("append", FrameKind.BARE)]}, ["append"]),
     ],
 )
 def test_what_has_changed_is_scored_again(
@@ -789,10 +790,10 @@ def test_another_dtype_is_scored_again(store: ScoreStore, scored: Calls) -> None
 def test_an_adapters_row_is_of_its_weights_wherever_it_lies(
     adapters: Path, store: ScoreStore, scored: Calls, tmp_path: Path
 ) -> None:
-    arms = [NONE, *adapter_arms(adapters / "marks", [Pattern.APPEND])]
+    arms = [NONE, *adapter_arms(adapters / "marks", ["append"])]
     assert run_again(store, scored, arms=arms) == ["none", "append"]
     shutil.copytree(adapters / "marks", tmp_path / "moved")
-    moved = [NONE, *adapter_arms(tmp_path / "moved", [Pattern.APPEND])]
+    moved = [NONE, *adapter_arms(tmp_path / "moved", ["append"])]
     assert run_again(store, scored, arms=moved) == []
     shutil.copy(adapters / "other" / WEIGHTS, tmp_path / "moved")
     assert run_again(store, scored, arms=moved) == ["append"]
@@ -833,7 +834,7 @@ def test_a_sweep_scores_no_retrieval_once(scored: Calls) -> None:
         started.append(total)
         return lambda: advanced.append(1)
 
-    arms = [NONE, Arm(Pattern.APPEND)]
+    arms = [NONE, Arm("append")]
     first, second = evaluate(arms, judged, Readers(load), settings=FEW, start=start)
     assert [pattern for pattern, _ in scored] == ["none", "append", "append"]
     assert started == [len(advanced)] == [3 * len(judged[0].examples)]
@@ -854,10 +855,10 @@ def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
         return reader
 
     arms = [
-        *adapter_arms(adapters / "marks", [Pattern.APPEND, Pattern.NONE]),
+        *adapter_arms(adapters / "marks", ["append", "none"]),
         NONE,
-        *adapter_arms(adapters / "bare", [Pattern.PREPEND]),
-        Arm(Pattern.APPEND),
+        *adapter_arms(adapters / "bare", ["prepend"]),
+        Arm("append"),
     ]
     judged = [made_up(), made_up(seed=1)]
     gc.disable()
@@ -881,7 +882,7 @@ def test_a_reader_that_is_taken_is_given_to_nobody_else() -> None:
 def test_adapters_of_another_model_are_refused_before_anything_is_scored(
     adapters: Path, scored: Calls
 ) -> None:
-    arms = [NONE, *adapter_arms(adapters / "marks", [Pattern.APPEND])]
+    arms = [NONE, *adapter_arms(adapters / "marks", ["append"])]
     with pytest.raises(
         AdapterError,
         match=r"on llama \(llama, \w{12}\), but llama \(llama, \w{12}\) is another model",
@@ -897,10 +898,10 @@ def test_adapters_of_another_model_are_refused_before_anything_is_scored(
 def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
     echo: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called: list[tuple[str, Pattern, Marks, int]] = []
+    called: list[tuple[str, str, Marks, int]] = []
     readers: list[Reader] = []
     settings = TrainingSettings(echo_tokens=echo, steps=7, seed=3)
-    retrieval = dataclasses.replace(RETRIEVAL, pattern=Pattern.APPEND)
+    retrieval = dataclasses.replace(RETRIEVAL, pattern="append")
     run = Run(settings, retrieval, WINDOWS, {"documents": ["x"]})
     examples = made_up().examples
 
@@ -928,17 +929,17 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
 
     train_missing(tmp_path, Readers(load), examples, run, show)
     assert called[:6] == [
-        ("adapters/none", Pattern.NONE, Marks.NONE, 0),
-        ("adapters/prepend-none", Pattern.PREPEND, Marks.NONE, 0),
-        ("adapters/prepend-trained", Pattern.PREPEND, Marks.TRAINED, 0),
-        ("adapters/append-none", Pattern.APPEND, Marks.NONE, 0),
-        ("adapters/append-frozen", Pattern.APPEND, Marks.FROZEN, 0),
-        ("adapters/append-trained", Pattern.APPEND, Marks.TRAINED, 0),
+        ("adapters/none", "none", Marks.NONE, 0),
+        ("adapters/prepend-none", "prepend", Marks.NONE, 0),
+        ("adapters/prepend-trained", "prepend", Marks.TRAINED, 0),
+        ("adapters/append-none", "append", Marks.NONE, 0),
+        ("adapters/append-frozen", "append", Marks.FROZEN, 0),
+        ("adapters/append-trained", "append", Marks.TRAINED, 0),
     ]
     assert [about[1:] for about in called[6:]] == [
-        *[(Pattern.APPEND, Marks.TRAINED, 4)] * (echo > 0),
-        (Pattern.SLOT, Marks.NONE, 0),
-        (Pattern.SLOT, Marks.TRAINED, 0),
+        *[("append", Marks.TRAINED, 4)] * (echo > 0),
+        ("slot", Marks.NONE, 0),
+        ("slot", Marks.TRAINED, 0),
     ]
     assert len({folder for folder, *_ in called}) == len(called) == len(set(shown))
 
@@ -955,7 +956,7 @@ def test_a_model_that_gives_no_numbers_is_refused_and_nothing_is_kept(store: Sco
         return reader
 
     with pytest.raises(TrainingError, match=r"append \(bare\): .* not finite on a window of T0; "):
-        evaluate([Arm(Pattern.APPEND)], [made_up()], Readers(broken), store=store)
+        evaluate([Arm("append")], [made_up()], Readers(broken), store=store)
     assert not store.folder.exists()
 
 
@@ -971,7 +972,7 @@ def test_a_reader_without_an_end_of_text_cannot_have_one_before_passages() -> No
     tokenizer.eos_token = None
     reader = dataclasses.replace(tiny_reader(), tokenizer=tokenizer)
     with pytest.raises(SettingsError, match="llama has no end-of-text token"):
-        Arm(Pattern.APPEND, FrameKind.EOS).arrangement(reader)
+        Arm("append", FrameKind.EOS).arrangement(reader)
 
 
 def test_cards_of_the_adapters_are_as_the_tests_need_them(adapters: Path) -> None:

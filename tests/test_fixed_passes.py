@@ -15,7 +15,6 @@ import torch
 
 import flashback.engines.local as local_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.arrangement import Prompt
 from flashback.engines.cache.layers import States, full_layers
 from flashback.engines.kernels import fixed_passes
 from flashback.engines.kernels.fixed_passes import (
@@ -28,15 +27,10 @@ from flashback.engines.kernels.fixed_passes import (
 )
 from flashback.engines.local import LocalEngine
 from flashback.engines.self_check import has_fixed_batches
+from flashback.patterns.prompt import Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.sampling import Sampler
-from flashback.settings import (
-    PATTERNS,
-    Pattern,
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from readers import tiny_reader
 from recompute import TOLERANCE
@@ -51,7 +45,7 @@ FIXED = [family for family in FAMILIES if family not in (*SLIDING, "bloom")]
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FIXED)
 def test_a_long_text_equals_recomputing_everything(
-    family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fixed_passes, "_COLUMNS", 16)  # several passes for each text
     passes: list[tuple[int, int]] = []
@@ -69,7 +63,7 @@ def test_a_long_text_equals_recomputing_everything(
     assert len(decoded) > 100
     assert len(set(decoded)) > 1
     boundaries = len(passes) - len(decoded)
-    assert boundaries > 5 or pattern in (Pattern.NONE, Pattern.SLOT)
+    assert boundaries > 5 or pattern in ("none", "slot")
 
 
 class PretendedRecorder(Recorder):
@@ -103,7 +97,7 @@ def tensors(output: Any) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_what_is_replayed_equals_recomputing_everything(
-    family: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA, but for the device."""
 
@@ -119,7 +113,7 @@ def test_what_is_replayed_equals_recomputing_everything(
 
 def greedy(engine: LocalEngine, prompt: list[int], count: int) -> list[int]:
     sampler = Sampler(SamplingSettings(), prompt, ())
-    with engine.complete(Prompt(tuple(prompt)), count, sampler) as completion:
+    with engine.complete(Prompt.plain(tuple(prompt)), count, sampler) as completion:
         return list(completion)
 
 
@@ -132,7 +126,9 @@ def test_texts_by_turns_do_not_disturb_each_other() -> None:
     prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, last] for last in (20, 21, 22)]
     expected = [greedy(plain, prompt, 12) for prompt in prompts]
     open_ones = [
-        iter(fixed.complete(Prompt(tuple(prompt)), 12, Sampler(SamplingSettings(), prompt, ())))
+        iter(
+            fixed.complete(Prompt.plain(tuple(prompt)), 12, Sampler(SamplingSettings(), prompt, ()))
+        )
         for prompt in prompts
     ]
     taken = [[next(one) for one in open_ones] for _ in range(12)]
@@ -199,7 +195,7 @@ def test_passages_encoded_ahead_are_those_of_an_engine_alone(device: str) -> Non
 def test_lookahead_writes_what_it_writes_without_fixed_passes(device: str) -> None:
     """Every text looks ahead in a new thread."""
     made_up = Settings(
-        RetrievalSettings(Pattern.SLOT, stride=8, query_tokens=12, passage_tokens=16, lookahead=3),
+        RetrievalSettings("slot", stride=8, query_tokens=12, passage_tokens=16, lookahead=3),
         stopping=StoppingSettings(48, ignore_eos=True),
     )
     model = tiny_model("llama")
@@ -255,12 +251,12 @@ def test_few_lengths_of_passages_are_kept() -> None:
 @pytest.mark.parametrize(
     ("family", "pattern"),
     [
-        *((family, Pattern.APPEND) for family in FIXED),
-        *product(("llama", "opt"), (Pattern.NONE, Pattern.PREPEND, Pattern.SLOT)),
+        *((family, "append") for family in FIXED),
+        *product(("llama", "opt"), ("none", "prepend", "slot")),
     ],
 )
 def test_a_batch_equals_recomputing_everything(
-    family: str, pattern: Pattern, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pattern: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More texts than rows, which end and jump at different times."""
     monkeypatch.setattr(fixed_passes, "_COLUMNS", 16)
@@ -319,7 +315,7 @@ def test_batches_do_without_where_fixed_passes_of_several_rows_are_wrong(
     assert engine.fixed is not None
     assert not has_fixed_batches(engine)
     writer = Generator(reader, engine, None)
-    retrieval = RetrievalSettings(Pattern.NONE, passage_tokens=16)
+    retrieval = RetrievalSettings("none", passage_tokens=16)
     made_up = Settings(retrieval, stopping=StoppingSettings(12))
     prompts = [[0, 5, 6, 7], [0, 8, 9]]
     alone = [writer.generate(prompt, made_up).tokens for prompt in prompts]

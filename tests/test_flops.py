@@ -19,7 +19,7 @@ from flashback.benchmark.flops import (
 )
 from flashback.engines.cache.layers import new_cache
 from flashback.engines.local import LocalEngine
-from flashback.settings import PATTERNS, Pattern
+from flashback.patterns.registry import PATTERNS
 
 EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral", "bloom")]
 """Sliding windows see less than all pairs; Bloom's ALiBi adds products of its own."""
@@ -100,18 +100,18 @@ def test_passes_of_a_stride_encode_what_the_design_says(
     context: int, stride: int, passage: int
 ) -> None:
     first = {p: next(stride_passes(p, context, stride, passage)) for p in PATTERNS}
-    assert first[Pattern.NONE] == Pass(1, context - 1)
-    assert first[Pattern.APPEND] == Pass(stride + passage, context - stride)
-    assert first[Pattern.PREPEND] == Pass(context + passage, 0)
-    assert first[Pattern.SLOT] == Pass(passage, 0, logits=0)
+    assert first["none"] == Pass(1, context - 1)
+    assert first["append"] == Pass(stride + passage, context - stride)
+    assert first["prepend"] == Pass(context + passage, 0)
+    assert first["slot"] == Pass(passage, 0, logits=0)
     for pattern in PATTERNS:
         passes = list(stride_passes(pattern, context, stride, passage))
-        alone = 1 if pattern is Pattern.SLOT else 0  # the passage, before the boundary's one token
+        alone = 1 if pattern == "slot" else 0  # the passage, before the boundary's one token
         assert len(passes) == stride + alone
         assert all(one.new == 1 for one in passes[1:])
-        seen = context if pattern is Pattern.NONE else context + passage
+        seen = context if pattern == "none" else context + passage
         assert passes[alone].cached + passes[alone].new == seen
-    joint = list(stride_passes(Pattern.SLOT, context, stride, passage, joint=True))
+    joint = list(stride_passes("slot", context, stride, passage, joint=True))
     assert joint[0] == Pass(1, context + passage - 1, passage=passage)
     assert len(joint) == stride
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from families import tiny_model
-from flashback.arrangement import Prompt
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion
 from flashback.errors import PromptTooLong, SettingsError
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.patterns.prompt import Prompt
+from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
+    SearchOptions,
     Settings,
     StoppingSettings,
 )
@@ -66,7 +66,7 @@ class OnePassage:
         return [[self._hit] for _ in queries]
 
 
-def small(pattern: Pattern = Pattern.APPEND, new: int = 40, **stopping: object) -> Settings:
+def small(pattern: str = "append", new: int = 40, **stopping: object) -> Settings:
     return Settings(
         RetrievalSettings(pattern=pattern, stride=5, passage_tokens=30, query_tokens=6),
         stopping=StoppingSettings(max_new_tokens=new, **stopping),  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def test_events_come_in_order() -> None:
 
 
 def test_a_result_before_the_end_is_refused() -> None:
-    writing = Generator(READER, Script("abc"), None).stream("x", small(Pattern.NONE))
+    writing = Generator(READER, Script("abc"), None).stream("x", small("none"))
     for _ in writing:
         with pytest.raises(RuntimeError, match="not finished"):
             _ = writing.result
@@ -111,7 +111,7 @@ def test_a_result_before_the_end_is_refused() -> None:
 
 def test_stopping_early_closes_the_completion() -> None:
     engine = LocalEngine(READER.model, 192)
-    writing = Generator(READER, engine, None).stream("x", small(Pattern.NONE, ignore_eos=True))
+    writing = Generator(READER, engine, None).stream("x", small("none", ignore_eos=True))
     events = iter(writing)
     for _ in range(3):
         next(events)
@@ -174,7 +174,7 @@ def test_queries_are_the_last_tokens_of_the_context_as_text() -> None:
 def test_what_is_forbidden_reaches_the_retriever() -> None:
     retriever = OnePassage()
     retrieval = RetrievalSettings(
-        Pattern.APPEND,
+        "append",
         stride=5,
         passages=3,
         min_score=1.5,
@@ -187,13 +187,13 @@ def test_what_is_forbidden_reaches_the_retriever() -> None:
 
 def test_pattern_none_asks_nobody() -> None:
     retriever = OnePassage()
-    result = Generator(READER, Script("0123456789"), retriever).generate("x", small(Pattern.NONE))
+    result = Generator(READER, Script("0123456789"), retriever).generate("x", small("none"))
     assert not retriever.asked
     assert not any(stride.passages for stride in result.strides)
 
 
-@pytest.mark.parametrize("pattern", [Pattern.PREPEND, Pattern.APPEND])
-def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["prepend", "append"])
+def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: str) -> None:
     script = Script("0123456789")
     settings = Settings(
         RetrievalSettings(
@@ -202,19 +202,19 @@ def test_the_engine_gets_context_and_framed_passage_as_ids(pattern: Pattern) -> 
         stopping=StoppingSettings(max_new_tokens=10),
     )
     result = Generator(READER, script, OnePassage()).generate("Once", settings)
-    shown = [READER.show(prompt.context) for prompt in script.prompts]
-    if pattern is Pattern.APPEND:
+    shown = [READER.show(prompt.ids) for prompt in script.prompts]
+    if pattern == "append":
         assert shown == ["<s>Once<PASS>", "<s>Once01234<PASS>"]
     else:
         assert shown == ["<s><PASS>Once", "<s><PASS>Once01234"]
-    assert [stride.arranged for stride in result.strides] == [p.context for p in script.prompts]
+    assert [stride.arranged for stride in result.strides] == [p.ids for p in script.prompts]
 
 
 def test_several_passages_stand_best_first_in_one_frame() -> None:
     script = Script("0123456789")
     settings = Settings(
         RetrievalSettings(
-            Pattern.APPEND, stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">", 0)
+            "append", stride=5, passages=2, passage_tokens=9, frame=FrameText("<", ">", 0)
         )
     )
     hits = [Hit("a", "a", "", "best", 2.0), Hit("b", "b", "", "second", 1.0)]
@@ -224,13 +224,13 @@ def test_several_passages_stand_best_first_in_one_frame() -> None:
             return [hits[: options.k] for _ in queries]
 
     Generator(READER, script, Two()).generate("x", settings)
-    assert READER.show(script.prompts[0].context) == "<s>x<bestsecond>"
+    assert READER.show(script.prompts[0].ids) == "<s>x<bestsecond>"
 
 
 def test_an_empty_retrieval_leaves_the_context_alone() -> None:
     script = Script("0123456789")
     Generator(READER, script, MadeUpRetriever(empty=1.0)).generate("x", small(new=5))
-    assert READER.show(script.prompts[0].context) == "<s>x"
+    assert READER.show(script.prompts[0].ids) == "<s>x"
 
 
 def test_trained_marks_frame_passages_and_are_never_written() -> None:
@@ -259,7 +259,7 @@ def test_samples_do_not_depend_on_how_the_text_is_cut_into_strides() -> None:
     engine = LocalEngine(READER.model, 192)
 
     def sample(stride: int) -> tuple[int, ...]:
-        retrieval = RetrievalSettings(pattern=Pattern.NONE, stride=stride, passage_tokens=16)
+        retrieval = RetrievalSettings(pattern="none", stride=stride, passage_tokens=16)
         drawing = SamplingSettings(temperature=1.0, seed=9)
         stopping = StoppingSettings(max_new_tokens=30, ignore_eos=True)
         return (
@@ -299,14 +299,14 @@ def test_a_long_prompt_is_refused_or_truncated() -> None:
     cut = Settings(small(new=5).retrieval, stopping=StoppingSettings(5), truncate=True)
     result = writer.generate("y" + "x" * 100, cut)
     assert result.prompt_tokens[0] == 0
-    assert len(result.prompt_tokens) == 100 - 30 - len(READER.frame(None, Pattern.APPEND)) - 5
+    assert len(result.prompt_tokens) == 100 - 30 - len(READER.frame(None, "append")) - 5
 
 
 def test_a_jump_is_reported_and_keeps_bos_and_the_second_half() -> None:
     engine = LocalEngine(READER.model, 100)
     settings = small(new=80, ignore_eos=True)
     result = Generator(READER, engine, OnePassage()).generate("Once upon a time", settings)
-    budget = 100 - 30 - len(READER.frame(None, Pattern.APPEND)) - 5
+    budget = 100 - 30 - len(READER.frame(None, "append")) - 5
     assert result.jumps
     text = (*result.prompt_tokens, *result.tokens)
     for jump in result.jumps:
@@ -318,14 +318,14 @@ def test_a_jump_is_reported_and_keeps_bos_and_the_second_half() -> None:
 @pytest.mark.parametrize(
     ("prompt", "pattern", "message"),
     [
-        ("x", Pattern.APPEND, "give --index"),
-        ([0, 5, 300], Pattern.NONE, "prompt token 300"),
-        ([0, -1], Pattern.NONE, "prompt token -1"),
-        ([], Pattern.NONE, "prompt is empty"),
+        ("x", "append", "give --index"),
+        ([0, 5, 300], "none", "prompt token 300"),
+        ([0, -1], "none", "prompt token -1"),
+        ([], "none", "prompt is empty"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_runs(
-    prompt: str | list[int], pattern: Pattern, message: str
+    prompt: str | list[int], pattern: str, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         Generator(READER, Script(""), None).stream(prompt, small(pattern))

@@ -21,7 +21,8 @@ from flashback.errors import CorpusError, IndexFolderError, SettingsError
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, Manifest, read_manifest, verify
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
+from flashback.settings import SearchOptions
 
 PETS = {
     "Cats": "The cat sleeps on the mat, warm & quiet; it purrs.",

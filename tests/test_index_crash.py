@@ -23,7 +23,7 @@ from flashback.errors import IndexFolderError
 from flashback.files import folder_locked
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, verify
-from flashback.retrieval.protocol import SearchOptions
+from flashback.settings import SearchOptions
 
 PASSAGES = 3000
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, JOINED, tiny_model
-from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.cache.layers import States, full_layers
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.local import LocalEngine
 from flashback.errors import UnsupportedReader
+from flashback.patterns.prompt import Ids, Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -141,7 +141,7 @@ def test_positions_that_depend_on_the_context_keep_a_passage_apart(kind: str) ->
 def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama")
     assert engine.joins_passages
-    prompt = Prompt(tuple(range(20, 40)), Slot(ROOM, (InView(0, (1, 2, 3)),)))
+    prompt = Prompt.with_views(tuple(range(20, 40)), (View(0, (1, 2, 3)),), ROOM)
 
     def complete() -> list[int]:
         return list(engine.complete(prompt, 4, Sampler(SamplingSettings(), [])))
@@ -173,9 +173,9 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(engine, "run", counting)
     context = tuple(range(20, 60))
-    views = (InView(0, (1, 2)), InView(30, (3, 4, 5)), InView(39, ()))
+    views = (View(0, (1, 2)), View(30, (3, 4, 5)), View(39, ()))
     completion = engine.complete(
-        Prompt(context, Slot(4, views)), 2, Sampler(SamplingSettings(), [])
+        Prompt.with_views(context, views, 4), 2, Sampler(SamplingSettings(), [])
     )
     list(completion)
     assert passes == [2 + 30, 3 + 9, 1, 1]
@@ -195,7 +195,7 @@ def test_a_passage_that_is_kept_holds_nothing_else_in_memory(family: str, length
     engine = LocalEngine(tiny_model(family), 180, self_check=False)
     assert engine.joins_passages
     passage, context = tuple(range(3, 35)), tuple(range(40, 40 + length))
-    prompt = Prompt(context, Slot(32, (InView(0, passage),)))
+    prompt = Prompt.with_views(context, (View(0, passage),), 32)
     list(engine.complete(prompt, 1, Sampler(SamplingSettings(), [])))
     states = engine.passages.find(passage, 32)
     assert states is not None

@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from command_line import run
-from flashback.arrangement import Frame, Ids
 from flashback.corpus.documents import Document
+from flashback.patterns.frame import Frame
+from flashback.patterns.prompt import Ids
 from flashback.readers.adapter import add_marks, put_on
 from flashback.readers.card import AdapterCard
 from flashback.readers.placement import Placement
@@ -30,7 +31,7 @@ from flashback.retrieval.bm25 import BM25Index
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.prepare import prepare
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.training.run import Run, train
 from flashback.training.training_settings import TrainingSettings
 
@@ -45,7 +46,7 @@ FEW = 0.15
 """More than guessing gets right of 40 numbers; much less than reading does."""
 
 # A document's numbers stand each right behind a boundary, with the name in the query before it.
-RETRIEVAL = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=4, passage_tokens=7)
+RETRIEVAL = RetrievalSettings("append", stride=8, query_tokens=4, passage_tokens=7)
 WINDOWS = WindowSettings(window_tokens=40, first_boundary=8)
 SETTINGS = TrainingSettings(
     rank=8, learning_rate=0.01, steps=100, windows_per_step=8, checkpoint_steps=100
@@ -136,7 +137,7 @@ class School:
         model = copy.deepcopy(self._model)
         return Reader("tiny", model, word_tokenizer(), placement, 128, "a test")
 
-    def trained(self, pattern: Pattern) -> Reader:
+    def trained(self, pattern: str) -> Reader:
         """The same, trained on documents of some names."""
         out = self._folder / pattern
         own = Run(SETTINGS, replace(RETRIEVAL, pattern=pattern), WINDOWS)
@@ -163,11 +164,11 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
 @pytest.fixture(scope="module")
 def reading(school: School) -> Reader:
     """Trained with passages behind the text."""
-    return school.trained(Pattern.APPEND)
+    return school.trained("append")
 
 
 def share_right(
-    reader: Reader, examples: Sequence[Example], pattern: Pattern, frame: Frame | None = None
+    reader: Reader, examples: Sequence[Example], pattern: str, frame: Frame | None = None
 ) -> float:
     """How often the number is the most probable next word, of all boundaries."""
     arrangement = Arrangement(pattern, reader.frame(None, pattern) if frame is None else frame)
@@ -200,19 +201,19 @@ def test_a_trained_reader_reads_and_an_untrained_one_does_not(
     school: School, reading: Reader
 ) -> None:
     """120 facts of names that no training has seen."""
-    assert share_right(reading, school.unseen, Pattern.APPEND) > 0.8
-    assert share_right(reading, school.unseen, Pattern.NONE) < FEW
+    assert share_right(reading, school.unseen, "append") > 0.8
+    assert share_right(reading, school.unseen, "none") < FEW
     untrained = school.reader()
-    assert share_right(untrained, school.unseen, Pattern.NONE) < FEW
-    assert share_right(untrained, school.unseen, Pattern.APPEND, Frame()) < FEW
+    assert share_right(untrained, school.unseen, "none") < FEW
+    assert share_right(untrained, school.unseen, "append", Frame()) < FEW
     given = add_marks(untrained.tokenizer, untrained.model)
     marks = Frame(given[:1], given[1:])
-    assert share_right(untrained, school.unseen, Pattern.APPEND, marks) < FEW
+    assert share_right(untrained, school.unseen, "append", marks) < FEW
 
 
 def test_training_without_passages_does_not_teach_to_read(school: School) -> None:
-    baseline = school.trained(Pattern.NONE)
-    for pattern in (Pattern.NONE, Pattern.APPEND):
+    baseline = school.trained("none")
+    for pattern in ("none", "append"):
         assert share_right(baseline, school.unseen, pattern) < FEW
 
 
@@ -222,13 +223,11 @@ def test_a_trained_reader_believes_the_passage(school: School, reading: Reader) 
         replace(example, passages=(*example.passages[1:], example.passages[0]))
         for example in school.unseen
     ]
-    assert share_right(reading, wrong, Pattern.APPEND) < FEW
+    assert share_right(reading, wrong, "append") < FEW
     said = [
         (most_probable(reading, prompt), passage[-2])
         for example in wrong
         for at, passage in enumerate(example.passages)
-        for prompt in [
-            Arrangement(Pattern.APPEND, reading.frame(None, Pattern.APPEND)).prompt(example, at)
-        ]
+        for prompt in [Arrangement("append", reading.frame(None, "append")).prompt(example, at)]
     ]
     assert sum(one == other for one, other in said) > 0.8 * len(said)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from servers import DEFAULTS, chat_reader, recomputed_scores, serving
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: make extras")
@@ -32,10 +32,10 @@ metric_list: [{metric: acc}]
 """
 
 
-@pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.APPEND])
+@pytest.mark.parametrize("pattern", ["none", "append"])
 @pytest.mark.filterwarnings("ignore")  # a peer's own
 def test_log_likelihoods_are_those_of_recomputing_everything(
-    pattern: Pattern, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     reader = chat_reader(window=400)

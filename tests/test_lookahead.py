@@ -9,11 +9,11 @@ import pytest
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Lookup
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import cut_documents
-from flashback.settings import Pattern, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generation, Generator, Stride, Writing
 from readers import tiny_reader
 
@@ -35,16 +35,16 @@ class Recording:
         return [[Hit("p", "d", "t", f"of {query[-3:]!r}", 1.0)] for query in queries]
 
 
-def settings(pattern: Pattern, lookahead: int, tokens: int = 40) -> Settings:
+def settings(pattern: str, lookahead: int, tokens: int = 40) -> Settings:
     retrieval = RetrievalSettings(
         pattern, stride=8, query_tokens=12, passage_tokens=20, lookahead=lookahead
     )
     return Settings(retrieval, stopping=StoppingSettings(tokens, ignore_eos=True))
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.PREPEND, Pattern.SLOT])
+@pytest.mark.parametrize("pattern", ["append", "prepend", "slot"])
 @pytest.mark.parametrize("lookahead", [0, 1, 3, 7])
-def test_queries_end_that_many_tokens_before_the_boundary(pattern: Pattern, lookahead: int) -> None:
+def test_queries_end_that_many_tokens_before_the_boundary(pattern: str, lookahead: int) -> None:
     reader, retriever = tiny_reader(), Recording()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
     found = writer.generate(PROMPT, settings(pattern, lookahead))
@@ -57,8 +57,8 @@ def test_queries_end_that_many_tokens_before_the_boundary(pattern: Pattern, look
         assert stride.passages[0].text == f"of {query[-3:]!r}"
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.SLOT])
-def test_a_batch_writes_what_each_text_alone_would(pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["append", "slot"])
+def test_a_batch_writes_what_each_text_alone_would(pattern: str) -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
     prompts = [PROMPT, PROMPT[:9], PROMPT[:20]]
@@ -75,16 +75,16 @@ def test_a_batch_writes_what_each_text_alone_would(pattern: Pattern) -> None:
 def test_passages_are_encoded_before_they_are_needed() -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
-    found = writer.generate(PROMPT, settings(Pattern.SLOT, 6))
+    found = writer.generate(PROMPT, settings("slot", 6))
     assert [stride.usage.encoded for stride in found.strides[1:]] == [1] * 4
-    assert found.tokens == writer.generate(PROMPT, settings(Pattern.SLOT, 6)).tokens
+    assert found.tokens == writer.generate(PROMPT, settings("slot", 6)).tokens
 
 
 def test_a_slow_search_is_not_waited_for_if_it_began_in_time() -> None:
     """The wait is what is left of the search when the boundary comes."""
     reader, retriever = tiny_reader(), Recording(seconds=0.3)
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
-    texts = writer.stream(PROMPT, settings(Pattern.APPEND, 7, tokens=16))
+    texts = writer.stream(PROMPT, settings("append", 7, tokens=16))
     for _ in texts:
         if len(retriever.queries) == 2:
             time.sleep(0.2)  # as if decoding took longer
@@ -102,13 +102,13 @@ def test_a_failing_search_is_told_at_the_boundary() -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Failing())
     with pytest.raises(OSError, match="the index is gone"):
-        writer.generate(PROMPT, settings(Pattern.APPEND, 4))
+        writer.generate(PROMPT, settings("append", 4))
 
 
 def test_a_text_that_is_closed_leaves_no_thread() -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
-    writing = writer.stream(PROMPT, settings(Pattern.APPEND, 7))
+    writing = writer.stream(PROMPT, settings("append", 7))
     for number, _ in enumerate(writing):
         if number == 6:
             writing.close()
@@ -126,9 +126,9 @@ def searched_apart(writing: Writing) -> Generation:
     return writing.finish()
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.SLOT])
+@pytest.mark.parametrize("pattern", ["append", "slot"])
 @pytest.mark.parametrize("lookahead", [0, 3])
-def test_searches_begun_by_the_caller_change_nothing(pattern: Pattern, lookahead: int) -> None:
+def test_searches_begun_by_the_caller_change_nothing(pattern: str, lookahead: int) -> None:
     wanted = settings(pattern, lookahead, tokens=150)  # with jumps
     results, queries = [], []
     for finish in (Writing.finish, searched_apart):
@@ -147,15 +147,15 @@ def test_searches_begun_by_the_caller_change_nothing(pattern: Pattern, lookahead
 def test_a_search_begun_by_the_caller_is_waited_for_from_then_on() -> None:
     reader, retriever = tiny_reader(), Recording(seconds=0.1)
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
-    apart = searched_apart(writer.stream(PROMPT, settings(Pattern.APPEND, 0, tokens=16)))
+    apart = searched_apart(writer.stream(PROMPT, settings("append", 0, tokens=16)))
     assert all(0.1 <= stride.retrieve_seconds < 2 for stride in apart.strides)
 
 
 def test_there_is_no_search_without_passages_or_behind_the_end() -> None:
     reader, retriever = tiny_reader(), Recording()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
-    assert writer.stream(PROMPT, settings(Pattern.NONE, 0)).search() is None
-    writing = writer.stream(PROMPT, settings(Pattern.APPEND, 0, tokens=8))
+    assert writer.stream(PROMPT, settings("none", 0)).search() is None
+    writing = writer.stream(PROMPT, settings("append", 0, tokens=8))
     writing.finish()
     assert writing.search() is None
 
@@ -163,7 +163,7 @@ def test_there_is_no_search_without_passages_or_behind_the_end() -> None:
 def test_a_search_that_is_not_wanted_any_more_leaves_no_thread() -> None:
     reader, retriever = tiny_reader(), Recording(seconds=0.05)
     writer = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
-    writing = writer.stream(PROMPT, settings(Pattern.APPEND, 0))
+    writing = writer.stream(PROMPT, settings("append", 0))
     assert writing.search() is not None
     writing.close()
     names = [thread.name for thread in threading.enumerate()]
@@ -174,14 +174,14 @@ def test_a_lookahead_must_be_within_a_stride() -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
     with pytest.raises(SettingsError, match="less than the stride of 8"):
-        writer.generate(PROMPT, settings(Pattern.APPEND, 8))
+        writer.generate(PROMPT, settings("append", 8))
 
 
 def test_evaluation_asks_what_writing_asks() -> None:
     reader = tiny_reader()
     windows = WindowSettings(window_tokens=64, first_boundary=16)
     (window,) = cut_documents([Document("d", "", "x" * 30 + "y" * 30)], reader, windows, 8)
-    retrieval = RetrievalSettings(Pattern.APPEND, stride=8, query_tokens=12, lookahead=3)
+    retrieval = RetrievalSettings("append", stride=8, query_tokens=12, lookahead=3)
     queries = Lookup(reader, Recording(), retrieval).queries(window)
     ends = [16, *(cut.boundary - 3 for cut in window.cuts[1:])]
     assert queries == [reader.decode(window.ids[end - 12 : end]) for end in ends]

@@ -17,11 +17,11 @@ from flashback.corpus.passages import Passage
 from flashback.errors import FlashBackWarning
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window, cut_documents
-from flashback.settings import FrameText, Pattern, RetrievalSettings
+from flashback.settings import FrameText, RetrievalSettings, SearchOptions
 from readers import tiny_reader
 
 
@@ -341,7 +341,7 @@ def test_the_second_time_comes_from_disk(bench: Bench) -> None:
     "irrelevant",
     [
         replace(RETRIEVAL, passage_tokens=5),
-        replace(RETRIEVAL, pattern=Pattern.PREPEND),
+        replace(RETRIEVAL, pattern="prepend"),
         replace(RETRIEVAL, frame=FrameText("", "")),
     ],
 )

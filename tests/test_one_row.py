@@ -17,17 +17,11 @@ from flashback.engines.kernels.packed import PackedLinear, Product, give_single_
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
 from flashback.loading import load
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import for_inference
 from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
-from flashback.settings import (
-    DecodeKernel,
-    Pattern,
-    Quantize,
-    RetrievalSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import DecodeKernel, Quantize, RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generation, Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
@@ -154,7 +148,7 @@ print(before, one, same, torch.get_num_threads(), numba.get_num_threads())
     assert found.stdout.split() == [b"1", b"1", b"1", b"2", b"2"]
 
 
-def write(reader: Reader, pattern: Pattern) -> tuple[Generation, list[torch.Tensor]]:
+def write(reader: Reader, pattern: str) -> tuple[Generation, list[torch.Tensor]]:
     writer = Generator(reader, LocalEngine(reader.model, window=120), MadeUpRetriever(3))
     settings = Settings(
         RetrievalSettings(pattern, stride=5, passage_tokens=20),
@@ -163,22 +157,22 @@ def write(reader: Reader, pattern: Pattern) -> tuple[Generation, list[torch.Tens
     return generate_and_record(writer, [0, *range(10, 40)], settings)
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.PREPEND, Pattern.SLOT])
+@pytest.mark.parametrize("pattern", ["append", "prepend", "slot"])
 @pytest.mark.parametrize("family", [*FAMILIES, MINI])
 def test_generation_equals_recomputation_by_the_plain_model(
-    one_row: Any, family: str, pattern: Pattern
+    one_row: Any, family: str, pattern: str
 ) -> None:
     def make() -> Reader:
         return mini() if family == MINI else tiny_reader(family)
 
     reader, plain = with_numba(make()), make()
-    if pattern is Pattern.SLOT and not reader.can_have_slot:
+    if not reader.can_have(PATTERNS[pattern]):
         return
     layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
     assert layers
     assert all(layer.single_rows is not None for layer in layers)
     generation, seen = write(reader, pattern)
-    if pattern is Pattern.SLOT:  # which test_slot.py compares with recomputation
+    if pattern == "slot":  # which test_slot.py compares with recomputation
         expected, logits = write(plain, pattern)
         assert generation.tokens == expected.tokens
         assert float((torch.stack(seen) - torch.stack(logits)).abs().max()) <= TOLERANCE

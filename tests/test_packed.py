@@ -24,7 +24,7 @@ from flashback.errors import SettingsError
 from flashback.loading import load
 from flashback.readers.fingerprint import fingerprint
 from flashback.readers.inference import for_inference
-from flashback.settings import Pattern, Quantize, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import Quantize, RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
@@ -35,10 +35,10 @@ def linear_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)]
 
 
-@pytest.mark.parametrize("pattern", [Pattern.APPEND, Pattern.PREPEND])
+@pytest.mark.parametrize("pattern", ["append", "prepend"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_generation_equals_recomputation_by_the_plain_model(
-    family: str, pattern: Pattern
+    family: str, pattern: str
 ) -> None:
     reader, plain = for_inference(tiny_reader(family)), tiny_model(family)
     assert not linear_layers(reader.model)

@@ -16,13 +16,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
-from flashback.arrangement import Frame, Ids, InView, Prompt, Slot
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
+from flashback.patterns.frame import Frame
+from flashback.patterns.prompt import Ids, Prompt, View
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import PATTERNS, Pattern
 from recompute import block_mask_logits
 
 TOLERANCE = 1e-5
@@ -34,8 +35,8 @@ EXACT = [
     (family, pattern)
     for family in FAMILIES
     for pattern in PATTERNS
-    if pattern is not Pattern.SLOT or family in PACKING
-] + [(family, Pattern.APPEND) for family in BY_COLUMN]
+    if pattern != "slot" or family in PACKING
+] + [(family, "append") for family in BY_COLUMN]
 DOCUMENT = Document("d", "A title", "never read here")
 
 
@@ -81,7 +82,7 @@ def made_up_examples(draw: st.DrawFn) -> Example:
 EXAMPLES = st.lists(made_up_examples(), min_size=1, max_size=3)
 FRAMES = st.sampled_from([MARKING, Frame(), Frame((7, 8), (9,), echo=6), Frame(echo=3)])
 FORBIDDEN = st.sampled_from([(), MARKS])
-APPENDED = Arrangement(Pattern.APPEND, MARKING, MARKS)
+APPENDED = Arrangement("append", MARKING, MARKS)
 BATCH_TOKENS = st.sampled_from([1, 40, 150, 2048])
 
 
@@ -105,9 +106,9 @@ def prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Ids, I
         framed = (*frame.before, *passage, *frame.after) if passage else ()
         echo = rest[-frame.echo :] if passage and frame.echo else ()
         prompt = {
-            Pattern.NONE: front + rest,
-            Pattern.PREPEND: front + framed + rest,
-            Pattern.APPEND: front + rest + framed + echo,
+            "none": front + rest,
+            "prepend": front + framed + rest,
+            "append": front + rest + framed + echo,
         }[arrangement.pattern]
         yield prompt, ids[cut.boundary : cut.boundary + window.stride]
 
@@ -119,19 +120,19 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
     if all(cut.start <= window.bos for cut in window.cuts):
         first, last = window.cuts[0].boundary, window.cuts[-1].boundary
-        views = [InView(0, framed[0])]
+        views = [View(0, framed[0])]
         for cut, passage in zip(window.cuts[1:], framed[1:], strict=True):
             if passage != views[-1].passage:
-                views.append(InView(cut.boundary - 1, passage))
+                views.append(View(cut.boundary - 1, passage))
         yield (
-            Prompt(window.ids[:first], Slot(room, tuple(views))),
+            Prompt.with_views(window.ids[:first], views, room),
             window.ids[first : last + stride],
         )
         return
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
         targets = window.ids[cut.boundary : cut.boundary + stride]
-        yield Prompt(context, Slot(room, (InView(0, passage),))), targets
+        yield Prompt.with_views(context, (View(0, passage),), room), targets
 
 
 def in_a_slot(model: Any, example: Example, arrangement: Arrangement) -> Tensor:
@@ -148,7 +149,7 @@ def separately(
     model: nn.Module, examples: Sequence[Example], arrangement: Arrangement
 ) -> list[Tensor]:
     """The reference: every stride a sequence of its own, in a plain pass with all logits."""
-    if arrangement.pattern is Pattern.SLOT:
+    if arrangement.pattern == "slot":
         return [in_a_slot(model, example, arrangement) for example in examples]
     scores = []
     for example in examples:
@@ -201,7 +202,7 @@ def check_gradients(
 @given(examples=EXAMPLES, frame=FRAMES, forbidden=FORBIDDEN, batch=BATCH_TOKENS)
 @torch.no_grad()
 def test_scores_equal_those_of_separate_sequences(
-    family: str, pattern: Pattern, examples: list[Example], frame: Frame, forbidden: Ids, batch: int
+    family: str, pattern: str, examples: list[Example], frame: Frame, forbidden: Ids, batch: int
 ) -> None:
     model = shared_model(family)
     arrangement = Arrangement(pattern, frame, forbidden)
@@ -211,7 +212,7 @@ def test_scores_equal_those_of_separate_sequences(
 
 @pytest.mark.parametrize(("family", "pattern"), EXACT)
 @torch.no_grad()
-def test_long_windows_equal_separate_sequences(family: str, pattern: Pattern) -> None:
+def test_long_windows_equal_separate_sequences(family: str, pattern: str) -> None:
     """Several times any sliding window; a passage at every boundary, in several batches."""
     example = even_example(12, first=24, stride=9, passage=30)
     arrangement = Arrangement(pattern, MARKING, MARKS)
@@ -223,7 +224,7 @@ def test_long_windows_equal_separate_sequences(family: str, pattern: Pattern) ->
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(examples=EXAMPLES, frame=FRAMES, forbidden=FORBIDDEN, batch=BATCH_TOKENS)
 def test_gradients_equal_those_of_separate_sequences(
-    family: str, pattern: Pattern, examples: list[Example], frame: Frame, forbidden: Ids, batch: int
+    family: str, pattern: str, examples: list[Example], frame: Frame, forbidden: Ids, batch: int
 ) -> None:
     arrangement = Arrangement(pattern, frame, forbidden)
     check_gradients(learning_model(family), examples, arrangement, batch)
@@ -236,8 +237,8 @@ def test_gradients_of_appended_passages_equal_those_of_separate_sequences(family
 
 
 @pytest.mark.parametrize("family", PACKING)
-@pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.APPEND])
-def test_a_boundary_behind_the_first_token_alone(family: str, pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["none", "append"])
+def test_a_boundary_behind_the_first_token_alone(family: str, pattern: str) -> None:
     """The context is one token, so that nothing of it is left to share."""
     example = even_example(1, first=1)
     check_gradients(learning_model(family), [example], Arrangement(pattern, MARKING))
@@ -284,7 +285,7 @@ def lora_model(family: str, *, train_marks: bool, dropout: float = 0.0) -> nn.Mo
 def test_an_adapters_gradients_equal_those_of_separate_sequences(
     family: str,
     train_marks: bool,
-    pattern: Pattern,
+    pattern: str,
     examples: list[Example],
     forbidden: Ids,
     batch: int,
@@ -294,8 +295,8 @@ def test_an_adapters_gradients_equal_those_of_separate_sequences(
 
 
 @pytest.mark.parametrize("family", QUERY_AND_VALUE)
-@pytest.mark.parametrize("pattern", [Pattern.PREPEND, Pattern.APPEND])
-def test_every_part_of_an_adapter_is_trained(family: str, pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["prepend", "append"])
+def test_every_part_of_an_adapter_is_trained(family: str, pattern: str) -> None:
     """LoRA's A and B of every layer, and the rows of both marks; the base stays as it is."""
     model = lora_model(family, train_marks=True)
     arrangement = Arrangement(pattern, MARKING, MARKS)
@@ -310,9 +311,9 @@ def test_every_part_of_an_adapter_is_trained(family: str, pattern: Pattern) -> N
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama", "mistral", "bloom"])
-@pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.PREPEND, Pattern.APPEND])
+@pytest.mark.parametrize("pattern", ["none", "prepend", "append"])
 @torch.no_grad()
-def test_packed_scores_equal_scoring_step_by_step(family: str, pattern: Pattern) -> None:
+def test_packed_scores_equal_scoring_step_by_step(family: str, pattern: str) -> None:
     """What the engine says of the same prompts, one after another through its cache."""
     model: Any = shared_model(family)
     engine = LocalEngine(model, window=192)
@@ -366,7 +367,7 @@ def test_without_passages_a_window_is_one_sequence(family: str) -> None:
     window = example.window
     longer = replace(example, window=replace(window, ids=window.ids + window.ids * 3))
     with counted_passes(shared_model(family)) as passes:
-        scores = packed(shared_model(family), [example, longer], Arrangement(Pattern.NONE))
+        scores = packed(shared_model(family), [example, longer], Arrangement("none"))
     assert passes == [2 * 119]
     check_scores(scores[:1], scores[1:])
 
@@ -377,7 +378,7 @@ def test_a_prepended_passage_that_stays_the_same_is_read_once(family: str) -> No
     example = even_example(5, first=50, stride=4, passage=9)
     first, second = example.passages[:2]
     example = replace(example, passages=(first, first, second, second, second))
-    arrangement = Arrangement(Pattern.PREPEND, MARKING)
+    arrangement = Arrangement("prepend", MARKING)
     with counted_passes(shared_model(family)) as passes:
         scores = packed(shared_model(family), [example], arrangement, 1)
     assert passes == [50 + 4 + 11 + 3, 50 + 16 + 11 + 3]
@@ -386,10 +387,10 @@ def test_a_prepended_passage_that_stays_the_same_is_read_once(family: str) -> No
 
 @pytest.mark.parametrize(
     ("family", "pattern"),
-    [("llama", Pattern.PREPEND), ("mistral", Pattern.PREPEND), ("mistral", Pattern.APPEND)],
+    [("llama", "prepend"), ("mistral", "prepend"), ("mistral", "append")],
 )
 @torch.no_grad()
-def test_separate_sequences_share_batches_within_the_limit(family: str, pattern: Pattern) -> None:
+def test_separate_sequences_share_batches_within_the_limit(family: str, pattern: str) -> None:
     """Also those of several examples; short ones are not padded to the length of long ones."""
     examples = [even_example(4, first=60, passage=9), even_example(4, first=20, passage=9)]
     ragged = [
@@ -415,7 +416,7 @@ def test_separate_sequences_share_batches_within_the_limit(family: str, pattern:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.inference_mode()
-def test_scores_are_float32_whatever_the_model_is(pattern: Pattern) -> None:
+def test_scores_are_float32_whatever_the_model_is(pattern: str) -> None:
     model = tiny_model("llama").bfloat16()
     scores = packed(model, [even_example(3, stride=5)], Arrangement(pattern, MARKING, MARKS))
     assert [(score.shape, score.dtype) for score in scores] == [((3, 5), torch.float32)]

@@ -17,7 +17,7 @@ from flashback.corpus.paper_datasets import PAPER_DATASETS, PaperDataset
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.indexing import index_corpus, open_corpus
-from flashback.retrieval.protocol import SearchOptions
+from flashback.settings import SearchOptions
 
 # As on the hub: a row per line, nothing in the row of a blank line.
 DU_FU = [

@@ -14,14 +14,13 @@ from transformers import GenerationConfig
 import flashback.engines.cache.layers as cache_module
 import flashback.writing.generator as generation_module
 from families import BY_COLUMN, FAMILIES, SLIDING
-from flashback.arrangement import Prompt
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
+from flashback.patterns.prompt import Prompt
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -47,7 +46,7 @@ def _little_room() -> Iterator[None]:
         yield
 
 
-PAPER_PATTERNS = (Pattern.NONE, Pattern.PREPEND, Pattern.APPEND)
+PAPER_PATTERNS = ("none", "prepend", "append")
 """What is in view is one sequence of tokens; for the slot see test_slot.py."""
 PROMPT = st.lists(st.integers(2, 257), min_size=1, max_size=60)
 
@@ -118,7 +117,7 @@ def test_cached_generation_equals_recomputation(
 
 @pytest.mark.parametrize("family", [*FAMILIES, *BY_COLUMN])
 @pytest.mark.parametrize("pattern", PAPER_PATTERNS)
-def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: Pattern) -> None:
+def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: str) -> None:
     """Contexts several times longer than any sliding window, and two jumps at least."""
     reader = shared_reader(family)
     retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
@@ -130,8 +129,8 @@ def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: Patte
     assert largest_error(reader.model, generation, seen) <= TOLERANCE
 
 
-@pytest.mark.parametrize("pattern", [Pattern.PREPEND, Pattern.APPEND])
-def test_sampled_text_equals_recomputation(pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["prepend", "append"])
+def test_sampled_text_equals_recomputation(pattern: str) -> None:
     reader = shared_reader("llama")
     drawing = SamplingSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3)
     made_up = Settings(RetrievalSettings(pattern=pattern, stride=5, passage_tokens=20), drawing)
@@ -145,13 +144,13 @@ def test_keeping_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.Mon
     """The negative control: a cache that is not cut back must fail the same comparison."""
 
     def keep_everything(sequence: CachedSequence, prompt: Prompt) -> int:
-        return min(len(sequence.ids), len(prompt.context) - 1)
+        return min(len(sequence.ids), len(prompt.ids) - 1)
 
     monkeypatch.setattr(CachedSequence, "common_prefix", keep_everything)
     reader = shared_reader(family)
     engine = LocalEngine(reader.model, window=180, self_check=False)
     made_up = Settings(
-        RetrievalSettings(Pattern.APPEND, stride=4, passage_tokens=20),
+        RetrievalSettings("append", stride=4, passage_tokens=20),
         stopping=StoppingSettings(max_new_tokens=24, ignore_eos=True),
     )
     writer = Generator(reader, engine, MadeUpRetriever(0, empty=0, same=0))
@@ -166,10 +165,10 @@ def test_a_cut_deeper_than_a_sliding_window_holds_starts_anew(family: str) -> No
     engine = LocalEngine(reader.model, window=180)
     ids = list(range(20))
     for _ in range(5):  # the text grows far beyond the window, stride by stride
-        completion = engine.complete(Prompt(tuple(ids)), 16, Sampler(SamplingSettings(), ids))
+        completion = engine.complete(Prompt.plain(tuple(ids)), 16, Sampler(SamplingSettings(), ids))
         ids += list(completion)
     back = (*ids[:60], 99, 98)
-    completion = engine.complete(Prompt(back), 20, Sampler(SamplingSettings(), back))
+    completion = engine.complete(Prompt.plain(back), 20, Sampler(SamplingSettings(), back))
     tokens = list(completion)
     rows = recomputed_logits(reader.model, [*back, *tokens[:-1]], 20)
     assert rows.argmax(-1).tolist() == tokens
@@ -207,7 +206,7 @@ def test_none_equals_the_models_own_generate(family: str) -> None:
     reader = shared_reader(family)
     prompt = [0, *range(10, 40)]
     made_up = Settings(
-        RetrievalSettings(pattern=Pattern.NONE, passage_tokens=16, stride=7),
+        RetrievalSettings(pattern="none", passage_tokens=16, stride=7),
         stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
     )
     engine = LocalEngine(reader.model, window=160)
@@ -248,9 +247,7 @@ def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str
     engine = LocalEngine(reader.model, window=190)
     s, m = 6, 20
     made_up = Settings(
-        RetrievalSettings(
-            Pattern.APPEND, stride=s, passage_tokens=m, frame=FrameText("<<", ">>>", 0)
-        ),
+        RetrievalSettings("append", stride=s, passage_tokens=m, frame=FrameText("<<", ">>>", 0)),
         stopping=StoppingSettings(max_new_tokens=60, ignore_eos=True),
     )
     long_passages = MadeUpRetriever(5, longest=40, empty=0, same=0)

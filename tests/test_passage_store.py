@@ -17,7 +17,7 @@ from flashback.engines.passage_store import MANIFEST, Owner, PassageStore, write
 from flashback.errors import PassageStoreError
 from flashback.precomputation import Precomputation
 from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from readers import tiny_reader
 from recompute import TOLERANCE
 
@@ -62,7 +62,7 @@ def test_text_is_the_same_and_no_passage_is_encoded(
 @pytest.mark.parametrize("family", [one for one in FAMILIES if one not in SLIDING])
 def test_what_is_read_is_what_was_encoded(family: str, tmp_path: Path) -> None:
     reader = tiny_reader(family)
-    settings = RetrievalSettings(Pattern.SLOT, passage_tokens=20)
+    settings = RetrievalSettings("slot", passage_tokens=20)
     work = Precomputation.of(reader, ["One passage.", "Another, longer one.", ""], settings)
     assert len(work.passages) == 2
     work.run(tmp_path / "STORE")

@@ -15,12 +15,12 @@ from flashback.errors import CorpusError, SettingsError
 from flashback.evaluation.perplexity import contamination
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
-from flashback.retrieval.protocol import Hit, SearchOptions
+from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Lookup, LookupCache
 from flashback.scoring.prepare import Prepared, check_found, prepare
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, SearchOptions
 from readers import tiny_reader
 
 WINDOWS = WindowSettings(window_tokens=96, first_boundary=24)

@@ -15,7 +15,7 @@ from flashback.errors import ReaderError, SettingsError
 from flashback.readers.load import load_reader, window_of
 from flashback.readers.placement import choose_placement
 from flashback.readers.reader import MARK_LEFT, MARK_RIGHT
-from flashback.settings import FrameText, Pattern
+from flashback.settings import FrameText
 from readers import byte_tokenizer, tiny_reader
 
 
@@ -165,23 +165,23 @@ def test_marks_are_found_by_name_and_are_the_frame() -> None:
     vocabulary = reader.tokenizer.get_vocab()
     left, right = vocabulary[MARK_LEFT], vocabulary[MARK_RIGHT]
     assert reader.marks == reader.forbidden == (left, right)
-    frame = reader.frame(None, Pattern.APPEND)
+    frame = reader.frame(None, "append")
     assert (frame.before, frame.after) == ((left,), (right,))
     assert reader.decode([left, *reader.encode("x"), right]) == "x"
 
 
 def test_frames_of_plain_text_are_used_as_given() -> None:
     reader = tiny_reader()
-    frame = reader.frame(FrameText("<", ""), Pattern.APPEND)
+    frame = reader.frame(FrameText("<", ""), "append")
     assert (reader.show(frame.before), frame.after) == ("<", ())
-    assert "Reference:" in reader.show(reader.frame(None, Pattern.APPEND).before)
+    assert "Reference:" in reader.show(reader.frame(None, "append").before)
 
 
 def test_an_echo_alone_changes_the_echo_alone() -> None:
     for reader in (tiny_reader(), tiny_reader(marks=True)):
-        own = reader.frame(None, Pattern.APPEND)
-        assert reader.frame(FrameText(echo_tokens=3), Pattern.APPEND) == replace(own, echo=3)
-        texts = reader.frame(FrameText("<", ">"), Pattern.APPEND)
+        own = reader.frame(None, "append")
+        assert reader.frame(FrameText(echo_tokens=3), "append") == replace(own, echo=3)
+        texts = reader.frame(FrameText("<", ">"), "append")
         assert (texts.echo, reader.show(texts.before)) == (own.echo, "<")
 
 
@@ -201,11 +201,11 @@ def test_texts_can_be_encoded_in_threads() -> None:
 @pytest.mark.parametrize("bos", [True, False])
 def test_in_a_slot_a_passage_begins_with_bos_as_any_text(bos: bool) -> None:
     reader = tiny_reader(bos=bos)
-    plain, slot = (reader.frame(None, pattern) for pattern in (Pattern.PREPEND, Pattern.SLOT))
+    plain, slot = (reader.frame(None, pattern) for pattern in ("prepend", "slot"))
     assert slot == replace(plain, before=reader.bos + plain.before)
-    assert reader.frame(FrameText("", "", 0), Pattern.SLOT).before == reader.bos
+    assert reader.frame(FrameText("", "", 0), "slot").before == reader.bos
     marked = tiny_reader(marks=True)
-    assert len(marked.frame(None, Pattern.SLOT).before) == 1  # as it was trained
+    assert len(marked.frame(None, "slot").before) == 1  # as it was trained
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -24,7 +24,7 @@ from flashback.errors import SettingsError
 from flashback.server.runner import Runner
 from flashback.server.server_settings import ServerSettings
 from flashback.server.service import make_service
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.writing.generator import Generator
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving, until
 
@@ -481,7 +481,7 @@ def test_told_to_stop_what_can_be_finished_is() -> None:
 
 
 def test_without_an_index_nothing_is_looked_up() -> None:
-    defaults = replace(DEFAULTS, pattern=Pattern.NONE)
+    defaults = replace(DEFAULTS, pattern="none")
     reader = chat_reader()
     generator = Generator(reader, LocalEngine(reader.model, reader.window), None)
     service = make_service(generator, ServerSettings(), defaults)

@@ -10,15 +10,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement
 from flashback.scoring.lookup import Lookup, examples_of
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.server.token_names import TokenName, TokenNames
-from flashback.settings import PATTERNS, Pattern
 from readers import tiny_reader
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, recomputed_scores, serving
 
@@ -39,7 +39,7 @@ def scored(served: Served, prompt: Any = TEXT, pattern: str = "append", **fields
     return served.complete(prompt, **asked | fields)
 
 
-def as_eval_scores(reader: Reader, ids: Ids, pattern: Pattern) -> list[float]:
+def as_eval_scores(reader: Reader, ids: Ids, pattern: str) -> list[float]:
     """What `flashback eval` computes for the targets of one window whose strides begin there."""
     settings = DEFAULTS
     boundaries = range(BOUNDARY, len(ids) - settings.stride + 1, settings.stride)
@@ -54,7 +54,7 @@ def as_eval_scores(reader: Reader, ids: Ids, pattern: Pattern) -> list[float]:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_given_texts_score_as_in_eval(served: Served, pattern: Pattern) -> None:
+def test_given_texts_score_as_in_eval(served: Served, pattern: str) -> None:
     reader = served.service.reader
     ids = tuple(reader.encode_prompt(TEXT))
     expected = as_eval_scores(reader, ids, pattern)
@@ -64,8 +64,8 @@ def test_given_texts_score_as_in_eval(served: Served, pattern: Pattern) -> None:
     assert own == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("pattern", [Pattern.NONE, Pattern.PREPEND, Pattern.APPEND])
-def test_given_texts_score_as_recomputed_stride_by_stride(served: Served, pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", ["none", "prepend", "append"])
+def test_given_texts_score_as_recomputed_stride_by_stride(served: Served, pattern: str) -> None:
     ids = tuple(served.service.reader.encode_prompt(TEXT))
     expected = recomputed_scores(served.service.reader, ids, pattern, BOUNDARY)
     found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]

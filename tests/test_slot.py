@@ -13,16 +13,18 @@ from torch import Tensor
 import flashback.engines.cache.layers as cache_module
 import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING
-from flashback.arrangement import Ids, InView, Prompt, Slot
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion, Usage
 from flashback.errors import SettingsError
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids, Prompt, View
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -65,7 +67,7 @@ def shared_engine(family: str) -> RecordingEngine:
 
 def slot_settings(**more: object) -> RetrievalSettings:
     given = {"stride": 5, "passage_tokens": 12, "query_tokens": 8, "frame": FrameText("[", "]")}
-    return RetrievalSettings(pattern=Pattern.SLOT, **(given | more))  # type: ignore[arg-type]
+    return RetrievalSettings(pattern="slot", **(given | more))  # type: ignore[arg-type]
 
 
 @st.composite
@@ -196,7 +198,7 @@ def test_an_unchanged_passage_stays() -> None:
     generation, error = write(reader, engine, retriever, (0, 7), made_up)
     assert error <= TOLERANCE
     assert [stride.usage.encoded for stride in generation.strides[1:]] == [1, 1, 1]
-    assert len(engine.prompts[-1].slot.history) == 1
+    assert len(engine.prompts[-1].views) == 1
 
 
 def test_another_history_is_another_prefix() -> None:
@@ -204,17 +206,17 @@ def test_another_history_is_another_prefix() -> None:
     engine = LocalEngine(shared_reader("llama").model, WINDOW)
     context = tuple(range(30))
 
-    def reused(*views: InView) -> int:
-        prompt = Prompt(context, Slot(4, views))
+    def reused(*views: View) -> int:
+        prompt = Prompt.with_views(context, views, 4)
         completion = engine.complete(prompt, 1, Sampler(SamplingSettings(), []))
         list(completion)
         return completion.usage.reused
 
-    reused(InView(0, (7, 8)), InView(20, (9,)))
-    assert reused(InView(0, (7, 8)), InView(20, (9,))) == 29 + 1
-    assert reused(InView(0, (7, 8)), InView(20, (5, 5))) == 20
-    assert reused(InView(0, (7, 8)), InView(15, (9,))) == 15 + 1
-    assert reused(InView(0, (9,))) == 1
+    reused(View(0, (7, 8)), View(20, (9,)))
+    assert reused(View(0, (7, 8)), View(20, (9,))) == 29 + 1
+    assert reused(View(0, (7, 8)), View(20, (5, 5))) == 20
+    assert reused(View(0, (7, 8)), View(15, (9,))) == 15 + 1
+    assert reused(View(0, (9,))) == 1
     assert reused() == 0
 
 
@@ -237,29 +239,37 @@ def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_exchanging_a_passage() -> None:
-    slot = Slot(4).showing((1, 2), 10)
-    assert slot == Slot(4, (InView(0, (1, 2)),))
-    assert slot.showing((1, 2), 14) is slot
-    assert slot.showing((3,), 14) == Slot(4, (InView(0, (1, 2)), InView(13, (3,))))
-    assert slot.showing((), 14).passage == ()
-    assert slot.showing((3,), 1) == Slot(4, (InView(0, (3,)),))
+    def shown(passage: Ids, length: int, before: Prompt | None = None) -> Prompt:
+        boundary = Boundary(tuple(range(length)), passage, Frame(), 1, 4, before)
+        return PATTERNS["slot"].arrange(boundary)
+
+    first = shown((1, 2), 10)
+    assert (first.views, first.reserved) == ((View(0, (1, 2)),), 4)
+    assert shown((1, 2), 14, first).views == first.views
+    exchanged = shown((3,), 14, first)
+    assert exchanged.views == (View(0, (1, 2)), View(13, (3,)))
+    assert [segment.start for segment in exchanged.segments] == [4, 17]
+    assert shown((), 14, first).passage == ()
+    assert shown((3,), 1, first).views == (View(0, (3,)),)
     with pytest.raises(SettingsError, match="passage of 5 tokens"):
-        slot.showing((1, 2, 3, 4, 5), 14)
+        shown((1, 2, 3, 4, 5), 14, first)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(length=st.integers(1, 40), start=st.integers(0, 39), seed=st.integers(0, 99))
-def test_pieces_tile_the_context(length: int, start: int, seed: int) -> None:
+def test_segments_tile_the_context(length: int, start: int, seed: int) -> None:
     draw = random.Random(seed)
     starts = sorted({0, *draw.sample(range(length), draw.randrange(min(length, 5)))})
-    views = tuple(InView(at, (at,)) for at in starts)
-    prompt = Prompt(tuple(range(length)), Slot(3, views))
-    pieces = list(prompt.pieces(min(start, length - 1)))
-    assert [token for _, ids in pieces for token in ids] == list(
+    views = tuple(View(at, (at,)) for at in starts)
+    prompt = Prompt.with_views(tuple(range(length)), views, 3)
+    segments = list(prompt.after(min(start, length - 1)))
+    assert [token for one in segments for token in one.ids] == list(
         range(min(start, length - 1), length)
     )
-    for passage, ids in pieces:
-        assert all(max(at for at in starts if at <= token) == passage[0] for token in ids)
+    for one in segments:
+        assert one.start == 3 + one.ids[0]
+        seen = (max(at for at in starts if at <= token) for token in one.ids)
+        assert all(at == one.passage[0] for at in seen)
 
 
 @pytest.mark.parametrize("family", [*SLIDING, "gpt_neo"])

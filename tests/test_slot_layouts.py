@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from families import FAMILIES, SLIDING, VOCABULARY, tiny_model
-from flashback.arrangement import Frame, Ids
 from flashback.corpus.documents import Document
+from flashback.patterns.frame import Frame
+from flashback.patterns.prompt import Ids
 from flashback.scoring.examples import Arrangement, Example, SlotLayout
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Pattern
 from recompute import TOLERANCE
 
 PLACED = [family for family in FAMILIES if family not in (*SLIDING, "bloom")]
@@ -123,7 +123,7 @@ def reference(model: torch.nn.Module, example: Example, layout: SlotLayout) -> T
 def test_every_layout_equals_a_pass_with_a_block_mask(family: str, layout: SlotLayout) -> None:
     model, example = tiny_model(family), made_up_example()
     assert max(example.window.ids) < VOCABULARY
-    arrangement = Arrangement(Pattern.SLOT, FRAME, layout=layout)
+    arrangement = Arrangement("slot", FRAME, layout=layout)
     (found,) = TargetScorer(model).log_probs([example], arrangement)
     assert (found - reference(model, example, layout)).abs().max() <= TOLERANCE
 
@@ -131,7 +131,7 @@ def test_every_layout_equals_a_pass_with_a_block_mask(family: str, layout: SlotL
 def test_layouts_differ() -> None:
     model, example = tiny_model("llama"), made_up_example()
     scores = [
-        TargetScorer(model).log_probs([example], Arrangement(Pattern.SLOT, FRAME, layout=layout))
+        TargetScorer(model).log_probs([example], Arrangement("slot", FRAME, layout=layout))
         for layout in LAYOUTS
     ]
     for number, (one,) in enumerate(scores):

@@ -32,16 +32,17 @@ from transformers import (
 
 from command_line import Outcome, refused, run
 from families import FAMILIES, tiny_model
-from flashback.arrangement import Frame
 from flashback.cli.reader_options import ReaderOptions
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, write_atomically
+from flashback.patterns.frame import Frame
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapter import put_on
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, read_card
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
-from flashback.settings import PATTERNS, Marks, Pattern
+from flashback.settings import Marks
 from flashback.training.lora import add_lora, query_and_value, save_lora
 from flashback.training.model_card import model_card
 from flashback.training.run import CHECKPOINTS, Run, check_positions, train
@@ -125,7 +126,7 @@ def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
     assert aimed == [MARKS]
     reader = put_on(tiny_reader(marks=True), tmp_path / "A")
     assert reader.marks == MARKS
-    assert reader.frame(None, Pattern.APPEND) == Frame()
+    assert reader.frame(None, "append") == Frame()
 
 
 def test_a_trained_adapter_lies_in_its_folder_alone(uninterrupted: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_trained_adapter_lies_in_its_folder_alone(uninterrupted: Path) -> None
 
 def test_a_card_says_what_was_trained(uninterrupted: Path) -> None:
     card = read_card(uninterrupted)
-    assert (card.pattern, card.marks, card.mark_ids) == (Pattern.APPEND, Marks.TRAINED, MARKS)
+    assert (card.pattern, card.marks, card.mark_ids) == ("append", Marks.TRAINED, MARKS)
     assert (card.stride, card.query_tokens, card.passage_tokens, card.passages) == (4, 8, 9, 1)
     assert card.window_tokens == WINDOWS.window_tokens
     assert (card.training["windows"], card.training["steps"]) == (5, 7)
@@ -147,7 +148,7 @@ def test_a_card_says_what_was_trained(uninterrupted: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_training_lowers_the_loss_of_its_pattern(pattern: Pattern, tmp_path: Path) -> None:
+def test_a_training_lowers_the_loss_of_its_pattern(pattern: str, tmp_path: Path) -> None:
     some = replace(RETRIEVAL, pattern=pattern)
     own = run_with(retrieval=some, steps=12, dropout=0.0, log_steps=1, windows_per_step=5)
     card = train_usual(tiny_reader(), tmp_path / "A", own)
@@ -163,14 +164,14 @@ def test_a_training_lowers_the_loss_of_its_pattern(pattern: Pattern, tmp_path: P
     assert found < losses[0] - 0.3
 
 
-def only_rows(folder: Path, pattern: Pattern) -> Path:
+def only_rows(folder: Path, pattern: str) -> Path:
     """An adapter that changes nothing."""
     some = replace(RETRIEVAL, pattern=pattern)
     train_usual(tiny_reader(), folder / "0", run_with(retrieval=some, steps=1, learning_rate=0.0))
     return folder / "0"
 
 
-def loss_of(reader: Reader, pattern: Pattern, examples: Sequence[Example] = EXAMPLES) -> float:
+def loss_of(reader: Reader, pattern: str, examples: Sequence[Example] = EXAMPLES) -> float:
     """Nats per target."""
     arrangement = Arrangement(pattern, reader.frame(None, pattern), reader.forbidden)
     with torch.no_grad():
@@ -256,7 +257,7 @@ def test_held_out_documents_are_scored_and_change_nothing(
     found = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     assert list(found) == [3, 6, 7]
     trained = put_on(tiny_reader(), tmp_path / "A")
-    assert found[7] == pytest.approx(loss_of(trained, Pattern.APPEND, held_out), abs=1e-5)
+    assert found[7] == pytest.approx(loss_of(trained, "append", held_out), abs=1e-5)
     assert card.results["training_loss"] == read_card(uninterrupted).results["training_loss"]
 
 
@@ -516,7 +517,7 @@ def why_refused(
         run_with(learning_rate=0.02),
         run_with(seed=1),
         run_with(marks="frozen"),
-        run_with(retrieval=replace(RETRIEVAL, pattern=Pattern.PREPEND)),
+        run_with(retrieval=replace(RETRIEVAL, pattern="prepend")),
         replace(RUN, windows=replace(WINDOWS, window_tokens=65)),
         replace(RUN, data={"documents": ["others"]}),
     ],
@@ -597,7 +598,7 @@ def test_windows_must_fit_the_positions(marks: str, echo: int, least: int, tmp_p
 
 
 def test_windows_without_passages_need_their_own_length_only(tmp_path: Path) -> None:
-    alone = replace(RETRIEVAL, pattern=Pattern.NONE)
+    alone = replace(RETRIEVAL, pattern="none")
     check_positions(tiny_reader(window=64), WINDOWS, alone)
     with pytest.raises(SettingsError) as caught:
         check_positions(tiny_reader(window=63), WINDOWS, alone)
@@ -840,7 +841,7 @@ def test_a_baseline_needs_no_index(model_folder: Path, texts: Path, tmp_path: Pa
     words = ("train", texts, "--model", model_folder, "--pattern", "none", "--marks", "none")
     out = tmp_path / "A"
     run(*words, "--stride", "8", *CUTTING, *SHORT, "--out", out)
-    assert (read_card(out).pattern, read_card(out).mark_ids) == (Pattern.NONE, None)
+    assert (read_card(out).pattern, read_card(out).mark_ids) == ("none", None)
 
 
 def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
 from flashback.errors import SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Cut, Window, cut_documents, shortened

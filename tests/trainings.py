@@ -20,13 +20,13 @@ from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.training.run import Run, train
 from flashback.training.trainer import OnStep
 from flashback.training.training_settings import TrainingSettings
 
 STRIDE, FIRST, PASSAGE = 4, 12, 9
-RETRIEVAL = RetrievalSettings(Pattern.APPEND, stride=STRIDE, query_tokens=8, passage_tokens=PASSAGE)
+RETRIEVAL = RetrievalSettings("append", stride=STRIDE, query_tokens=8, passage_tokens=PASSAGE)
 WINDOWS = WindowSettings(window_tokens=64, first_boundary=FIRST)
 SETTINGS = TrainingSettings(
     steps=7, windows_per_step=2, learning_rate=0.01, checkpoint_steps=2, log_steps=3

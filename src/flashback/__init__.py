@@ -8,9 +8,13 @@ Liu et al., Findings of ACL 2025, arXiv 2405.04065.
     print(writer.generate("The json module").text)
 """
 
+import warnings
+from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flashback.patterns.registry import PATTERNS
+from flashback.settings import AUTO
 from flashback.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -22,12 +26,12 @@ if TYPE_CHECKING:
     from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index, IndexSettings
     from flashback.retrieval.indexing import index_corpus
-    from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+    from flashback.retrieval.protocol import Hit, Retriever
     from flashback.settings import (
         FrameText,
-        Pattern,
         RetrievalSettings,
         SamplingSettings,
+        SearchOptions,
         Settings,
         StoppingSettings,
     )
@@ -51,7 +55,6 @@ __all__ = [
     "Hit",
     "IndexSettings",
     "LocalEngine",
-    "Pattern",
     "Reader",
     "RetrievalSettings",
     "Retriever",
@@ -86,12 +89,12 @@ _MODULES = {
     "readers.load": ("load_reader",),
     "readers.reader": ("Reader",),
     "retrieval.bm25": ("BM25Index", "IndexSettings"),
-    "retrieval.protocol": ("Hit", "Retriever", "SearchOptions"),
+    "retrieval.protocol": ("Hit", "Retriever"),
     "settings": (
         "FrameText",
-        "Pattern",
         "RetrievalSettings",
         "SamplingSettings",
+        "SearchOptions",
         "Settings",
         "StoppingSettings",
     ),
@@ -103,4 +106,17 @@ def __getattr__(name: str) -> object:
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"flashback.{module}"), name)
+    if name == "Pattern":
+        return _deprecated_pattern()
     raise AttributeError(f"module 'flashback' has no attribute {name!r}")
+
+
+def _deprecated_pattern() -> object:
+    """Names of the context patterns as an enumeration, as they were before version 0.2."""
+    warnings.warn(
+        "flashback.Pattern is deprecated: settings take a pattern's name, such as 'append'; the "
+        "patterns themselves are flashback.patterns.registry.PATTERNS",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return StrEnum("Pattern", [(name.upper(), name) for name in (AUTO, *PATTERNS)])

@@ -5,13 +5,13 @@ from pathlib import Path
 from flashback.engines.local import LocalEngine
 from flashback.engines.passage_store import PassageStore
 from flashback.errors import SettingsError
-from flashback.readers.adapted import AUTO, load_adapted
+from flashback.readers.adapted import load_adapted
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.inference import check_decode_kernel, check_quantize, for_inference, named
 from flashback.readers.load import MINI
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import DecodeKernel, Pattern, Quantize
+from flashback.settings import AUTO, DecodeKernel, Quantize
 from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
@@ -23,7 +23,7 @@ def load(
     index: str | Path | None = None,
     *,
     adapter: str | Path | None = AUTO,
-    pattern: Pattern | None = None,
+    pattern: str | None = None,
     passages_from: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashback.arrangement import Ids, slot_room
 from flashback.engines.cache.passages import size_of
 from flashback.engines.local import LocalEngine
 from flashback.engines.passage_store import Owner, write_store
 from flashback.errors import SettingsError
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.reader import Reader
 from flashback.settings import RetrievalSettings
@@ -39,7 +40,7 @@ class Precomputation:
         frame, most = reader.frame(settings.frame, settings.pattern), settings.passage_tokens
         cut = (tuple(reader.encode(text)[:most]) for text in texts)
         passages = tuple(dict.fromkeys(frame.around(ids) for ids in cut if ids))
-        room = slot_room(1, most, frame)
+        room = PATTERNS["slot"].reserved(1, most, frame)
         if room >= reader.window:
             raise SettingsError(
                 f"--passage-tokens {most}: a slot of {room} positions leaves no room in the "

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from flashback.errors import SettingsError
-from flashback.retrieval.protocol import SearchOptions
 
 T = TypeVar("T")
 
@@ -54,6 +53,8 @@ class Registry(Mapping[str, T]):
 
 PATTERNS: Registry[Any] = Registry("pattern")
 """Context patterns, see `flashback.patterns.registry`, which fills it."""
+AUTO = "auto"
+"""The pattern that a reader reads best."""
 
 
 def setting(
@@ -63,7 +64,8 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     flag: str | None = None,
-    choices: Sequence[StrEnum] = (),
+    choices: "Sequence[str] | Mapping[str, Any]" = (),
+    auto: bool = False,
 ) -> Any:
     """Declare a field of a settings class.
 
@@ -71,10 +73,13 @@ def setting(
         help: one line with the unit; shown by `--help`.
         low, high: the range of a number, both included.
         flag: its name on the command line, if that is not the field's.
-        choices: of an enumeration; none: all of it.
+        choices: the names that it may take; of an enumeration none means all.
+        auto: whether it may be `auto` besides.
     """
-    declared = {"help": help, "low": low, "high": high, "flag": flag, "choices": choices}
-    return dataclasses.field(default=default, metadata=declared)
+    declared = {"help": help, "low": low, "high": high, "flag": flag}
+    return dataclasses.field(
+        default=default, metadata=declared | {"choices": choices, "auto": auto}
+    )
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:
@@ -82,18 +87,46 @@ def flag_of(field: "dataclasses.Field[Any]") -> str:
     return field.metadata.get("flag") or "--" + field.name.replace("_", "-")
 
 
+def choices_of(field: "dataclasses.Field[Any]") -> list[str]:
+    """The names that a settings field may take; none: it is no choice."""
+    declared = field.metadata.get("choices", ())
+    auto = [AUTO] if field.metadata.get("auto") else []
+    if isinstance(field.default, StrEnum) and not declared:
+        declared = type(field.default)
+    return auto + [str(name) for name in declared]
+
+
 class CheckedSettings:
-    """Checks every number against its declared range when the settings are made."""
+    """Checks every declared field when the settings are made."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, low = getattr(self, field.name), field.metadata.get("low")
-            if low is not None:
-                _check_number(flag_of(field), value, field.type, low, field.metadata["high"])
-                if field.type is float:  # 1 is as good as 1.0, but libraries mind
-                    object.__setattr__(self, field.name, float(value))
-            elif isinstance(field.default, tuple):
-                _check_texts(flag_of(field), value)
+            value = _checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """A field's value as its type, or a refusal."""
+    flag = flag_of(field)
+    if (low := field.metadata.get("low")) is not None:
+        _check_number(flag, value, field.type, low, field.metadata["high"])
+        return float(value) if field.type is float else value  # 1 is as good as 1.0
+    if names := choices_of(field):
+        return named(flag, value, names, type(field.default))
+    if isinstance(field.default, tuple):
+        _check_texts(flag, value)
+    return value
+
+
+def named(flag: str, value: object, names: Sequence[str], kind: type = str) -> Any:
+    """One of several names, as its type.
+
+    Raises:
+        SettingsError: an unknown name.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise SettingsError(f"{flag} {value}: expected one of {', '.join(names)}")
+    return kind(str(value))
 
 
 def _check_texts(flag: str, value: Any) -> None:
@@ -112,27 +145,6 @@ def _check_number(flag: str, value: Any, kind: Any, low: float, high: float) -> 
 
 def _shown(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
-
-
-class Pattern(StrEnum):
-    """Where retrieved passages stand (the paper's context patterns)."""
-
-    AUTO = "auto"
-    """No place of its own: what a reader reads best, decided by `Generator.settled`."""
-    NONE = "none"
-    PREPEND = "prepend"
-    APPEND = "append"
-    SLOT = "slot"
-    """Not the paper's: at positions of their own before the context."""
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether the pattern has passages at all."""
-        return self is not Pattern.NONE
-
-
-PATTERNS = tuple(pattern for pattern in Pattern if pattern is not Pattern.AUTO)
-"""Those that say where a passage stands."""
 
 
 class Marks(StrEnum):
@@ -163,6 +175,20 @@ class DecodeKernel(StrEnum):
 
 
 _MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a retriever is asked for, for every query of a batch."""
+
+    k: int = 1
+    """Hits per query."""
+    min_score: float = 0.0
+    """Hits that score less are left out."""
+    forbid_titles: tuple[str, ...] = ()
+    """Passages with one of these titles are left out."""
+    forbid_documents: tuple[str, ...] = ()
+    """Passages of the documents with these ids are left out."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +224,13 @@ DEFAULT_FRAME = FrameText(" [Reference: ", "]\n\n", 16)
 class RetrievalSettings(CheckedSettings):
     """When to retrieve, what with, and how much of it (paper section 3)."""
 
-    pattern: Pattern = setting(
-        Pattern.AUTO,
+    pattern: str = setting(
+        AUTO,
         "Where passages stand. auto: as the adapter was trained; without one in a slot, or "
         "appended if the model can have none or has marking tokens. none: nothing is retrieved, an "
         "index is not used.",
+        choices=PATTERNS,
+        auto=True,
     )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=_MOST_TOKENS)
     query_tokens: int = setting(
@@ -232,6 +260,11 @@ class RetrievalSettings(CheckedSettings):
     default `FrameText`."""
 
     @property
+    def retrieves(self) -> bool:
+        """Whether the pattern has passages."""
+        return self.pattern == AUTO or bool(PATTERNS[self.pattern].retrieves)
+
+    @property
     def search_options(self) -> SearchOptions:
         """What a retriever is asked."""
         return SearchOptions(
@@ -255,19 +288,11 @@ class RetrievalSettings(CheckedSettings):
         Raises:
             SettingsError: the pattern has passages, but there is no retriever.
         """
-        if self.pattern.retrieves and retriever is None:
+        if self.retrieves and retriever is None:
             raise SettingsError(
                 f"--pattern {self.pattern} retrieves, but there is no index; give --index, or use "
                 "--pattern none"
             )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            object.__setattr__(self, "pattern", Pattern(self.pattern))
-        except ValueError:
-            known = ", ".join(Pattern)
-            raise SettingsError(f"--pattern {self.pattern}: expected one of {known}") from None
 
 
 _COLDEST = 0.01

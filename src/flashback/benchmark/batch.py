@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from flashback.arrangement import Ids
 from flashback.benchmark.bench_settings import BatchBenchSettings
 from flashback.benchmark.shapes import shaped_reader, word
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, SearchOptions
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+from flashback.retrieval.protocol import Hit
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 
 ARMS = ("one by one", "batch")

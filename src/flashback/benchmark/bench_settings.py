@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from flashback.errors import SettingsError
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import PATTERNS, CheckedSettings, DecodeKernel, Pattern, setting
+from flashback.settings import CheckedSettings, DecodeKernel, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -97,8 +98,8 @@ class EngineBenchSettings(CheckedSettings):
 
     shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
     lengths: str = setting("512:1024", "FIRST:LAST positions; contexts end at LAST - m.")
-    pattern: Pattern = setting(
-        Pattern.APPEND, "Where passages go: none, prepend or append.", choices=PATTERNS
+    pattern: str = setting(
+        "append", "Where passages go: none, prepend or append.", choices=PATTERNS
     )
     stride: int = setting(16, "s: tokens written between two retrievals.", low=2, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
@@ -111,7 +112,7 @@ class EngineBenchSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pattern == Pattern.SLOT:
+        if self.pattern == "slot":
             raise SettingsError("--pattern slot: transformers' cache has none; see 'bench runtime'")
 
 
@@ -125,7 +126,7 @@ class BatchBenchSettings(CheckedSettings):
         512, "Tokens of the longest prompt; the shortest has half.", low=2, high=1 << 20
     )
     new_tokens: int = setting(64, "Tokens to write behind each prompt.", low=1, high=1 << 20)
-    pattern: Pattern = setting(Pattern.APPEND, "Where passages go.", choices=PATTERNS)
+    pattern: str = setting("append", "Where passages go.", choices=PATTERNS)
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)

@@ -4,10 +4,10 @@ import itertools
 import statistics
 import time
 
-from flashback.arrangement import Prompt
 from flashback.benchmark.ceilings import Ceilings
 from flashback.benchmark.flops import Pass, Shape, pass_bytes, pass_operations
 from flashback.benchmark.timed import TimedEngine
+from flashback.patterns.prompt import Prompt
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -35,7 +35,7 @@ def calibrate(
         engine.forget()
         sampler = Sampler(SamplingSettings(), (0,))
         tokens = min(1 + _DECODE_STEPS, reader.window - length)
-        completion = engine.complete(Prompt((0,) * length), tokens, sampler)
+        completion = engine.complete(Prompt.plain((0,) * length), tokens, sampler)
         ends = [time.perf_counter() for _ in completion]
         encode.append(completion.usage.encode_seconds)
         decode += [ended - began for began, ended in itertools.pairwise(ends)]

@@ -18,8 +18,6 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flashback.settings import Pattern
-
 
 def paper_recomputation(length: int, stride: int, batch: int, hidden: int, layers: int) -> float:
     """C0 = 2T(T+s)bh²l/s: what prepending spends on computing keys and values again (paper)."""
@@ -144,7 +142,7 @@ def _projections(shape: Shape) -> int:
 
 
 def stride_passes(
-    pattern: Pattern,
+    pattern: str,
     context: int,
     stride: int,
     passage: int,
@@ -168,17 +166,17 @@ def stride_passes(
         batch: b.
         joint: a slot's passage is encoded in the pass of the tokens behind it.
     """
-    if pattern is Pattern.NONE:
+    if pattern == "none":
         passage = 0
-    encoded = 0 if known or pattern is not Pattern.SLOT else passage
+    encoded = 0 if known or pattern != "slot" else passage
     if encoded and not joint:
         yield Pass(encoded, 0, logits=0, batch=batch)
     prompt = context + passage
     if first:
-        new = context if pattern is Pattern.SLOT else prompt
-    elif pattern is Pattern.APPEND:
+        new = context if pattern == "slot" else prompt
+    elif pattern == "append":
         new = passage + (stride if behind_passage else 1)
-    elif pattern is Pattern.PREPEND and not known:
+    elif pattern == "prepend" and not known:
         new = prompt
     else:
         new = 1  # all but the token that was chosen last is cached

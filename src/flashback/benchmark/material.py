@@ -16,14 +16,14 @@ from itertools import groupby
 
 from torch import Tensor
 
-from flashback.arrangement import Ids
 from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.retrieval.protocol import Hit, Retriever
 from flashback.sampling import Sampler
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, SearchOptions
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashback.arrangement import Ids
 from flashback.engines.local import LocalEngine
 from flashback.evaluation.arms import TEXTS, Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
+from flashback.patterns.prompt import Ids
 from flashback.readers.adapter import put_on
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader

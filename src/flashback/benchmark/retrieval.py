@@ -15,8 +15,7 @@ from flashback.errors import CorpusError
 from flashback.files import temporary_folder
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.indexing import index_corpus, open_corpus
-from flashback.retrieval.protocol import SearchOptions
-from flashback.settings import CheckedSettings, setting
+from flashback.settings import CheckedSettings, SearchOptions, setting
 
 T = TypeVar("T")
 

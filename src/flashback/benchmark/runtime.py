@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from flashback.arrangement import slot_room
 from flashback.benchmark.bench_settings import ARMS, RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
@@ -29,13 +28,13 @@ from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import check_decode_kernel, for_inference
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
     DecodeKernel,
     FrameText,
-    Pattern,
     Quantize,
     RetrievalSettings,
     Settings,
@@ -123,7 +122,7 @@ def _arms(settings: RuntimeSettings, reader: Reader) -> tuple[str, ...]:
     """
     for arm in settings.arms:
         reader.check_pattern(pattern_of(arm))
-    possible = (arm for arm in ARMS if reader.can_have_slot or pattern_of(arm) is not Pattern.SLOT)
+    possible = (arm for arm in ARMS if reader.can_have(PATTERNS[pattern_of(arm)]))
     return tuple(dict.fromkeys(settings.arms or possible))
 
 
@@ -164,7 +163,7 @@ class Runtime:
         Raises:
             CorpusError: not one passage was found for a real text.
         """
-        if any(pattern_of(arm) is Pattern.SLOT for arm in self.arms):
+        if any(pattern_of(arm) == "slot" for arm in self.arms):
             _ = self.joint_passes  # found out before anything is timed
         warm_up = [4 * self.settings.stride]
         for arm in self.arms:  # not counted
@@ -183,7 +182,7 @@ class Runtime:
                 found = found or bool(written.stride.passages)
                 yield self._measured(arm, length, written)
                 on_stride()
-        if not found and any(pattern_of(arm).retrieves for arm in self.arms):
+        if not found and any(PATTERNS[pattern_of(arm)].retrieves for arm in self.arms):
             raise CorpusError(
                 f"no passage was found for any of {len(self.lengths)} boundaries of "
                 f"{self.material.name}; give an index of other texts"
@@ -220,7 +219,7 @@ class Runtime:
             contexts = range(start, start + count * self.settings.stride, self.settings.stride)
             frame = self.reader.frame(retrieval.frame, pattern)
             found = self.material.passages(self.reader, contexts, retrieval)
-            room = slot_room(1, self.settings.passage_tokens, frame)
+            room = PATTERNS[pattern].reserved(1, self.settings.passage_tokens, frame)
             engine.keep(map(frame.around, found), room)
         retriever = self.material.new_retriever()
         writing = Generator(self.reader, engine, retriever).stream(
@@ -231,7 +230,7 @@ class Runtime:
         for stride in (event for event in writing if isinstance(event, Stride)):
             unchanged = before is not None and before.passages == stride.passages
             known = engine.passages.count.encoded == encoded
-            kept = pattern is Pattern.SLOT and bool(stride.passages) and not unchanged and known
+            kept = pattern == "slot" and bool(stride.passages) and not unchanged and known
             behind_passage = before is not None and bool(before.passages)
             yield Written(stride, before is None, unchanged, behind_passage, kept)
             before, encoded = stride, engine.passages.count.encoded
@@ -246,7 +245,7 @@ class Runtime:
             passage_bytes=limit,
             fixed_passes=self.fixed_passes,
         )
-        if pattern_of(arm) is Pattern.SLOT:
+        if pattern_of(arm) == "slot":
             _ = engine.joins_passages  # found out before anything is timed
         return engine
 
@@ -264,7 +263,7 @@ class Runtime:
                 behind_passage=written.behind_passage,
                 every_logit=arm == "authors_prepend",
                 batch=self.settings.batch_size,
-                joint=pattern_of(arm) is Pattern.SLOT and self.joint_passes,
+                joint=pattern_of(arm) == "slot" and self.joint_passes,
             )
         )
         return Measured(
@@ -285,9 +284,9 @@ class Runtime:
         return sum(bound_seconds(self.shape, one, ceilings) for one in passes)
 
 
-def pattern_of(arm: str) -> Pattern:
+def pattern_of(arm: str) -> str:
     """The context pattern of an arm."""
-    return Pattern(arm.removeprefix("authors_").removesuffix("_cached"))
+    return arm.removeprefix("authors_").removesuffix("_cached")
 
 
 _LONGEST_LENGTHS = 20
@@ -332,7 +331,7 @@ def parse_lengths(settings: Sweep, frame: int = 0) -> range:
     return lengths
 
 
-def bare_retrieval(pattern: Pattern, settings: Sweep) -> RetrievalSettings:
+def bare_retrieval(pattern: str, settings: Sweep) -> RetrievalSettings:
     """Passages with no words around them, as in the paper's test."""
     return RetrievalSettings(
         pattern,

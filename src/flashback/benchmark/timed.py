@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.arrangement import Ids, Prompt
 from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Dictation
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
+from flashback.patterns.prompt import Ids, Prompt
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 

@@ -24,16 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashback.arrangement import Ids
 from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Pattern
 from flashback.training.lora import add_lora
 from flashback.training.training_settings import TrainingSettings
 
@@ -144,7 +143,7 @@ class Training:
                 f"--window-tokens {settings.window_tokens}: needs {needed} positions with a "
                 f"passage, but {reader.name} has {reader.window}"
             )
-        arrangement = Arrangement(Pattern.APPEND, frame)
+        arrangement = Arrangement("append", frame)
         return cls(reader, settings, model.eval(), arrangement, examples)
 
     @property

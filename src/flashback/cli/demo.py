@@ -37,7 +37,6 @@ def demo(as_json: bool) -> None:
 
     quiet_transformers()
     from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index, score_patterns
-    from flashback.settings import Pattern
 
     quiet = as_json and not notes.is_terminal
     console = Console(stderr=as_json, highlight=False, quiet=quiet)
@@ -47,7 +46,7 @@ def demo(as_json: bool) -> None:
     show = Demo(index, DemoSettings())
     show.warm_up()
     _print_append(console, show)
-    for pattern in (Pattern.SLOT, Pattern.PREPEND, Pattern.NONE):
+    for pattern in ("slot", "prepend", "none"):
         with notes.status(f"the same again: {pattern}"):
             for _ in show.run(pattern):
                 pass
@@ -73,7 +72,6 @@ def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
 
 def _print_append(console: Console, show: "Demo") -> None:
     from flashback.cli.demonstration import PAGE
-    from flashback.settings import Pattern
     from flashback.writing.generator import StrideStart, TextPiece
 
     console.print(
@@ -82,7 +80,7 @@ def _print_append(console: Console, show: "Demo") -> None:
         f"{show.settings.stride} tokens (its title and score on the right):\n"
     )
     console.print(Text(f"… {show.prompt_end}\n", style="dim"))
-    events = show.run(Pattern.APPEND)
+    events = show.run("append")
     for start in events:
         assert isinstance(start, StrideStart)
         text = ""

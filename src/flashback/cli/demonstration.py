@@ -24,6 +24,7 @@ from flashback.errors import CorpusError, IndexFolderError
 from flashback.evaluation.adapted import Readers
 from flashback.evaluation.arms import FrameKind, adapter_arms, untrained_arms
 from flashback.evaluation.evaluate import Judged, StartScoring, evaluate
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder, load_adapted
 from flashback.readers.inference import for_inference
 from flashback.readers.load import MINI, load_reader
@@ -32,14 +33,7 @@ from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.scoring.prepare import prepare
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import (
-    PATTERNS,
-    Pattern,
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 from flashback.version import __version__
 from flashback.writing.generator import Event, Generation, Generator
 
@@ -63,9 +57,9 @@ class DemoSettings:
     @property
     def stride(self) -> int:
         """Tokens between two retrievals."""
-        return self.of(Pattern.APPEND).retrieval.stride
+        return self.of("append").retrieval.stride
 
-    def of(self, pattern: Pattern) -> Settings:
+    def of(self, pattern: str) -> Settings:
         """The same settings for every pattern."""
         return Settings(
             RetrievalSettings(pattern=pattern),
@@ -118,12 +112,12 @@ class Demo:
     def __init__(self, index: BM25Index, settings: DemoSettings) -> None:
         self._index = index
         self.settings = settings
-        self._writers: dict[Pattern, tuple[Generator, LocalEngine]] = {}
-        self._reader = self._writer(Pattern.APPEND)[0].reader
+        self._writers: dict[str, tuple[Generator, LocalEngine]] = {}
+        self._reader = self._writer("append")[0].reader
         self.prompt = self._reader.encode_prompt(held_out_page())[: settings.prompt_tokens]
-        self.results: dict[Pattern, Generation] = {}
+        self.results: dict[str, Generation] = {}
 
-    def _writer(self, pattern: Pattern) -> tuple[Generator, LocalEngine]:
+    def _writer(self, pattern: str) -> tuple[Generator, LocalEngine]:
         """A reader with what ships for the pattern; its engine's cache is its own."""
         if pattern not in self._writers:
             reader = for_inference(
@@ -147,7 +141,7 @@ class Demo:
             )
             self._writer(pattern)[0].generate(self.prompt, settings)
 
-    def run(self, pattern: Pattern) -> Iterator[Event]:
+    def run(self, pattern: str) -> Iterator[Event]:
         """Write with one pattern; its result is in `results` afterwards."""
         writer, engine = self._writer(pattern)
         engine.forget()
@@ -194,8 +188,8 @@ def score_patterns(index: BM25Index, start: StartScoring) -> dict[str, Any]:
     found = prepare(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
     judged = Judged(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
-    arms = untrained_arms(PATTERNS, [FrameKind.TEXT])
+    arms = untrained_arms(list(PATTERNS), [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:
-        arms += adapter_arms(adapter, [Pattern.APPEND])
+        arms += adapter_arms(adapter, ["append"])
     return evaluate(arms, [judged], readers, start=start)[0].record()

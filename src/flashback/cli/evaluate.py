@@ -17,8 +17,9 @@ from flashback.cli.reader_options import ReaderOptions, quantize_option, reader_
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.settings import PATTERNS, Pattern, Quantize, RetrievalSettings
+from flashback.settings import Quantize, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.adapted import Readers
@@ -39,7 +40,7 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
 @click.option(
     "--pattern",
     "patterns",
-    type=click.Choice(list(map(str, PATTERNS))),
+    type=click.Choice(list(PATTERNS)),
     multiple=True,
     help="Score this pattern (repeatable; default: all that the reader can have).",
 )
@@ -91,11 +92,9 @@ def evaluate(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    wanted = [Pattern(pattern) for pattern in patterns]
-    retrieves = ablation or not wanted or any(pattern.retrieves for pattern in wanted)
-    retrieval = replace(
-        take(RetrievalSettings, values), pattern=Pattern.APPEND if retrieves else Pattern.NONE
-    )
+    wanted = list(patterns)
+    retrieves = ablation or not wanted or any(PATTERNS[pattern].retrieves for pattern in wanted)
+    retrieval = replace(take(RetrievalSettings, values), pattern="append" if retrieves else "none")
     windows = take(WindowSettings, values)
     bootstrap = take(BootstrapSettings, values)
     settings = list(combinations(retrieval, sweep))
@@ -194,20 +193,18 @@ def _check_ablation(windows: WindowSettings) -> None:
         raise click.UsageError("--ablation needs --protocol windows, whose strides share a context")
 
 
-def chosen_patterns(reader: "Reader", wanted: Sequence[Pattern]) -> list[Pattern]:
+def chosen_patterns(reader: "Reader", wanted: Sequence[str]) -> list[str]:
     """What was asked for, or all that the reader can have."""
     for pattern in wanted:
         reader.check_pattern(pattern)
-    return list(wanted) or [
-        pattern for pattern in PATTERNS if pattern is not Pattern.SLOT or reader.can_have_slot
-    ]
+    return list(wanted) or [name for name, pattern in PATTERNS.items() if reader.can_have(pattern)]
 
 
-def untrained_rows(reader: "Reader", patterns: Sequence[Pattern], shortened: bool) -> "list[Arm]":
+def untrained_rows(reader: "Reader", patterns: Sequence[str], shortened: bool) -> "list[Arm]":
     from flashback.evaluation.arms import Arm, untrained_arms, usual_frames
 
     arms = untrained_arms(patterns, usual_frames(reader))
-    return [*arms, Arm(Pattern.NONE, shortened=True)] if shortened else arms
+    return [*arms, Arm("none", shortened=True)] if shortened else arms
 
 
 def check_arms(

@@ -20,8 +20,8 @@ from flashback.cli.reader_options import (
     reader_options,
 )
 from flashback.settings import (
+    AUTO,
     FrameText,
-    Pattern,
     RetrievalSettings,
     SamplingSettings,
     Settings,
@@ -112,7 +112,7 @@ def generate(
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     many = many_prompts(prompt, prompts, out, batch_size, as_json)
     settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
-    if settings.retrieval.pattern is not Pattern.AUTO:
+    if settings.retrieval.pattern != AUTO:
         _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
@@ -127,7 +127,7 @@ def generate(
 
     writer = load(
         options.model,
-        index if settings.retrieval.pattern.retrieves else None,
+        index if settings.retrieval.retrieves else None,
         adapter=adapter,
         pattern=settings.retrieval.pattern,
         passages_from=passages_from,
@@ -154,9 +154,9 @@ def generate(
         _print_summary(writing.result)
 
 
-def _check_pattern(pattern: Pattern, echo: int | None, passages_from: Path | None) -> None:
+def _check_pattern(pattern: str, echo: int | None, passages_from: Path | None) -> None:
     check_echo(echo or 0, pattern)
-    if passages_from is not None and pattern is not Pattern.SLOT:
+    if passages_from is not None and pattern != "slot":
         raise click.UsageError("--passages-from has an effect on --pattern slot only")
 
 

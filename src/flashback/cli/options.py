@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Collection
-from enum import EnumType
 from typing import Any, TypeVar
 
 import click
 
-from flashback.settings import flag_of
+from flashback.settings import choices_of, flag_of
 
 Command = Callable[..., Any]
 SettingsT = TypeVar("SettingsT")
@@ -57,7 +56,7 @@ def _behaviour(field: "dataclasses.Field[Any]") -> dict[str, Any]:
         return common | {"is_flag": True, "show_default": default}
     if isinstance(default, tuple):
         return common | {"multiple": True, "show_default": False, "metavar": "TEXT"}
-    if isinstance(type(default), EnumType):
-        choice = click.Choice([str(value) for value in field.metadata["choices"] or type(default)])
+    if names := choices_of(field):
+        choice = click.Choice(names)
         return common | {"type": choice, "default": str(default), "show_default": True}
     return common | {"type": type(default), "show_default": True}

@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from flashback.errors import SettingsError
-from flashback.settings import PATTERNS, Pattern, RetrievalSettings
+from flashback.patterns.registry import PATTERNS
+from flashback.settings import AUTO, RetrievalSettings
 
 
 def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where passages stand while an adapter is trained."""
     return click.option(
         "--pattern",
-        type=click.Choice(list(map(str, PATTERNS))),
-        default=str(Pattern.APPEND),
+        type=click.Choice(list(PATTERNS)),
+        default="append",
         show_default=True,
         help="Where passages stand; none: nothing is retrieved, an index is not used.",
     )(command)
@@ -28,20 +29,20 @@ def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSe
     Raises:
         AdapterError: the folder is missing or damaged.
     """
-    if retrieval.pattern is not Pattern.AUTO or adapter in (None, "auto"):
+    if retrieval.pattern != AUTO or adapter in (None, "auto"):
         return retrieval
     from flashback.readers.card import read_card
 
     return replace(retrieval, pattern=read_card(Path(str(adapter))).pattern)
 
 
-def check_echo(echo_tokens: int, pattern: Pattern) -> None:
+def check_echo(echo_tokens: int, pattern: str) -> None:
     """Refuse an echo where nothing stands behind the context.
 
     Raises:
         SettingsError: the pattern is not `append`.
     """
-    if echo_tokens and pattern is not Pattern.APPEND:
+    if echo_tokens and pattern != "append":
         raise SettingsError(
             f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
         )

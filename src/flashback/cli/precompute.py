@@ -12,7 +12,7 @@ from flashback.cli.generate import frame_of, frame_options
 from flashback.cli.options import options_of, take
 from flashback.cli.reader_options import ReaderOptions, adapter_option, reader_options
 from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 _ASKED_FROM = 1 << 30
 """Bytes that are not written without asking."""
@@ -53,7 +53,7 @@ def precompute(
     settings = take(
         RetrievalSettings,
         values,
-        pattern=Pattern.SLOT,
+        pattern="slot",
         frame=frame_of(frame_before, frame_after),
     )
 
@@ -63,8 +63,8 @@ def precompute(
     from flashback.readers.inference import for_inference
 
     check_free(out)
-    loaded = load_adapted(options.model, adapter, pattern=Pattern.SLOT, **options.placed)
-    loaded.check_pattern(Pattern.SLOT)
+    loaded = load_adapted(options.model, adapter, pattern="slot", **options.placed)
+    loaded.check_pattern("slot")
     with notes.status("reading passages"):
         work = Precomputation.of(for_inference(loaded), retriever.texts(), settings)
     click.echo(f"{out}: {len(work.passages):,} passages, {work.bytes / 1e9:.2f} GB")

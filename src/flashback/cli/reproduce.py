@@ -17,8 +17,9 @@ from flashback.cli.reader_options import ReaderOptions, reader_options
 from flashback.cli.train import RETRIEVED, training_progress
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import PATTERNS, Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def reproduce(
 
     quiet_transformers()
     run_settings = take(TrainingSettings, values)
-    retrieval = take(RetrievalSettings, values, pattern=Pattern.APPEND)  # every row has its own
+    retrieval = take(RetrievalSettings, values, pattern="append")  # every row has its own
     windows = take(WindowSettings, values)
     bootstrap = take(BootstrapSettings, values)
     if out == Path():  # what an unset shell variable gives
@@ -127,7 +128,7 @@ def reproduce(
     _warn_of_leakage(examples, judged[0].examples)
     table_of.claim(out, run, readers.get(), examples)
     table_of.train_missing(out, readers, examples, run, training_progress)
-    arms = table_of.arms(out, run_settings.echo_tokens, readers.get().can_have_slot)
+    arms = table_of.arms(out, run_settings.echo_tokens, readers.get().can_have(PATTERNS["slot"]))
     with counting("scoring windows") as start:
         (table,) = run_evaluation(
             arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start
@@ -144,7 +145,7 @@ def _check_reproduction(reader: "Reader", run: "Run") -> None:
     from flashback.training.reproduce import NAIVE_FRAMES
     from flashback.training.run import check_positions
 
-    arms = untrained_arms(PATTERNS, NAIVE_FRAMES)
+    arms = untrained_arms(list(PATTERNS), NAIVE_FRAMES)
     frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))
     check_positions(reader, run.windows, run.retrieval, frame)
 

@@ -23,7 +23,7 @@ from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def train(
 
     quiet_transformers()
     settings = take(TrainingSettings, values)
-    retrieval = take(RetrievalSettings, values, pattern=Pattern(pattern))
+    retrieval = take(RetrievalSettings, values, pattern=pattern)
     windows = take(WindowSettings, values)
     retrieval.check_retriever(index)
     if "-" in documents and "-" in held_out:
@@ -119,7 +119,7 @@ def train(
     check_echo(settings.echo_tokens, retrieval.pattern)
     check_output(out)
     loggers(log_to)  # now, not after minutes of looking up
-    retrieves = retrieval.pattern.retrieves
+    retrieves = retrieval.retrieves
     sources = open_sources(documents, index, retrieves=retrieves)
     held_out_sources = open_sources(held_out, index, retrieves=retrieves) if held_out else None
     reader = options.load_plain()
@@ -191,7 +191,7 @@ def _measured(
     from flashback.evaluation.evaluate import evaluate
 
     readers = Readers(load)
-    patterns = list(dict.fromkeys([Pattern.NONE, card.pattern]))
+    patterns = list(dict.fromkeys(["none", card.pattern]))
     arms = untrained_arms(patterns, usual_frames(readers.get()))
     arms += adapter_arms(out, [card.pattern])
     with counting("scoring held-out windows") as start:

@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.cache.layers import States, room_for
 from flashback.engines.cache.sequence import HeldTokens
 from flashback.engines.kernels.fixed_passes import NewTokens
 from flashback.engines.protocol import Request, Usage
+from flashback.patterns.prompt import Ids, Prompt
 
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine
@@ -243,7 +243,7 @@ class LocalBatch:
         self._held = self._pack(list(found.values()))
         for at, prompt in enumerate(prompts):
             if at not in found:
-                found[at] = Row(room=prompt.slot.room, place=len(self._held))
+                found[at] = Row(room=prompt.reserved, place=len(self._held))
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]
 
@@ -263,7 +263,7 @@ class LocalBatch:
     def _show_pieces(self, row: Row, prompt: Prompt, usage: Usage) -> Ids:
         """Encode what is new of a prompt but for its last piece; that, its passage in view."""
         began = time.perf_counter()
-        *earlier, (passage, last) = prompt.pieces(len(row.ids))
+        *earlier, (passage, last) = ((one.passage, one.ids) for one in prompt.after(len(row.ids)))
         for seen, ids in earlier:
             usage.encoded += self._show(row, seen) + len(ids)
             self._pass([row], [ids])

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache.layers import (
     States,
@@ -56,6 +55,7 @@ from flashback.engines.self_check import (
     refuse_uncuttable,
 )
 from flashback.errors import SettingsError, UnsupportedReader
+from flashback.patterns.prompt import Ids, Prompt
 from flashback.sampling import Sampler
 
 _ALIBI = ("bloom", "mpt")
@@ -177,11 +177,11 @@ class LocalEngine:
         Raises:
             SettingsError: `start` is not in [1, len(ids)), or the ids exceed the window.
         """
-        self.check_request(Prompt(tuple(ids)), 0)
+        self.check_request(Prompt.plain(tuple(ids)), 0)
         if not 1 <= start < len(ids):
             raise SettingsError(f"score starts at {start}; expected 1 to {len(ids) - 1}")
         # ids[start - 1] must be encoded anew, since its logits are the first that are needed.
-        sequence, _ = self.lease(Prompt(tuple(ids[:start])))
+        sequence, _ = self.lease(Prompt.plain(tuple(ids[:start])))
         try:
             # Also while the logits are read, which the next pass may write over.
             with self._running(sequence):
@@ -229,14 +229,14 @@ class LocalEngine:
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""
-        if prompt.slot.room and not self.capabilities.slot:
+        if prompt.reserved and not self.capabilities.slot:
             raise SettingsError(
                 f"{label(self.model)} has layers that see a sliding window only, which a slot "
                 "before the context would leave; use another pattern"
             )
-        if prompt.slot.room and self._store is not None:
-            self._store.check_room(prompt.slot.room)
-        length, room = len(prompt.context), prompt.slot.room
+        if prompt.reserved and self._store is not None:
+            self._store.check_room(prompt.reserved)
+        length, room = len(prompt.ids), prompt.reserved
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")
         if room + length + max_tokens > self.capabilities.window:
@@ -284,7 +284,7 @@ class LocalEngine:
         self, sequence: CachedSequence, prompt: Prompt, start: int, sampler: Sampler, usage: Usage
     ) -> int:
         """Encode what is behind `start`, each piece with its passage in view, and choose."""
-        *earlier, last = prompt.pieces(start)
+        *earlier, last = ((one.passage, one.ids) for one in prompt.after(start))
         for piece in earlier:
             with self._running(sequence):
                 self._encode(sequence, *piece, usage)

@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States
 from flashback.errors import PassageStoreError, SettingsError
 from flashback.files import fresh_folder, sync_files, sync_folder, write_atomically
+from flashback.patterns.prompt import Ids
 
 MANIFEST = "flashback-passages.json"
 FORMAT = 2

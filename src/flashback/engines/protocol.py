@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from flashback.arrangement import Ids, Prompt
+from flashback.patterns.prompt import Ids, Prompt
 from flashback.sampling import Sampler
 
 

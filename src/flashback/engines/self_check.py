@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.arrangement import Ids, Prompt
 from flashback.engines.batch import LocalBatch
 from flashback.engines.cache.layers import CUTTABLE, States, full_layers, has_hidden_windows
 from flashback.engines.kernels.packed import is_quantized
 from flashback.errors import UnsupportedReader
+from flashback.patterns.prompt import Ids, Prompt
 
 if TYPE_CHECKING:
     from flashback.engines.local import LocalEngine
@@ -68,7 +68,7 @@ def check_cache_reuse(engine: "LocalEngine") -> None:
     base, other = _random_ids(engine.model, 2, length)
     for kept in (length, 2 * length // 3, length // 3):
         ids = base[:kept] + other[kept:]
-        sequence, shared = engine.lease(Prompt(tuple(ids[:-1])))
+        sequence, shared = engine.lease(Prompt.plain(tuple(ids[:-1])))
         # Several tokens behind the cache, and a single one.
         cached = [
             engine._forward(sequence, new, 1)[-1].clone() for new in (ids[shared:-1], ids[-1:])
@@ -89,7 +89,7 @@ def has_fixed_passes(engine: "LocalEngine") -> bool:
     (ids,) = _random_ids(engine.model, 1, max(9, min(24, window)))
     if len(ids) > window:
         return False
-    sequence, _ = engine.lease(Prompt(tuple(ids[:-6])))
+    sequence, _ = engine.lease(Prompt.plain(tuple(ids[:-6])))
     try:
         engine._forward(sequence, ids[:-6], 1)
         for start, end in ((-6, -5), (-5, -4), (-4, -2), (-2, None)):
@@ -167,7 +167,7 @@ def _check_batch(engine: "LocalEngine", *, fixed: bool) -> None:
     for first, second in lengths if fixed else lengths[:2]:
         prompts = (long[:first], short[:second])
         try:
-            logits = batch.logits([Prompt(tuple(ids)) for ids in prompts])
+            logits = batch.logits([Prompt.plain(tuple(ids)) for ids in prompts])
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:

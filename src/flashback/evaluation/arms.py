@@ -7,15 +7,16 @@ from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 
-from flashback.arrangement import Frame
 from flashback.errors import SettingsError
+from flashback.patterns.frame import Frame
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard, read_card
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example, SlotLayout
 from flashback.scoring.passes import takes_positions
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
+from flashback.settings import DEFAULT_FRAME, FrameText, Marks
 
 
 class FrameKind(StrEnum):
@@ -49,14 +50,14 @@ TEXTS = {
 class Arm:
     """One row of the table: who reads what, arranged how."""
 
-    pattern: Pattern
+    pattern: str
     frame: FrameKind = FrameKind.BARE
     adapter: Path | None = None
     marks: Marks = Marks.NONE
     """Of the adapter."""
     echo_tokens: int = 0
     """Of the adapter."""
-    trained_for: Pattern | None = None
+    trained_for: str | None = None
     """The adapter's pattern."""
     shortened: bool = False
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
@@ -73,7 +74,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Such as `append (text)`, `append + LoRA, trained marks`, `none (shortened)`."""
-        framed = self.pattern.retrieves and self.trained_for is None
+        framed = PATTERNS[self.pattern].retrieves and self.trained_for is None
         notes = [
             *([str(self.frame)] if framed else []),
             *(["shortened"] if self.shortened else []),
@@ -87,10 +88,10 @@ class Arm:
         if self.trained_for is None:
             return ""
         whose = "" if self.trained_for is self.pattern else f"{self.trained_for} "
-        passages = self.pattern.retrieves or self.trained_for.retrieves
+        passages = any(PATTERNS[name].retrieves for name in (self.pattern, self.trained_for))
         marks = f", {self.marks} marks" if passages and self.marks is not Marks.NONE else ""
-        appends = Pattern.APPEND in (self.pattern, self.trained_for)
-        echo = ", echo" if appends and self.echo_tokens else ""
+        echoes = any(PATTERNS[name].echoes for name in (self.pattern, self.trained_for))
+        echo = ", echo" if echoes and self.echo_tokens else ""
         return f" + {whose}LoRA{marks}{echo}"
 
     def arrangement(self, reader: Reader) -> Arrangement:
@@ -103,7 +104,7 @@ class Arm:
         Args:
             reader: without this arm's adapter.
         """
-        if not self.pattern.retrieves:
+        if not PATTERNS[self.pattern].retrieves:
             return 0
         if self.adapter is None:
             return len(self._frame(reader)) + len(self.layout.dropped) + self.layout.gap
@@ -118,7 +119,7 @@ class Arm:
                     f"{reader.name} has no end-of-text token to put before passages"
                 )
             return Frame((int(reader.tokenizer.eos_token_id),))
-        pattern = Pattern.PREPEND if self.frame is FrameKind.NO_BOS else self.pattern
+        pattern = "prepend" if self.frame is FrameKind.NO_BOS else self.pattern
         return reader.frame(TEXTS[self.frame], pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
@@ -130,13 +131,13 @@ class Arm:
         ]
 
 
-def untrained_arms(patterns: Sequence[Pattern], frames: Sequence[FrameKind]) -> list[Arm]:
+def untrained_arms(patterns: Sequence[str], frames: Sequence[FrameKind]) -> list[Arm]:
     """Every pattern without an adapter, those with passages in every frame they can have."""
     return [
         Arm(pattern, frame)
         for pattern in patterns
-        for frame in (frames if pattern.retrieves else (FrameKind.BARE,))
-        if frame is not FrameKind.ECHO or pattern is Pattern.APPEND
+        for frame in (frames if PATTERNS[pattern].retrieves else (FrameKind.BARE,))
+        if frame is not FrameKind.ECHO or PATTERNS[pattern].echoes
     ]
 
 
@@ -153,7 +154,7 @@ def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
     Raises:
         SettingsError: the reader can have no slot, or takes no positions.
     """
-    reader.check_pattern(Pattern.SLOT)
+    reader.check_pattern("slot")
     if not takes_positions(reader.model):
         raise SettingsError(f"--ablation: {reader.name} takes no positions; leave it out")
     layouts = [
@@ -165,10 +166,10 @@ def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
     ]
     without = [SlotLayout(), SlotLayout(dropped=reader.bos)] if reader.bos else []
     return [
-        Arm(Pattern.APPEND, FrameKind.TEXT),
-        *(Arm(Pattern.SLOT, FrameKind.TEXT, layout=layout) for layout in layouts),
-        *(Arm(Pattern.SLOT, FrameKind.NO_BOS, layout=layout) for layout in without),
-        Arm(Pattern.SLOT, FrameKind.BARE),
+        Arm("append", FrameKind.TEXT),
+        *(Arm("slot", FrameKind.TEXT, layout=layout) for layout in layouts),
+        *(Arm("slot", FrameKind.NO_BOS, layout=layout) for layout in without),
+        Arm("slot", FrameKind.BARE),
     ]
 
 
@@ -177,7 +178,7 @@ def usual_frames(reader: Reader) -> tuple[FrameKind, ...]:
     return (FrameKind.TEXT, FrameKind.ECHO) if reader.marks is None else (FrameKind.MARKS,)
 
 
-def adapter_arms(folder: Path, patterns: Sequence[Pattern]) -> list[Arm]:
+def adapter_arms(folder: Path, patterns: Sequence[str]) -> list[Arm]:
     """Every pattern with one adapter.
 
     Raises:
@@ -187,7 +188,7 @@ def adapter_arms(folder: Path, patterns: Sequence[Pattern]) -> list[Arm]:
     return [arm_of(folder, card, pattern) for pattern in patterns]
 
 
-def arm_of(folder: Path, card: AdapterCard, pattern: Pattern) -> Arm:
+def arm_of(folder: Path, card: AdapterCard, pattern: str) -> Arm:
     """A pattern with one adapter."""
     frame = FrameKind.BARE if card.marks is Marks.NONE else FrameKind.MARKS
     return Arm(pattern, frame, folder, card.marks, card.echo_tokens, card.pattern)

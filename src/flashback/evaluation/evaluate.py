@@ -15,6 +15,7 @@ from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
 from flashback.evaluation.statistics import Bootstrap
 from flashback.files import write_atomically
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, CONFIG, WEIGHTS
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.reader import Reader
@@ -131,7 +132,7 @@ def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> lis
             shown: identity_of(one.examples, one.windows, passages=shown) for shown in (True, False)
         }
         for arm in arms:
-            identity = identities[arm.pattern.retrieves]
+            identity = identities[PATTERNS[arm.pattern].retrieves]
             own = asdict(replace(arm, adapter=None, label=""))  # a folder may be moved
             parts = json.dumps([identity, base, adapters[arm.adapter], own])
             key = hashlib.sha256(parts.encode()).hexdigest()[:32]

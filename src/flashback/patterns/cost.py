@@ -17,7 +17,7 @@ class Pass:
     batch: int = 1
     """b: rows, each with n, c, d and k of its own."""
     passage: int = 0
-    """d: tokens of a passage prefilled in the same pass, and among the c that the new tokens see."""
+    """d: tokens of a passage prefilled in the same pass; they are among the c."""
 
     @property
     def tokens(self) -> int:

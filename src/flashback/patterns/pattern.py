@@ -96,7 +96,7 @@ class ContextPattern(ABC):
             yield Pass(1, length, batch=stride.batch)
 
     def boundary_tokens(self, stride: StrideShape) -> int:
-        """Tokens prefilled at a boundary behind a full cache, those of an isolated passage aside."""
+        """Tokens prefilled at a boundary behind a full cache, without an isolated passage's."""
         return 1  # all but the token that was chosen last is cached
 
     def __str__(self) -> str:

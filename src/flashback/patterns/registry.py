@@ -20,7 +20,7 @@ PATTERNS.register("append", Append())
 PATTERNS.register("slot", Slot())
 
 _UNTRAINED = ("slot", "append")
-"""What `auto` takes for a reader without an adapter or marking tokens, the first that it can have."""
+"""What `auto` means for a reader without adapter or marking tokens: the first that is possible."""
 
 
 def best_untrained(possible: Callable[[ContextPattern], bool]) -> str:

@@ -6,14 +6,11 @@ from flashback.readers.adapter import put_on
 from flashback.readers.card import read_card
 from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.reader import Reader
-from flashback.settings import Pattern
-
-AUTO = "auto"
-"""The adapter that ships for the reader, if there is one."""
+from flashback.settings import AUTO
 
 
 def adapter_folder(
-    model: str, adapter: str | Path | None, pattern: Pattern | None = None
+    model: str, adapter: str | Path | None, pattern: str | None = None
 ) -> Path | None:
     """Which adapter folder is meant.
 
@@ -33,7 +30,7 @@ def load_adapted(
     model: str = MINI,
     adapter: str | Path | None = AUTO,
     *,
-    pattern: Pattern | None = None,
+    pattern: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     window: int | None = None,

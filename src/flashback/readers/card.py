@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import AdapterError
-from flashback.settings import FrameText, Marks, Pattern, RetrievalSettings
+from flashback.patterns.registry import PATTERNS
+from flashback.settings import FrameText, Marks, RetrievalSettings
 
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -35,7 +36,7 @@ class AdapterCard:
     """What an adapter says about itself (`flashback.json`)."""
 
     base: Base
-    pattern: Pattern
+    pattern: str
     marks: Marks
     mark_ids: tuple[int, int] | None
     """Of `<MARK_L>` and `<MARK_R>`; None without marks."""
@@ -55,7 +56,7 @@ class AdapterCard:
 
     def differences(self, retrieval: RetrievalSettings) -> list[str]:
         """How a generation's settings differ from what the adapter was trained for."""
-        if not (self.pattern.retrieves or retrieval.pattern.retrieves):
+        if not (PATTERNS[self.pattern].retrieves or retrieval.retrieves):
             return []  # the others are about passages
         wanted = {name: getattr(retrieval, name) for name in _TRAINED_FOR}
         found = [
@@ -107,11 +108,13 @@ def _card_of(record: dict[str, Any]) -> AdapterCard:
     marks = values.pop("mark_ids")
     card = AdapterCard(
         base=Base(**values.pop("base")),
-        pattern=Pattern(values.pop("pattern")),
+        pattern=values.pop("pattern"),
         marks=Marks(values.pop("marks")),
         mark_ids=None if marks is None else (int(marks[0]), int(marks[1])),
         **values,
     )
+    if card.pattern not in PATTERNS:
+        raise ValueError(f"the pattern is {card.pattern!r}")
     for name, value in dataclasses.asdict(card.base).items():
         if not isinstance(value, str):
             raise ValueError(f"{name} of the base is {value!r}")

@@ -12,12 +12,15 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from flashback.arrangement import Frame, Ids
 from flashback.engines.cache.layers import has_full_attention_only
 from flashback.errors import ReaderError, SettingsError
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard
 from flashback.readers.placement import Placement
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks, Pattern
+from flashback.settings import DEFAULT_FRAME, FrameText, Marks
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""
@@ -137,11 +140,11 @@ class Reader:
         assert isinstance(text, str)
         return text
 
-    def frame(self, text: FrameText | None, pattern: Pattern) -> Frame:
+    def frame(self, text: FrameText | None, pattern: str) -> Frame:
         """The ids around passages: of the given text, else marks if any, else of a default text.
 
         A reader whose adapter was trained without marks gets nothing instead of the default text.
-        In a slot, a passage in text begins with BOS, if the reader has one, as any text does.
+        An isolated passage in a text frame begins with BOS, as any text of the reader does.
         """
         own = self._own_frame(pattern)
         if text is None:
@@ -149,7 +152,7 @@ class Reader:
         echo = own.echo if text.echo_tokens is None else text.echo_tokens
         return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
 
-    def _own_frame(self, pattern: Pattern) -> Frame:
+    def _own_frame(self, pattern: str) -> Frame:
         without = self.adapter is not None and self.adapter.marks is Marks.NONE
         if self.marks is not None and not without:
             return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
@@ -157,26 +160,25 @@ class Reader:
             return Frame(echo=self._trained_echo)
         return self._text_frame(DEFAULT_FRAME, pattern, DEFAULT_FRAME.echo_tokens or 0)
 
-    def _text_frame(self, text: FrameText, pattern: Pattern, echo: int) -> Frame:
+    def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
         before = DEFAULT_FRAME.before if text.before is None else text.before
         after = DEFAULT_FRAME.after if text.after is None else text.after
-        begin = self.bos if pattern is Pattern.SLOT else ()
+        begin = self.bos if PATTERNS[pattern].isolated else ()
         return Frame((*begin, *self.encode(before or "")), tuple(self.encode(after or "")), echo)
 
-    @property
-    def can_have_slot(self) -> bool:
-        """Whether every layer sees all positions, those of a slot before the context included."""
-        return has_full_attention_only(self.model)
+    def can_have(self, pattern: ContextPattern) -> bool:
+        """Whether the reader supports a pattern: isolated passages need full attention."""
+        return not pattern.isolated or has_full_attention_only(self.model)
 
-    def check_pattern(self, pattern: Pattern) -> None:
-        """Refuse a slot that the reader would lose sight of.
+    def check_pattern(self, name: str) -> None:
+        """Refuse a pattern that the reader does not support.
 
         Raises:
-            SettingsError: the pattern is `slot`, and some layers have a sliding window.
+            SettingsError: the pattern isolates passages, and some layers have a sliding window.
         """
-        if pattern is Pattern.SLOT and not self.can_have_slot:
+        if not self.can_have(PATTERNS[name]):
             raise SettingsError(
-                f"--pattern slot: {self.name} has layers with sliding-window attention, which "
+                f"--pattern {name}: {self.name} has layers with sliding-window attention, which "
                 "would lose sight of the slot; use append or prepend"
             )
 

@@ -27,8 +27,8 @@ from flashback.retrieval.index_folder import (
     publish,
     read_manifest,
 )
-from flashback.retrieval.protocol import Hit, SearchOptions
-from flashback.settings import CheckedSettings, setting
+from flashback.retrieval.protocol import Hit
+from flashback.settings import CheckedSettings, SearchOptions, setting
 
 KIND = "bm25"
 _ANALYSIS = "flashback_english"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from flashback.settings import SearchOptions
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -16,19 +18,6 @@ class Hit:
     """What the reader is shown (with the title in front, if the index was made so)."""
     score: float
     """Higher is better; only comparable within one retriever."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What is asked of every query of a batch."""
-
-    k: int = 1
-    min_score: float = 0.0
-    """Hits that score less are left out."""
-    forbid_titles: tuple[str, ...] = ()
-    """Passages with one of these titles are left out."""
-    forbid_documents: tuple[str, ...] = ()
-    """Passages of the documents with these ids are left out."""
 
 
 class Retriever(Protocol):

@@ -6,9 +6,11 @@ Knows token ids. Knows nothing of models.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flashback.arrangement import Frame, Ids, Prompt, Slot, arrange, slot_room
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.windows import Window
-from flashback.settings import Pattern
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class SlotLayout:
 class Arrangement:
     """How a reader is shown what was found."""
 
-    pattern: Pattern
+    pattern: str
     frame: Frame = Frame()
     forbidden: Ids = ()
     """Ids that are never targets: their logits count as minus infinity."""
@@ -78,21 +80,23 @@ class Arrangement:
 
     def prompt(self, example: Example, at: int) -> Ids:
         """What the targets of a cut, by its number, are given: token by token, a slot first."""
-        return self._prompt(example, at, Slot(self.room(example))).arranged
+        return self._prompt(example, at).arranged
 
-    def _prompt(self, example: Example, at: int, slot: Slot) -> Prompt:
+    def _prompt(self, example: Example, at: int) -> Prompt:
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
-        return arrange(self.pattern, context, passage, self.frame, window.bos, slot)
+        boundary = Boundary(context, passage, self.frame, window.bos, self.room(example))
+        return PATTERNS[self.pattern].arrange(boundary)
 
     def room(self, example: Example) -> int:
         """R: the positions of the slot; 0 in other patterns."""
-        if self.pattern is not Pattern.SLOT:
+        pattern = PATTERNS[self.pattern]
+        if not pattern.isolated:
             return 0
         shown = [self.in_slot(example, at) for at in range(len(example.passages))]
         longest = max((len(passage) for passages in shown for passage in passages), default=0)
         count = 1 if self.layout.parallel else example.most_passages
-        room = slot_room(count, example.passage_tokens, self.frame)
+        room = pattern.reserved(count, example.passage_tokens, self.frame)
         return max(room, longest) + len(self.layout.dropped)
 
     def in_slot(self, example: Example, at: int) -> tuple[Ids, ...]:
@@ -102,5 +106,5 @@ class Arrangement:
 
     def first_position(self, example: Example, at: int) -> int:
         """Where a cut's prompt begins: passages shorter than the slot stand at its end."""
-        prompt = self._prompt(example, at, Slot(self.room(example)))
-        return prompt.slot.room - len(prompt.slot.passage)
+        prompt = self._prompt(example, at)
+        return prompt.reserved - len(prompt.passage)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flashback.arrangement import Ids, context_budget
 from flashback.corpus.documents import Document
 from flashback.errors import PromptTooLong
+from flashback.patterns.context import context_budget
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Arrangement, Example
@@ -25,7 +26,7 @@ from flashback.scoring.lookup import Found, Lookup, examples_of
 from flashback.scoring.passes import Passes, Steps
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 
 class TopPasses(Passes):
@@ -122,7 +123,7 @@ def score_text(
     rows = [torch.zeros(0, 1 + 2 * top)]
     strides = [ScoredStride(0, grid.head_end, ())]
     if (head := grid.head()) is not None:
-        plain = Arrangement(Pattern.NONE, forbidden=reader.forbidden)
+        plain = Arrangement("none", forbidden=reader.forbidden)
         (found_rows,) = yield from scorer.steps([Example(head, ((),))], plain)
         rows.append(found_rows.flatten(0, 1).cpu())
     if (body := grid.body(reader, settings.stride)) is not None:
@@ -153,7 +154,7 @@ def grid_of(
     settings.check_retriever(retriever)
     reader.check_pattern(settings.pattern)
     bos = len(reader.bos) if ids[: len(reader.bos)] == reader.bos else 0
-    grid = Grid(ids, bos, first_boundary if settings.pattern.retrieves else len(ids))
+    grid = Grid(ids, bos, first_boundary if settings.retrieves else len(ids))
     grid.check_length(reader, settings)
     return grid
 
@@ -211,7 +212,7 @@ class Grid:
             SettingsError: the window is too small for the settings.
         """
         longest = reader.window
-        if settings.pattern.retrieves:
+        if settings.retrieves:
             frame = len(reader.frame(settings.frame, settings.pattern))
             budget = context_budget(
                 reader.window, settings.passages, settings.passage_tokens, frame, settings.stride

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States
+from flashback.patterns.prompt import Ids
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.passes import Passes, Steps, cache_of, joined, part, states_of
 from flashback.scoring.rows import Row, batches, padded

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from flashback.arrangement import Ids
 from flashback.corpus.split import Overlap
 from flashback.errors import FlashBackWarning
 from flashback.files import write_atomically
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Example

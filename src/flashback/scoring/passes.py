@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States, has_hidden_windows
 from flashback.engines.kernels.last_layer import LastLayer
+from flashback.patterns.prompt import Ids
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]

@@ -17,7 +17,7 @@ from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window, cut_documents, random_lengths
-from flashback.settings import Pattern, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 StartLookup = Callable[[int], Callable[[], None]]
 """Given how many windows are looked up: what to call after each."""
@@ -142,7 +142,7 @@ def _strides(strides: Sequence[int]) -> str:
 def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
     """What decides a lookup: equal for settings that share one."""
     return replace(
-        settings, pattern=Pattern.APPEND, stride=1, passage_tokens=1, passages=passages, frame=None
+        settings, pattern="append", stride=1, passage_tokens=1, passages=passages, frame=None
     )
 
 

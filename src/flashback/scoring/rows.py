@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from flashback.arrangement import Ids
+from flashback.patterns.prompt import Ids
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from flashback.patterns.pattern import TargetLayout
+from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.in_place import slot_log_probs
 from flashback.scoring.passes import Passes, Steps, cache_of, part, states_of
 from flashback.scoring.rows import Row, batches, padded
-from flashback.settings import Pattern
 
 BATCH_TOKENS = 1024
 """Tokens of a batch of branches or sequences: enough to fill a machine, and little enough to stay
@@ -76,8 +77,9 @@ class TargetScorer:
         """The same, stopping after every pass."""
         found: dict[tuple[int, int], Tensor] = {}
         separate: list[Row] = []
-        appends = arrangement.pattern is Pattern.APPEND and self.packs_appended
-        slots = arrangement.pattern is Pattern.SLOT
+        layout = PATTERNS[arrangement.pattern].targets
+        appends = layout is TargetLayout.BRANCHES and self.packs_appended
+        slots = layout is TargetLayout.IN_PLACE
         assert self._passes.full_attention or not slots, "see Reader.check_pattern"
         for number, example in enumerate(examples):
             if appends and example.window.shares_context:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.errors import SettingsError
 from flashback.settings import CheckedSettings, setting
 
 
@@ -43,11 +42,3 @@ class WindowSettings(CheckedSettings):
         high=(1 << 32) - 1,
         flag="--window-seed",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            object.__setattr__(self, "protocol", Protocol(self.protocol))
-        except ValueError:
-            known = ", ".join(Protocol)
-            raise SettingsError(f"--protocol {self.protocol}: expected one of {known}") from None

@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from flashback.arrangement import Ids
 from flashback.corpus.documents import Document
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flashback.arrangement import Ids
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.server.errors import ApiError
 from flashback.settings import Settings

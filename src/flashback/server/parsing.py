@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from flashback.arrangement import Ids
 from flashback.errors import SettingsError
-from flashback.retrieval.protocol import SearchOptions
+from flashback.patterns.prompt import Ids
 from flashback.server.checked_request import CheckedRequest, Conversation
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.schema import (
@@ -17,7 +16,13 @@ from flashback.server.schema import (
     RetrieveRequest,
 )
 from flashback.server.service import Service
-from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+from flashback.settings import (
+    RetrievalSettings,
+    SamplingSettings,
+    SearchOptions,
+    Settings,
+    StoppingSettings,
+)
 
 _COMPLETION_TOKENS = 16
 """OpenAI's default for completions."""

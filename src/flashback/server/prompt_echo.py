@@ -8,8 +8,8 @@ from collections import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flashback.arrangement import Ids
 from flashback.engines.protocol import Usage
+from flashback.patterns.prompt import Ids
 from flashback.scoring.given import ScoredText, score_text
 from flashback.server.checked_request import CheckedRequest, PromptInput
 from flashback.server.choice import Progress, TimeLimit

@@ -30,7 +30,7 @@ class RequestLog:
         """Hand the record to the gate, which writes the line once the request is over."""
         answer = self._answer
         record: dict[str, Any] = {
-            "pattern": str(self._checked.settings.retrieval.pattern),
+            "pattern": self._checked.settings.retrieval.pattern,
             "choices": self._checked.choices,
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
-from flashback.arrangement import Ids
 from flashback.engines.protocol import CachingEngine, Engine
 from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.patterns.prompt import Ids
 from flashback.scoring.given import grid_of
 from flashback.server.checked_request import CheckedRequest, Conversation, PromptInput
 from flashback.server.choice import Begun, ChoiceRun, Progress, TimeLimit
@@ -61,7 +61,7 @@ class Runner:
         return None if engine is None else engine.fresh(self._service.settings.max_active)
 
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
-        metrics, pattern = self._service.metrics, str(self._request.settings.retrieval.pattern)
+        metrics, pattern = self._service.metrics, self._request.settings.retrieval.pattern
         first = True
         for event in events:
             metrics.note(event, pattern)

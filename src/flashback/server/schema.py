@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from flashback.patterns.registry import PATTERNS
 from flashback.server.checked_request import FIRST_BOUNDARY
-from flashback.settings import PATTERNS, RetrievalSettings, SamplingSettings
+from flashback.settings import RetrievalSettings, SamplingSettings
 
 MOST_LOGPROBS = 20
 _LONGEST_STOP = 256

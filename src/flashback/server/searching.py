@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from flashback.retrieval.protocol import Hit, Retriever, SearchOptions
+from flashback.retrieval.protocol import Hit, Retriever
 from flashback.server.server_settings import OnRetrievalError
+from flashback.settings import SearchOptions
 
 _LOG = logging.getLogger(__name__)
 Found = TypeVar("Found")

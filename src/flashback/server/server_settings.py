@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.errors import SettingsError
 from flashback.settings import CheckedSettings, setting
 
 MIB = 1 << 20
@@ -59,15 +58,3 @@ class ServerSettings(CheckedSettings):
         10.0, "Seconds to finish what is being written when told to stop.", low=0.0, high=1e6
     )
     log_prompts: bool = setting(False, "Write prompts and answers into the log.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            object.__setattr__(
-                self, "on_retrieval_error", OnRetrievalError(self.on_retrieval_error)
-            )
-        except ValueError:
-            known = ", ".join(OnRetrievalError)
-            raise SettingsError(
-                f"--on-retrieval-error {self.on_retrieval_error}: expected one of {known}"
-            ) from None

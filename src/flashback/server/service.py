@@ -5,14 +5,16 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashback.arrangement import context_budget
 from flashback.engines.protocol import CacheUse, CachingEngine, Engine
+from flashback.patterns.context import context_budget
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
 from flashback.server.server_settings import ServerSettings
-from flashback.settings import PATTERNS, Pattern, RetrievalSettings, Settings
+from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generator
 
 
@@ -61,30 +63,29 @@ class Service:
         return getattr(self.reader, "model", None) is not None
 
     @property
-    def patterns(self) -> list[Pattern]:
-        """The patterns that a request may ask for."""
-        if self.retriever is None:
-            return [Pattern.NONE]
-        slot = self.engine.capabilities.slot and self.reader.can_have_slot
-        return [Pattern(name) for name in PATTERNS if slot or name != Pattern.SLOT]
+    def patterns(self) -> list[str]:
+        """The patterns that a request may ask for, by name."""
+        return [name for name, pattern in PATTERNS.items() if self._supports(pattern)]
+
+    def _supports(self, pattern: ContextPattern) -> bool:
+        if self.retriever is None and pattern.retrieves:
+            return False
+        isolates = self.engine.capabilities.slot and self.reader.can_have(pattern)
+        return isolates or not pattern.isolated
 
     def description(self) -> dict[str, Any]:
         """The `flashback` object of the model in /v1/models."""
-        adapter = self.reader.adapter
+        adapter, defaults = self.reader.adapter, self.defaults
+        shown = ("pattern", "stride", "passages", "passage_tokens", "query_tokens")
         return {
             "window": self.reader.window,
-            "patterns": [str(pattern) for pattern in self.patterns],
+            "patterns": self.patterns,
+            "pattern_summaries": {name: PATTERNS[name].summary for name in self.patterns},
             "chat": bool(self.reader.tokenizer.chat_template),
-            "adapter": None if adapter is None else str(adapter.pattern),
+            "adapter": None if adapter is None else adapter.pattern,
             "passages": len(self.retriever) if isinstance(self.retriever, Sized) else None,
             "max_tokens": self.settings.max_tokens,
-            "defaults": {
-                "pattern": str(self.defaults.pattern),
-                "stride": self.defaults.stride,
-                "passages": self.defaults.passages,
-                "passage_tokens": self.defaults.passage_tokens,
-                "query_tokens": self.defaults.query_tokens,
-            },
+            "defaults": {name: getattr(defaults, name) for name in shown},
         }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from flashback.arrangement import Ids
+from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.given import ScoredText, log_probs
 from flashback.server.events import TokenScore

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flashback.arrangement import Frame
 from flashback.errors import SettingsError
+from flashback.patterns.frame import Frame
 from flashback.readers.adapter import add_marks, wrap
 from flashback.readers.card import WEIGHTS
 from flashback.readers.reader import Reader

@@ -8,15 +8,9 @@ from typing import Any
 
 from flashback.evaluation.markdown import measured_on, rows_in_markdown
 from flashback.files import write_atomically
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
-from flashback.settings import Marks, Pattern
-
-_WHERE = {
-    Pattern.NONE: None,
-    Pattern.PREPEND: "in front of the text",
-    Pattern.APPEND: "behind the text",
-    Pattern.SLOT: "in a slot before the text",
-}
+from flashback.settings import Marks
 
 
 def model_card(card: AdapterCard) -> str:
@@ -26,9 +20,9 @@ def model_card(card: AdapterCard) -> str:
         Marks.FROZEN: "`<MARK_L>` and `<MARK_R>` around it, whose embeddings were not trained",
         Marks.NONE: "nothing around it",
     }[card.marks]
-    where = _WHERE[card.pattern]
+    where = PATTERNS[card.pattern].place
     task = f"It reads a retrieved passage {where}, with {marks}." if where else "No retrieval."
-    index = " --index IDX" if card.pattern.retrieves else ""
+    index = " --index IDX" if PATTERNS[card.pattern].retrieves else ""
     lines = [
         "---",
         f"base_model: {card.base.name}",

@@ -17,10 +17,11 @@ from flashback.errors import TrainingError
 from flashback.evaluation.adapted import Readers
 from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
 from flashback.files import write_atomically
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, read_card
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
-from flashback.settings import Marks, Pattern
+from flashback.settings import Marks
 
 if TYPE_CHECKING:
     from flashback.training.run import Run
@@ -35,14 +36,14 @@ NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS, FrameKind.ECHO)
 class Recipe:
     """One adapter of the table."""
 
-    pattern: Pattern
+    pattern: str
     marks: Marks
     echo_tokens: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder: `append-trained`, `append-trained-echo`, `none`."""
-        if self.pattern is Pattern.NONE:
+        if self.pattern == "none":
             return self.pattern
         return f"{self.pattern}-{self.marks}" + ("-echo" if self.echo_tokens else "")
 
@@ -55,14 +56,14 @@ def recipes(echo_tokens: int = 0, slot: bool = False) -> list[Recipe]:
             and so long an echo.
         slot: two more: in a slot, without and with trained marks.
     """
-    more = [Recipe(Pattern.APPEND, Marks.TRAINED, echo_tokens)] if echo_tokens else []
+    more = [Recipe("append", Marks.TRAINED, echo_tokens)] if echo_tokens else []
     if slot:
-        more += [Recipe(Pattern.SLOT, marks) for marks in (Marks.NONE, Marks.TRAINED)]
+        more += [Recipe("slot", marks) for marks in (Marks.NONE, Marks.TRAINED)]
     return [
-        Recipe(Pattern.NONE, Marks.NONE),
+        Recipe("none", Marks.NONE),
         *(
             Recipe(pattern, marks)
-            for pattern in (Pattern.PREPEND, Pattern.APPEND)
+            for pattern in ("prepend", "append")
             for marks in (Marks.NONE, Marks.FROZEN, Marks.TRAINED)
         ),
         *more,
@@ -77,10 +78,10 @@ def arms(out: Path, echo_tokens: int = 0, slot: bool = False) -> list[Arm]:
     """
     made = recipes(echo_tokens, slot)
     folders = {adapter_folder(out, recipe): recipe.pattern for recipe in made}
-    naive = [Pattern.PREPEND, Pattern.APPEND, *([Pattern.SLOT] if slot else [])]
+    naive = ["prepend", "append", *(["slot"] if slot else [])]
     return [
-        Arm(Pattern.NONE),
-        Arm(Pattern.NONE, shortened=True),
+        Arm("none"),
+        Arm("none", shortened=True),
         *untrained_arms(naive, NAIVE_FRAMES),
         *(arm_of(folder, read_card(folder), pattern) for folder, pattern in folders.items()),
     ]
@@ -140,7 +141,7 @@ def train_missing(
     """
     from flashback.training.run import train
 
-    for recipe in recipes(run.settings.echo_tokens, readers.get().can_have_slot):
+    for recipe in recipes(run.settings.echo_tokens, readers.get().can_have(PATTERNS["slot"])):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue

@@ -16,12 +16,13 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, sync_files, write_atomically
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
 from flashback.readers.fingerprint import base_of, computation_of
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import DEFAULT_FRAME, PATTERNS, Pattern, RetrievalSettings
+from flashback.settings import AUTO, DEFAULT_FRAME, RetrievalSettings
 from flashback.training.lora import add_lora, save_lora
 from flashback.training.trainer import (
     ExampleDataset,
@@ -52,7 +53,7 @@ class Run:
     """What is recorded of the documents and the index."""
 
     def __post_init__(self) -> None:
-        if self.retrieval.pattern is Pattern.AUTO:
+        if self.retrieval.pattern == AUTO:
             raise SettingsError(
                 "--pattern auto: an adapter is trained for passages in one place; expected one of "
                 + ", ".join(PATTERNS)
@@ -263,7 +264,7 @@ def check_positions(
         SettingsError: N + k·m + frame positions are more than it has.
     """
     needed, passages, advice = windows.window_tokens, "", ""
-    if retrieval.pattern.retrieves:
+    if retrieval.retrieves:
         text = reader.frame(DEFAULT_FRAME, retrieval.pattern)
         around = max(len(text), 2) if frame is None else frame
         needed += retrieval.passages * retrieval.passage_tokens + around

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from flashback.errors import SettingsError
 from flashback.settings import CheckedSettings, Marks, setting
 
 
@@ -48,14 +47,6 @@ class TrainingSettings(CheckedSettings):
         100, "Steps between evaluations, if there are documents for it.", low=1, high=10_000_000
     )
     log_steps: int = setting(10, "Steps between logged losses.", low=1, high=10_000_000)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            object.__setattr__(self, "marks", Marks(self.marks))
-        except ValueError:
-            known = ", ".join(Marks)
-            raise SettingsError(f"--marks {self.marks}: expected one of {known}") from None
 
     @property
     def frame_tokens(self) -> int:

@@ -13,13 +13,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flashback.arrangement import Context, Frame, Ids, Slot, context_budget, slot_room
 from flashback.engines.protocol import Batch, BatchingEngine, Engine, SlotEngine
 from flashback.errors import FlashBackWarning, SettingsError, UnsupportedReader
+from flashback.patterns.context import Context, context_budget
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
-from flashback.settings import Pattern, RetrievalSettings, Settings
+from flashback.settings import AUTO, RetrievalSettings, Settings
 from flashback.writing.batching import write_together
 from flashback.writing.lookahead import Lookahead
 from flashback.writing.text import FinishReason, Generation, Query, Stride, Text
@@ -109,7 +113,7 @@ class Writing:
             Done when the search is; None if there is none.
         """
         text = self._text
-        if text.finish_reason is not None or not text.settings.retrieval.pattern.retrieves:
+        if text.finish_reason is not None or not text.settings.retrieval.retrieves:
             return None
         return self._ahead.search(text.begin_stride())
 
@@ -264,48 +268,55 @@ class Generator:
             frame,
             context,
             Sampler(settings.sampling, context.ids, self.reader.forbidden, on_token),
-            Slot(self._room(retrieval, frame)),
+            self._reserved(retrieval, frame),
         )
 
     def settled(self, settings: Settings) -> Settings:
         """The same settings, with the pattern that is meant by `auto`.
 
-        As the reader's adapter was trained; without one in a slot, which needs no training, or
-        appended if there can be none, or if the reader has marking tokens.
+        As the reader's adapter was trained; `append` for a reader with marking tokens; else what an
+        untrained reader reads best.
         """
-        if settings.retrieval.pattern is not Pattern.AUTO:
+        if settings.retrieval.pattern != AUTO:
             return settings
         return replace(settings, retrieval=replace(settings.retrieval, pattern=self._own_pattern))
 
     @property
-    def _own_pattern(self) -> Pattern:
+    def _own_pattern(self) -> str:
         reader = self.reader
         if reader.adapter is not None:
             return reader.adapter.pattern
         if reader.marks is not None:  # an exported checkpoint, trained to read them
-            return Pattern.APPEND
-        slot = self.engine.capabilities.slot and reader.can_have_slot
-        return Pattern.SLOT if slot else Pattern.APPEND
+            return "append"
+        return best_untrained(self._can_have)
+
+    def _can_have(self, pattern: ContextPattern) -> bool:
+        """Whether engine and reader support a pattern."""
+        return self.reader.can_have(pattern) and (
+            self.engine.capabilities.slot or not pattern.isolated
+        )
 
     def find(self, queries: Sequence[str], retrieval: RetrievalSettings) -> list[list[Hit]]:
         """The passages for each query; none in a pattern without passages."""
         retriever = self.retriever
-        if retriever is None or not retrieval.pattern.retrieves:
+        if retriever is None or not retrieval.retrieves:
             retriever = NoRetriever()
         return retriever.search(queries, retrieval.search_options)
 
-    def _room(self, retrieval: RetrievalSettings, frame: Frame) -> int:
-        """R: the positions of the slot.
+    def _reserved(self, retrieval: RetrievalSettings, frame: Frame) -> int:
+        """R: positions that the pattern reserves before the text.
 
         Raises:
-            SettingsError: the pattern is `slot`, and the reader or the engine can have none.
+            SettingsError: the reader or the engine does not support the pattern.
         """
-        if retrieval.pattern is not Pattern.SLOT:
-            return 0
-        self.reader.check_pattern(retrieval.pattern)
-        if not self.engine.capabilities.slot:
-            raise SettingsError("--pattern slot: this engine has no slot; use append or prepend")
-        return slot_room(retrieval.passages, retrieval.passage_tokens, frame)
+        pattern = PATTERNS[retrieval.pattern]
+        self.reader.check_pattern(pattern.name)
+        if not self._can_have(pattern):
+            raise SettingsError(
+                f"--pattern {pattern}: this engine reserves no positions before the text; use "
+                "append or prepend"
+            )
+        return pattern.reserved(retrieval.passages, retrieval.passage_tokens, frame)
 
     def _warn_if_untrained(self, retrieval: RetrievalSettings) -> None:
         card = self.reader.adapter
@@ -330,10 +341,10 @@ class Generator:
 
         def prepare(hits: Sequence[Hit]) -> None:
             engine = self.engine
-            if not text.slot.room or not isinstance(engine, SlotEngine):
+            if not text.reserved or not isinstance(engine, SlotEngine):
                 return
             if passage := text.passage(hits):
-                engine.prepare(text.frame.around(passage), text.slot.room)
+                engine.prepare(text.frame.around(passage), text.reserved)
 
         ahead = Lookahead(find, prepare)
         return Writing(self._write(text, ahead), text, ahead)

@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flashback.arrangement import Context, Frame, Ids, Prompt, Slot, arrange
 from flashback.engines.protocol import Usage
+from flashback.patterns.context import Context
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import Boundary
+from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
@@ -86,8 +90,8 @@ class Text:
     frame: Frame
     context: Context
     sampler: Sampler
-    slot: Slot
-    """As the stride before left it; without room in patterns that have none."""
+    reserved: int = 0
+    """R: positions reserved before the text, for patterns that need them."""
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
@@ -105,7 +109,8 @@ class Text:
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._hits: tuple[Hit, ...] = ()
-        self._arranged: Ids = ()
+        self._before: Prompt | None = None
+        """The prompt of the stride before; None at the first one, and after a jump."""
         self.next_query: str | None = None
         """The query of the next stride, once it is certain; before that, None."""
         self._asked: str | None = None
@@ -117,7 +122,7 @@ class Text:
             return self._asked
         retrieval = self.settings.retrieval
         if self.context.jump_if_full():
-            self.slot = Slot(self.slot.room)
+            self._before = None
         self.stride_tokens = min(retrieval.stride, self._left)
         self._left -= self.stride_tokens
         self._tokens, self._pieces = [], []
@@ -140,15 +145,16 @@ class Text:
     def arrange(self, hits: Sequence[Hit]) -> Prompt:
         """Put the passages that were found where the pattern wants them."""
         context = self.context
-        prompt = arrange(
-            self.settings.retrieval.pattern,
+        boundary = Boundary(
             context.visible,
             self.passage(hits),
             self.frame,
             len(context.bos),
-            self.slot,
+            self.reserved,
+            self._before,
         )
-        self.slot, self._hits, self._arranged = prompt.slot, tuple(hits), prompt.arranged
+        prompt = PATTERNS[self.settings.retrieval.pattern].arrange(boundary)
+        self._before, self._hits = prompt, tuple(hits)
         return prompt
 
     def take(self, token: int) -> str:
@@ -178,7 +184,7 @@ class Text:
         self.context.ids.extend(self._tokens)
         self._asked = None
         stride = Stride(
-            arranged=self._arranged,
+            arranged=() if self._before is None else self._before.arranged,
             tokens=tuple(self._tokens),
             text="".join(self._pieces),
             passages=self._hits,

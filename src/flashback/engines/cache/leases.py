@@ -5,9 +5,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from threading import RLock
 
-from flashback.arrangement import Prompt
 from flashback.engines.cache.layers import cache_bytes, cache_is_roomy
 from flashback.engines.cache.sequence import CachedSequence
+from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 
 _WORTH_SHARING = 8
@@ -58,7 +58,7 @@ class Leases:
             own = [one for one in self.idle if self._is_own(one, writer)]
             sequence, shared = self._found(prompt, own) or (None, 0)
             if sequence is None:
-                sequence = self._emptied(prompt, own) or new_sequence(prompt.slot.room)
+                sequence = self._emptied(prompt, own) or new_sequence(prompt.reserved)
             self.idle = [one for one in self.idle if one not in own]  # of no use any more
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
@@ -115,11 +115,11 @@ class Leases:
 
     def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence | None:
         """One that would soon be dropped, for its buffers; no longer idle."""
-        room, candidates = prompt.slot.room, list(own)
+        room, candidates = prompt.reserved, list(own)
         if self._bytes is None and len(self.idle) >= self._limit:
             candidates += self.idle[:1]
         for one in candidates:
-            roomy = cache_is_roomy(one.cache, room + len(prompt.context))
+            roomy = cache_is_roomy(one.cache, room + len(prompt.ids))
             if one.room == room and one.reaches(0) and not roomy:
                 self.idle.remove(one)
                 return one

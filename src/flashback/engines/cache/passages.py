@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States
+from flashback.patterns.prompt import Ids
 
 Key = tuple[Ids, int]
 """A passage with its frame, and R."""

@@ -8,8 +8,8 @@ from itertools import zip_longest
 
 from transformers import DynamicCache
 
-from flashback.arrangement import Ids, InView, Prompt
 from flashback.engines.cache.layers import States, cache_reaches, show_passage
+from flashback.patterns.prompt import Ids, Prompt, View
 from flashback.sampling import Sampler
 
 
@@ -21,7 +21,7 @@ class HeldTokens:
     """R, positions of the slot; the first token stands at R."""
     ids: list[int] = field(default_factory=list)
     """The context."""
-    views: list[InView] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
     """What was in the slot while they were encoded."""
     shown: Ids = ()
     """What is in the slot."""
@@ -41,10 +41,10 @@ class HeldTokens:
 
         At least one token of the prompt is left to encode.
         """
-        ids = prompt.context
-        if self.room != prompt.slot.room:
+        ids = prompt.ids
+        if self.room != prompt.reserved:
             return 0
-        limit = min(len(self.ids), len(ids) - 1, _views_differ(self.views, prompt.slot.views))
+        limit = min(len(self.ids), len(ids) - 1, _views_differ(self.views, prompt.views))
         return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
 
     def keep(self, length: int) -> None:
@@ -55,7 +55,7 @@ class HeldTokens:
     def encoded(self, ids: Sequence[int]) -> None:
         """Take note of what a pass has put behind the rest."""
         if not self.views or self.views[-1].passage != self.shown:
-            self.views.append(InView(len(self.ids), self.shown))
+            self.views.append(View(len(self.ids), self.shown))
         self.ids.extend(ids)
 
 
@@ -91,7 +91,7 @@ class CachedSequence(HeldTokens):
         assert self.cache.get_seq_length() == held, "cache and ids are out of step"
 
 
-def _views_differ(held: Sequence[InView], wanted: Sequence[InView]) -> int:
+def _views_differ(held: Sequence[View], wanted: Sequence[View]) -> int:
     """The first context token that would see another passage; large if there is none."""
     for one, other in zip_longest(held, wanted):
         if one != other:

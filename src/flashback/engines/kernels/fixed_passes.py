@@ -33,8 +33,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.arrangement import Ids
 from flashback.engines.cache.layers import States
+from flashback.patterns.prompt import Ids
 
 _TOKENS = 16
 """Several tokens are rounded up to a multiple of so many."""
