@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from flashback.engines.protocol import CacheUse
 from flashback.server.events import ChoiceEnd, Event, Incident, SpanEnd
 from flashback.server.scheduler import Load
+from flashback.server.sources import token_counts
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -18,8 +19,8 @@ class Metrics:
         self._strides = self._counter("strides", "Strides by pattern", "pattern")
         self._tokens = self._counter(
             "tokens",
-            "Prompt tokens reused and encoded (prefilled), decode passes, tokens written and "
-            "scored",
+            "Prompt tokens reused and prefilled (encoded: its old name), decode passes, tokens "
+            "written and scored",
             "kind",
         )
         self._incidents = self._counter("incidents", "Incidents within requests", "event")
@@ -46,8 +47,8 @@ class Metrics:
         if event.scored:
             self._tokens.labels("scored").inc(event.tokens)
             return
-        for kind in ("reused", "encoded", "decoded"):
-            self._tokens.labels(kind).inc(getattr(usage, kind))
+        for kind, tokens in token_counts(usage).items():
+            self._tokens.labels(kind).inc(tokens)
         self._retrieve.observe(event.retrieve_seconds)
         self._prefill.observe(usage.encode_seconds)
         self._decode.observe(usage.decode_seconds)

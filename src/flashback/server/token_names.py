@@ -1,4 +1,4 @@
-"""A token as clients are told it: its text, and the bytes it stands for."""
+"""Tokens as the API shows them: text and bytes."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class TokenName:
     """The names of a text's tokens, joined, are the text; so are their bytes."""
 
     text: str
-    """Of a part of a character or a special token: as the tokenizer spells it."""
+    """For a part of a character or a special token: as the tokenizer spells it."""
     bytes: bytes | None
     """None: a special token has none."""
 
