@@ -110,8 +110,8 @@ def make_service(
     """
     reader = generator.reader
     defaults.check_retriever(generator.retriever)
-    reader.check_pattern(defaults.pattern)
     defaults = generator.settled(Settings(defaults)).retrieval
+    reader.check_pattern(defaults.pattern)
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
