@@ -210,7 +210,8 @@ class Client:
             with contextlib.suppress(httpx2.ReadTimeout):
                 waiting = self._random.uniform(0.05, 2)
                 body = kind.body(stream=False)
-                await self._http.post("/v1/completions", json=body, timeout=waiting)
+                timeout = httpx2.Timeout(300, read=waiting)
+                await self._http.post("/v1/completions", json=body, timeout=timeout)
         else:
             read = self._random.randrange(1, kind.tokens)
             async with self._opened(kind) as answer:
