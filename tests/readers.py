@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
 from flashback.readers.placement import Placement
-from flashback.readers.reader import MARK_LEFT, MARK_RIGHT, Reader
+from flashback.readers.reader import Reader
+from flashback.readers.text_reader import MARK_LEFT, MARK_RIGHT
 from flashback.retrieval.protocol import Hit
 from flashback.settings import SearchOptions
 
@@ -43,7 +44,14 @@ def tiny_reader(
     """A reader around a tiny model."""
     placement = Placement(torch.device("cpu"), torch.float32, "a test")
     model = model or tiny_model(family)
-    return Reader(family, model, byte_tokenizer(bos=bos, marks=marks), placement, window, "a test")
+    return Reader(
+        name=family,
+        tokenizer=byte_tokenizer(bos=bos, marks=marks),
+        window=window,
+        window_reason="a test",
+        model=model,
+        placement=placement,
+    )
 
 
 class MadeUpRetriever:

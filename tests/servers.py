@@ -20,6 +20,7 @@ from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.sampling import Sampler
 from flashback.server.scheduler import Load
@@ -140,6 +141,12 @@ class Served:
     thread: threading.Thread
 
     @property
+    def reader(self) -> Reader:
+        reader = self.service.scoring_reader
+        assert reader is not None
+        return reader
+
+    @property
     def load(self) -> Load:
         return self.service.scheduler.load
 
@@ -186,7 +193,7 @@ def chat_reader(**options: Any) -> Reader:
 
 @contextlib.contextmanager
 def serving(
-    reader: Reader | None = None,
+    reader: TextReader | None = None,
     retriever: Retriever | None = None,
     defaults: RetrievalSettings = DEFAULTS,
     engine: Engine | None = None,
@@ -197,7 +204,9 @@ def serving(
     limits = {"grace": 0.2, "time_limit": 1e5, "retrieval_limit": 1e5}
     chosen = ServerSettings(port=0, **limits | settings)
     reader = reader or chat_reader()
-    engine = engine or HookedEngine(reader, chosen.memory * MIB)
+    if engine is None:
+        assert isinstance(reader, Reader)
+        engine = HookedEngine(reader, chosen.memory * MIB)
     generator = Generator(reader, engine, retriever or QueryRetriever())
     service = make_service(generator, chosen, defaults, clock)
     bound = bind(chosen)

@@ -436,7 +436,7 @@ def without(name: str, key: str) -> Damage:
         (change(CARD, base=5), "is damaged"),
         (change(CARD, base={"name": 1, "model_type": "x", "fingerprint": "x"}), "name of the base"),
         (change(CARD, base={"name": "x", "model_type": "x", "fingerprint": 7}), "fingerprint of"),
-        (change(CARD, pattern="sideways"), "'sideways' is not a valid Pattern"),
+        (change(CARD, pattern="sideways"), "the pattern is 'sideways'"),
         (change(CARD, marks="loud"), "'loud' is not a valid Marks"),
         (change(CARD, marks="none"), "none marks with the ids (258, 259)"),
         (change(CARD, mark_ids=None), "trained marks with the ids None"),

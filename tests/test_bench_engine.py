@@ -10,7 +10,7 @@ from command_line import refused, run
 from flashback.benchmark.bench_settings import EngineBenchSettings
 from flashback.benchmark.engine import Arm, ArmEngine, MeasuredStride, Results, prepare
 from flashback.engines.kernels.packed import Int8Linear, PackedLinear
-from flashback.settings import Quantize
+from flashback.settings import Weights
 
 ARMS = ["dynamic float32", "ours float32", "dynamic bfloat16", "ours bfloat16", "ours int8"]
 
@@ -27,9 +27,9 @@ def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
     for arm, reader in machine.readers.items():
         kinds = {type(layer) for layer in reader.model.modules()}
         can_pack = arm.number == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        own = arm.engine == "ours" and arm.quantize is Quantize.NONE
+        own = arm.engine == "ours" and arm.weights is not Weights.INT8
         assert (PackedLinear in kinds) == (own and can_pack)
-        assert (Int8Linear in kinds) == (arm.quantize is Quantize.INT8)
+        assert (Int8Linear in kinds) == (arm.weights is Weights.INT8)
         assert reader.placement.dtype_name == arm.dtype
         engine = ArmEngine(reader, iter(()), dynamic=arm.dynamic)
         assert (

@@ -135,7 +135,14 @@ class School:
         """The untrained one, anew."""
         placement = Placement(torch.device("cpu"), torch.float32, "a test")
         model = copy.deepcopy(self._model)
-        return Reader("tiny", model, word_tokenizer(), placement, 128, "a test")
+        return Reader(
+            name="tiny",
+            tokenizer=word_tokenizer(),
+            window=128,
+            window_reason="a test",
+            model=model,
+            placement=placement,
+        )
 
     def trained(self, pattern: str) -> Reader:
         """The same, trained on documents of some names."""

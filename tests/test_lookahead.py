@@ -72,14 +72,6 @@ def test_a_batch_writes_what_each_text_alone_would(pattern: str) -> None:
     ]
 
 
-def test_passages_are_encoded_before_they_are_needed() -> None:
-    reader = tiny_reader()
-    writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
-    found = writer.generate(PROMPT, settings("slot", 6))
-    assert [stride.usage.encoded for stride in found.strides[1:]] == [1] * 4
-    assert found.tokens == writer.generate(PROMPT, settings("slot", 6)).tokens
-
-
 def test_a_slow_search_is_not_waited_for_if_it_began_in_time() -> None:
     """The wait is what is left of the search when the boundary comes."""
     reader, retriever = tiny_reader(), Recording(seconds=0.3)

@@ -21,7 +21,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import for_inference
 from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
-from flashback.settings import DecodeKernel, Quantize, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings, Weights
 from flashback.writing.generator import Generation, Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
@@ -61,7 +61,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def with_numba(reader: Reader) -> Reader:
-    return for_inference(reader, decode_kernel=DecodeKernel.NUMBA)
+    return for_inference(reader, Weights.NUMBA)
 
 
 def mini() -> Reader:
@@ -133,7 +133,7 @@ def test_pytorch_keeps_its_threads_and_numba_takes_as_many() -> None:
 import numba, torch
 before = torch.get_num_threads()
 from flashback.loading import load
-writer = load(device="cpu", dtype="float32", decode_kernel="numba")
+writer = load(device="cpu", dtype="float32", weights="numba")
 one = torch.get_num_threads()
 writer.reader.model(torch.tensor([[5]]))
 same = numba.get_num_threads()
@@ -229,17 +229,17 @@ def test_the_same_text_is_written(one_row: Any, index: Path) -> None:
     arguments = ("--index", index, "--device", "cpu", "--dtype", "float32", "--json")
     more = ("--max-new-tokens", "24", "--ignore-eos", "The tides of the ocean")
     expected = run("generate", *arguments, *more).record
-    found = run("generate", "--decode-kernel", "numba", *arguments, *more).record
+    found = run("generate", "--weights", "numba", *arguments, *more).record
     assert found["tokens"] == expected["tokens"]
-    assert expected["settings"]["decode_kernel"] == "pytorch"
-    assert found["settings"]["decode_kernel"] == "numba"
-    assert found["settings"]["placement"].endswith(", decoding by numba")
+    assert expected["settings"]["weights"] == "full"
+    assert found["settings"]["weights"] == "numba"
+    assert found["settings"]["placement"].endswith(", numba weights")
     assert "numba" in found["versions"]
 
 
 def test_benchmarks_measure_it(one_row: Any) -> None:
     arguments = ("--shape", MINI, "--lengths", "40:90", "--stride", "5", "--passage-tokens", "12")
-    more = ("--device", "cpu", "--decode-kernel", "numba", "--json")
+    more = ("--device", "cpu", "--weights", "numba", "--json")
     record = run("bench", "engine", *arguments, *more, "--repeats", "1").record
     numbers = [number for number in NUMBERS if one_row.reads(getattr(torch, number))]
     assert [row["arm"] for row in record["rows"] if "numba" in row["arm"]] == [
@@ -247,24 +247,17 @@ def test_benchmarks_measure_it(one_row: Any) -> None:
     ]
     assert "numba float32/ours float32" in record["ratios"]
     record = run("bench", "runtime", *arguments, *more, "--pattern", "none").record
-    assert record["settings"]["decode_kernel"] == "numba"
+    assert record["settings"]["weights"] == "numba"
     assert "numba" in record["versions"]
 
 
 def test_what_it_is_not_for_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = "--decode-kernel numba: for whole weights, found --quantize int8"
-    for more, message in (
-        ({"quantize": "int8"}, whole),
-        ({"decode_kernel": "cuda"}, "--decode-kernel cuda: expected pytorch or numba"),
-    ):
-        with pytest.raises(SettingsError, match=message):
-            load(str(model_folder), **{"device": "cpu", "decode_kernel": "numba"} | more)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match=whole):
-        for_inference(tiny_reader(), Quantize.INT8, DecodeKernel.NUMBA)
+    with pytest.raises(SettingsError, match="--weights cuda: expected one of full, numba, int8"):
+        load(str(model_folder), device="cpu", weights="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SettingsError, match="for CPUs only, found cuda; use --device cpu"):
-        load(str(model_folder), device="cuda", dtype="float32", decode_kernel="numba")
+        load(str(model_folder), device="cuda", dtype="float32", weights="numba")
 
 
 def test_without_numba_one_line_says_what_to_install(
@@ -272,9 +265,9 @@ def test_without_numba_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "flashback.engines.kernels.one_row", raising=False)
-    call = ("--decode-kernel", "numba", "--device", "cpu")
+    call = ("--weights", "numba", "--device", "cpu")
     said = refused("generate", *call, "--model", model_folder, "--pattern", "none", "abc", code=1)
-    assert "--decode-kernel numba needs numba; install FlashBack with the extra numba" in said
+    assert "--weights numba needs numba; install FlashBack with the extra numba" in said
     assert "needs numba" in refused("bench", "engine", *call, code=1)
     assert "needs numba" in refused("bench", "runtime", *call, code=1)
 

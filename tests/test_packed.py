@@ -24,7 +24,8 @@ from flashback.errors import SettingsError
 from flashback.loading import load
 from flashback.readers.fingerprint import fingerprint
 from flashback.readers.inference import for_inference
-from flashback.settings import Quantize, RetrievalSettings, Settings, StoppingSettings
+from flashback.readers.reader import Reader
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings, Weights
 from flashback.writing.generator import Generator
 from readers import MadeUpRetriever, tiny_reader
 from recompute import TOLERANCE, check_greedy, largest_error
@@ -157,15 +158,15 @@ def test_rounding_that_is_not_to_be_had_is_refused(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for more, message in (
-        ({"dtype": "bfloat16"}, "--quantize int8: .* leave out --dtype"),
-        ({"quantize": "int4"}, "--quantize int4: expected none or int8"),
+        ({"dtype": "bfloat16"}, "--weights int8: .* leave out --dtype"),
+        ({"weights": "int4"}, "--weights int4: expected one of full, numba, int8"),
     ):
         with pytest.raises(SettingsError, match=message):
-            load(str(model_folder), **{"device": "cpu", "quantize": "int8"} | more)  # type: ignore[arg-type]
+            load(str(model_folder), **{"device": "cpu", "weights": "int8"} | more)  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SettingsError, match="for CPUs only, found cuda; use --device cpu"):
-        load(str(model_folder), device="cuda", dtype="float32", quantize="int8")
+        load(str(model_folder), device="cuda", dtype="float32", weights="int8")
 
 
 def test_a_processor_without_8_bit_layers_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +175,16 @@ def test_a_processor_without_8_bit_layers_is_told_so(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", missing)
     with pytest.raises(SettingsError, match="no 8-bit linear layers"):
-        for_inference(tiny_reader(), Quantize.INT8)
+        for_inference(tiny_reader(), Weights.INT8)
 
 
 def test_a_loaded_writer_is_packed_or_rounded(model_folder: Path) -> None:
     writer = load(str(model_folder), device="cpu")
+    assert isinstance(writer.reader, Reader)
     assert not linear_layers(writer.reader.model)
     assert not is_quantized(writer.reader.model)
-    writer = load(str(model_folder), device="cpu", quantize="int8")
+    writer = load(str(model_folder), device="cpu", weights="int8")
+    assert isinstance(writer.reader, Reader)
     assert is_quantized(writer.reader.model)
     assert str(writer.reader.placement).endswith(", int8 weights")
 
@@ -191,22 +194,22 @@ def test_generate_says_that_weights_are_rounded(model_folder: Path) -> None:
         *("--pattern", "none", "--passage-tokens", "8", "--model", model_folder),
         *("--device", "cpu", "--json", "abc"),
     )
-    assert run("generate", *arguments).record["settings"]["quantize"] == "none"
-    record = run("generate", "--quantize", "int8", *arguments).record
-    assert record["settings"]["quantize"] == "int8"
+    assert run("generate", *arguments).record["settings"]["weights"] == "full"
+    record = run("generate", "--weights", "int8", *arguments).record
+    assert record["settings"]["weights"] == "int8"
 
 
 def test_training_knows_no_rounded_weights() -> None:
     for command in ("train", "export", "reproduce"):
-        assert "--quantize" in refused(command, "--quantize", "int8", code=2)
+        assert "--weights" in refused(command, "--weights", "int8", code=2)
 
 
 def test_eval_shows_what_rounding_costs(notes: Path, model_folder: Path) -> None:
     arguments = ("eval", notes, "--model", model_folder, "--pattern", "none", "--json")
     short = ("--device", "cpu", "--window-tokens", "32", "--first-boundary", "8")
     exact = run(*arguments, *short).record
-    rounded = run(*arguments, *short, "--quantize", "int8").record
-    assert (exact["settings"]["quantize"], rounded["settings"]["quantize"]) == ("none", "int8")
+    rounded = run(*arguments, *short, "--weights", "int8").record
+    assert (exact["settings"]["weights"], rounded["settings"]["weights"]) == ("full", "int8")
     ratio = rounded["rows"][0]["perplexity"] / exact["rows"][0]["perplexity"]
     assert ratio != 1
     assert ratio == pytest.approx(1, abs=0.02)

@@ -14,7 +14,7 @@ from families import FAMILIES, tiny_config, tiny_model
 from flashback.errors import ReaderError, SettingsError
 from flashback.readers.load import load_reader, window_of
 from flashback.readers.placement import choose_placement
-from flashback.readers.reader import MARK_LEFT, MARK_RIGHT
+from flashback.readers.text_reader import MARK_LEFT, MARK_RIGHT
 from flashback.settings import FrameText
 from readers import byte_tokenizer, tiny_reader
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from flashback.engines.local import LocalEngine
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.text_reader import TextReader
 from flashback.server.server_settings import MIB
 from flashback.settings import Settings, StoppingSettings
 from flashback.writing.generator import Generator
@@ -41,7 +41,7 @@ def tiled(strides: list[Any], text: str, start: int = 0) -> bool:
 
 def test_a_completion_is_what_the_generator_writes_and_its_strides_tile_it(served: Served) -> None:
     answer = served.complete("The tides", max_tokens=22)
-    reader = served.service.reader
+    reader = served.reader
     generator = Generator(reader, LocalEngine(reader.model, reader.window), QueryRetriever())
     written = generator.generate("The tides", Settings(DEFAULTS, stopping=StoppingSettings(22)))
     (choice,) = answer["choices"]
@@ -153,7 +153,7 @@ def test_choices_have_seeds_of_their_own_and_can_be_had_alone(served: Served) ->
 
 
 def test_ids_are_a_prompt_too_and_text_stops_where_it_is_told_to(served: Served) -> None:
-    ids = served.service.reader.encode_prompt("The tides")
+    ids = served.reader.encode_prompt("The tides")
     text = served.complete("The tides", max_tokens=20)["choices"][0]["text"]
     assert served.complete([ids], max_tokens=20)["choices"][0]["text"] == text
     stop = text[7:9]
@@ -357,8 +357,9 @@ def test_an_engine_without_caches_here_and_a_reader_without_a_model() -> None:
         assert "slot" not in own.service.patterns
         body: dict[str, Any] = {"model": "llama", "prompt": "b"}
         fresh = http.post("/v1/completions", json=body | {"flashback": {"fresh_cache": True}})
-    without = replace(reader, model=None)  # type: ignore[arg-type]
-    vars(without)["vocabulary_size"] = reader.vocabulary_size
+    without = TextReader(
+        name="llama", tokenizer=reader.tokenizer, window=reader.window, window_reason="a test"
+    )
     with serving(without, engine=engine) as own, own.http() as http:
         scored = http.post("/v1/completions", json=body | {"echo": True, "logprobs": 1})
     for answer, param in ((fresh, "flashback.fresh_cache"), (scored, "echo")):

@@ -588,7 +588,7 @@ def test_our_own_failure_tells_the_client_nothing(
 ) -> None:
     served = shared.served
     with served.http() as http:
-        layer = served.service.reader.model.model.layers[1]
+        layer = shared.engine.model.model.layers[1]
         monkeypatch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
         body = {"model": "llama", "prompt": "a"}
         with caplog.at_level(logging.ERROR):

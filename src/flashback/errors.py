@@ -4,7 +4,6 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── SettingsError           exit code 2: a setting is out of range or contradicts another
 ├── CorpusError             a document source is missing, unreadable or empty
 ├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
-├── PassageStoreError       encoded passages on disk are missing, damaged, or of another reader
 ├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
 ├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
 ├── PromptsError            a file of prompts or results is malformed, or of another run
@@ -32,10 +31,6 @@ class CorpusError(FlashBackError):
 
 class IndexFolderError(FlashBackError):
     """A folder is not a whole index of a format this version reads."""
-
-
-class PassageStoreError(FlashBackError):
-    """A folder is no whole store of encoded passages, or not one for the reader."""
 
 
 class AdapterError(FlashBackError):

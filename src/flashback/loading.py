@@ -1,93 +1,134 @@
 """Reader, adapter, engine and index put together: the short way in."""
 
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.engines.local import LocalEngine
-from flashback.engines.passage_store import PassageStore
-from flashback.errors import SettingsError
+from flashback.engines.protocol import Engine
 from flashback.readers.adapted import load_adapted
-from flashback.readers.fingerprint import computation_of
-from flashback.readers.inference import check_decode_kernel, check_quantize, for_inference, named
+from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
-from flashback.readers.reader import Reader
-from flashback.retrieval.bm25 import BM25Index
-from flashback.settings import AUTO, DecodeKernel, Quantize
+from flashback.readers.text_reader import TextReader
+from flashback.retrieval.kinds import open_index
+from flashback.settings import AUTO, Registry, Weights, named
 from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
-"""One byte in so many of a memory budget is for passages."""
+"""One part in so many of an engine's memory is for isolated passages."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which model an engine runs, and how. See `load` for the fields."""
+
+    model: str = MINI
+    adapter: str | Path | None = AUTO
+    pattern: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    window: int | None = None
+    trust_remote_code: bool = False
+    weights: Weights = Weights.FULL
+    memory_bytes: int | None = None
+
+
+OpenEngine = Callable[[LoadOptions], tuple[TextReader, Engine]]
+
+ENGINES: Registry[OpenEngine] = Registry("engine")
+"""By name: loads a reader and the engine that runs it. A new engine is a file and a line here."""
+
+
+def open_local(options: LoadOptions) -> tuple[TextReader, LocalEngine]:
+    """A transformers model in this process.
+
+    Raises:
+        FlashBackError: the model or the adapter is missing or unusable.
+    """
+    check_weights(options.weights, options.device, options.dtype)
+    reader = load_adapted(
+        options.model,
+        options.adapter,
+        pattern=options.pattern,
+        device=options.device,
+        dtype=options.dtype,
+        window=options.window,
+        trust_remote_code=options.trust_remote_code,
+    )
+    reader = for_inference(reader, options.weights)
+    if options.memory_bytes is None:
+        return reader, LocalEngine(reader.model, reader.window)
+    passages = options.memory_bytes // _PASSAGE_SHARE
+    engine = LocalEngine(
+        reader.model,
+        reader.window,
+        idle_bytes=options.memory_bytes - passages,
+        passage_bytes=passages,
+    )
+    return reader, engine
+
+
+ENGINES.register("local", open_local)
 
 
 def load(
     model: str = MINI,
     index: str | Path | None = None,
     *,
+    engine: str = "local",
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
-    passages_from: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     window: int | None = None,
     trust_remote_code: bool = False,
-    quantize: str = "none",
-    decode_kernel: str = "pytorch",
+    weights: str = Weights.FULL,
     memory_bytes: int | None = None,
+    quantize: str | None = None,
+    decode_kernel: str | None = None,
 ) -> Generator:
     """Load a reader and open an index, ready to write.
 
     Args:
         model: a hub name, a folder, or `flashback-mini`, which ships with the package.
         index: an index folder made by `flashback index`; None is enough for the pattern `none`.
+        engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model, if anything;
             None: the model as it is.
         pattern: what will be written with; an adapter for another pattern is then not taken by
             `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
-        passages_from: a folder made by `flashback precompute`, for the pattern `slot`.
         device, dtype, window, trust_remote_code: see `load_reader`.
-        quantize: `none`, or `int8`: on CPU, linear layers with 8-bit weights and inputs; faster,
-            smaller, and not exact.
-        decode_kernel: `pytorch`, or `numba`: on CPU, single tokens are multiplied by loops that
-            numba compiles, which read whole weights faster; in float32 exact.
-        memory_bytes: the budget of all caches, of which a quarter is for passages; the caches of
-            many texts are then kept while others are written. None: one text's cache is kept.
+        weights: `full`; on CPU also `numba` (single tokens multiplied by compiled loops; faster, in
+            float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
+        memory_bytes: keys and values kept between requests, a quarter of them for passages; None:
+            those of the last text, and 256 MiB of passages.
+        quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
-        FlashBackError: the model, the adapter, the index or the passages are missing or unusable.
+        FlashBackError: the model, the adapter or the index is missing or unusable.
     """
-    quantized = named(Quantize, "--quantize", quantize)
-    check_quantize(quantized, device, dtype)
-    kernel = named(DecodeKernel, "--decode-kernel", decode_kernel)
-    check_decode_kernel(kernel, quantized, device, dtype)
-    if passages_from is not None and quantized is not Quantize.NONE:
-        raise SettingsError(
-            f"--quantize {quantized}: stored passages were encoded with whole weights; leave out "
-            "one of --quantize and --passages-from"
-        )
-    store = None if passages_from is None else PassageStore.open(passages_from)
-    retriever = None if index is None else BM25Index.open(index)
-    reader = load_adapted(
-        model,
-        adapter,
-        pattern=pattern,
-        device=device,
-        dtype=dtype,
-        window=window,
-        trust_remote_code=trust_remote_code,
+    named("--engine", engine, list(ENGINES))
+    options = LoadOptions(
+        *(model, adapter, pattern, device, dtype, window, trust_remote_code),
+        weights=_weights(weights, quantize, decode_kernel),
+        memory_bytes=memory_bytes,
     )
-    if store is not None:
-        store.check_reader(computation_of(reader.model), reader.placement.dtype_name)
-    reader = for_inference(reader, quantized, kernel)
-    return Generator(reader, _engine(reader, store, memory_bytes), retriever)
+    check_weights(options.weights, device, dtype)
+    retriever = None if index is None else open_index(index)
+    reader, opened = ENGINES[engine](options)
+    return Generator(reader, opened, retriever)
 
 
-def _engine(reader: Reader, store: PassageStore | None, memory_bytes: int | None) -> LocalEngine:
-    if memory_bytes is None:
-        return LocalEngine(reader.model, reader.window, passage_store=store)
-    passages = memory_bytes // _PASSAGE_SHARE
-    return LocalEngine(
-        reader.model,
-        reader.window,
-        idle_bytes=memory_bytes - passages,
-        passage_bytes=passages,
-        passage_store=store,
-    )
+def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:
+    """The weights asked for, also by the names before version 0.2."""
+    for name, value in (("quantize", quantize), ("decode_kernel", decode_kernel)):
+        if value is not None:
+            weights = value if value in list(Weights) else weights
+            warnings.warn(
+                f"load({name}=...) is deprecated; use weights={str(weights)!r}",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+    found: Weights = named("--weights", weights, list(Weights), Weights)
+    return found

@@ -23,12 +23,12 @@ from transformers import (
 
 from flashback.settings import SamplingSettings
 
-OnToken = Callable[[Tensor, int], None]
-"""Told of every token as it is chosen: the reader's logits (V,), and the token."""
+OnToken = Callable[[Tensor | None, int], None]
+"""Called with every token as it is chosen: the logits (V,), if they are here, and the token."""
 
 
 class Sampler:
-    """Chooses the next token of one text, and remembers it."""
+    """Chooses the next tokens of one text, and keeps its history."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Sampler:
             settings: how to draw.
             history: the tokens of the text so far, without any passage.
             forbidden: ids that are never chosen (marking tokens).
-            on_token: told of every token; what it raises ends the completion.
+            on_token: called with every token; what it raises ends the completion.
         """
         self.settings = settings
         self.history = list(history)
@@ -60,10 +60,17 @@ class Sampler:
             ids = torch.tensor([seen], dtype=torch.long, device=logits.device)
             scores = self._processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, scores))
         token = int(scores.argmax()) if self.settings.greedy else self._draw(scores[0])
+        self._take(token, logits)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Append a token that an engine chose elsewhere, by these settings and this history."""
+        self._take(token, None)
+
+    def _take(self, token: int, logits: Tensor | None) -> None:
         self.history.append(token)
         if self._on_token is not None:
             self._on_token(logits, token)
-        return token
 
     def _draw(self, scores: Tensor) -> int:
         """Invert the cumulative distribution at the one uniform number of (seed, position)."""

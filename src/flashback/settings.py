@@ -88,7 +88,7 @@ def flag_of(field: "dataclasses.Field[Any]") -> str:
 
 
 def choices_of(field: "dataclasses.Field[Any]") -> list[str]:
-    """The names that a settings field may take; none: it is no choice."""
+    """The names that a settings field may take; empty if it takes any value."""
     declared = field.metadata.get("choices", ())
     auto = [AUTO] if field.metadata.get("auto") else []
     if isinstance(field.default, StrEnum) and not declared:
@@ -158,20 +158,15 @@ class Marks(StrEnum):
     """Nothing."""
 
 
-class Quantize(StrEnum):
-    """What becomes of a reader's weights."""
+class Weights(StrEnum):
+    """How a reader's weights are kept and multiplied."""
 
-    NONE = "none"
-    INT8 = "int8"
-    """8-bit weights and inputs of linear layers, on CPU."""
-
-
-class DecodeKernel(StrEnum):
-    """What multiplies the weights with a single token."""
-
-    PYTORCH = "pytorch"
+    FULL = "full"
+    """As loaded; on CPU laid out for its matrix kernels."""
     NUMBA = "numba"
-    """Loops that numba compiles, on CPU."""
+    """The same, and single tokens are multiplied by loops that numba compiles; on CPU."""
+    INT8 = "int8"
+    """Linear layers with 8-bit weights and inputs; on CPU, not exact."""
 
 
 _MOST_TOKENS = 1 << 20
@@ -179,7 +174,7 @@ _MOST_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a retriever is asked for, for every query of a batch."""
+    """Options of a search, the same for every query of a batch."""
 
     k: int = 1
     """Hits per query."""
@@ -214,8 +209,7 @@ class FrameText:
         return self.before is not None or self.after is not None
 
 
-# A bracket rarely comes next in a text, so that what is cached of a frame that was dropped is not
-# taken for text that was written.
+# A bracket rarely comes next in a text, so that a cached frame is not mistaken for text.
 DEFAULT_FRAME = FrameText(" [Reference: ", "]\n\n", 16)
 """For readers that were not trained with marking tokens."""
 
@@ -242,7 +236,7 @@ class RetrievalSettings(CheckedSettings):
     passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
     lookahead: int = setting(
         0,
-        "δ: search for the next passage this many tokens before a boundary, while writing goes on.",
+        "δ: search for the next passage this many tokens before a boundary, while decoding.",
         low=0,
         high=_MOST_TOKENS,
     )
@@ -266,7 +260,7 @@ class RetrievalSettings(CheckedSettings):
 
     @property
     def search_options(self) -> SearchOptions:
-        """What a retriever is asked."""
+        """The options of the searches."""
         return SearchOptions(
             self.passages, self.min_score, self.forbid_titles, self.forbid_documents
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import CheckedSettings, DecodeKernel, setting
+from flashback.settings import CheckedSettings, Weights, setting
 
 ARMS = ("none", "slot_cached", "slot", "append", "prepend", "authors_prepend")
 """`authors_prepend` computes the logits of every position, as the authors' code does; in
@@ -38,9 +38,10 @@ class RuntimeSettings(CheckedSettings):
     repeats: int = setting(1, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
     dtype: str = setting("float32", "auto, float32 or bfloat16.")
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: single tokens are multiplied by loops that numba compiles, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:
@@ -105,9 +106,10 @@ class EngineBenchSettings(CheckedSettings):
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.")
-    decode_kernel: DecodeKernel = setting(
-        DecodeKernel.PYTORCH,
+    weights: Weights = setting(
+        Weights.FULL,
         "numba: also measure with single tokens multiplied by its loops, on CPU.",
+        choices=(Weights.FULL, Weights.NUMBA),
     )
 
     def __post_init__(self) -> None:

@@ -28,10 +28,10 @@ from flashback.benchmark.timed import TimedEngine
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
 from flashback.engines.kernels.last_layer import WholeLastLayer
-from flashback.readers.inference import check_decode_kernel, for_inference
+from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.placement import choose_placement
 from flashback.readers.reader import Reader
-from flashback.settings import DecodeKernel, Quantize, Settings, StoppingSettings
+from flashback.settings import Settings, StoppingSettings, Weights
 from flashback.writing.generator import Generator, Stride
 
 RATIOS = (
@@ -66,17 +66,15 @@ class Arm:
         return self.engine == "dynamic"
 
     @property
-    def decode_kernel(self) -> DecodeKernel:
-        return DecodeKernel.NUMBA if self.engine == "numba" else DecodeKernel.PYTORCH
-
-    @property
-    def quantize(self) -> Quantize:
-        return Quantize.INT8 if self.number == Quantize.INT8 else Quantize.NONE
+    def weights(self) -> Weights:
+        if self.number == Weights.INT8:
+            return Weights.INT8
+        return Weights.NUMBA if self.engine == "numba" else Weights.FULL
 
     @property
     def dtype(self) -> str:
         """What is computed in between the linear layers."""
-        return "float32" if self.quantize is Quantize.INT8 else self.number
+        return "float32" if self.weights is Weights.INT8 else self.number
 
     def reader(self, settings: EngineBenchSettings) -> Reader:
         """A reader laid out for this arm, with the weights of all others.
@@ -87,7 +85,7 @@ class Arm:
         reader = shaped_reader(settings.shape, device=settings.device, dtype=self.dtype)
         if self.dynamic:
             return reader
-        return for_inference(reader, self.quantize, self.decode_kernel)
+        return for_inference(reader, self.weights)
 
 
 def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
@@ -98,14 +96,13 @@ def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
     """
     numbers = ("float32", "bfloat16")
     arms = [Arm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
-    kernel = DecodeKernel(settings.decode_kernel)
-    check_decode_kernel(kernel, Quantize.NONE, settings.device, "float32")
-    if kernel is DecodeKernel.NUMBA:
+    check_weights(settings.weights, settings.device, "float32")
+    if settings.weights is Weights.NUMBA:
         from flashback.engines.kernels.one_row import reads
 
         arms += [Arm("numba", number) for number in numbers if reads(getattr(torch, number))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
-    return (*arms, Arm("ours", Quantize.INT8)) if on_cpu else tuple(arms)
+    return (*arms, Arm("ours", Weights.INT8)) if on_cpu else tuple(arms)
 
 
 class ArmEngine(TimedEngine):

@@ -29,13 +29,11 @@ from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.inference import check_decode_kernel, for_inference
+from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
-    DecodeKernel,
     FrameText,
-    Quantize,
     RetrievalSettings,
     Settings,
     StoppingSettings,
@@ -87,8 +85,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
             "--sampled with --index: on real text the strides differ, since some keep their "
             "passage; leave out --sampled"
         )
-    kernel = DecodeKernel(settings.decode_kernel)
-    check_decode_kernel(kernel, Quantize.NONE, settings.device, settings.dtype)
+    check_weights(settings.weights, settings.device, settings.dtype)
     reader = shaped_reader(
         settings.shape, device=settings.device, dtype=settings.dtype, real_text=real is not None
     )
@@ -105,7 +102,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
         material = real_material(reader, real.documents, real.retriever, size)
     shape = Shape.of(reader.model)
     # From here on its linear layers have no plain weights.
-    reader = for_inference(reader, decode_kernel=kernel)
+    reader = for_inference(reader, settings.weights)
     ceilings = measure_ceilings(reader.placement)
     fixed = LocalEngine(reader.model, reader.window).fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)

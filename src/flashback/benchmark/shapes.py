@@ -93,7 +93,14 @@ def random_reader(
         model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype).eval()
     tokenizer = tokenizer or _one_word_per_token(config.vocab_size)
     window, reason = window_of(config, tokenizer)
-    return Reader(name, model, tokenizer, placement, window, reason)
+    return Reader(
+        name=name,
+        tokenizer=tokenizer,
+        window=window,
+        window_reason=reason,
+        model=model,
+        placement=placement,
+    )
 
 
 def _one_word_per_token(size: int) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""What people see while they wait: progress on standard error, quiet when it is not a terminal."""
+"""Progress on standard error; silent where that is no terminal."""
 
 import contextlib
 import os
@@ -66,7 +66,7 @@ def indexing_progress() -> Iterator[ProgressStart]:
 
 
 def print_report(report: CorpusReport) -> None:
-    """Name what was skipped; nothing is lost silently."""
+    """Name every skipped record and ignored file."""
     for record in report.examples:
         notes.print(f"skipped {record}", markup=False)
     if report.bad_records > len(report.examples):

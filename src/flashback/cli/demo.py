@@ -15,7 +15,7 @@ from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
     from flashback.cli.demonstration import Demo
-    from flashback.retrieval.bm25 import BM25Index
+    from flashback.retrieval.kinds import Index
     from flashback.retrieval.protocol import Hit
     from flashback.writing.generator import Generation
 
@@ -60,7 +60,7 @@ def demo(as_json: bool) -> None:
         click.echo(json.dumps(record))
 
 
-def _print_index(console: Console, index: "BM25Index", built: bool) -> None:
+def _print_index(console: Console, index: "Index", built: bool) -> None:
     counts = index.manifest.content.counts
     done = "Indexed" if built else "Opened the index of"
     console.print(
@@ -117,7 +117,7 @@ def _row(result: "Generation") -> dict[str, Any]:
 
 def _print_comparison(console: Console, show: "Demo") -> None:
     table = Table(title="\nThe same prompt and settings, each from an empty cache")
-    for heading in ("pattern", "seconds", "prompt tokens encoded", "reused", "tokens/s"):
+    for heading in ("pattern", "seconds", "prompt tokens prefilled", "reused", "tokens/s"):
         table.add_column(heading, justify="left" if heading == "pattern" else "right")
     for pattern, result in show.results.items():
         table.add_row(
@@ -133,7 +133,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
 def _print_perplexity(console: Console, record: dict[str, Any]) -> None:
     table = Table(
         title=f"\nHow well {record['tokens']:,} tokens of {record['documents']} other unseen pages "
-        "are foretold (perplexity; less is better)"
+        "are predicted (perplexity; lower is better)"
     )
     table.add_column("pattern")
     table.add_column("perplexity", justify="right")

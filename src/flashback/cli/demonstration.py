@@ -29,8 +29,8 @@ from flashback.readers.adapted import adapter_folder, load_adapted
 from flashback.readers.inference import for_inference
 from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
-from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.indexing import ProgressStart, index_corpus
+from flashback.retrieval.kinds import Index, open_index
 from flashback.scoring.prepare import prepare
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
@@ -76,7 +76,7 @@ def index_folder() -> Path:
     return user_cache_path("flashback") / f"{NAME}-{name}"
 
 
-def open_or_build_index(progress: ProgressStart) -> tuple[BM25Index, bool]:
+def open_or_build_index(progress: ProgressStart) -> tuple[Index, bool]:
     """The index of this environment's documentation, and whether it had to be built.
 
     Args:
@@ -87,10 +87,10 @@ def open_or_build_index(progress: ProgressStart) -> tuple[BM25Index, bool]:
     """
     folder = index_folder()
     try:
-        return BM25Index.open(folder), False
+        return open_index(folder), False
     except IndexFolderError:
         index_corpus([f"{NAME}:train"], folder, overwrite=True, progress=progress)
-        return BM25Index.open(folder), True
+        return open_index(folder), True
 
 
 def held_out_page() -> str:
@@ -109,7 +109,7 @@ def held_out_page() -> str:
 class Demo:
     """Continues the held-out page with different patterns, each from an empty cache."""
 
-    def __init__(self, index: BM25Index, settings: DemoSettings) -> None:
+    def __init__(self, index: Index, settings: DemoSettings) -> None:
         self._index = index
         self.settings = settings
         self._writers: dict[str, tuple[Generator, LocalEngine]] = {}
@@ -118,7 +118,7 @@ class Demo:
         self.results: dict[str, Generation] = {}
 
     def _writer(self, pattern: str) -> tuple[Generator, LocalEngine]:
-        """A reader with what ships for the pattern; its engine's cache is its own."""
+        """A reader with the adapter that ships for the pattern, and an engine of its own."""
         if pattern not in self._writers:
             reader = for_inference(
                 load_adapted(MINI, pattern=pattern, device="cpu", dtype="float32")
@@ -173,7 +173,7 @@ def scored_pages() -> list[Document]:
     return sorted(pages, key=lambda page: len(page.text))[-SCORED_PAGES:]
 
 
-def score_patterns(index: BM25Index, start: StartScoring) -> dict[str, Any]:
+def score_patterns(index: Index, start: StartScoring) -> dict[str, Any]:
     """Perplexity on a window of each page: every pattern, and appended with the adapter.
 
     Args:

@@ -13,13 +13,13 @@ import click
 
 from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
 from flashback.cli.options import options_of, take
-from flashback.cli.reader_options import ReaderOptions, quantize_option, reader_options
+from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.cli.tables import print_table
 from flashback.cli.train import RETRIEVED
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.settings import Quantize, RetrievalSettings
+from flashback.settings import RetrievalSettings, Weights
 
 if TYPE_CHECKING:
     from flashback.evaluation.adapted import Readers
@@ -57,7 +57,7 @@ _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passa
     help="Score several values of s, l, m or k (repeatable: every combination).",
 )
 @reader_options
-@quantize_option
+@weights_option
 @options_of(RetrievalSettings, only=RETRIEVED)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
@@ -73,7 +73,7 @@ def evaluate(
     ablation: bool,
     sweep: tuple[str, ...],
     options: ReaderOptions,
-    quantize: str,
+    weights: Weights,
     per_document: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -106,12 +106,12 @@ def evaluate(
     from flashback.evaluation.arms import adapter_arms, slot_ablation
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
-    from flashback.readers.inference import check_quantize
+    from flashback.readers.inference import check_weights
 
     for adapter in adapters:  # before a model is loaded, or even downloaded
         read_card(adapter)
-    check_quantize(Quantize(quantize), options.device, options.dtype)
-    readers = Readers(options.load_plain, _finish(Quantize(quantize)))
+    check_weights(weights, options.device, options.dtype)
+    readers = Readers(options.load_plain, _finish(weights))
     wanted = chosen_patterns(readers.get(), wanted)
     adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, wanted)]
     arms = [*untrained_rows(readers.get(), wanted, shortened), *adapted]
@@ -134,11 +134,11 @@ def evaluate(
         print_tables(tables, names, options.model, as_json=as_json)
 
 
-def _finish(quantize: Quantize) -> "Callable[[Reader], Reader] | None":
+def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":
     """What is done to a reader before it scores: nothing, unless its weights are rounded."""
     from flashback.readers.inference import for_inference
 
-    return None if quantize is Quantize.NONE else partial(for_inference, quantize=quantize)
+    return None if weights is Weights.FULL else partial(for_inference, weights=weights)
 
 
 def combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
@@ -256,7 +256,7 @@ def _described(
         "model": reader.name,
         "device": str(reader.placement.device),
         "dtype": reader.placement.dtype_name,
-        "quantize": str(reader.placement.quantize),
+        "weights": str(reader.placement.weights),
         **more,
         "stride": retrieval.stride,
         "query_tokens": retrieval.query_tokens,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,12 @@ import click
 from flashback.cli.console import notes, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
-from flashback.cli.prompts import many_prompts, prompts_options, write_prompts
+from flashback.cli.prompts import ManyPrompts, many_prompts, prompts_options, write_prompts
 from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
-    decode_kernel_option,
-    quantize_option,
     reader_options,
+    weights_option,
 )
 from flashback.settings import (
     AUTO,
@@ -26,10 +25,11 @@ from flashback.settings import (
     SamplingSettings,
     Settings,
     StoppingSettings,
+    Weights,
 )
 
 if TYPE_CHECKING:
-    from flashback.writing.generator import Generation, Writing
+    from flashback.writing.generator import Generation, Generator, Writing
 
 
 def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,13 +48,25 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
     return FrameText(**changed) if changed else None
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A checked command line."""
+
+    text: str
+    many: ManyPrompts | None
+    """Instead of one text."""
+    settings: Settings
+    index: Path | None
+    adapter: str | None
+    echo_tokens: int
+
+
 @click.command(short_help="Write on from a prompt.")
 @click.argument("prompt", required=False)
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @adapter_option
 @reader_options
-@quantize_option
-@decode_kernel_option
+@weights_option
 @options_of(RetrievalSettings)
 @frame_options
 @click.option(
@@ -66,28 +78,13 @@ def frame_of(before: str | None, after: str | None, echo: int | None = None) -> 
 @options_of(StoppingSettings)
 @options_of(SamplingSettings)
 @options_of(Settings)
-@click.option(
-    "--passages-from",
-    type=Path,
-    help="Folder made by 'flashback precompute', for --pattern slot.",
-)
 @prompts_options
 @click.option("--json", "as_json", is_flag=True, help="Give everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
 def generate(
     prompt: str | None,
-    index: Path | None,
-    adapter: str | None,
     options: ReaderOptions,
-    quantize: str,
-    decode_kernel: str,
-    frame_before: str | None,
-    frame_after: str | None,
-    echo_tokens: int | None,
-    passages_from: Path | None,
-    prompts: Path | None,
-    out: Path | None,
-    batch_size: int | None,
+    weights: Weights,
     as_json: bool,
     explain: bool,
     **values: Any,
@@ -104,46 +101,73 @@ def generate(
 
     A line of --prompts is a JSON string or {"prompt": "...", "id": "..."}; a line of the results is
     a finished text and its passages, in the order in which texts end. What is written at the same
-    time changes no text in float32. The same command again goes on after an interruption.
+    time changes no text in float32. The same command continues after an interruption.
     """
     if as_json and explain:
         raise click.UsageError("--json holds what --explain shows; give one of them")
-    if prompts is not None and explain:
+    if values["prompts"] is not None and explain:
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
-    many = many_prompts(prompt, prompts, out, batch_size, as_json)
-    settings = _settings(values, frame_of(frame_before, frame_after, echo_tokens))
+    request = _parse(prompt, as_json, values)
+    writer = _load(request, options, weights)
+    settings = writer.settled(request.settings)
+    check_echo(request.echo_tokens, settings.retrieval.pattern)
+    if notes.is_terminal:
+        adapted = " with an adapter" if writer.reader.adapter is not None else ""
+        shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
+        notes.print(f"{shown}: {writer.reader.runs_on}", style="dim")
+    if request.many is not None:
+        write_prompts(writer, settings, request.many)
+    else:
+        _write(writer, request.text, settings, as_json=as_json, explain=explain)
+
+
+def _parse(prompt: str | None, as_json: bool, values: dict[str, Any]) -> _Request:
+    """Check everything that can be checked before a model is loaded, or even downloaded."""
+    many = many_prompts(
+        prompt, values.pop("prompts"), values.pop("out"), values.pop("batch_size"), as_json
+    )
+    index, adapter = values.pop("index"), values.pop("adapter")
+    echo_tokens = values.pop("echo_tokens")
+    frame = frame_of(values.pop("frame_before"), values.pop("frame_after"), echo_tokens)
+    settings = take(
+        Settings,
+        values,
+        retrieval=take(RetrievalSettings, values, frame=frame),
+        sampling=take(SamplingSettings, values),
+        stopping=take(StoppingSettings, values),
+    )
     if settings.retrieval.pattern != AUTO:
-        _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
+        check_echo(echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
-    settings.retrieval.check_retriever(index)  # before a model is loaded, or even downloaded
+    settings.retrieval.check_retriever(index)
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
+    return _Request(text, many, settings, index, adapter, echo_tokens or 0)
 
+
+def _load(request: _Request, options: ReaderOptions, weights: Weights) -> "Generator":
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
     from flashback.loading import load
-    from flashback.writing.records import generation_record
 
-    writer = load(
+    retrieval = request.settings.retrieval
+    return load(
         options.model,
-        index if settings.retrieval.retrieves else None,
-        adapter=adapter,
-        pattern=settings.retrieval.pattern,
-        passages_from=passages_from,
-        quantize=quantize,
-        decode_kernel=decode_kernel,
+        request.index if retrieval.retrieves else None,
+        adapter=request.adapter,
+        pattern=retrieval.pattern,
+        weights=weights,
         **options.placed,
     )
-    settings = writer.settled(settings)
-    _check_pattern(settings.retrieval.pattern, echo_tokens, passages_from)
-    if notes.is_terminal:
-        adapted = " with an adapter" if writer.reader.adapter is not None else ""
-        shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
-        notes.print(f"{shown}: {writer.reader.placement}", style="dim")
-    if many is not None:
-        write_prompts(writer, settings, many)
-        return
+
+
+def _write(
+    writer: "Generator", text: str, settings: Settings, *, as_json: bool, explain: bool
+) -> None:
+    """One text to standard output."""
+    from flashback.writing.records import generation_record
+
     writing = writer.stream(text, settings)
     if as_json:
         record = generation_record(writing.finish(), writer.reader, settings)
@@ -152,22 +176,6 @@ def generate(
     _print_stream(writing, writer.reader.show, explain)
     if notes.is_terminal:
         _print_summary(writing.result)
-
-
-def _check_pattern(pattern: str, echo: int | None, passages_from: Path | None) -> None:
-    check_echo(echo or 0, pattern)
-    if passages_from is not None and pattern != "slot":
-        raise click.UsageError("--passages-from has an effect on --pattern slot only")
-
-
-def _settings(values: dict[str, Any], frame: FrameText | None) -> Settings:
-    return take(
-        Settings,
-        values,
-        retrieval=take(RetrievalSettings, values, frame=frame),
-        sampling=take(SamplingSettings, values),
-        stopping=take(StoppingSettings, values),
-    )
 
 
 def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], explain: bool) -> None:
@@ -187,7 +195,7 @@ def _print_summary(result: "Generation") -> None:
     jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
     notes.print(
         f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
-        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens encoded {result.encoded:,}, "
+        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.encoded:,}, "
         f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
         style="dim",
     )

@@ -10,10 +10,11 @@ import click
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
-from flashback.retrieval.bm25 import BM25Index, IndexSettings
+from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
+from flashback.retrieval.kinds import open_index
 from flashback.settings import RetrievalSettings
 
 
@@ -98,7 +99,7 @@ def verify(folder: Path, as_json: bool) -> None:
     flashback index verify IDX
     """
     manifest = verify_index(folder)
-    BM25Index.open(folder)
+    open_index(folder)
     _print_manifest(folder, manifest, as_json)
 
 
@@ -130,7 +131,7 @@ def search(folder: Path, query: str, k: int, as_json: bool, **values: Any) -> No
     flashback search IDX - --json < queries.txt
     """
     options = RetrievalSettings(passages=k, **values).search_options
-    opened = BM25Index.open(folder)
+    opened = open_index(folder)
     queries = _lines(read_standard_input()) if query == "-" else [query]
     for text, hits in zip(queries, opened.search(queries, options), strict=True):
         if as_json:

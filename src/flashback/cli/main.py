@@ -17,7 +17,6 @@ from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.pareto import pareto
-from flashback.cli.precompute import precompute
 from flashback.cli.reproduce import reproduce
 from flashback.cli.serve import serve
 from flashback.cli.train import export, train
@@ -43,7 +42,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, generate, demo, serve, precompute),
+    *(index, search, generate, demo, serve),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

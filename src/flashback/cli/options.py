@@ -12,6 +12,24 @@ Command = Callable[..., Any]
 SettingsT = TypeVar("SettingsT")
 
 
+class Names(click.Choice[str]):
+    """A choice among names that may be registered later."""
+
+    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+        """Take a function that gives the names known now."""
+        self._names = names
+        super().__init__([])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names known now."""
+        return tuple(self._names())
+
+    @choices.setter
+    def choices(self, _: object) -> None:
+        """Ignored: the names are looked up."""
+
+
 def options_of(settings: type, only: Collection[str] = ()) -> Callable[[Command], Command]:
     """A decorator that adds one option for every declared field of a settings class.
 
@@ -56,7 +74,7 @@ def _behaviour(field: "dataclasses.Field[Any]") -> dict[str, Any]:
         return common | {"is_flag": True, "show_default": default}
     if isinstance(default, tuple):
         return common | {"multiple": True, "show_default": False, "metavar": "TEXT"}
-    if names := choices_of(field):
-        choice = click.Choice(names)
-        return common | {"type": choice, "default": str(default), "show_default": True}
+    if choices_of(field):
+        known = Names(lambda: choices_of(field))
+        return common | {"type": known, "default": str(default), "show_default": True}
     return common | {"type": type(default), "show_default": True}

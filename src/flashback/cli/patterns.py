@@ -1,4 +1,4 @@
-"""--pattern: what `auto` means before a model is loaded, what goes with it, and where it is not."""
+"""--pattern and the options that depend on it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flashback.cli.options import Names
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.settings import AUTO, RetrievalSettings
@@ -16,7 +17,7 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where passages stand while an adapter is trained."""
     return click.option(
         "--pattern",
-        type=click.Choice(list(PATTERNS)),
+        type=Names(lambda: list(PATTERNS)),
         default="append",
         show_default=True,
         help="Where passages stand; none: nothing is retrieved, an index is not used.",
@@ -24,7 +25,7 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSettings:
-    """With the pattern of an adapter's folder in place of `auto`; without one, as it is.
+    """The pattern of an adapter's folder in place of `auto`; without a folder, unchanged.
 
     Raises:
         AdapterError: the folder is missing or damaged.
@@ -37,12 +38,12 @@ def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSe
 
 
 def check_echo(echo_tokens: int, pattern: str) -> None:
-    """Refuse an echo where nothing stands behind the context.
+    """Refuse an echo for a pattern that uses none.
 
     Raises:
-        SettingsError: the pattern is not `append`.
+        SettingsError: the pattern has no echo.
     """
-    if echo_tokens and pattern != "append":
+    if echo_tokens and not PATTERNS[pattern].echoes:
         raise SettingsError(
             f"--echo-tokens {echo_tokens}: has no effect with --pattern {pattern}; leave it out"
         )

@@ -36,7 +36,7 @@ def prompts_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--out",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="Results of --prompts, as JSON lines; begun ones are gone on with.",
+            help="Results of --prompts, as JSON lines; an interrupted file is resumed.",
         ),
         click.option(
             "--batch-size",
@@ -132,7 +132,7 @@ def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) ->
     """Refuse a prompt now rather than after hours of writing."""
     for prompt in file.prompts:
         try:
-            writer.begin(prompt.text, settings)
+            writer.check(prompt.text, settings)
         except FlashBackError as error:
             raise type(error)(f"{file.name} line {prompt.line}: {error}") from None
 
@@ -140,18 +140,18 @@ def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) ->
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:
     """What decides the results; in float32, how many are written at a time does not."""
     from flashback.readers.fingerprint import computation_of
-    from flashback.retrieval.bm25 import BM25Index
+    from flashback.readers.reader import Reader
     from flashback.writing.records import settings_record, versions
     from flashback.writing.results import NOTED
 
     decided = settings_record(writer.reader, settings)
-    del decided["placement"]  # device and dtype, again, and why they were chosen
-    index = writer.retriever
+    decided.pop("placement", None)  # device and dtype, again, and why they were chosen
+    reader, index = writer.reader, writer.retriever
     return {
         "prompts": {"sha256": many.file.sha256, "count": len(many.file.prompts)},
-        "model": writer.reader.name,
-        "weights": computation_of(writer.reader.model),
-        "index": index.manifest.digest if isinstance(index, BM25Index) else None,
+        "model": reader.name,
+        "weights": computation_of(reader.model) if isinstance(reader, Reader) else None,
+        "index": getattr(getattr(index, "manifest", None), "digest", None),
         "settings": decided,
         "json": many.full,
         NOTED: versions(),

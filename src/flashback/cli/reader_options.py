@@ -1,13 +1,15 @@
 """The options that decide which reader runs and where, as one value."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.settings import DecodeKernel, Quantize
+from flashback.errors import FlashBackWarning
+from flashback.settings import Weights
 
 if TYPE_CHECKING:
     from flashback.readers.reader import Reader
@@ -17,7 +19,7 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What a command was told of its reader."""
+    """The options of a command that choose its reader."""
 
     model: str
     device: str
@@ -71,21 +73,34 @@ def adapter_option(command: Command) -> Command:
     )(command)
 
 
-quantize_option = click.option(
-    "--quantize",
-    type=click.Choice([str(value) for value in Quantize]),
-    default=str(Quantize.NONE),
-    show_default=True,
-    help="int8: linear layers with 8-bit weights and inputs, on CPU; faster, not exact.",
-)
-decode_kernel_option = click.option(
-    "--decode-kernel",
-    type=click.Choice([str(value) for value in DecodeKernel]),
-    default=str(DecodeKernel.PYTORCH),
-    show_default=True,
-    help="numba: single tokens are multiplied by loops that numba compiles, on CPU; faster, in "
-    "float32 exact.",
-)
+def weights_option(command: Command) -> Command:
+    """How weights are kept, given as `weights`; two deprecated options say the same."""
+
+    @functools.wraps(command)
+    def run(weights: str, quantize: str | None, decode_kernel: str | None, **values: Any) -> Any:
+        for flag, old in (("--quantize", quantize), ("--decode-kernel", decode_kernel)):
+            if old is not None:
+                weights = old if old in list(Weights) else weights
+                warnings.warn(
+                    f"{flag} is deprecated; use --weights {weights}", FlashBackWarning, stacklevel=2
+                )
+        return command(weights=Weights(weights), **values)
+
+    for option in (
+        click.option("--decode-kernel", type=click.Choice(["pytorch", "numba"]), hidden=True),
+        click.option("--quantize", type=click.Choice(["none", "int8"]), hidden=True),
+        click.option(
+            "--weights",
+            type=click.Choice([str(value) for value in Weights]),
+            default=str(Weights.FULL),
+            show_default=True,
+            help="On CPU: numba: single tokens are multiplied by loops that numba compiles; "
+            "faster, in float32 exact. int8: linear layers with 8-bit weights and inputs; faster, "
+            "not exact.",
+        ),
+    ):
+        run = option(run)
+    return run
 
 
 def _gathered(command: Command) -> Command:

@@ -13,12 +13,12 @@ from flashback.cli.patterns import as_trained
 from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
-    decode_kernel_option,
     reader_options,
+    weights_option,
 )
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import MIB, ServerSettings
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, Weights
 
 _KEY = "FLASHBACK_API_KEY"
 
@@ -27,14 +27,14 @@ _KEY = "FLASHBACK_API_KEY"
 @click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
 @adapter_option
 @reader_options
-@decode_kernel_option
+@weights_option
 @options_of(RetrievalSettings)
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
     adapter: str | None,
     options: ReaderOptions,
-    decode_kernel: str,
+    weights: Weights,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -69,7 +69,7 @@ def serve(
         index,
         adapter=adapter,
         pattern=defaults.pattern,
-        decode_kernel=decode_kernel,
+        weights=weights,
         memory_bytes=settings.memory * MIB,
         **options.placed,
     )
@@ -77,7 +77,7 @@ def serve(
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     notes.print(
-        f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.placement}",
+        f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.runs_on}",
         style="dim",
     )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")

@@ -44,7 +44,6 @@ from flashback.engines.kernels.attention import Attention
 from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recorder
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
-from flashback.engines.passage_store import PassageStore
 from flashback.engines.protocol import CacheUse, Capabilities, Completion, Usage
 from flashback.engines.self_check import (
     check_cache_reuse,
@@ -76,7 +75,6 @@ class LocalEngine:
         idle_sequences: int = 1,
         idle_bytes: int | None = None,
         passage_bytes: int = PASSAGE_BYTES,
-        passage_store: PassageStore | None = None,
         self_check: bool = True,
         fixed_passes: bool | None = None,
     ) -> None:
@@ -89,7 +87,6 @@ class LocalEngine:
             idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
             passage_bytes: keys and values of slot passages to keep, at most.
-            passage_store: slot passages that this model encoded before, on disk.
             self_check: compare cached with recomputed logits once, now.
             fixed_passes: run short passes at fixed places in memory, recorded on CUDA
                 (`fixed_passes.py`), if the reader can; None: on CUDA only. Whether it can is
@@ -105,9 +102,7 @@ class LocalEngine:
         placed = self._takes_positions or model.config.model_type in _ALIBI
         slot = placed and has_full_attention_only(model)
         self.capabilities = Capabilities(window=window, slot=slot)
-        self._store = passage_store
-        find = None if passage_store is None else partial(passage_store.find, device=model.device)
-        self.passages = PassageCache(passage_bytes, find)
+        self.passages = PassageCache(passage_bytes)
         self._takes_keep = "logits_to_keep" in parameters
         self._attention = Attention(model)
         self._last_layer = LastLayer(model)
@@ -234,8 +229,6 @@ class LocalEngine:
                 f"{label(self.model)} has layers that see a sliding window only, which a slot "
                 "before the context would leave; use another pattern"
             )
-        if prompt.reserved and self._store is not None:
-            self._store.check_room(prompt.reserved)
         length, room = len(prompt.ids), prompt.reserved
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")

@@ -87,7 +87,7 @@ class Arm:
     def _adapter_name(self) -> str:
         if self.trained_for is None:
             return ""
-        whose = "" if self.trained_for is self.pattern else f"{self.trained_for} "
+        whose = "" if self.trained_for == self.pattern else f"{self.trained_for} "
         passages = any(PATTERNS[name].retrieves for name in (self.pattern, self.trained_for))
         marks = f", {self.marks} marks" if passages and self.marks is not Marks.NONE else ""
         echoes = any(PATTERNS[name].echoes for name in (self.pattern, self.trained_for))

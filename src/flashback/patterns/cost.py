@@ -1,4 +1,4 @@
-"""What a stride is made of: its forward passes, counted in tokens."""
+"""The forward passes of a stride, counted in tokens."""
 
 from dataclasses import dataclass
 

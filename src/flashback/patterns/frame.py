@@ -1,4 +1,4 @@
-"""What stands around a passage: marking tokens, plain text, or nothing."""
+"""The frame of a passage: marking tokens, plain text, or nothing."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from flashback.errors import AdapterError
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, read_card
 from flashback.readers.fingerprint import base_of
-from flashback.readers.reader import MARK_LEFT, MARK_RIGHT, Reader
+from flashback.readers.reader import Reader
+from flashback.readers.text_reader import MARK_LEFT, MARK_RIGHT
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -112,7 +113,7 @@ def _merged(model: PreTrainedModel, folder: Path, card: AdapterCard) -> PreTrain
 
 
 def _lora_config(folder: Path, card: AdapterCard) -> "LoraConfig":
-    """What PEFT's file says, as far as `flashback train` writes it; the rest is never acted on."""
+    """The fields of PEFT's file that `flashback train` writes; others are ignored."""
     from peft import LoraConfig
 
     record = json.loads((folder / CONFIG).read_text("utf-8"))

@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
-from flashback.readers.placement import choose_placement
+from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
 
 MINI = "flashback-mini"
@@ -44,7 +44,7 @@ def load_reader(
 
     Raises:
         ReaderError: the model is missing, incomplete or not a decoder-only language model.
-        SettingsError: a device, dtype or window that is not to be had.
+        SettingsError: a device, dtype or window that this model or machine does not have.
     """
     placement = choose_placement(device, dtype)
     path = _locate(name)
@@ -62,6 +62,20 @@ def load_reader(
         if not 1 <= window <= size:
             raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
         size, reason = window, "as asked"
+    model = _model(name, path, config, placement, trust_remote_code)
+    return Reader(
+        name=name,
+        tokenizer=tokenizer,
+        window=size,
+        window_reason=reason,
+        model=model,
+        placement=placement,
+    )
+
+
+def _model(
+    name: str, path: str, config: Any, placement: Placement, trust_remote_code: bool
+) -> PreTrainedModel:
     with _readable(name, "weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -73,8 +87,8 @@ def load_reader(
         )
     model, report = loaded
     _check_weights(name, report)
-    model = model.to(placement.device).eval()
-    return Reader(name, model, tokenizer, placement, size, reason)
+    found: PreTrainedModel = model.to(placement.device).eval()
+    return found
 
 
 def shipped(name: str) -> Path:

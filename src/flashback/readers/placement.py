@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from flashback.errors import SettingsError
-from flashback.settings import DecodeKernel, Quantize
+from flashback.settings import Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
@@ -20,8 +20,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     reason: str
-    quantize: Quantize = Quantize.NONE
-    decode_kernel: DecodeKernel = DecodeKernel.PYTORCH
+    weights: Weights = Weights.FULL
 
     @property
     def dtype_name(self) -> str:
@@ -29,9 +28,8 @@ class Placement:
         return str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
-        int8 = ", int8 weights" if self.quantize is Quantize.INT8 else ""
-        numba = ", decoding by numba" if self.decode_kernel is DecodeKernel.NUMBA else ""
-        return f"{self.dtype_name} on {self.device} ({self.reason}){int8}{numba}"
+        weights = "" if self.weights is Weights.FULL else f", {self.weights} weights"
+        return f"{self.dtype_name} on {self.device} ({self.reason}){weights}"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:

@@ -1,187 +1,43 @@
-"""The reader: a language model with its tokenizer, its window and its special tokens.
+"""The reader: a language model in this process, with its tokenizer."""
 
-Knows token ids and frames. Knows nothing of retrieval.
-"""
-
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.engines.cache.layers import has_full_attention_only
-from flashback.errors import ReaderError, SettingsError
-from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
-from flashback.patterns.prompt import Ids
-from flashback.patterns.registry import PATTERNS
-from flashback.readers.card import AdapterCard
 from flashback.readers.placement import Placement
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks
-
-MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
-"""The paper's Marking Tokens, if the tokenizer has them."""
+from flashback.readers.text_reader import TextReader, ids_of
 
 
-@dataclass(frozen=True)
-class Reader:
+@dataclass(frozen=True, kw_only=True)
+class Reader(TextReader):
     """A loaded language model and everything needed to talk to it in token ids."""
 
-    name: str
     model: PreTrainedModel
-    tokenizer: Tokenizer
     placement: Placement
-    window: int
-    """Positions a sequence may take."""
-    window_reason: str
-    adapter: AdapterCard | None = None
-    """What was merged into the model, if anything was."""
-    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Held while the tokenizer encodes: whether it splits special tokens is a state of its own."""
 
-    @cached_property
-    def bos(self) -> Ids:
-        """What the tokenizer puts in front of every text; empty for many families."""
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
-        return tuple(full[: next((i for i in range(len(full)) if full[i:][:1] == plain[:1]), 0)])
+    @property
+    def runs_on(self) -> str:
+        """Device, dtype, and why."""
+        return str(self.placement)
 
     @cached_property
     def eos(self) -> frozenset[int]:
-        """The ids after which nothing is written."""
+        """The ids that end a text: the generation configuration's, else the tokenizer's."""
         generation = self.model.generation_config
-        given = generation.eos_token_id if generation is not None else None
-        if given is None:
-            given = self.tokenizer.eos_token_id
-        return frozenset([given] if isinstance(given, int) else given or [])
-
-    @cached_property
-    def marks(self) -> tuple[int, int] | None:
-        """The ids of the two marking tokens, if the tokenizer has them."""
-        known = self.tokenizer.get_vocab()
-        if MARK_LEFT in known and MARK_RIGHT in known:
-            return known[MARK_LEFT], known[MARK_RIGHT]
-        return None
+        given = None if generation is None else generation.eos_token_id
+        return ids_of(given) if given is not None else ids_of(self.tokenizer.eos_token_id)
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Rows of the embedding: ids from 0 to this, less one, can be read."""
+        """Rows of the embedding."""
         embedding = self.model.get_input_embeddings()
         assert isinstance(embedding.weight, torch.Tensor)
         return embedding.weight.shape[0]
 
-    @property
-    def forbidden(self) -> Ids:
-        """Ids that must never be written: the marking tokens."""
-        return self.marks or ()
-
-    def encode(self, text: str) -> list[int]:
-        """Plain text to ids; what looks like a special token in it is text like any other.
-
-        Raises:
-            ReaderError: the tokenizer gives an id that the model does not have.
-        """
-        return self._encoded(text, split_special_tokens=True)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """A text's beginning to ids: BOS, if the reader has one, and the text.
-
-        Special tokens written in a prompt are meant: it comes from the user, not from a corpus.
-
-        Raises:
-            ReaderError: the tokenizer gives an id that the model does not have.
-        """
-        ids = self._encoded(text)
-        if not ids and not self.bos and self.tokenizer.bos_token_id is not None:
-            return [self.tokenizer.bos_token_id]
-        return [*self.bos, *ids]
-
-    def encode_template(self, text: str) -> list[int]:
-        """A filled chat template to ids: it brings its own special tokens.
-
-        Raises:
-            ReaderError: the tokenizer gives an id that the model does not have.
-        """
-        return self._encoded(text)
-
-    def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
-        with self._encoding:
-            encoding = self.tokenizer(
-                text,
-                add_special_tokens=False,
-                split_special_tokens=split_special_tokens,
-                verbose=False,
-            )
-        ids: list[int] = encoding["input_ids"]
-        if ids and max(ids) >= self.vocabulary_size:
-            raise ReaderError(
-                f"model {self.name}: its tokenizer gives the id {max(ids)}, but the model has only "
-                f"{self.vocabulary_size}; the two do not belong together"
-            )
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text; special tokens and marks are left out."""
-        kept = [token for token in ids if token not in self.forbidden]
-        text = self.tokenizer.decode(
-            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
-
-    def show(self, ids: Sequence[int]) -> str:
-        """Ids to text, special tokens and marks included, for people who debug."""
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
-
-    def frame(self, text: FrameText | None, pattern: str) -> Frame:
-        """The ids around passages: of the given text, else marks if any, else of a default text.
-
-        A reader whose adapter was trained without marks gets nothing instead of the default text.
-        An isolated passage in a text frame begins with BOS, as any text of the reader does.
-        """
-        own = self._own_frame(pattern)
-        if text is None:
-            return own
-        echo = own.echo if text.echo_tokens is None else text.echo_tokens
-        return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
-
-    def _own_frame(self, pattern: str) -> Frame:
-        without = self.adapter is not None and self.adapter.marks is Marks.NONE
-        if self.marks is not None and not without:
-            return Frame((self.marks[0],), (self.marks[1],), self._trained_echo)
-        if self.adapter is not None:
-            return Frame(echo=self._trained_echo)
-        return self._text_frame(DEFAULT_FRAME, pattern, DEFAULT_FRAME.echo_tokens or 0)
-
-    def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
-        before = DEFAULT_FRAME.before if text.before is None else text.before
-        after = DEFAULT_FRAME.after if text.after is None else text.after
-        begin = self.bos if PATTERNS[pattern].isolated else ()
-        return Frame((*begin, *self.encode(before or "")), tuple(self.encode(after or "")), echo)
-
     def can_have(self, pattern: ContextPattern) -> bool:
-        """Whether the reader supports a pattern: isolated passages need full attention."""
+        """Whether the model supports a pattern: isolated passages need full attention."""
         return not pattern.isolated or has_full_attention_only(self.model)
-
-    def check_pattern(self, name: str) -> None:
-        """Refuse a pattern that the reader does not support.
-
-        Raises:
-            SettingsError: the pattern isolates passages, and some layers have a sliding window.
-        """
-        if not self.can_have(PATTERNS[name]):
-            raise SettingsError(
-                f"--pattern {name}: {self.name} has layers with sliding-window attention, which "
-                "would lose sight of the slot; use append or prepend"
-            )
-
-    @property
-    def _trained_echo(self) -> int:
-        return 0 if self.adapter is None else self.adapter.echo_tokens

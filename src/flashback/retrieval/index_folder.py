@@ -41,7 +41,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Content:
-    """What an index holds and how it was made."""
+    """Contents of an index and how it was made."""
 
     kind: str
     """The retriever that reads it."""
@@ -52,7 +52,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index folder says about itself."""
+    """The manifest of an index folder."""
 
     content: Content
     data: str
@@ -209,14 +209,14 @@ def _is_ours(name: str) -> bool:
 def _clear_debris(folder: Path) -> None:
     """Remove what no manifest names: old versions, unfinished ones; a folder left empty, too.
 
-    What is kept is read from the manifest on disk: an interruption may come just after it changed.
+    The manifest is read from disk again: an interruption may come just after it changed.
     """
     kept = {MANIFEST}
     if (folder / MANIFEST).exists():
         try:
             kept.add(json.loads((folder / MANIFEST).read_text("utf-8"))["data"])
         except (OSError, ValueError, KeyError, TypeError):
-            return  # damaged: what it named cannot be told from debris
+            return  # damaged: its data folder cannot be told from debris
     for path in folder.iterdir():
         if not _is_ours(path.name) or path.name in kept:
             continue

@@ -1,4 +1,4 @@
-"""What the stride loop asks of a retriever, whatever searches behind it."""
+"""The protocol of retrievers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Hit:
     document_id: str
     title: str
     text: str
-    """What the reader is shown (with the title in front, if the index was made so)."""
+    """The passage as the reader gets it, with its title in front if the index was made so."""
     score: float
     """Higher is better; only comparable within one retriever."""
 
@@ -33,7 +33,7 @@ class Retriever(Protocol):
 
 
 class NoRetriever:
-    """Finds nothing: what a pattern without passages asks."""
+    """Finds nothing: the retriever of a pattern without passages."""
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`."""

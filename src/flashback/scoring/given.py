@@ -20,6 +20,7 @@ from flashback.errors import PromptTooLong
 from flashback.patterns.context import context_budget
 from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.lookup import Found, Lookup, examples_of
@@ -140,7 +141,7 @@ def score_text(
 
 def grid_of(
     ids: Ids,
-    reader: Reader,
+    reader: TextReader,
     retriever: Retriever | None,
     settings: RetrievalSettings,
     first_boundary: int,
@@ -187,7 +188,7 @@ class Grid:
         nothing = Document("", "", "")
         return Window(nothing, self.ids[: self.head_end], self.bos, (Cut(self.first),), length)
 
-    def body(self, reader: Reader, stride: int) -> Window | None:
+    def body(self, reader: TextReader, stride: int) -> Window | None:
         """What is read with passages; the last stride is padded with ids that are not counted."""
         boundaries = range(self.head_end, len(self.ids), stride)
         if not boundaries:
@@ -204,7 +205,7 @@ class Grid:
             for cut, hits in zip(body.cuts, found.hits, strict=True)
         ]
 
-    def check_length(self, reader: Reader, settings: RetrievalSettings) -> None:
+    def check_length(self, reader: TextReader, settings: RetrievalSettings) -> None:
         """Refuse a text that does not fit.
 
         Raises:

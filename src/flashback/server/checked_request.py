@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashback.patterns.prompt import Ids
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.server.errors import ApiError
 from flashback.settings import Settings
 
@@ -19,7 +19,7 @@ class Conversation:
 
     messages: tuple[dict[str, str], ...]
 
-    def prompt_ids(self, reader: Reader) -> Ids:
+    def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt, up to where the assistant begins to speak.
 
         Raises:
@@ -41,7 +41,7 @@ class Conversation:
             ) from error
         return tuple(reader.encode_template(text))
 
-    def query(self, reader: Reader, written: str, tokens: int) -> str:
+    def query(self, reader: TextReader, written: str, tokens: int) -> str:
         """The last tokens of the last user message and the answer so far, without template."""
         asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
         return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])

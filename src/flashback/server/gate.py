@@ -79,9 +79,7 @@ class Gate:
     def _account(self, visit: "_Visit") -> None:
         scope = visit.scope
         route = scope.get("route")
-        path = getattr(
-            route, "path", "other"
-        )  # not the path itself: there may be any number
+        path = getattr(route, "path", "other")  # not the path itself: there may be any number
         status = visit.status or 499
         self._metrics.requests.labels(path, str(status)).inc()
         record: dict[str, Any] = {

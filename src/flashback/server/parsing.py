@@ -193,7 +193,7 @@ def _within_limits(checked: CheckedRequest, service: Service) -> CheckedRequest:
 
 
 def _check_abilities(checked: CheckedRequest, service: Service) -> None:
-    if checked.scores_prompt and not service.can_score_prompts:
+    if checked.scores_prompt and service.scoring_reader is None:
         raise ApiError(
             400,
             "echo with logprobs: this server's reader has no model of its own, whose "

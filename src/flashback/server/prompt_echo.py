@@ -53,8 +53,9 @@ class PromptEcho:
         self, ids: Ids, guard: GuardedRetriever | None
     ) -> abc.Generator[Event, None, tuple[ScoredText, float]]:
         """The scores of a prompt, and the seconds that they took."""
-        request, reader = self.request, self.service.reader
+        request, reader = self.request, self.service.scoring_reader
         assert request.logprobs is not None
+        assert reader is not None, "see parsing.py"
         retrieval, first = request.settings.retrieval, request.first_boundary
         seconds = 0.0
         try:

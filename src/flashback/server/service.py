@@ -10,6 +10,7 @@ from flashback.patterns.context import context_budget
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
@@ -34,7 +35,7 @@ class Service:
     """Seconds; the time limit of requests is measured with it."""
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> TextReader:
         return self.generator.reader
 
     @property
@@ -58,9 +59,10 @@ class Service:
         return CacheUse(0, 0, 0) if engine is None else engine.cache_use
 
     @property
-    def can_score_prompts(self) -> bool:
-        """Whether the reader has a model in this process, whose log-probabilities can be read."""
-        return getattr(self.reader, "model", None) is not None
+    def scoring_reader(self) -> Reader | None:
+        """The reader, if its model is in this process and can score prompts."""
+        reader = self.reader
+        return reader if isinstance(reader, Reader) else None
 
     @property
     def patterns(self) -> list[str]:
@@ -118,7 +120,7 @@ def make_service(
     return Service(generator, settings, defaults, model, scheduler, clock=clock)
 
 
-def _check_defaults(reader: Reader, defaults: RetrievalSettings) -> None:
+def _check_defaults(reader: TextReader, defaults: RetrievalSettings) -> None:
     """Refuse at the start what would refuse every request that gives no other values."""
     defaults.check_lookahead()
     frame = len(reader.frame(defaults.frame, defaults.pattern))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 
 _UNFINISHED = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -25,7 +25,7 @@ class TokenName:
 class TokenNames:
     """Names the tokens of one reader."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: TextReader) -> None:
         """Take a reader.
 
         A token is decoded behind a letter: SentencePiece tokenizers drop a space in front.

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from flashback.patterns.prompt import Ids
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.scoring.given import ScoredText, log_probs
+from flashback.server.errors import ApiError
 from flashback.server.events import TokenScore
 from flashback.server.token_names import TokenName, TokenNames
 from flashback.writing.detokenization import Detokenizer
@@ -20,7 +21,7 @@ _LOWEST = -9999.0
 
 
 def token_scores(
-    scored: ScoredText, ids: Ids, reader: Reader, offsets: Sequence[int], skipped: int
+    scored: ScoredText, ids: Ids, reader: TextReader, offsets: Sequence[int], skipped: int
 ) -> list[TokenScore]:
     """The tokens of a given text.
 
@@ -38,7 +39,7 @@ def token_scores(
     return scores
 
 
-def text_offsets(reader: Reader, ids: Ids, spelled_from: int) -> list[int]:
+def text_offsets(reader: TextReader, ids: Ids, spelled_from: int) -> list[int]:
     """The character at which each token's text begins, and the length of the whole text.
 
     Args:
@@ -70,7 +71,7 @@ def _finite(log_prob: float) -> float:
 class TokenRecorder:
     """Called at every token of one text; keeps its score until the text it begins in is sent."""
 
-    def __init__(self, reader: Reader, top: int | None, check: Callable[[], None]) -> None:
+    def __init__(self, reader: TextReader, top: int | None, check: Callable[[], None]) -> None:
         """Begin.
 
         Args:
@@ -91,12 +92,24 @@ class TokenRecorder:
         self._detokenizer = Detokenizer(self._reader, context)
         self._offset = offset
 
-    def __call__(self, logits: Tensor, token: int) -> None:
-        """Record a token and the logits (V,) it was chosen from."""
+    def __call__(self, logits: Tensor | None, token: int) -> None:
+        """Record a token and the logits (V,) that it was chosen from.
+
+        Raises:
+            ApiError: log-probabilities are wanted, but the engine has no logits here.
+        """
         self._check()
         self.tokens += 1
         if self._top is None:
             return
+        if logits is None:
+            raise ApiError(
+                400,
+                "logprobs: this server's engine chooses tokens elsewhere and gives no "
+                "log-probabilities; leave it out",
+                "unsupported_field",
+                "logprobs",
+            )
         all_log_probs = log_probs(logits, self._reader.forbidden)
         best = all_log_probs.topk(self._top)
         top = tuple(

@@ -1,7 +1,7 @@
-"""Many texts at once: strides in step, and a text that ends makes room for the next one.
+"""Many texts in one batch, stride by stride; a finished text makes room for the next one.
 
-All texts of a batch retrieve, are encoded and decode together. Each is a `Text` with a sampler and
-a cached sequence of its own, so what it becomes does not depend on its neighbours.
+All texts of a batch retrieve, prefill and decode together. Each is a `Text` with a sampler and
+a cached sequence of its own, so its tokens do not depend on its neighbours.
 """
 
 import time
@@ -56,7 +56,7 @@ def _write_stride(batch: Batch, texts: Sequence[Text], find: Find) -> None:
 
 
 def _share(seconds: float, texts: Sequence[Text]) -> None:
-    """Add to every text what its stride took, and an equal part of the time that is nobody's."""
+    """Add to every text its stride's time, and an equal share of the time that is nobody's."""
     strides = [text.strides[-1] for text in texts]
     own = [
         one.usage.encode_seconds + one.usage.decode_seconds + one.retrieve_seconds

@@ -1,7 +1,7 @@
-"""The next passage is searched for, and encoded, before the boundary at which it is needed.
+"""The search for the next passage, started before the boundary at which it is needed.
 
-What is written does not depend on it: which query a stride has is `text.py`'s business. Here is
-only when its answer is worked out.
+What is written does not depend on it: which query a stride has is decided in `text.py`. Here it is
+decided only when the search runs.
 """
 
 import time
@@ -18,57 +18,55 @@ Hits = tuple[Hit, ...]
 
 @dataclass(frozen=True)
 class _Search:
-    """A search in a thread of its own."""
+    """A search in a thread."""
 
     query: str
     found: "Future[tuple[Hits, float]]"
     """What was found, and when (`time.perf_counter`)."""
     awaited: float
-    """Since when its answer is wanted; infinity: not yet."""
+    """Since when its result is waited for; infinity: not yet."""
 
 
 class Lookahead:
-    """Answers one query at a time, in a thread of its own if asked in time.
+    """Runs one search at a time, in a thread of its own if it is started early.
 
-    Close it, or leave its `with` block, to end the thread; a search under way is waited for.
+    Close it, or leave its `with` block, to end the thread; a running search is waited for.
     """
 
-    def __init__(self, find: Callable[[str], Hits], prepare: Callable[[Hits], None]) -> None:
+    def __init__(self, find: Callable[[str], Hits]) -> None:
         """Start nothing yet.
 
         Args:
             find: searches; raises what the retriever raises.
-            prepare: works ahead with what was found, such as encoding it.
         """
         self._find = find
-        self._prepare = prepare
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="flashback-lookahead")
         self._pending: _Search | None = None
 
     def begin(self, query: str) -> None:
-        """Search for a query that will be asked soon, and work ahead with what is found."""
-        self._pending = _Search(query, self._threads.submit(self._work, query), float("inf"))
+        """Start the search for a query that will be needed soon."""
+        self._pending = self._submit(query)
 
     def search(self, query: str) -> "Future[tuple[Hits, float]]":
-        """Search for the query that is asked next, for who can do other things meanwhile.
+        """Start the search for the query that is needed next, for a caller that can do other work.
 
         Returns:
             What `hits` waits for.
         """
         pending = self._pending
         if pending is None or pending.query != query:
-            pending = _Search(query, self._threads.submit(self._timed, query), float("inf"))
+            pending = self._submit(query)
         now = time.perf_counter()
         self._pending = replace(pending, awaited=min(pending.awaited, now))
         return pending.found
 
     @property
     def begun(self) -> bool:
-        """Whether there is an answer that was not asked for yet."""
+        """Whether a search was started whose result was not taken yet."""
         return self._pending is not None
 
     def hits(self, query: str) -> tuple[Hits, float]:
-        """What is found for a query, and the seconds for which there was nothing else to do."""
+        """The hits of a query, and the seconds that were spent waiting for them."""
         began = time.perf_counter()
         pending, self._pending = self._pending, None
         if pending is None or pending.query != query:
@@ -77,7 +75,7 @@ class Lookahead:
         return hits, max(ended - min(began, pending.awaited), 0.0)
 
     def close(self) -> None:
-        """Search no more."""
+        """Start no more searches."""
         self._threads.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -91,10 +89,8 @@ class Lookahead:
     ) -> None:
         self.close()
 
+    def _submit(self, query: str) -> _Search:
+        return _Search(query, self._threads.submit(self._timed, query), float("inf"))
+
     def _timed(self, query: str) -> tuple[Hits, float]:
         return self._find(query), time.perf_counter()
-
-    def _work(self, query: str) -> tuple[Hits, float]:
-        found = self._find(query)
-        self._prepare(found)
-        return found, time.perf_counter()

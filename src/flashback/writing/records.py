@@ -7,13 +7,17 @@ from importlib.metadata import version
 from typing import Any
 
 from flashback.readers.card import AdapterCard
+from flashback.readers.placement import Placement
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.settings import Settings
 from flashback.version import __version__
 from flashback.writing.text import Generation, Stride
 
 
-def generation_record(generation: Generation, reader: Reader, settings: Settings) -> dict[str, Any]:
+def generation_record(
+    generation: Generation, reader: TextReader, settings: Settings
+) -> dict[str, Any]:
     """The record printed by `flashback generate --json`; seconds are wall-clock time."""
     return {
         "model": reader.name,
@@ -62,22 +66,32 @@ def _totals(generation: Generation) -> dict[str, Any]:
     }
 
 
-def settings_record(reader: Reader, settings: Settings) -> dict[str, Any]:
+def settings_record(reader: TextReader, settings: Settings) -> dict[str, Any]:
     """All settings, and what the reader made of them."""
     frame = reader.frame(settings.retrieval.frame, settings.retrieval.pattern)
-    return asdict(settings) | {
-        "placement": str(reader.placement),
-        "device": str(reader.placement.device),
-        "dtype": reader.placement.dtype_name,
-        "quantize": str(reader.placement.quantize),
-        "decode_kernel": str(reader.placement.decode_kernel),
-        "window": reader.window,
-        "frame_tokens": {
-            "before": list(frame.before),
-            "after": list(frame.after),
-            "echo": frame.echo,
-        },
-        "adapter": None if reader.adapter is None else adapter_record(reader.adapter),
+    placed = placement_record(reader.placement) if isinstance(reader, Reader) else {}
+    return (
+        asdict(settings)
+        | placed
+        | {
+            "window": reader.window,
+            "frame_tokens": {
+                "before": list(frame.before),
+                "after": list(frame.after),
+                "echo": frame.echo,
+            },
+            "adapter": None if reader.adapter is None else adapter_record(reader.adapter),
+        }
+    )
+
+
+def placement_record(placement: Placement) -> dict[str, Any]:
+    """Where a model runs, in which precision, and how its weights are kept."""
+    return {
+        "placement": str(placement),
+        "device": str(placement.device),
+        "dtype": placement.dtype_name,
+        "weights": str(placement.weights),
     }
 
 

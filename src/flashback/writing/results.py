@@ -1,10 +1,10 @@
-"""Finished texts in a file that only grows, and going on after an interruption.
+"""Finished texts in an append-only file, resumable after an interruption.
 
     results    a line each, whole or absent, in the order in which texts end
-    run file   beside the results: what decided them, such as prompts, weights and settings
+    run file   beside the results: their prompts, weights and settings
 
 The run file is there before the first result. A result is one line, on disk before the next is
-begun; of one whose writing was interrupted, what is there is cut off, and its text written again.
+begun; an interrupted line is cut off, and its text is written again.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ class Results:
 
 @contextlib.contextmanager
 def open_results(path: Path, run: dict[str, Any]) -> Iterator[Results]:
-    """Begin a file of results, or go on with one of the same run.
+    """Create a file of results, or resume one of the same run.
 
     Args:
-        run: what decides the results, as plain data.
+        run: prompts, weights and settings, as plain data.
 
     Raises:
         PromptsError: the file belongs to another run or to none, is damaged, or is in use.
@@ -67,8 +67,8 @@ def _check_run(path: Path, run: dict[str, Any]) -> None:
         earlier = dict(json.loads(run_path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         raise PromptsError(
-            f"--out {path}: the file exists, but {run_path.name}, which would say what it is from, "
-            "is missing or damaged; give another --out"
+            f"--out {path}: the file exists, but {run_path.name}, which says how it was made, is "
+            "missing or damaged; give another --out"
         ) from None
     if difference := _difference("", earlier | {NOTED: None}, run | {NOTED: None}):
         raise PromptsError(f"--out {path}: begun with {difference}; give another --out")
@@ -88,7 +88,7 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
 
 
 def _whole_lines(path: Path) -> frozenset[int]:
-    """The prompts whose results are there; what is left of an interrupted line is cut off."""
+    """The lines of the prompts that have results; an interrupted line is cut off."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     done: set[int] = set()

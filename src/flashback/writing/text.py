@@ -1,7 +1,7 @@
-"""One text being written: what it asks for, what it was given, and when it ends.
+"""One text being written: its queries, its prompts, its tokens, and when it ends.
 
-Knows the rules of a stride, whoever drives it: one text at a time or many together. Stop texts,
-end-of-text tokens and penalties are handled here, since they may span strides.
+The rules of a stride, the same for one text and for a batch. Stop texts, end-of-text tokens and
+penalties are handled here, since they may span strides.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import Settings
@@ -85,7 +85,7 @@ class Text:
     prompt of `stride_tokens` new tokens; `take` takes each of them; `end_stride` closes the books.
     """
 
-    reader: Reader
+    reader: TextReader
     settings: Settings
     frame: Frame
     context: Context

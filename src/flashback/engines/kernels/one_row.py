@@ -156,7 +156,7 @@ def loop(dtype: torch.dtype) -> Loop:
     torch.set_num_threads(threads)  # starting OpenMP, numba sets it for all
     if layer != "omp":
         raise FlashBackError(
-            f"--decode-kernel numba: numba's threads are {layer}; expected omp, OpenMP's, which "
+            f"--weights numba: numba's threads are {layer}; expected omp, OpenMP's, which "
             "PyTorch uses: install libgomp, or leave the option out"
         )
     return compiled

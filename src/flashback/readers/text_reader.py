@@ -1,0 +1,181 @@
+"""A reader without its model: the tokenizer, the window and the special tokens.
+
+Enough to write with an engine that runs the model elsewhere. Knows token ids and frames.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from flashback.errors import ReaderError, SettingsError
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
+from flashback.readers.card import AdapterCard
+from flashback.settings import DEFAULT_FRAME, FrameText, Marks
+
+MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
+"""The paper's Marking Tokens, if the tokenizer has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReader:
+    """A model's text side: text to token ids and back, frames, special tokens."""
+
+    name: str
+    tokenizer: Tokenizer
+    window: int
+    """Positions that a sequence may take."""
+    window_reason: str
+    """Where that number comes from."""
+    adapter: AdapterCard | None = None
+    """What the model was adapted with, if anything."""
+    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while the tokenizer encodes: splitting special tokens is a state of the tokenizer."""
+
+    @property
+    def runs_on(self) -> str:
+        """Where the model runs, for people."""
+        return "elsewhere"
+
+    @cached_property
+    def bos(self) -> Ids:
+        """What the tokenizer puts in front of every text; empty for many families."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        return tuple(full[: next((i for i in range(len(full)) if full[i:][:1] == plain[:1]), 0)])
+
+    @cached_property
+    def eos(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return ids_of(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def marks(self) -> tuple[int, int] | None:
+        """The ids of the two marking tokens, if the tokenizer has them."""
+        known = self.tokenizer.get_vocab()
+        if MARK_LEFT in known and MARK_RIGHT in known:
+            return known[MARK_LEFT], known[MARK_RIGHT]
+        return None
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Ids from 0 to this, less one, can be read."""
+        return len(self.tokenizer)
+
+    @property
+    def forbidden(self) -> Ids:
+        """Ids that must never be written: the marking tokens."""
+        return self.marks or ()
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids; what looks like a special token in it is text like any other.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        return self._encoded(text, split_special_tokens=True)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A prompt to ids, BOS first if the reader has one.
+
+        Special tokens written in a prompt are meant: it comes from the user, not from a corpus.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        ids = self._encoded(text)
+        if not ids and not self.bos and self.tokenizer.bos_token_id is not None:
+            return [self.tokenizer.bos_token_id]
+        return [*self.bos, *ids]
+
+    def encode_template(self, text: str) -> list[int]:
+        """A filled chat template to ids; it brings its own special tokens.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        return self._encoded(text)
+
+    def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        with self._encoding:
+            encoding = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=split_special_tokens,
+                verbose=False,
+            )
+        ids: list[int] = encoding["input_ids"]
+        if ids and max(ids) >= self.vocabulary_size:
+            raise ReaderError(
+                f"model {self.name}: its tokenizer gives the id {max(ids)}, but the model has only "
+                f"{self.vocabulary_size}; the two do not belong together"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text; special tokens and marks are left out."""
+        return self._decoded([one for one in ids if one not in self.forbidden], skip_special=True)
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Ids to text, special tokens and marks included, for people who debug."""
+        return self._decoded(list(ids), skip_special=False)
+
+    def _decoded(self, ids: list[int], *, skip_special: bool) -> str:
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def frame(self, text: FrameText | None, pattern: str) -> Frame:
+        """The ids around passages: of the given text, else marks if any, else of a default text.
+
+        A reader whose adapter was trained without marks gets nothing instead of the default text.
+        An isolated passage in a text frame begins with BOS, as any text of the reader does.
+        """
+        own = self._own_frame(pattern)
+        if text is None:
+            return own
+        echo = own.echo if text.echo_tokens is None else text.echo_tokens
+        return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
+
+    def _own_frame(self, pattern: str) -> Frame:
+        echo = 0 if self.adapter is None else self.adapter.echo_tokens
+        without = self.adapter is not None and self.adapter.marks is Marks.NONE
+        if self.marks is not None and not without:
+            return Frame((self.marks[0],), (self.marks[1],), echo)
+        if self.adapter is not None:
+            return Frame(echo=echo)
+        return self._text_frame(DEFAULT_FRAME, pattern, DEFAULT_FRAME.echo_tokens or 0)
+
+    def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
+        before = DEFAULT_FRAME.before if text.before is None else text.before
+        after = DEFAULT_FRAME.after if text.after is None else text.after
+        begin = self.bos if PATTERNS[pattern].isolated else ()
+        return Frame((*begin, *self.encode(before or "")), tuple(self.encode(after or "")), echo)
+
+    def can_have(self, pattern: ContextPattern) -> bool:
+        """Whether the model supports a pattern, as far as it is known here."""
+        return True
+
+    def check_pattern(self, name: str) -> None:
+        """Refuse a pattern that the model does not support.
+
+        Raises:
+            SettingsError: the pattern isolates passages, and some layers have a sliding window.
+        """
+        if not self.can_have(PATTERNS[name]):
+            raise SettingsError(
+                f"--pattern {name}: {self.name} has layers with sliding-window attention, which "
+                "would lose sight of the slot; use append or prepend"
+            )
+
+
+def ids_of(given: int | Sequence[int] | None) -> frozenset[int]:
+    """One id, several, or none, as configurations have them."""
+    return frozenset([given] if isinstance(given, int) else given or [])
