@@ -1,9 +1,10 @@
 """`flashback serve`."""
 
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,9 @@ from flashback.cli.reader_options import (
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import RetrievalSettings, Weights
+
+if TYPE_CHECKING:
+    from flashback.writing.generator import Generator
 
 _KEY = "FLASHBACK_API_KEY"
 
@@ -59,9 +63,7 @@ def serve(
 
     quiet_transformers()
     from flashback.loading import load
-    from flashback.server.service import make_service
     from flashback.server.serving import bind
-    from flashback.server.serving import serve as run
 
     bound = bind(settings)  # before a model is loaded
     generator = load(
@@ -73,6 +75,19 @@ def serve(
         memory_bytes=settings.memory * MIB,
         **options.placed,
     )
+    _serve(generator, settings, defaults, bound)
+
+
+def _serve(
+    generator: "Generator",
+    settings: ServerSettings,
+    defaults: RetrievalSettings,
+    bound: socket.socket,
+) -> None:
+    """Say where the server is, and serve until a signal."""
+    from flashback.server.service import make_service
+    from flashback.server.serving import serve as run
+
     service = make_service(generator, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
