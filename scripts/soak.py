@@ -142,10 +142,10 @@ async def pieces(answer: httpx2.Response) -> AsyncIterator[str]:
     async for line in answer.aiter_lines():
         if not line.startswith("data: "):
             continue
-        told = line.removeprefix("data: ")
-        if told == "[DONE]":
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
             return
-        chunk = json.loads(told)
+        chunk = json.loads(data)
         if "error" in chunk:
             raise ValueError(chunk["error"]["message"])
         if text := chunk["choices"][0]["text"] if chunk["choices"] else "":

@@ -76,7 +76,7 @@ class ChoiceRun:
         self._turn_began = 0
         """Tokens written when the turn began."""
         self._hurried = False
-        """Whether the generator was told to end the stride."""
+        """Whether the stride was cut short because the time is over."""
 
     def events(self) -> Iterator[Event]:
         """The text and its strides; ends early at the time limit or when a search fails."""

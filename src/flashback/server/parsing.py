@@ -168,8 +168,8 @@ def _within_limits(checked: CheckedRequest, service: Service) -> CheckedRequest:
     """Refuse more than the server's limits, and what its engine or reader cannot do.
 
     Raises:
-        ApiError: too many choices or tokens; empty caches or the scores of a prompt are asked for
-            where there can be none.
+        ApiError: too many choices or tokens; fresh caches or scored prompts where the engine or
+            the reader has none.
     """
     limits = service.settings
     if checked.choices > limits.max_choices:
@@ -196,8 +196,8 @@ def _check_abilities(checked: CheckedRequest, service: Service) -> None:
     if checked.scores_prompt and service.scoring_reader is None:
         raise ApiError(
             400,
-            "echo with logprobs: this server's reader has no model of its own, whose "
-            "log-probabilities of a prompt could be read; leave out one of them",
+            "echo with logprobs: this server's model runs elsewhere and gives no log-probabilities "
+            "of prompts; leave out one of them",
             "unsupported_field",
             "echo",
         )

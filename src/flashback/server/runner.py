@@ -108,7 +108,7 @@ class Runner:
             first_boundary = self._request.first_boundary
             grid_of(ids, service.reader, service.retriever, retrieval, first_boundary)
         if self._request.write:
-            self._begin(0, ids, None).writing.close()
+            self._service.generator.check(ids, self._settings_of(0))
 
     def _warnings(self) -> Iterator[Event]:
         card = self._service.reader.adapter
@@ -117,7 +117,7 @@ class Runner:
             yield Incident(0, "warning", message)
 
     def _choice(self, number: int, one: int, ids: Ids) -> Iterator[Event]:
-        """One choice: its prompt, if that is echoed, then what is written.
+        """One choice: its prompt, if that is echoed, then its continuation.
 
         Args:
             number: of the prompt.
@@ -146,13 +146,15 @@ class Runner:
     def _written(self, progress: Progress, begun: Begun, ids: Ids) -> Iterator[Event]:
         used = begun.writing.prompt_tokens
         if left_out := len(ids) - len(used):
-            message = f"the first {left_out} tokens of the prompt were left out to write on"
+            message = (
+                f"the first {left_out} tokens of the prompt were cut to make room for the text"
+            )
             yield Incident(progress.choice, "prompt_truncated", message)
         begun.recorder.begin(used, progress.characters)
         yield from ChoiceRun(progress, begun, self._limit).events()
         yield Turn()
 
-    def _begin(self, one: int, ids: Ids, prompt: PromptInput | None) -> Begun:
+    def _begin(self, one: int, ids: Ids, prompt: PromptInput) -> Begun:
         request, service = self._request, self._service
         recorder = TokenRecorder(service.reader, request.logprobs, self._job.check)
         guard = self._guard()

@@ -7,7 +7,6 @@ from typing import Any
 
 from flashback.engines.protocol import CacheUse, CachingEngine, Engine
 from flashback.patterns.context import context_budget
-from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
@@ -67,13 +66,12 @@ class Service:
     @property
     def patterns(self) -> list[str]:
         """The patterns that a request may ask for, by name."""
-        return [name for name, pattern in PATTERNS.items() if self._supports(pattern)]
-
-    def _supports(self, pattern: ContextPattern) -> bool:
-        if self.retriever is None and pattern.retrieves:
-            return False
-        isolates = self.engine.capabilities.slot and self.reader.can_have(pattern)
-        return isolates or not pattern.isolated
+        return [
+            name
+            for name, pattern in PATTERNS.items()
+            if self.generator.supports(pattern)
+            and not (pattern.retrieves and self.retriever is None)
+        ]
 
     def description(self) -> dict[str, Any]:
         """The `flashback` object of the model in /v1/models."""
