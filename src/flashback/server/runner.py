@@ -145,10 +145,8 @@ class Runner:
 
     def _written(self, progress: Progress, begun: Begun, ids: Ids) -> Iterator[Event]:
         used = begun.writing.prompt_tokens
-        if left_out := len(ids) - len(used):
-            message = (
-                f"the first {left_out} tokens of the prompt were cut to make room for the text"
-            )
+        if (cut := len(ids) - len(used)) > 0:
+            message = f"the first {cut} tokens of the prompt were left out to make room"
             yield Incident(progress.choice, "prompt_truncated", message)
         begun.recorder.begin(used, progress.characters)
         yield from ChoiceRun(progress, begun, self._limit).events()
