@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flashback.engines.local import LocalEngine
 from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 from flashback.writing.generator import Generation
@@ -57,6 +58,17 @@ def check_greedy(model: PreTrainedModel, generation: Generation, forbidden: Sequ
             assert row.max() - row[token] <= TOLERANCE
 
 
+@torch.inference_mode()
+def cached_scores(engine: LocalEngine, ids: Sequence[int], start: int) -> list[float]:
+    """Log-probabilities of ids[start:], each given all before it, through the engine's cache."""
+    sequence, _ = engine.lease(Prompt.plain(ids[:start]))
+    logits = engine.passes.extend(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
+    engine.leases.give_back(sequence)
+    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
+    scores: list[float] = chosen[:, 0].tolist()
+    return scores
+
+
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """The length of the longest common prefix."""
     pairs = zip(left, right, strict=False)
@@ -64,7 +76,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
-    """The logits (T, V) that give `tokens` behind a prompt with a slot, from one plain pass.
+    """The logits (T, V) that give `tokens` behind a prompt's segments, from one plain pass.
 
     Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
     itself, a context token sees the context before it and the passage it was computed with.

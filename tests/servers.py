@@ -127,9 +127,6 @@ class ForcedEngine:
                 hook(max_tokens)
             yield sampler.choose(self._logits)
 
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class Served:

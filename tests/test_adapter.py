@@ -31,12 +31,12 @@ from flashback.readers.adapter import put_on
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, card_record, read_card
 from flashback.readers.fingerprint import base_of, fingerprint
 from flashback.readers.load import MINI, load_reader, shipped
+from flashback.readers.lora import add_lora, save_lora
+from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.reader import Reader
-from flashback.settings import AUTO, FrameText, Marks, RetrievalSettings, Settings
+from flashback.settings import AUTO, FrameText, RetrievalSettings, Settings
 from flashback.training.export import export
-from flashback.training.lora import add_lora, save_lora
 from flashback.training.model_card import model_card
-from flashback.training.training_settings import TrainingSettings
 from flashback.writing.generator import Generator
 from readers import byte_tokenizer, tiny_reader
 from trainings import full_model
@@ -74,7 +74,7 @@ def make_adapter(
 ) -> nn.Module:
     """An adapter with large random weights in a folder; returns the model it is still a part of."""
     card = card_of(reader, marks, **changes)
-    model, _, _ = add_lora(reader, TrainingSettings(marks=marks, dropout=0.0))
+    model, _, _ = add_lora(reader, LoraSettings(marks=marks, dropout=0.0), seed=0)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -19,7 +19,7 @@ from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
-from flashback.patterns.prompt import Prompt
+from flashback.patterns.prompt import Prompt, View
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
@@ -230,7 +230,7 @@ def test_the_texts_share_the_time_they_took() -> None:
     writer = Generator(shared_reader("opt"), shared_engine("opt"), QueryRetriever())
     texts = writer.generate_batch([[5], [6, 7]], SMALL, batch_size=2)
     for text in texts:
-        own = sum(one.usage.encode_seconds + one.usage.decode_seconds for one in text.strides)
+        own = sum(one.usage.prefill_seconds + one.usage.decode_seconds for one in text.strides)
         assert 0 < own <= text.seconds
 
 
@@ -270,9 +270,6 @@ class OneAtATime:
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         return self._engine.complete(prompt, max_tokens, sampler)
 
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        return self._engine.score(ids, start)
-
 
 def test_an_engine_without_batches_writes_one_by_one() -> None:
     writer = Generator(shared_reader("opt"), OneAtATime(shared_engine("opt")), QueryRetriever())
@@ -284,13 +281,13 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = LocalEngine(tiny_model("llama"), window=100)
-    plain = engine.run
+    plain = engine.passes.run
 
     def unmasked(*arguments: object, **more: object) -> Tensor:
         more.pop("attention_mask", None)
         return plain(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "run", unmasked)
+    monkeypatch.setattr(engine.passes, "run", unmasked)
     writer = Generator(shared_reader("llama"), engine, None)
     none = Settings(RetrievalSettings("none", passage_tokens=8))
     with pytest.warns(FlashBackWarning, match="fails the self-check"):
@@ -299,8 +296,7 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
 
 def completed(batch: LocalBatch, prompts: Sequence[Sequence[int]], count: int) -> list[Request]:
     requests = [
-        Request(Prompt.plain(tuple(ids)), count, Sampler(SamplingSettings(), ids))
-        for ids in prompts
+        Request(Prompt.plain(ids), count, Sampler(SamplingSettings(), ids)) for ids in prompts
     ]
     for _ in batch.complete(requests):
         pass
@@ -328,6 +324,21 @@ def test_a_failure_inside_a_pass_leaves_the_rows_exact(monkeypatch: pytest.Monke
         completed(batch, [ids[:3] for ids in prompts], 6)
     monkeypatch.undo()
     assert [one.sampler.history for one in completed(batch, prompts, 6)] == expected
+
+
+def test_a_passage_whose_pass_failed_is_not_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(tiny_model("llama"), window=100, passage_bytes=0)
+    batch = engine.batch(2)
+    context = tuple(range(20))
+    first = Prompt.with_views(context, (View(0, (30, 31)),), 4)
+    second = Prompt.with_views((*context, 40), (View(0, (30, 31)), View(20, (50, 51, 52))), 4)
+    batch.logits([first])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.passes, "run", lambda *_, **__: [][0])
+        with pytest.raises(IndexError):
+            batch.logits([second])
+    expected = engine.batch(2).logits([second])
+    torch.testing.assert_close(batch.logits([second]), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -33,9 +33,9 @@ def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
         assert reader.placement.dtype_name == arm.dtype
         engine = ArmEngine(reader, iter(()), dynamic=arm.dynamic)
         assert (
-            type(engine.new_sequence(0).cache.layers[0]).__name__ == "DynamicLayer"
+            type(engine.passes.new_sequence().cache.layers[0]).__name__ == "DynamicLayer"
         ) == arm.dynamic
-        assert isinstance(engine.new_sequence(0).cache, DynamicCache)
+        assert isinstance(engine.passes.new_sequence().cache, DynamicCache)
 
 
 def test_every_arm_writes_every_stride_and_the_model_takes_a_part_of_it(model_folder: Path) -> None:

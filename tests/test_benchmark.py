@@ -32,7 +32,7 @@ from flashback.benchmark.runtime import (
     prepare,
 )
 from flashback.benchmark.shapes import SHAPES, shaped_reader
-from flashback.benchmark.timed import TimedEngine
+from flashback.benchmark.timed import TimedPasses
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.load import MINI, window_of
@@ -111,7 +111,7 @@ def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, r
         assert written.first == (number == 0)
         assert stride.usage.decoded == 7
         # A passage may begin like what stood there before.
-        assert 0 <= sum(one.tokens for one in boundary) - stride.usage.encoded <= 3
+        assert 0 <= sum(one.tokens for one in boundary) - stride.usage.prefilled <= 3
         assert len(stride.arranged) == boundary[-1].cached + boundary[-1].new
 
 
@@ -183,16 +183,16 @@ def test_rows_of_a_batch_are_what_each_would_be_alone(family: str, arm: str) -> 
 def last_logits(runtime: Runtime, arm: str) -> list[Tensor]:
     """Row 0's logits of every pass of two strides, of which the first tokens' boundary is one."""
     seen: list[Tensor] = []
-    plain = TimedEngine.run
+    plain = TimedPasses.run
 
-    def watched(engine: TimedEngine, *arguments: Any, **more: Any) -> Tensor:
-        logits = plain(engine, *arguments, **more)
+    def watched(passes: TimedPasses, *arguments: Any, **more: Any) -> Tensor:
+        logits = plain(passes, *arguments, **more)
         seen.append(logits[0, -1].clone())
         return logits
 
     strides = runtime.strides(arm, 40, 3)
     first = next(strides)  # the engine is ready now
-    with patch.object(TimedEngine, "run", watched):
+    with patch.object(TimedPasses, "run", watched):
         list(strides)
     assert len(seen) == 2 * runtime.settings.stride == 2 * len(first.stride.tokens)
     return seen
@@ -258,14 +258,14 @@ def test_calibration_gives_back_what_a_reader_reaches() -> None:
     reader = tiny_reader()
     shape = Shape.of(reader.model)
     clock = 0.0
-    plain = TimedEngine.run
+    plain = TimedPasses.run
 
-    def timed(engine: TimedEngine, ids: Tensor, *arguments: Any, **more: Any) -> Tensor:
+    def timed(passes: TimedPasses, ids: Tensor, *arguments: Any, **more: Any) -> Tensor:
         nonlocal clock
         clock += {64: 3.0, 1: 0.5}[ids.shape[1]]
-        return plain(engine, ids, *arguments, **more)
+        return plain(passes, ids, *arguments, **more)
 
-    with patch.object(TimedEngine, "run", timed), patch("time.perf_counter", lambda: clock):
+    with patch.object(TimedPasses, "run", timed), patch("time.perf_counter", lambda: clock):
         found = calibrate(reader, shape, 64)
     assert pass_operations(shape, Pass(64, 0)) / found.operations_per_second == pytest.approx(3.0)
     assert pass_bytes(shape, Pass(1, 64)) / found.bytes_per_second == pytest.approx(0.5)

@@ -248,23 +248,26 @@ def test_the_json_of_a_generation_holds_what_recomputing_it_takes(
             "text",
             "passages",
             "reused",
+            "prefilled",
             "encoded",
             "decoded",
             "seconds",
         ]
-        assert list(stride["seconds"]) == ["retrieve", "encode", "decode"]
-        assert stride["reused"] + stride["encoded"] == len(stride["arranged"])
+        assert list(stride["seconds"]) == ["retrieve", "prefill", "decode", "encode"]
+        assert stride["encoded"] == stride["prefilled"]
+        assert stride["reused"] + stride["prefilled"] == len(stride["arranged"])
         assert stride["decoded"] == len(stride["tokens"]) - 1
         for passage in stride["passages"]:
             assert list(passage) == ["id", "title", "text", "score"]
     assert list(record["totals"]) == [
         "reused",
+        "prefilled",
         "encoded",
         "decoded",
         "seconds",
         "tokens_per_second",
     ]
-    for count in ("reused", "encoded", "decoded"):
+    for count in ("reused", "prefilled", "encoded", "decoded"):
         assert record["totals"][count] == sum(stride[count] for stride in record["strides"])
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     assert record["prompt_tokens"] == tokenizer(PROMPT)["input_ids"]

@@ -187,29 +187,6 @@ def test_patterns_can_be_chosen_and_the_shortened_baseline_added(evaluate: Eval)
     assert names == ["append (text)", "append (text, echo)", "none", "none (shortened)"]
 
 
-def test_the_way_from_append_to_slot_is_scored_step_by_step(evaluate: Eval) -> None:
-    words = ("--pattern", "none", "--ablation", "--passages", "2", "--passage-tokens", "20")
-    rows = evaluate.record(*words)["rows"]
-    assert [row["name"] for row in rows] == [
-        "none",
-        "append (text)",
-        "slot (text, passage sees the context, context encoded without passages)",
-        "slot (text, context encoded without passages)",
-        "slot (text)",
-        "slot (text, gap of 16)",
-        "slot (text, side by side)",
-        "slot (text, no bos)",
-        "slot (text, no bos, sink dropped)",
-        "slot (bare)",
-    ]
-    assert len({row["perplexity"] for row in rows}) > 3  # with passages, whatever --pattern says
-
-
-def test_steps_between_append_and_slot_need_a_context_in_common(evaluate: Eval) -> None:
-    message = evaluate.refused("--ablation", "--protocol", "sliding")
-    assert "--ablation needs --protocol windows" in message
-
-
 def test_two_calls_agree(evaluate: Eval) -> None:
     assert evaluate.record() == evaluate.record()
 
@@ -422,7 +399,7 @@ def test_an_adapter_of_another_model_is_refused_before_documents_are_read(
 
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("flashback.scoring.prepare.prepare", fail)
+    monkeypatch.setattr("flashback.scoring.retrieved_windows.cut_and_retrieve", fail)
     message = Eval(tmp_path / "other", corpora).refused("--adapter", adapter, code=1)
     assert f"adapter {adapter} was trained on " in message
     assert "is another model; load the adapter's own" in message
@@ -606,7 +583,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("flashback.training.run.train", fail)
+    monkeypatch.setattr("flashback.training.reproduce.train", fail)
 
 
 def test_a_second_call_trains_and_scores_nothing(
@@ -645,7 +622,7 @@ def test_adapters_of_other_settings_do_not_get_into_a_table(
 ) -> None:
     message = reproduce.refused(reproduced[0], *more)
     assert f"reproduction {reproduced[0]}: was begun with another model, other settings" in message
-    assert "repeat that command to go on with it, or choose another --out" in message
+    assert "repeat that command to continue it, or choose another --out" in message
 
 
 def test_an_interrupted_reproduction_goes_on_where_it_was(

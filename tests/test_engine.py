@@ -27,6 +27,7 @@ from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels import last_layer
 from flashback.engines.kernels.attention import Attention, UsualAttention, attend
 from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError, UnsupportedReader
 from flashback.patterns.prompt import Prompt, View
 from flashback.sampling import Sampler
@@ -57,13 +58,15 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
     whole = LocalEngine(tiny_model("llama"), window=192)
     expected, _ = complete(whole, PROMPT, 5)
     assert whole.joins_passages
-    for check in ("has_joint_passes", "has_fixed_passes", "check_cache_reuse"):
-        monkeypatch.setattr(f"flashback.engines.local.{check}", lambda _: [][0])
-    other = whole.another(1000)
-    assert (other.joins_passages, other.fixed, other.passages.budget) == (True, None, 1000)
+    for check in ("local.has_joint_passes", "self_check.has_fixed_passes"):
+        monkeypatch.setattr(f"flashback.engines.{check}", lambda *_: [][0])
+    monkeypatch.setattr("flashback.engines.self_check.check_cache_reuse", lambda *_: [][0])
+    other = whole.fresh(4)
+    assert (other.joins_passages, other.passes.fixed) == (True, None)
+    assert other.passages.budget == whole.passages.budget // 4
     assert complete(other, PROMPT, 5) == (expected, 0)
-    recorded = engine.another(1000)
-    assert recorded.fixed is not None
+    recorded = engine.fresh(4)
+    assert recorded.passes.fixed is not None
     assert not recorded.joins_passages
 
 
@@ -75,11 +78,11 @@ def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPa
 
     def given_up(sequence: CachedSequence) -> None:
         gives_up(sequence)
-        locked: bool = engine.lock._is_owned()  # type: ignore[attr-defined]
+        locked: bool = engine.passes.lock._is_owned()  # type: ignore[attr-defined]
         seen.append((locked, len(engine.leases.taken)))
 
     monkeypatch.setattr(engine.leases, "give_up", given_up)
-    monkeypatch.setattr(engine, "run", lambda *_, **__: [][0])
+    monkeypatch.setattr(engine.passes, "run", lambda *_, **__: [][0])
     with pytest.raises(IndexError):
         complete(engine, PROMPT, 2)
     assert seen[0] == (True, 0)
@@ -94,9 +97,9 @@ def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(last_layer, "_narrowed", spoiled)
         engine = LocalEngine(tiny_model("llama"), window=192, fixed_passes=True)
-        assert engine.fixed is not None
+        assert engine.passes.fixed is not None
         assert complete(engine, PROMPT, 5) == (expected, 0)
-        assert engine.held[0] == 1
+        assert engine.cache_use.sequences == 1
 
 
 def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:
@@ -182,26 +185,9 @@ def test_as_many_idle_caches_are_kept_as_was_asked_for(limit: int) -> None:
         assert len(engine.leases.idle) == min(number + 1, limit)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_log_probabilities_of_the_continuation(family: str) -> None:
-    engine = LocalEngine(tiny_model(family), window=100)
-    ids = list(range(40))
-    with torch.inference_mode():
-        logits = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    expected = [float(logits[i - 1, ids[i]]) for i in range(10, 40)]
-    assert engine.score(ids, 10) == pytest.approx(expected, abs=1e-4)
-    assert engine.score(ids, 39) == pytest.approx(expected[-1:], abs=1e-4)
-
-
-@pytest.mark.parametrize("start", [0, 5, 6, -1])
-def test_scoring_from_nowhere_is_refused(engine: LocalEngine, start: int) -> None:
-    with pytest.raises(SettingsError, match="score starts at"):
-        engine.score([1, 2, 3, 4, 5], start)
-
-
 def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(SettingsError, match="exceed the window of 192"):
-        engine.complete(Prompt.plain(tuple(range(190))), 3, greedy())
+        engine.complete(Prompt.plain(range(190)), 3, greedy())
     with pytest.raises(SettingsError, match="0 tokens asked for"):
         engine.complete(Prompt.plain((1,)), 0, greedy())
     with pytest.raises(SettingsError, match="prompt is empty"):
@@ -326,7 +312,7 @@ def by_turns(engine: LocalEngine, prompts: list[tuple[int, ...]]) -> tuple[list[
     reused = 0
     for _ in range(4):
         for text, sampler in zip(texts, samplers, strict=True):
-            completion = engine.complete(Prompt.plain(tuple(text)), 5, sampler)
+            completion = engine.complete(Prompt.plain(text), 5, sampler)
             text.extend(completion)
             reused += completion.usage.reused
     return texts, reused
@@ -345,7 +331,7 @@ def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) 
     engine.forget()
     together, reused = by_turns(engine, prompts)
     assert together == alone
-    count, held = engine.held
+    count, held = engine.cache_use.sequences, engine.cache_use.sequence_bytes
     assert held <= budget
     if budget == 0:
         assert (count, reused) == (0, 0)
@@ -359,12 +345,12 @@ def test_the_cache_used_longest_ago_goes_first() -> None:
     prompts = [(0, *range(start, start + 20)) for start in (10, 60, 110)]
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
     complete(engine, prompts[0], 2)
-    one = engine.held[1]
+    one = engine.cache_use.sequence_bytes
     engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=2 * one)
     engine.forget()
     for prompt in prompts:
         complete(engine, prompt, 2)
-    assert engine.held == (2, 2 * one)
+    assert engine.cache_use == CacheUse(2, 2 * one, 0)
     assert [complete(engine, prompt, 2)[1] for prompt in (prompts[2], prompts[1])] == [20, 20]
     assert complete(engine, prompts[0], 2)[1] <= 1
 
@@ -375,10 +361,10 @@ def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> N
     writer = greedy()
     list(engine.complete(Prompt.plain(PROMPT), 5, writer))
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
-    assert engine.held[0] == 2
+    assert engine.cache_use.sequences == 2
     del writer
     assert complete(engine, PROMPT, 5)[1] == len(PROMPT) - 1
-    assert engine.held[0] == 2
+    assert engine.cache_use.sequences == 2
 
 
 @pytest.mark.parametrize("budget", [None, 1 << 30])
@@ -396,7 +382,7 @@ def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
         alone = LocalEngine(tiny_model("llama"), window=192)
         assert text == list(alone.complete(Prompt.plain(ids), 6, greedy()))
         caches.append(engine.leases.idle[0].cache)
-    assert engine.held[0] == 1
+    assert engine.cache_use.sequences == 1
     assert all(cache is caches[0] for cache in caches)
 
 
@@ -499,6 +485,6 @@ def test_a_short_text_does_not_keep_the_buffers_of_a_long_one() -> None:
     engine = LocalEngine(model, window=4000)
     engine.forget()
     list(engine.complete(Prompt.plain(tuple(range(2, 290)) * 10), 1, greedy()))
-    before = engine.held[1]
+    before = engine.cache_use.sequence_bytes
     complete(engine, PROMPT, 4)
-    assert engine.held[1] < before / 4
+    assert engine.cache_use.sequence_bytes < before / 4

@@ -25,22 +25,22 @@ from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, TrainingError
 from flashback.evaluation import perplexity
-from flashback.evaluation.adapted import Readers
+from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import (
     Arm,
     FrameKind,
     adapter_arms,
-    told_apart,
     untrained_arms,
     usual_frames,
+    with_unique_names,
 )
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
-from flashback.evaluation.evaluate import Judged, ScoreStore, evaluate, identity_of
+from flashback.evaluation.evaluate import EvaluationSet, ScoreStore, evaluate, identity_of
 from flashback.evaluation.markdown import figure, in_markdown, measured_on, ratio_figure
 from flashback.evaluation.perplexity import (
     Contamination,
-    Row,
     Table,
+    TableRow,
     Texts,
     contamination,
     row_of,
@@ -52,18 +52,21 @@ from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapter import add_marks
 from flashback.readers.card import WEIGHTS, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
 from flashback.scoring.examples import Example
-from flashback.scoring.prepare import prepare
+from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Marks, RetrievalSettings, SearchOptions
+from flashback.settings import RetrievalSettings, SearchOptions
 from flashback.training.reproduce import train_missing
-from flashback.training.run import Run, train
+from flashback.training.run import Run
+from flashback.training.train import train
 from flashback.training.trainer import OnStep
 from flashback.training.training_settings import TrainingSettings
 from readers import MadeUpRetriever, byte_tokenizer, tiny_reader
+from recompute import cached_scores
 
 TOLERANCE = 1e-4
 """Nats per target."""
@@ -89,12 +92,12 @@ def made_up(
     *,
     seed: int = 0,
     count: int = 3,
-) -> Judged:
+) -> EvaluationSet:
     """Windows of the documents with made-up passages, some of them empty."""
     reader = tiny_reader()
     retriever = MadeUpRetriever(seed)
-    (prepared,) = prepare(documents(count), reader, retriever, [settings], windows)
-    return Judged(tuple(prepared.examples(reader, settings)), prepared.found, windows)
+    (prepared,) = cut_and_retrieve(documents(count), reader, retriever, [settings], windows)
+    return EvaluationSet(tuple(prepared.examples(reader, settings)), prepared.found, windows)
 
 
 def load() -> Reader:
@@ -147,7 +150,7 @@ def shown(arm: Arm, window: Window, cut: Cut, passage: Ids, reader: Reader) -> I
 
 
 @torch.no_grad()
-def separately(arm: Arm, judged: Judged, reader: Reader, model: Any) -> list[float]:
+def separately(arm: Arm, judged: EvaluationSet, reader: Reader, model: Any) -> list[float]:
     """The reference: nats of every window, each stride in a plain pass of its own."""
     found = []
     for example in arm.examples(judged.examples, judged.windows):
@@ -163,7 +166,7 @@ def separately(arm: Arm, judged: Judged, reader: Reader, model: Any) -> list[flo
     return found
 
 
-def check_row(row: Row, table: Table, expected: Sequence[float]) -> None:
+def check_row(row: TableRow, table: Table, expected: Sequence[float]) -> None:
     """A row's figures, from the nats of every window."""
     texts = table.texts
     of_documents = np.bincount(texts.of_window, weights=expected)
@@ -186,7 +189,7 @@ UNTRAINED = [
 @pytest.mark.parametrize("protocol", Protocol)
 def test_rows_equal_plain_transformers(protocol: Protocol) -> None:
     judged = made_up(windows=dataclasses.replace(WINDOWS, protocol=protocol))
-    (table,) = evaluate(UNTRAINED, [judged], Readers(load), settings=FEW)
+    (table,) = evaluate(UNTRAINED, [judged], AdaptedReaders(load), settings=FEW)
     reader = load()
     assert [row.arm for row in table.rows] == UNTRAINED
     assert len(UNTRAINED) == 9
@@ -219,7 +222,7 @@ def test_rows_with_adapters_equal_plain_transformers_with_peft(adapters: Path) -
     judged = made_up()
     arms = [NONE, *adapter_arms(adapters / "marks", PAPER)]
     arms += adapter_arms(adapters / "bare", ["prepend", "append"])
-    (table,) = evaluate(arms, [judged], Readers(load), settings=FEW)
+    (table,) = evaluate(arms, [judged], AdaptedReaders(load), settings=FEW)
     for row in table.rows[1:]:
         assert row.arm.adapter is not None
         reader = load()
@@ -238,7 +241,7 @@ def test_rows_with_adapters_equal_plain_transformers_with_peft(adapters: Path) -
 def test_rows_equal_scoring_step_by_step(arm: Arm, family: str) -> None:
     """What the engine that writes says of the same prompts, one after another through its cache."""
     judged = made_up(count=1)
-    (table,) = evaluate([arm], [judged], Readers(lambda: tiny_reader(family)), settings=FEW)
+    (table,) = evaluate([arm], [judged], AdaptedReaders(lambda: tiny_reader(family)), settings=FEW)
     reader = tiny_reader(family)
     engine = LocalEngine(reader.model, reader.window)
     stepped = []
@@ -247,7 +250,7 @@ def test_rows_equal_scoring_step_by_step(arm: Arm, family: str) -> None:
         nats = 0.0
         for cut, passage in zip(window.cuts, example.passages, strict=True):
             prompt = shown(arm, window, cut, passage, reader)
-            nats -= sum(engine.score(prompt + window.targets(cut), len(prompt)))
+            nats -= sum(cached_scores(engine, prompt + window.targets(cut), len(prompt)))
         stepped.append(nats)
     check_row(table.rows[0], table, stepped)
 
@@ -270,7 +273,7 @@ def test_all_arms_see_the_same_targets_contexts_and_passages(
 ) -> None:
     judged = made_up()
     arms = [*UNTRAINED, *adapter_arms(adapters / "marks", list(PATTERNS))]
-    evaluate(arms, [judged], Readers(load), settings=FEW)
+    evaluate(arms, [judged], AdaptedReaders(load), settings=FEW)
     assert len(scored) == len(arms)
     shortened = 0
     for _, examples in scored:
@@ -484,7 +487,7 @@ def test_what_comes_close_to_the_document_is_counted() -> None:
     reader = tiny_reader()
     settings = RetrievalSettings("append", stride=4, passages=2)
     windows = WindowSettings(window_tokens=16 + 4 * len(answers), first_boundary=16)
-    (prepared,) = prepare(
+    (prepared,) = cut_and_retrieve(
         [dataclasses.replace(document, text=document.text[: 15 + 4 * len(answers)])],
         reader,
         Scripted(answers),
@@ -503,7 +506,7 @@ def test_what_comes_close_to_the_document_is_counted() -> None:
 # Tables
 
 
-def table_of(rows: Sequence[Row], texts: Texts) -> Table:
+def table_of(rows: Sequence[TableRow], texts: Texts) -> Table:
     close = Contamination(2, 0, 0, 0, 0)
     return Table(tuple(rows), texts, Bootstrap(len(texts.ids), 20), close, {"model": "m"})
 
@@ -513,7 +516,7 @@ def table(adapters: Path) -> Table:
     arms = [NONE, *untrained_arms(["append"], [FrameKind.ECHO])]
     arms += adapter_arms(adapters / "marks", ["append"])
     judged = dataclasses.replace(made_up(), settings={"model": "tiny", "stride": 8})
-    return evaluate(arms, [judged], Readers(load), settings=FEW)[0]
+    return evaluate(arms, [judged], AdaptedReaders(load), settings=FEW)[0]
 
 
 def test_document_records_sum_to_the_rows(table: Table) -> None:
@@ -645,7 +648,7 @@ def test_names_tell_arms_apart_and_stay_the_same(adapters: Path) -> None:
         "append + prepend LoRA, echo",
         "slot + prepend LoRA",
     ]
-    assert told_apart(arms) == arms
+    assert with_unique_names(arms) == arms
 
 
 def test_names_tell_every_kind_of_adapter_apart() -> None:
@@ -659,16 +662,19 @@ def test_names_tell_every_kind_of_adapter_apart() -> None:
     assert len({arm.name for arm in arms}) == len(arms)
 
 
-def test_adapters_of_one_kind_are_told_apart_by_their_folders(adapters: Path) -> None:
+def test_adapters_of_one_kind_are_named_by_their_folders(adapters: Path) -> None:
     alike = adapter_arms(adapters / "marks", ["append"])
     alike += adapter_arms(adapters / "other", ["append"])
-    names = [arm.name for arm in told_apart([NONE, *alike, *alike])]
+    names = [arm.name for arm in with_unique_names([NONE, *alike, *alike])]
     assert names == [
         "none",
         *(f"append + LoRA, trained marks, echo ({x})" for x in ("marks", "other")),
     ]
     elsewhere = [dataclasses.replace(alike[0], adapter=Path(x, "run")) for x in "ab"]
-    assert [arm.name.partition("(")[2] for arm in told_apart(elsewhere)] == ["a/run)", "b/run)"]
+    assert [arm.name.partition("(")[2] for arm in with_unique_names(elsewhere)] == [
+        "a/run)",
+        "b/run)",
+    ]
 
 
 def test_an_untrained_reader_is_shown_what_generating_shows() -> None:
@@ -682,7 +688,7 @@ def test_an_untrained_reader_is_shown_what_generating_shows() -> None:
 
 
 def test_the_tokens_around_a_passage_are_known_before_adapters_are_loaded(adapters: Path) -> None:
-    plain, readers = load(), Readers(load)
+    plain, readers = load(), AdaptedReaders(load)
     for arm in all_arms(adapters):
         if arm.frame is FrameKind.MARKS and arm.adapter is None:
             continue
@@ -700,8 +706,8 @@ def run_again(store: ScoreStore, scored: Calls, **changed: Any) -> list[str]:
     """Evaluate; the patterns that were scored, not taken from the store."""
     given: dict[str, Any] = {
         "arms": [NONE, Arm("append", FrameKind.TEXT)],
-        "judged": [made_up(count=1)],
-        "readers": Readers(load),
+        "sets": [made_up(count=1)],
+        "readers": AdaptedReaders(load),
     } | changed
     scored.clear()
     evaluate(**given, store=store, settings=FEW)
@@ -722,7 +728,9 @@ def test_finished_arms_are_not_scored_again(store: ScoreStore, scored: Calls) ->
 
 def test_kept_rows_equal_scored_ones(store: ScoreStore) -> None:
     arms, judged = [NONE, Arm("append")], [made_up()]
-    tables = [evaluate(arms, judged, Readers(load), settings=FEW, store=store)[0] for _ in range(2)]
+    tables = [
+        evaluate(arms, judged, AdaptedReaders(load), settings=FEW, store=store)[0] for _ in range(2)
+    ]
     assert tables[0].record() == tables[1].record()
 
 
@@ -733,10 +741,10 @@ def other_model() -> Reader:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        (lambda: {"judged": [made_up(seed=1, count=1)]}, ["append"]),
-        (lambda: {"judged": [made_up(count=2)]}, ["none", "append"]),
-        (lambda: {"judged": [made_up(COARSE, count=1)]}, ["none", "append"]),
-        (lambda: {"readers": Readers(other_model)}, ["none", "append"]),
+        (lambda: {"sets": [made_up(seed=1, count=1)]}, ["append"]),
+        (lambda: {"sets": [made_up(count=2)]}, ["none", "append"]),
+        (lambda: {"sets": [made_up(COARSE, count=1)]}, ["none", "append"]),
+        (lambda: {"readers": AdaptedReaders(other_model)}, ["none", "append"]),
         (lambda: {"arms": [NONE, Arm("append", FrameKind.BARE)]}, ["append"]),
     ],
 )
@@ -747,7 +755,7 @@ def test_what_has_changed_is_scored_again(
     assert run_again(store, scored, **changed()) == expected
 
 
-def test_everything_that_decides_a_score_is_told_apart() -> None:
+def test_everything_that_decides_a_score_changes_its_identity() -> None:
     (example,) = made_up(count=1).examples[:1]
     window = example.window
     cuts = (*window.cuts[:-1], dataclasses.replace(window.cuts[-1], start=3))
@@ -767,12 +775,11 @@ def test_everything_that_decides_a_score_is_told_apart() -> None:
     assert len(set(identities)) == len(identities)
     unseen = [identity_of([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
     assert unseen[0] == unseen[1]
-    # Where a slot ends, and what stands side by side in it.
+    # How many positions are reserved.
     slots = [
         example,
         dataclasses.replace(example, passage_tokens=99),
         dataclasses.replace(example, most_passages=9),
-        dataclasses.replace(example, parts=tuple((one, one) for one in example.passages)),
     ]
     assert len({identity_of([one], WINDOWS) for one in slots}) == len(slots)
 
@@ -784,7 +791,7 @@ def test_another_dtype_is_scored_again(store: ScoreStore, scored: Calls) -> None
     model.to(torch.bfloat16)
     placement = dataclasses.replace(reader.placement, dtype=torch.bfloat16)
     coarse = dataclasses.replace(reader, placement=placement)
-    assert run_again(store, scored, readers=Readers(lambda: coarse)) == ["none", "append"]
+    assert run_again(store, scored, readers=AdaptedReaders(lambda: coarse)) == ["none", "append"]
 
 
 def test_an_adapters_row_is_of_its_weights_wherever_it_lies(
@@ -835,14 +842,14 @@ def test_a_sweep_scores_no_retrieval_once(scored: Calls) -> None:
         return lambda: advanced.append(1)
 
     arms = [NONE, Arm("append")]
-    first, second = evaluate(arms, judged, Readers(load), settings=FEW, start=start)
+    first, second = evaluate(arms, judged, AdaptedReaders(load), settings=FEW, start=start)
     assert [pattern for pattern, _ in scored] == ["none", "append", "append"]
     assert started == [len(advanced)] == [3 * len(judged[0].examples)]
     assert first.rows[0].perplexity == second.rows[0].perplexity
     assert first.rows[1].perplexity != second.rows[1].perplexity
 
 
-# Readers
+# AdaptedReaders
 
 
 def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
@@ -863,7 +870,7 @@ def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
     judged = [made_up(), made_up(seed=1)]
     gc.disable()
     try:
-        (table, _) = evaluate(arms, judged, Readers(counted), settings=FEW)
+        (table, _) = evaluate(arms, judged, AdaptedReaders(counted), settings=FEW)
     finally:
         gc.enable()
     assert [row.arm for row in table.rows] == arms
@@ -871,7 +878,7 @@ def test_one_model_is_in_memory_at_a_time(adapters: Path) -> None:
 
 
 def test_a_reader_that_is_taken_is_given_to_nobody_else() -> None:
-    readers = Readers(load)
+    readers = AdaptedReaders(load)
     first = readers.get()
     assert readers.get() is first
     assert readers.take() is first
@@ -887,7 +894,7 @@ def test_adapters_of_another_model_are_refused_before_anything_is_scored(
         AdapterError,
         match=r"on llama \(llama, \w{12}\), but llama \(llama, \w{12}\) is another model",
     ):
-        evaluate(arms, [made_up()], Readers(other_model))
+        evaluate(arms, [made_up()], AdaptedReaders(other_model))
     assert scored == []
 
 
@@ -917,7 +924,7 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
         about = (own.retrieval.pattern, own.settings.marks, own.settings.echo_tokens)
         called.append((str(out.relative_to(tmp_path)), *about))
 
-    monkeypatch.setattr("flashback.training.run.train", record)
+    monkeypatch.setattr("flashback.training.reproduce.train", record)
     finished = tmp_path / "adapters" / "prepend-frozen"
     finished.mkdir(parents=True)
     (finished / "flashback.json").write_text("{}", "utf-8")
@@ -927,7 +934,7 @@ def test_missing_adapters_are_trained_with_the_same_windows_and_settings(
         shown.append(title)
         return nullcontext(lambda _: None)
 
-    train_missing(tmp_path, Readers(load), examples, run, show)
+    train_missing(tmp_path, AdaptedReaders(load), examples, run, show)
     assert called[:6] == [
         ("adapters/none", "none", Marks.NONE, 0),
         ("adapters/prepend-none", "prepend", Marks.NONE, 0),
@@ -956,13 +963,13 @@ def test_a_model_that_gives_no_numbers_is_refused_and_nothing_is_kept(store: Sco
         return reader
 
     with pytest.raises(TrainingError, match=r"append \(bare\): .* not finite on a window of T0; "):
-        evaluate([Arm("append")], [made_up()], Readers(broken), store=store)
+        evaluate([Arm("append")], [made_up()], AdaptedReaders(broken), store=store)
     assert not store.folder.exists()
 
 
 def test_nothing_to_score_is_refused() -> None:
     with pytest.raises(TrainingError, match="no window to score"):
-        evaluate([NONE], [Judged((), (), WINDOWS)], Readers(load))
+        evaluate([NONE], [EvaluationSet((), (), WINDOWS)], AdaptedReaders(load))
 
 
 def test_a_reader_without_an_end_of_text_cannot_have_one_before_passages() -> None:

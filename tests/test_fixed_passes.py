@@ -13,9 +13,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-import flashback.engines.local as local_module
+import flashback.engines.passes as passes_module
 from families import FAMILIES, SLIDING, tiny_model
-from flashback.engines.cache.layers import States, full_layers
+from flashback.engines.cache.layers import full_layers
 from flashback.engines.kernels import fixed_passes
 from flashback.engines.kernels.fixed_passes import (
     Compute,
@@ -25,6 +25,7 @@ from flashback.engines.kernels.fixed_passes import (
     Recorder,
     Run,
 )
+from flashback.engines.kernels.states import States
 from flashback.engines.local import LocalEngine
 from flashback.engines.self_check import has_fixed_batches
 from flashback.patterns.prompt import Prompt
@@ -106,14 +107,14 @@ def test_what_is_replayed_equals_recomputing_everything(
     def recorded(device: torch.device, _: object) -> FixedPasses:
         return FixedPasses(device, recorder)
 
-    monkeypatch.setattr(local_module, "FixedPasses", recorded)
+    monkeypatch.setattr(passes_module, "FixedPasses", recorded)
     check_a_long_text(family, pattern, "cpu", monkeypatch, fixed_passes=True)
     assert recorder.replays > 60
 
 
 def greedy(engine: LocalEngine, prompt: list[int], count: int) -> list[int]:
     sampler = Sampler(SamplingSettings(), prompt, ())
-    with engine.complete(Prompt.plain(tuple(prompt)), count, sampler) as completion:
+    with engine.complete(Prompt.plain(prompt), count, sampler) as completion:
         return list(completion)
 
 
@@ -121,14 +122,12 @@ def test_texts_by_turns_do_not_disturb_each_other() -> None:
     """Every cache has a graph of its own, and a forked one another."""
     fixed = LocalEngine(tiny_model("llama"), 128, idle_sequences=3, fixed_passes=True)
     plain = LocalEngine(tiny_model("llama"), 128, fixed_passes=False)
-    assert fixed.fixed is not None
-    assert plain.fixed is None
+    assert fixed.passes.fixed is not None
+    assert plain.passes.fixed is None
     prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, last] for last in (20, 21, 22)]
     expected = [greedy(plain, prompt, 12) for prompt in prompts]
     open_ones = [
-        iter(
-            fixed.complete(Prompt.plain(tuple(prompt)), 12, Sampler(SamplingSettings(), prompt, ()))
-        )
+        iter(fixed.complete(Prompt.plain(prompt), 12, Sampler(SamplingSettings(), prompt, ())))
         for prompt in prompts
     ]
     taken = [[next(one) for one in open_ones] for _ in range(12)]
@@ -138,10 +137,10 @@ def test_texts_by_turns_do_not_disturb_each_other() -> None:
 def test_an_engine_whose_reader_cannot_decodes_as_before() -> None:
     with patch.object(fixed_passes.FixedPasses, "step", side_effect=RuntimeError("not captured")):
         engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=True)
-    assert engine.fixed is None
+    assert engine.passes.fixed is None
     assert len(greedy(engine, [5, 6, 7], 4)) == 4
     for family in (*SLIDING, "bloom"):
-        assert LocalEngine(tiny_model(family), 128, fixed_passes=True).fixed is None
+        assert LocalEngine(tiny_model(family), 128, fixed_passes=True).passes.fixed is None
 
 
 @torch.inference_mode()
@@ -153,42 +152,11 @@ def test_a_copy_of_a_cache_is_written_to_alone() -> None:
     copied = copy.deepcopy(held)
     before = [buffer.clone() for layer in full_layers(held.cache) for buffer in layer.buffers]
     for token in (20, 30, 40):
-        engine._forward(copied, [token], 1)
+        engine.passes.extend(copied, [token])
     after = [buffer for layer in full_layers(held.cache) for buffer in layer.buffers]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     again, expected = (greedy(one, [5, 6, 7, *text], 6) for one in (engine, plain))
     assert again == expected
-
-
-@pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_passages_encoded_ahead_are_those_of_an_engine_alone(device: str) -> None:
-    """By a thread of its own, while another decodes."""
-    model = tiny_model("llama")
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    engine = LocalEngine(model, 190, fixed_passes=True, passage_bytes=0)
-    assert engine.fixed is not None
-    plain = LocalEngine(tiny_model("llama"), 190, fixed_passes=False)
-    passages = [tuple(range(start, start + 40)) for start in (20, 70, 120)]
-    expected = [plain.encode_passage(passage, 48) for passage in passages]
-    writing = True
-    found: list[tuple[int, list[States]]] = []
-
-    def encode_ahead() -> None:
-        while writing:
-            found.extend((at, engine.encode_passage(one, 48)) for at, one in enumerate(passages))
-
-    with ThreadPoolExecutor(1) as threads:
-        ahead = threads.submit(encode_ahead)
-        try:
-            texts = [greedy(engine, list(range(5, 25)), 80) for _ in range(2)]
-        finally:
-            writing = False
-        ahead.result()
-    assert texts == [greedy(plain, list(range(5, 25)), 80)] * 2
-    assert len(found) >= 3
-    for at, states in found:
-        for one, other in zip(tensors(states), tensors(expected[at]), strict=True):
-            torch.testing.assert_close(one.cpu(), other, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -225,7 +193,7 @@ def test_a_thread_records_only_what_it_ran_before() -> None:
 
     @torch.inference_mode()
     def encode() -> None:
-        fixed.encode(engine.states_alone, passage, 48)
+        fixed.prefill(engine.passes.prefill_alone, passage, 48)
         prepared.add(threading.current_thread())
 
     encode()
@@ -239,12 +207,12 @@ def test_a_thread_records_only_what_it_ran_before() -> None:
 
 def test_few_lengths_of_passages_are_kept() -> None:
     engine = LocalEngine(tiny_model("llama"), 190, fixed_passes=True)
-    assert engine.fixed is not None
+    assert engine.passes.fixed is not None
     for length in (5, 20, 40, 60, 80, 20):
-        engine.encode_passage(tuple(range(length)), 100)
-    assert list(engine.fixed._encodings) == [48, 64, 80, 32]
+        engine.passes.prefill_passage(tuple(range(length)), 100)
+    assert list(engine.passes.fixed._prefills) == [48, 64, 80, 32]
     engine.forget()
-    assert not engine.fixed._encodings
+    assert not engine.passes.fixed._prefills
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -263,7 +231,7 @@ def test_a_batch_equals_recomputing_everything(
     model = tiny_model(family)
     model.to(torch.device(device))  # type: ignore[arg-type]
     engine = LocalEngine(model, window=150, fixed_passes=True)
-    assert engine.fixed is not None
+    assert engine.passes.fixed is not None
     reader = tiny_reader(family, model=model)
     writer = Generator(reader, engine, QueryRetriever())
     made_up = Settings(
@@ -312,8 +280,8 @@ def test_batches_do_without_where_fixed_passes_of_several_rows_are_wrong(
     monkeypatch.setattr(FixedPass, "__call__", wrong)
     reader = tiny_reader("llama")
     engine = LocalEngine(reader.model, reader.window, fixed_passes=True)
-    assert engine.fixed is not None
-    assert not has_fixed_batches(engine)
+    assert engine.passes.fixed is not None
+    assert not has_fixed_batches(engine.passes, reader.window)
     writer = Generator(reader, engine, None)
     retrieval = RetrievalSettings("none", passage_tokens=16)
     made_up = Settings(retrieval, stopping=StoppingSettings(12))

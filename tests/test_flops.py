@@ -39,9 +39,9 @@ def counted(engine: LocalEngine, one: Pass) -> int:
     cache = new_cache(engine.model)
     with torch.inference_mode():
         if one.cached:
-            engine.run(ids[:, before], positions[:, before], cache, 1)
+            engine.passes.run(ids[:, before], positions[:, before], cache, 1)
         with FlopCounterMode(display=False) as counter:
-            engine.run(ids[:, new], positions[:, new], cache, one.logits)
+            engine.passes.run(ids[:, new], positions[:, new], cache, one.logits)
     return int(counter.get_total_flops())
 
 
@@ -61,7 +61,7 @@ def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
 def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None:
     engine = eager_engine(family)
     with FlopCounterMode(display=False) as counter:
-        engine.encode_passage((1,) * 30, 64)
+        engine.passes.prefill_passage((1,) * 30, 64)
     shape = Shape.of(engine.model)
     counted = pass_operations(shape, Pass(30, 0, logits=0))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -71,11 +71,11 @@ def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None
 @pytest.mark.parametrize("family", [name for name in EXACT if name in JOINED])
 def test_a_passage_beside_the_first_token_that_sees_it(family: str) -> None:
     engine = LocalEngine(tiny_model(family), 160, self_check=False)
-    sequence = engine.new_sequence(30)
+    sequence = engine.passes.new_sequence(30)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):  # in products that are counted
-        engine.joint_pass(sequence, (1,) * 30, (2,) * 40)
+        engine.passes.extend_with_passage(sequence, (1,) * 30, (2,) * 40)
         with FlopCounterMode(display=False) as counter:
-            engine.joint_pass(sequence, (3,) * 30, (2,))
+            engine.passes.extend_with_passage(sequence, (3,) * 30, (2,))
     counted = pass_operations(Shape.of(engine.model), Pass(1, 30 + 40, passage=30))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 

@@ -50,9 +50,6 @@ class Script:
 
         return Completion(tokens())
 
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        raise AssertionError("generation does not score")
-
 
 class OnePassage:
     """Always the same hit; remembers what it was asked."""

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from families import FAMILIES, JOINED, tiny_model
-from flashback.engines.cache.layers import States, full_layers
+from flashback.engines.cache.layers import full_layers
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.joint_pass import PassageApart
+from flashback.engines.kernels.states import States
 from flashback.engines.local import LocalEngine
 from flashback.errors import UnsupportedReader
 from flashback.patterns.prompt import Ids, Prompt, View
@@ -33,13 +34,13 @@ def engine_of(family: str) -> LocalEngine:
 
 @torch.inference_mode()
 def joint(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    return engine.joint_pass(sequence, passage, ids)
+    return engine.passes.extend_with_passage(sequence, passage, ids)
 
 
 @torch.inference_mode()
 def apart(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    sequence.show(passage, engine.encode_passage(passage, ROOM))
-    return engine._forward(sequence, ids, 1)
+    sequence.show(passage, engine.passes.prefill_passage(passage, ROOM))
+    return engine.passes.extend(sequence, ids)
 
 
 def slots(sequence: CachedSequence) -> list[States]:
@@ -55,12 +56,12 @@ def assert_same(found: Sequence[States], expected: Sequence[States]) -> None:
 @pytest.mark.parametrize("family", JOINED)
 def test_logits_and_slots_are_those_of_two_passes(family: str) -> None:
     engine = engine_of(family)
-    one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)
+    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
     for passage, ids in PIECES:
         logits, expected = joint(engine, one, passage, ids), apart(engine, two, passage, ids)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         assert_same(slots(one), slots(two))
-        assert (one.ids, one.views, one.shown) == (two.ids, two.views, two.shown)
+        assert (one.ids, one.views, one.passage) == (two.ids, two.views, two.passage)
         one.check()
 
 
@@ -83,7 +84,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
     more |= {"num_key_value_heads": groups}
     engine = LocalEngine(tiny_model("llama", **more), 100, self_check=False)
     assert engine.joins_passages
-    one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)
+    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
     for length in range(1, ROOM + 1):
         for new in ((40 + length,), (60 + length, 61)):
             passage = tuple(range(3, 3 + length))
@@ -94,7 +95,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
 def test_slots_in_bfloat16_are_those_of_two_passes() -> None:
     engine = LocalEngine(tiny_model("llama").bfloat16(), 100)
     assert engine.joins_passages
-    one, two = engine.new_sequence(ROOM), engine.new_sequence(ROOM)
+    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
     for passage, ids in PIECES:
         joint(engine, one, passage, ids)
         apart(engine, two, passage, ids)
@@ -125,7 +126,7 @@ def test_attention_that_is_not_pytorchs_is_noticed_at_any_time() -> None:
     assert engine.joins_passages
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedReader, match="called PyTorch's attention 0 times in 2 layers"):
-        joint(engine, engine.new_sequence(ROOM), *PIECES[0])
+        joint(engine, engine.passes.new_sequence(ROOM), *PIECES[0])
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -152,7 +153,7 @@ def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
         patch.setattr(PassageApart, "_attend", lambda *_, **__: [][0])
         with pytest.raises(IndexError):
             complete()
-    assert engine.held[0] == 0
+    assert engine.cache_use.sequences == 0
     assert complete() == expected
 
 
@@ -165,13 +166,13 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     engine = engine_of("llama")
     assert engine.joins_passages
     passes: list[int] = []
-    plain = engine.run
+    plain = engine.passes.run
 
     def counting(ids: Tensor, *arguments: object, **more: object) -> Tensor:
         passes.append(ids.shape[1])
         return plain(ids, *arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "run", counting)
+    monkeypatch.setattr(engine.passes, "run", counting)
     context = tuple(range(20, 60))
     views = (View(0, (1, 2)), View(30, (3, 4, 5)), View(39, ()))
     completion = engine.complete(
@@ -179,12 +180,12 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     )
     list(completion)
     assert passes == [2 + 30, 3 + 9, 1, 1]
-    assert completion.usage.encoded == 2 + 30 + 3 + 9 + 1
+    assert completion.usage.prefilled == 2 + 30 + 3 + 9 + 1
     # Both passages are kept, and not as parts of a cache that goes on.
     kept = engine.passages.find((1, 2), 4)
     assert kept is not None
-    assert_same(kept, engine.encode_passage((1, 2), 4))
-    assert engine.passages.count.encoded == 2
+    assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
+    assert engine.passages.count.prefilled == 2
     assert engine.passages.find((3, 4, 5), 4) is not None
 
 

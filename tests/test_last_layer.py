@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from families import FAMILIES, tiny_model
 from flashback.engines.kernels.last_layer import LastLayer
-from flashback.scoring.passes import states_of
+from flashback.scoring.model import states_of
 
 IDS = torch.randint(2, 258, (2, 12), generator=torch.Generator().manual_seed(0))
 NEEDED = 3

@@ -29,10 +29,11 @@ from flashback.readers.placement import Placement
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index
 from flashback.scoring.examples import Arrangement, Example
-from flashback.scoring.prepare import prepare
+from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
-from flashback.training.run import Run, train
+from flashback.training.run import Run
+from flashback.training.train import train
 from flashback.training.training_settings import TrainingSettings
 
 FIRST = ("ka", "lo", "mi", "nu", "pe", "ro", "su", "ti", "va", "zo")
@@ -153,7 +154,7 @@ class School:
         return put_on(self.reader(), out)
 
     def _examples(self, texts: Sequence[Document]) -> list[Example]:
-        (prepared,) = prepare(texts, self.reader(), self._index, [RETRIEVAL], WINDOWS)
+        (prepared,) = cut_and_retrieve(texts, self.reader(), self._index, [RETRIEVAL], WINDOWS)
         return prepared.examples(self.reader(), RETRIEVAL)
 
 
@@ -182,7 +183,7 @@ def share_right(
     right = []
     for example in examples:
         for at, cut in enumerate(example.window.cuts):
-            prompt = arrangement.prompt(example, at)
+            prompt = arrangement.arrange(example, at).arranged
             right.append(most_probable(reader, prompt) == example.window.targets(cut)[0])
     return sum(right) / len(right)
 
@@ -231,10 +232,10 @@ def test_a_trained_reader_believes_the_passage(school: School, reading: Reader) 
         for example in school.unseen
     ]
     assert share_right(reading, wrong, "append") < FEW
+    arrangement = Arrangement("append", reading.frame(None, "append"))
     said = [
-        (most_probable(reading, prompt), passage[-2])
+        (most_probable(reading, arrangement.arrange(example, at).arranged), passage[-2])
         for example in wrong
         for at, passage in enumerate(example.passages)
-        for prompt in [Arrangement("append", reading.frame(None, "append")).prompt(example, at)]
     ]
     assert sum(one == other for one, other in said) > 0.8 * len(said)

@@ -12,7 +12,7 @@ from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Lookup
 from flashback.scoring.window_settings import WindowSettings
-from flashback.scoring.windows import cut_documents
+from flashback.scoring.windows import cut_windows
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generation, Generator, Stride, Writing
 from readers import tiny_reader
@@ -172,7 +172,7 @@ def test_a_lookahead_must_be_within_a_stride() -> None:
 def test_evaluation_asks_what_writing_asks() -> None:
     reader = tiny_reader()
     windows = WindowSettings(window_tokens=64, first_boundary=16)
-    (window,) = cut_documents([Document("d", "", "x" * 30 + "y" * 30)], reader, windows, 8)
+    (window,) = cut_windows([Document("d", "", "x" * 30 + "y" * 30)], reader, windows, 8)
     retrieval = RetrievalSettings("append", stride=8, query_tokens=12, lookahead=3)
     queries = Lookup(reader, Recording(), retrieval).queries(window)
     ends = [16, *(cut.boundary - 3 for cut in window.cuts[1:])]

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.scoring.windows import Window, cut_documents
+from flashback.scoring.windows import Window, cut_windows
 from flashback.settings import FrameText, RetrievalSettings, SearchOptions
 from readers import tiny_reader
 
@@ -43,7 +44,7 @@ WINDOWS = WindowSettings(window_tokens=128, first_boundary=32)
 
 
 def windows_of(*documents: Document, stride: int = RETRIEVAL.stride) -> list[Window]:
-    return list(cut_documents(documents, reader(), WINDOWS, stride))
+    return list(cut_windows(documents, reader(), WINDOWS, stride))
 
 
 def passage(number: int, document: str, title: str, text: Sequence[str]) -> Passage:
@@ -167,7 +168,7 @@ def test_looking_ahead_stops_at_the_documents_first_stride_alone(protocol: Proto
     """Where each stride has a context of its own, a document has several windows in a row."""
     cutting = replace(WINDOWS, protocol=protocol)
     document = Document("long", "", "".join(random.Random(0).choices("abcdefgh", k=900)))
-    windows = list(cut_documents([document], reader(), cutting, RETRIEVAL.stride))
+    windows = list(cut_windows([document], reader(), cutting, RETRIEVAL.stride))
     assert len(windows) > 1
     lookup = Lookup(reader(), CannedRetriever([]), replace(RETRIEVAL, lookahead=5))
     for number, window in enumerate(windows):
@@ -250,16 +251,17 @@ def test_passages_are_the_first_k_hits_cut_to_m_tokens_each(
     wanted = RetrievalSettings(passage_tokens=limit, passages=k)
     hits = tuple(tuple(hit(n, text) for n, text in enumerate(one) if text) for one in texts)
     found = Found(hits, (0,) * len(texts), (False,) * len(texts))
-    for at, passages in enumerate(found.passages(reader(), wanted)):
+    for at, ids in enumerate(found.passages(reader(), wanted)):
         cut = [one.text.encode()[:limit] for one in hits[at][:k]]
-        assert [len(ids) for ids in passages] == [len(text) for text in cut]
-        for ids, text in zip(passages, cut, strict=True):
-            assert reader().decode(ids) == text.decode(errors="replace")
+        assert len(ids) == sum(map(len, cut))
+        ends = [sum(map(len, cut[:number])) for number in range(len(cut) + 1)]
+        for text, (begin, end) in zip(cut, pairwise(ends), strict=True):
+            assert reader().decode(ids[begin:end]) == text.decode(errors="replace")
 
 
 def test_special_tokens_in_a_passage_are_text() -> None:
     found = Found(((hit(0, "<s>a"),),), (0,), (False,))
-    ((ids,),) = found.passages(reader(), RETRIEVAL)
+    (ids,) = found.passages(reader(), RETRIEVAL)
     assert len(ids) == 4
     assert 0 not in ids
 
@@ -282,7 +284,7 @@ def test_one_lookup_serves_longer_strides_and_fewer_passages(
     index: BM25Index, step: int, k: int
 ) -> None:
     wanted = replace(RETRIEVAL, stride=4)
-    fine = list(cut_documents([OWN], reader(), WINDOWS, 4, multiple=step))
+    fine = list(cut_windows([OWN], reader(), WINDOWS, 4, multiple=step))
     every = Lookup(reader(), index, wanted).search(fine)
     fewer = Lookup(reader(), index, replace(wanted, passages=k))
     for all_found, own in zip(every, fewer.search(one.every(step) for one in fine), strict=True):

@@ -7,15 +7,15 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 
 from families import FAMILIES
-from flashback.training.lora import add_lora
-from flashback.training.marking_rows import MarkingRows
-from flashback.training.training_settings import TrainingSettings
+from flashback.readers.lora import add_lora
+from flashback.readers.lora_settings import LoraSettings
+from flashback.readers.marking_rows import MarkingRows
 from readers import tiny_reader
 
 
 def marked_model(family: str) -> tuple[PeftModel, tuple[int, int]]:
     """A model whose marking rows have been moved away from what they were made as."""
-    model, _, marks = add_lora(tiny_reader(family), TrainingSettings(dropout=0.0))
+    model, _, marks = add_lora(tiny_reader(family), LoraSettings(dropout=0.0), seed=0)
     assert marks is not None
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

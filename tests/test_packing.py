@@ -24,7 +24,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from recompute import block_mask_logits
+from recompute import block_mask_logits, cached_scores
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a log-probability, and of a gradient relative to its norm."""
@@ -321,7 +321,7 @@ def test_packed_scores_equal_scoring_step_by_step(family: str, pattern: str) -> 
     example = Example(example.window, ((), *example.passages[1:4], (), *example.passages[5:]))
     arrangement = Arrangement(pattern, MARKING)
     stepped = [
-        engine.score(prompt + targets, len(prompt))
+        cached_scores(engine, prompt + targets, len(prompt))
         for prompt, targets in prompts(example, arrangement)
     ]
     check_scores(packed(model, [example], arrangement), [torch.tensor(stepped)])

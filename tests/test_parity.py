@@ -31,6 +31,7 @@ from readers import MadeUpRetriever, tiny_reader
 from recompute import (
     TOLERANCE,
     RecordingSampler,
+    cached_scores,
     check_greedy,
     common_prefix,
     largest_error,
@@ -165,7 +166,7 @@ def test_a_cut_deeper_than_a_sliding_window_holds_starts_anew(family: str) -> No
     engine = LocalEngine(reader.model, window=180)
     ids = list(range(20))
     for _ in range(5):  # the text grows far beyond the window, stride by stride
-        completion = engine.complete(Prompt.plain(tuple(ids)), 16, Sampler(SamplingSettings(), ids))
+        completion = engine.complete(Prompt.plain(ids), 16, Sampler(SamplingSettings(), ids))
         ids += list(completion)
     back = (*ids[:60], 99, 98)
     completion = engine.complete(Prompt.plain(back), 20, Sampler(SamplingSettings(), back))
@@ -198,7 +199,7 @@ def test_scores_equal_recomputation_through_any_sequence_of_cuts(
         more = data.draw(st.lists(st.integers(2, 257), min_size=2, max_size=40), label="more")
         ids = (ids[:kept] + more)[:120]
         start = data.draw(st.integers(1, len(ids) - 1), label="start")
-        assert largest_score_error(reader, ids, engine.score(ids, start)) <= TOLERANCE
+        assert largest_score_error(reader, ids, cached_scores(engine, ids, start)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -231,7 +232,7 @@ def test_encoded_is_the_prompt_less_the_longest_common_prefix(
     for stride in generation.strides:
         usage, length = stride.usage, len(stride.arranged)
         shared = min(common_prefix(cached, stride.arranged), length - 1)
-        assert usage.reused + usage.encoded == length
+        assert usage.reused + usage.prefilled == length
         if family in SLIDING:  # a cut deeper than the window starts anew
             assert usage.reused in (0, shared)
         else:
@@ -256,5 +257,5 @@ def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str
     assert not generation.jumps
     for stride in generation.strides[1:]:
         passage = min(m, len(stride.passages[0].text))
-        coincidence = 1 if stride.usage.encoded < s + passage + 5 else 0  # first id equals "<"
-        assert stride.usage.encoded == s + passage + 5 - coincidence
+        coincidence = 1 if stride.usage.prefilled < s + passage + 5 else 0  # first id equals "<"
+        assert stride.usage.prefilled == s + passage + 5 - coincidence

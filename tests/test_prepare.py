@@ -17,7 +17,7 @@ from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Lookup, LookupCache
-from flashback.scoring.prepare import Prepared, check_found, prepare
+from flashback.scoring.retrieved_windows import RetrievedWindows, check_found, cut_and_retrieve
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings, SearchOptions
@@ -71,11 +71,11 @@ def prepared(
     windows: WindowSettings = WINDOWS,
     retriever: ByQuery | None = None,
     documents: Sequence[Document] = DOCUMENTS,
-) -> list[Prepared]:
-    return prepare(documents, reader(), retriever or ByQuery(), settings, windows)
+) -> list[RetrievedWindows]:
+    return cut_and_retrieve(documents, reader(), retriever or ByQuery(), settings, windows)
 
 
-def targets(one: Prepared) -> list[tuple[str, tuple[int, ...]]]:
+def targets(one: RetrievedWindows) -> list[tuple[str, tuple[int, ...]]]:
     """Of every window, in a row."""
     return [
         (window.document.id, tuple(token for cut in window.cuts for token in window.targets(cut)))
@@ -108,9 +108,9 @@ def test_a_sweep_finds_what_each_setting_alone_finds_on_the_same_windows() -> No
         assert [found.hits for found in one.found] == [found.hits for found in alone]
         examples = one.examples(reader(), settings)
         for example, found in zip(examples, alone, strict=True):
-            assert example.parts == found.passages(reader(), settings)
-            joined = [tuple(chain.from_iterable(parts)) for parts in example.parts]
-            assert list(example.passages) == joined
+            most = settings.passage_tokens
+            parts = [[reader().encode(hit.text)[:most] for hit in hits] for hits in found.hits]
+            assert list(example.passages) == [tuple(chain.from_iterable(one)) for one in parts]
             limit = settings.passages * settings.passage_tokens
             assert all(len(passage) <= limit for passage in example.passages)
             empty += sum(not passage for passage in example.passages)
@@ -217,7 +217,7 @@ def test_the_first_window_of_each_document_alone() -> None:
 # Contexts
 
 
-def contexts(one: Prepared) -> list[tuple[Window, int, tuple[int, ...]]]:
+def contexts(one: RetrievedWindows) -> list[tuple[Window, int, tuple[int, ...]]]:
     """Every window, boundary and context without BOS."""
     found = []
     for window in one.windows:
@@ -281,7 +281,7 @@ def test_documents_that_are_all_too_short(
 ) -> None:
     settings = [RetrievalSettings(stride=stride) for stride in strides]
 
-    def of_length(tokens: int) -> list[Prepared]:
+    def of_length(tokens: int) -> list[RetrievedWindows]:
         windows = dataclasses.replace(WINDOWS, protocol=protocol)
         return prepared(settings, windows, documents=[document(tokens - 1, "one")])  # and BOS
 
@@ -309,7 +309,7 @@ def test_windows_without_room_for_a_context_and_a_stride(
 ) -> None:
     settings = [RetrievalSettings(stride=stride) for stride in strides]
 
-    def of_size(size: int) -> list[Prepared]:
+    def of_size(size: int) -> list[RetrievedWindows]:
         windows = dataclasses.replace(WINDOWS, window_tokens=size, protocol=protocol)
         return prepared(settings, windows)
 
@@ -349,7 +349,7 @@ FORBIDDING = [
 def test_an_index_without_a_permitted_passage_says_so(
     settings: RetrievalSettings, index: BM25Index
 ) -> None:
-    found = prepare(DOCUMENTS, reader(), index, [settings], WINDOWS)
+    found = cut_and_retrieve(DOCUMENTS, reader(), index, [settings], WINDOWS)
     examples = found[0].examples(reader(), settings)
     counted = contamination(examples, found[0].found)
     assert counted.empty == counted.cuts == sum(len(one.window.cuts) for one in examples) > 0
@@ -364,7 +364,7 @@ def test_an_index_without_a_permitted_passage_says_so(
 
 def test_one_passage_is_enough(index: BM25Index) -> None:
     settings = [RetrievalSettings(stride=8), FORBIDDING[0]]
-    found = prepare(DOCUMENTS, reader(), index, settings, WINDOWS)
+    found = cut_and_retrieve(DOCUMENTS, reader(), index, settings, WINDOWS)
     check_found(found)
     counted = [
         contamination(one.examples(reader(), own), one.found)
@@ -380,9 +380,11 @@ def test_a_kept_lookup_is_not_searched_again(tmp_path: Path) -> None:
     retriever = ByQuery()
     cache_folder = LookupCache(tmp_path, "an index")
 
-    def again(settings: Sequence[RetrievalSettings]) -> tuple[list[Prepared], int]:
+    def again(settings: Sequence[RetrievalSettings]) -> tuple[list[RetrievedWindows], int]:
         before = len(retriever.queries)
-        found = prepare(DOCUMENTS, reader(), retriever, settings, WINDOWS, cache=cache_folder)
+        found = cut_and_retrieve(
+            DOCUMENTS, reader(), retriever, settings, WINDOWS, cache=cache_folder
+        )
         return found, len(retriever.queries) - before
 
     first, searched = again(SWEPT)
@@ -406,6 +408,6 @@ def test_progress_counts_every_window_of_every_lookup() -> None:
         totals.append(total)
         return lambda: done.append(1)
 
-    found = prepare(DOCUMENTS, reader(), ByQuery(), SWEPT, WINDOWS, start=start)
+    found = cut_and_retrieve(DOCUMENTS, reader(), ByQuery(), SWEPT, WINDOWS, start=start)
     assert totals == [len(found[0].windows)] * 2  # a lookup for each length of queries
     assert len(done) == sum(totals)

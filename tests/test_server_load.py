@@ -23,7 +23,7 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError
 from flashback.readers.reader import Reader
-from flashback.scoring.given import TopPasses
+from flashback.scoring.given import TopModel
 from flashback.server import searching
 from flashback.server.scheduler import Job
 from flashback.server.searching import within
@@ -344,14 +344,14 @@ SCORED: dict[str, Any] = {"max_tokens": 0, "echo": True, "logprobs": 1}
 def at_pass(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """What is called at every pass of a text that is scored."""
     hooks: list[Callable[[], object]] = []
-    log_probs = TopPasses.log_probs
+    log_probs = TopModel.log_probs
 
-    def hooked(self: TopPasses, *given: Any) -> Tensor:
+    def hooked(self: TopModel, *given: Any) -> Tensor:
         for hook in hooks:
             hook()
         return log_probs(self, *given)
 
-    monkeypatch.setattr(TopPasses, "log_probs", hooked)
+    monkeypatch.setattr(TopModel, "log_probs", hooked)
     return hooks
 
 
@@ -447,7 +447,7 @@ def test_caches_of_their_own_are_within_the_budget_and_given_back() -> None:
             served.complete(max_tokens=8, flashback={"fresh_cache": True, "pattern": "slot"})
     assert len(engines) == 2
     for engine in engines:
-        assert engine.passages.count.encoded > 0
+        assert engine.passages.count.prefilled > 0
         assert engine.passages.budget == whole.passages.budget // 4
         assert engine.cache_use == CacheUse(0, 0, 0)
 
@@ -457,7 +457,7 @@ def test_counting_caches_does_not_wait_for_a_pass(shared: Shared) -> None:
     held, holds = threading.Event(), threading.Event()
 
     def work() -> None:
-        with shared.engine.lock:
+        with shared.engine.passes.lock:
             holds.set()
             held.wait(MINUTES)
 

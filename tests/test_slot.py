@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -19,7 +20,7 @@ from flashback.engines.protocol import Completion, Usage
 from flashback.errors import SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary
-from flashback.patterns.prompt import Ids, Prompt, View
+from flashback.patterns.prompt import Ids, Prompt, Segment, View
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
@@ -146,8 +147,8 @@ def test_the_examples_meet_kept_and_dropped_passages() -> None:
         )
         assert error <= TOLERANCE
         assert generation.jumps
-    assert engine.passages.count.kept > 0
-    assert engine.passages.count.dropped > 0
+    assert engine.passages.count.hits > 0
+    assert engine.passages.count.evicted > 0
     assert engine.passages.bytes <= 60_000
 
 
@@ -167,7 +168,7 @@ def test_an_empty_cache_gives_the_same_as_a_warm_one() -> None:
     )
     assert cold.tokens == warm.tokens
     assert error <= TOLERANCE
-    assert cold.encoded > 4 * warm.encoded
+    assert cold.prefilled > 4 * warm.prefilled
 
 
 def test_a_stride_encodes_its_passage_and_one_token() -> None:
@@ -178,16 +179,16 @@ def test_a_stride_encodes_its_passage_and_one_token() -> None:
     made_up = Settings(slot_settings(), stopping=StoppingSettings(30, ignore_eos=True))
     generation, _ = write(reader, engine, retriever, tuple(range(20)), made_up)
     first, *later = generation.strides
-    assert (first.usage.encoded, first.usage.reused) == (len(first.arranged), 0)
+    assert (first.usage.prefilled, first.usage.reused) == (len(first.arranged), 0)
     for stride in later:
         passage = len(reader.bos) + len(stride.passages[0].text) + 2
-        assert (stride.usage.encoded, stride.usage.decoded) == (passage + 1, 4)
+        assert (stride.usage.prefilled, stride.usage.decoded) == (passage + 1, 4)
         assert stride.usage.reused == len(stride.arranged) - passage - 1
     again, _ = write(
         reader, engine, MadeUpRetriever(0, longest=8, empty=0, same=0), tuple(range(20)), made_up
     )
     assert again.tokens == generation.tokens
-    assert [stride.usage.encoded for stride in again.strides[1:]] == [1] * 5
+    assert [stride.usage.prefilled for stride in again.strides[1:]] == [1] * 5
 
 
 def test_an_unchanged_passage_stays() -> None:
@@ -197,7 +198,7 @@ def test_an_unchanged_passage_stays() -> None:
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))
     generation, error = write(reader, engine, retriever, (0, 7), made_up)
     assert error <= TOLERANCE
-    assert [stride.usage.encoded for stride in generation.strides[1:]] == [1, 1, 1]
+    assert [stride.usage.prefilled for stride in generation.strides[1:]] == [1, 1, 1]
     assert len(engine.prompts[-1].views) == 1
 
 
@@ -223,14 +224,15 @@ def test_another_history_is_another_prefix() -> None:
 @pytest.mark.parametrize("family", FULL)
 def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a slot that is not exchanged must fail the same comparison."""
-    encode = RecordingEngine._encode
+    prefill = RecordingEngine._prefill
 
-    def encode_behind_the_first(
-        engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids, usage: Usage
+    def prefill_behind_the_first(
+        engine: LocalEngine, sequence: CachedSequence, segment: Segment, usage: Usage
     ) -> Tensor:
-        return encode(engine, sequence, sequence.shown or passage, ids, usage)
+        stale = replace(segment, passage=sequence.passage or segment.passage)
+        return prefill(engine, sequence, stale, usage)
 
-    monkeypatch.setattr(RecordingEngine, "_encode", encode_behind_the_first)
+    monkeypatch.setattr(RecordingEngine, "_prefill", prefill_behind_the_first)
     reader = shared_reader(family)
     engine = RecordingEngine(reader.model, WINDOW, self_check=False)
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))

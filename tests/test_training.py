@@ -39,13 +39,15 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapter import put_on
 from flashback.readers.card import CARD, CONFIG, WEIGHTS, read_card
+from flashback.readers.lora import add_lora, query_and_value, save_lora
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
-from flashback.settings import Marks
-from flashback.training.lora import add_lora, query_and_value, save_lora
+from flashback.scoring.windows import check_positions
 from flashback.training.model_card import model_card
-from flashback.training.run import CHECKPOINTS, Run, check_positions, train
+from flashback.training.run import CHECKPOINTS, Run
+from flashback.training.train import train
 from flashback.training.trainer import PackedLoss, Progress, last_checkpoint
 from readers import byte_tokenizer, tiny_reader
 from trainings import (
@@ -121,7 +123,7 @@ def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
         aimed.append(arrangement.forbidden)
         return PackedLoss(model, arrangement)
 
-    monkeypatch.setattr("flashback.training.run.PackedLoss", aiming)
+    monkeypatch.setattr("flashback.training.train.PackedLoss", aiming)
     train_usual(tiny_reader(marks=True), tmp_path / "A", run_with(marks=Marks.NONE, steps=1))
     assert aimed == [MARKS]
     reader = put_on(tiny_reader(marks=True), tmp_path / "A")
@@ -284,7 +286,7 @@ def test_lora_goes_to_queries_and_values(family: str) -> None:
     reader = tiny_reader(family)
     layers: int = reader.model.config.num_hidden_layers
     assert query_and_value(reader.model) == DEFAULTS[family]
-    model, _, _ = add_lora(reader, SETTINGS)
+    model, _, _ = add_lora(reader, SETTINGS, SETTINGS.seed)
     adapted = [name for name, _ in model.named_parameters() if "lora_B" in name]
     assert len(adapted) == layers * len(DEFAULTS[family])
 
@@ -296,7 +298,7 @@ def test_a_family_with_other_names_must_name_its_layers() -> None:
     with pytest.raises(SettingsError, match=r"of ctrl are not known; name the layers with --lora-"):
         query_and_value(ctrl)
     reader = tiny_reader(model=ctrl)
-    add_lora(reader, replace(SETTINGS, lora_targets=("Wq", "Wv")))
+    add_lora(reader, replace(SETTINGS, lora_targets=("Wq", "Wv")), seed=0)
 
 
 def test_chosen_layers_get_lora(tmp_path: Path) -> None:
@@ -478,7 +480,7 @@ def test_a_training_whose_adapter_could_not_be_written_is_not_repeated(
         save_lora(model, folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.training.run.save_lora", save)
+        patched.setattr("flashback.training.train.save_lora", save)
         with pytest.raises(TrainingError, match=r"cannot be written: .*No space left on device"):
             train_usual(tiny_reader(), out, run)
     assert not (out / CARD).exists()
@@ -849,10 +851,10 @@ def test_the_same_command_goes_on(command: Train, monkeypatch: pytest.MonkeyPatc
         raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr("flashback.training.run._publish", fail)
+        patched.setattr("flashback.training.train._publish", fail)
         assert "No space left" in refused(*command.words, code=1)
     other = refused(*command.words, "--rank", "3", code=1)
-    assert "repeat that command to go on with it" in other
+    assert "repeat that command to continue it" in other
     command()
     assert "exists already" in refused(*command.words, code=1)
 
@@ -975,7 +977,8 @@ def test_corpora_that_cannot_be_trained_on(model_folder: Path, index: Path, tmp_
 
 def test_a_terminal_sees_progress(command: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Console(file=io.StringIO(), force_terminal=True, width=200)
-    monkeypatch.setattr("flashback.cli.train.notes", shown)
+    for module in ("console", "train"):
+        monkeypatch.setattr(f"flashback.cli.{module}.notes", shown)
     command()
     assert isinstance(shown.file, io.StringIO)
     text = shown.file.getvalue()

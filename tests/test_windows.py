@@ -15,7 +15,7 @@ from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.scoring.windows import Cut, Window, cut_documents, shortened
+from flashback.scoring.windows import Cut, Window, cut_windows, shortened
 from readers import tiny_reader
 
 
@@ -60,7 +60,7 @@ def test_windows_tile_the_tokens_of_every_document(
 ) -> None:
     documents = [document(length, f"d{number}") for number, length in enumerate(lengths)]
     cutting = WindowSettings(window_tokens=size, first_boundary=first)
-    cut = cut_documents(documents, reader(bos), cutting, stride, multiple=multiple)
+    cut = cut_windows(documents, reader(bos), cutting, stride, multiple=multiple)
     begin, unit = reader(bos).bos, stride * multiple
     for one in documents:
         ids = reader(bos).encode(one.text)
@@ -101,7 +101,7 @@ def test_sliding_gives_the_last_tokens_that_fit_before_every_stride(
     size = max(8, stride + more)
     cutting = WindowSettings(window_tokens=size, first_boundary=first, protocol=Protocol.SLIDING)
     one = document(length)
-    windows = list(cut_documents([one], reader(bos), cutting, stride))
+    windows = list(cut_windows([one], reader(bos), cutting, stride))
     ids, begin = tokens(one, bos), reader(bos).bos
     check_targets(windows, ids, first, stride)
     for window in windows:
@@ -135,7 +135,7 @@ def test_random_contexts_are_of_the_papers_lengths_in_proportion(
 ) -> None:
     cutting = WindowSettings(window_tokens=size, protocol=Protocol.RANDOM, seed=seed)
     one = document(length)
-    windows = list(cut_documents([one], reader(bos), cutting, stride))
+    windows = list(cut_windows([one], reader(bos), cutting, stride))
     ids, begin = tokens(one, bos), reader(bos).bos
     low, high = size * 128 // 512, size * 367 // 512
     check_targets(windows, ids, high, stride)
@@ -146,12 +146,12 @@ def test_random_contexts_are_of_the_papers_lengths_in_proportion(
             assert context[: len(begin)] == begin
             rest = len(context) - len(begin)
             assert context[len(begin) :] == ids[cut.boundary - rest : cut.boundary]
-    assert windows == list(cut_documents([one], reader(bos), cutting, stride))
+    assert windows == list(cut_windows([one], reader(bos), cutting, stride))
 
 
 def random_windows(name: str, seed: int) -> list[Window]:
     cutting = WindowSettings(protocol=Protocol.RANDOM, seed=seed)
-    return list(cut_documents([document(4000, name)], reader(False), cutting, 4))
+    return list(cut_windows([document(4000, name)], reader(False), cutting, 4))
 
 
 def context_lengths(windows: list[Window]) -> list[int]:
@@ -179,7 +179,7 @@ def test_shortened_windows_keep_their_targets_and_the_end_of_each_context(
 ) -> None:
     cutting = WindowSettings(window_tokens=size, first_boundary=20, seed=seed)
     low, high = size * 128 // 512, size * 367 // 512
-    for window in cut_documents([document(length)], reader(bos), cutting, 5):
+    for window in cut_windows([document(length)], reader(bos), cutting, 5):
         short = shortened(window, cutting)
         assert in_a_row([short]) == in_a_row([window])
         assert shortened(window, cutting) == short
@@ -192,7 +192,7 @@ def test_shortened_windows_keep_their_targets_and_the_end_of_each_context(
 
 def test_shortening_draws_a_length_for_every_stride_and_window() -> None:
     cutting = WindowSettings(window_tokens=512)
-    windows = list(cut_documents([document(2000)], reader(True), cutting, 4))
+    windows = list(cut_windows([document(2000)], reader(True), cutting, 4))
     drawn = [
         [cut.boundary - cut.start for cut in shortened(window, cutting).cuts if cut.start]
         for window in windows
@@ -214,7 +214,7 @@ def test_bos_of_several_tokens_is_no_target(protocol: Protocol) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reader, "bos", begin)
         cutting = WindowSettings(window_tokens=40, first_boundary=1, protocol=protocol)
-        windows = list(cut_documents([document(100)], several, cutting, 4))
+        windows = list(cut_windows([document(100)], several, cutting, 4))
     assert windows[0].cuts[0].boundary == len(begin)
     assert in_a_row(windows)[:4] == tuple(several.encode(document(100).text))[:4]
     for window in windows:
@@ -228,7 +228,7 @@ def test_a_document_too_short_for_one_stride_gives_nothing(protocol: Protocol, b
     least = 28 + 6 - bos  # 28 is where random contexts of 40 tokens begin, too
 
     def count(length: int) -> int:
-        return len(list(cut_documents([document(length)], reader(bos), cutting, 6)))
+        return len(list(cut_windows([document(length)], reader(bos), cutting, 6)))
 
     assert [count(length) for length in (0, 1, least - 1, least)] == [0, 0, 0, 1]
 
@@ -243,7 +243,7 @@ def test_windows_come_document_by_document_as_they_are_asked_for(protocol: Proto
             yield document(5 if name == "short" else 300, name)
 
     cutting = WindowSettings(window_tokens=64, protocol=protocol)
-    windows = cut_documents(documents(), reader(True), cutting, 4)
+    windows = cut_windows(documents(), reader(True), cutting, 4)
     assert next(windows).document.id == "first"
     assert read == ["first"]
     names = [name for name, _ in groupby(window.document.id for window in windows)]
@@ -254,8 +254,8 @@ def test_windows_come_document_by_document_as_they_are_asked_for(protocol: Proto
 @given(step=st.integers(1, 4), stride=st.integers(1, 6), length=st.integers(0, 250))
 def test_longer_strides_have_the_same_targets(step: int, stride: int, length: int) -> None:
     cutting = WindowSettings(window_tokens=70, first_boundary=9)
-    fine = list(cut_documents([document(length)], reader(True), cutting, stride, multiple=step))
-    coarse = list(cut_documents([document(length)], reader(True), cutting, stride * step))
+    fine = list(cut_windows([document(length)], reader(True), cutting, stride, multiple=step))
+    coarse = list(cut_windows([document(length)], reader(True), cutting, stride * step))
     assert [window.every(step) for window in fine] == coarse
     assert in_a_row(fine) == in_a_row(coarse)
 

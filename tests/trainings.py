@@ -21,7 +21,8 @@ from flashback.scoring.examples import Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings
-from flashback.training.run import Run, train
+from flashback.training.run import Run
+from flashback.training.train import train
 from flashback.training.trainer import OnStep
 from flashback.training.training_settings import TrainingSettings
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the adapter that ships with flashback-mini and measures it on held-out documentation.
-# Interrupted, it goes on where it was; what ships is replaced when all is done.
+# Run it again after an interruption; what ships is replaced when all is done.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 flashback=${BIN:-.venv/bin}/flashback

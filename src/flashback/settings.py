@@ -147,17 +147,6 @@ def _shown(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
-class Marks(StrEnum):
-    """What stands around passages during training."""
-
-    TRAINED = "trained"
-    """Marking tokens whose embeddings are trained (the paper's)."""
-    FROZEN = "frozen"
-    """Marking tokens whose embeddings stay as they were made."""
-    NONE = "none"
-    """Nothing."""
-
-
 class Weights(StrEnum):
     """How a reader's weights are kept and multiplied."""
 

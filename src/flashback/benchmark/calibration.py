@@ -37,7 +37,7 @@ def calibrate(
         tokens = min(1 + _DECODE_STEPS, reader.window - length)
         completion = engine.complete(Prompt.plain((0,) * length), tokens, sampler)
         ends = [time.perf_counter() for _ in completion]
-        encode.append(completion.usage.encode_seconds)
+        encode.append(completion.usage.prefill_seconds)
         decode += [ended - began for began, ended in itertools.pairwise(ends)]
     step, prefill = Pass(1, length, batch=batch), Pass(length, 0, 1, batch)
     return Ceilings(

@@ -24,7 +24,7 @@ from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Material, random_material
 from flashback.benchmark.runtime import bare_retrieval, parse_lengths, text_size
 from flashback.benchmark.shapes import shaped_reader
-from flashback.benchmark.timed import TimedEngine
+from flashback.benchmark.timed import TimedEngine, TimedPasses
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
 from flashback.engines.kernels.last_layer import WholeLastLayer
@@ -105,34 +105,54 @@ def arms_on(settings: EngineBenchSettings) -> tuple[Arm, ...]:
     return (*arms, Arm("ours", Weights.INT8)) if on_cpu else tuple(arms)
 
 
+class ArmPasses(TimedPasses):
+    """Passes of one arm; `seconds` is how long the model took."""
+
+    def __init__(self, reader: Reader, *, dynamic: bool) -> None:
+        """Take over a reader's model.
+
+        Args:
+            dynamic: with transformers' own cache, attention and whole last layer.
+        """
+        model = reader.model
+        attention = UsualAttention(model) if dynamic else None
+        last_layer = WholeLastLayer(model) if dynamic else None
+        super().__init__(reader, attention=attention, last_layer=last_layer)
+        self._dynamic = dynamic
+        self.seconds = 0.0
+
+    def new_sequence(self, reserved: int = 0) -> CachedSequence:
+        """See `Passes.new_sequence`."""
+        if self._dynamic:
+            return CachedSequence(reserved, cache=DynamicCache(config=self.model.config))
+        return super().new_sequence(reserved)
+
+    def extend(self, sequence: CachedSequence, ids: Sequence[int], keep: int = 1) -> Tensor:
+        """See `Passes.extend`."""
+        started = time.perf_counter()
+        logits = super().extend(sequence, ids, keep)
+        synchronize(self.model.device)
+        self.seconds += time.perf_counter() - started
+        return logits
+
+
 class ArmEngine(TimedEngine):
-    """An engine that knows how long the model itself took."""
+    """An engine of one arm."""
 
     def __init__(self, reader: Reader, text: Iterator[int], *, dynamic: bool) -> None:
         """Take over a reader.
 
         Args:
             text: the tokens that are written.
-            dynamic: with transformers' own cache.
+            dynamic: see `ArmPasses`.
         """
-        self._dynamic = dynamic
-        self.model_seconds = 0.0
-        super().__init__(reader, text, fixed_passes=False if dynamic else None)
-        if dynamic:
-            self._attention = UsualAttention(reader.model)
-            self._last_layer = WholeLastLayer(reader.model)
+        self._timed = ArmPasses(reader, dynamic=dynamic)
+        super().__init__(reader, text, fixed_passes=False if dynamic else None, passes=self._timed)
 
-    def new_sequence(self, room: int) -> CachedSequence:
-        if self._dynamic:
-            return CachedSequence(room, cache=DynamicCache(config=self.model.config))
-        return super().new_sequence(room)
-
-    def _forward(self, sequence: CachedSequence, ids: Sequence[int], keep: int) -> Tensor:
-        started = time.perf_counter()
-        logits = super()._forward(sequence, ids, keep)
-        synchronize(self.model.device)
-        self.model_seconds += time.perf_counter() - started
-        return logits
+    @property
+    def model_seconds(self) -> float:
+        """Spent in the model's passes."""
+        return self._timed.seconds
 
 
 @dataclass(frozen=True)

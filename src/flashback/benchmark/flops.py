@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from flashback.engines.support import key_value_heads
 
 
 def paper_recomputation(length: int, stride: int, batch: int, hidden: int, layers: int) -> float:
@@ -66,16 +68,9 @@ class Shape:
             vocabulary=config.vocab_size,
             layer_weights=sum(matrices),
             attention_width=heads * head_size,
-            cache_width=_key_value_heads(config, heads) * head_size,
+            cache_width=key_value_heads(config) * head_size,
             bytes_per_value=next(model.parameters()).element_size(),
         )
-
-
-def _key_value_heads(config: PretrainedConfig, heads: int) -> int:
-    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
-        return 1
-    found: int = getattr(config, "num_key_value_heads", None) or heads
-    return found
 
 
 def _is_head(module: nn.Module, model: PreTrainedModel) -> bool:

@@ -113,7 +113,7 @@ def seconds_per_token(written: Generation) -> float:
     """Of all strides but the first: retrieving, encoding, decoding."""
     later = written.strides[1:]
     seconds = sum(
-        stride.retrieve_seconds + stride.usage.encode_seconds + stride.usage.decode_seconds
+        stride.retrieve_seconds + stride.usage.prefill_seconds + stride.usage.decode_seconds
         for stride in later
     )
     return seconds / sum(len(stride.tokens) for stride in later)

@@ -12,7 +12,7 @@ import torch
 
 from flashback.benchmark.results import Measured, Results
 from flashback.benchmark.runtime import Runtime
-from flashback.writing.records import versions
+from flashback.version import versions
 
 
 def runtime_record(machine: Runtime, results: Results) -> dict[str, Any]:

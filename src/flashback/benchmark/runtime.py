@@ -104,7 +104,7 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     # From here on its linear layers have no plain weights.
     reader = for_inference(reader, settings.weights)
     ceilings = measure_ceilings(reader.placement)
-    fixed = LocalEngine(reader.model, reader.window).fixed is not None
+    fixed = LocalEngine(reader.model, reader.window).passes.fixed is not None
     calibrated = calibrate(reader, shape, lengths[0], settings.batch_size, fixed)
     # Whatever else the machine did at first is over by now, or the other way round.
     ceilings = ceilings.or_better(measure_ceilings(reader.placement))
@@ -223,14 +223,14 @@ class Runtime:
             self.material.text[:start], Settings(retrieval, stopping=stopping)
         )
         before: Stride | None = None
-        encoded = engine.passages.count.encoded
+        encoded = engine.passages.count.prefilled
         for stride in (event for event in writing if isinstance(event, Stride)):
             unchanged = before is not None and before.passages == stride.passages
-            known = engine.passages.count.encoded == encoded
+            known = engine.passages.count.prefilled == encoded
             kept = pattern == "slot" and bool(stride.passages) and not unchanged and known
             behind_passage = before is not None and bool(before.passages)
             yield Written(stride, before is None, unchanged, behind_passage, kept)
-            before, encoded = stride, engine.passages.count.encoded
+            before, encoded = stride, engine.passages.count.prefilled
 
     def _engine(self, arm: str, start: int) -> TimedEngine:
         limit = self.settings.passage_megabytes * 10**6 if arm == "slot" else sys.maxsize
@@ -266,7 +266,7 @@ class Runtime:
         return Measured(
             arm,
             length,
-            stride.usage.encode_seconds,
+            stride.usage.prefill_seconds,
             stride.usage.decode_seconds,
             bound_seconds=self._bound(passes, self.ceilings),
             decode_bound_seconds=self._bound(passes[1 - self.settings.stride :], self.ceilings),

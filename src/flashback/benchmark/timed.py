@@ -10,20 +10,58 @@ from transformers import DynamicCache
 
 from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Dictation
+from flashback.engines.kernels.attention import Attention
+from flashback.engines.kernels.last_layer import LastLayer
 from flashback.engines.local import LocalEngine
+from flashback.engines.passes import Passes
 from flashback.engines.protocol import Completion
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 
 
-class TimedEngine(LocalEngine):
-    """An engine that begins empty and writes what it is given.
+class TimedPasses(Passes):
+    """Passes of B rows of equal length, each with other tokens.
 
-    With several rows, every pass has B of them, of equal length and each with other tokens: row b
-    reads the tokens of row 0 moved on by b V/B places in the vocabulary. All are computed, cached
-    and chosen from; row 0 is what the loop sees.
+    Row b reads the tokens of row 0 moved on by b V/B places in the vocabulary. All rows are
+    computed, cached and chosen from; the engine sees row 0.
     """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        rows: int = 1,
+        every_logit: bool = False,
+        attention: Attention | None = None,
+        last_layer: LastLayer | None = None,
+    ) -> None:
+        """Take over a reader's model.
+
+        Args:
+            rows: B.
+            every_logit: compute the logits of every position of a pass, as the authors' code does.
+            attention, last_layer: see `Passes`.
+        """
+        super().__init__(reader.model, attention=attention, last_layer=last_layer)
+        self._every_logit = every_logit
+        self._size = reader.vocabulary_size
+        numbers = torch.arange(rows, device=reader.model.device)[:, None]
+        self._moves = numbers * (self._size // rows)
+
+    def run(
+        self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any
+    ) -> Tensor:
+        """See `Passes.run`; of all rows, the logits of row 0, (1, keep, V)."""
+        rows = (ids + self._moves) % self._size  # (B, T)
+        computed = ids.shape[1] if self._every_logit else keep
+        logits = super().run(rows, positions.expand_as(rows), cache, computed, **more)
+        logits[1:, -1].argmax(-1)  # every row chooses
+        return logits[:1, -keep:]
+
+
+class TimedEngine(LocalEngine):
+    """An engine that begins empty and writes the text that it is given."""
 
     def __init__(
         self,
@@ -34,46 +72,32 @@ class TimedEngine(LocalEngine):
         every_logit: bool = False,
         passage_bytes: int = sys.maxsize,
         fixed_passes: bool | None = None,
+        passes: Passes | None = None,
     ) -> None:
         """Take over a reader's model.
 
         Args:
             text: the tokens that are written, in order.
-            rows: B.
-            every_logit: compute the logits of every position of a pass, as the authors' code does.
-            passage_bytes: keys and values of slot passages to keep, at most.
-            fixed_passes: see `LocalEngine`.
+            rows, every_logit: see `TimedPasses`.
+            passage_bytes, fixed_passes: see `LocalEngine`.
+            passes: run the model; None: `TimedPasses`.
         """
         self._text = text
-        self._every_logit = every_logit
-        size = reader.vocabulary_size
-        self._moves = torch.arange(rows, device=reader.model.device)[:, None] * (size // rows)
-        self._size = size
         super().__init__(
             reader.model,
             reader.window,
             passage_bytes=passage_bytes,
             self_check=False,
             fixed_passes=fixed_passes,
+            passes=passes or TimedPasses(reader, rows=rows, every_logit=every_logit),
         )
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
         """See `Engine.complete`; the tokens are the text's."""
         return super().complete(prompt, max_tokens, Dictation(sampler, self._text))
 
-    @torch.inference_mode()
-    def keep(self, passages: Iterable[Ids], room: int) -> None:
+    def keep(self, passages: Iterable[Ids], reserved: int) -> None:
         """Put passages into the passage cache."""
         for passage in passages:
-            self.passages.get(passage, room, self.encode_passage)
+            self.passages.get(passage, reserved, self.passes.prefill_passage)
         synchronize(self.model.device)  # before a stride is timed
-
-    def run(
-        self, ids: Tensor, positions: Tensor, cache: DynamicCache, keep: int, **more: Any
-    ) -> Tensor:
-        """See `LocalEngine.run`; of all rows, the logits of row 0, (1, keep, V)."""
-        rows = (ids + self._moves) % self._size  # (B, T)
-        computed = ids.shape[1] if self._every_logit else keep
-        logits = super().run(rows, positions.expand_as(rows), cache, computed, **more)
-        logits[1:, -1].argmax(-1)  # every row chooses
-        return logits[:1, -keep:]

@@ -29,12 +29,12 @@ from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
 from flashback.errors import FlashBackError, SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.readers.lora import add_lora
+from flashback.readers.lora_settings import LoraSettings
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.training.lora import add_lora
-from flashback.training.training_settings import TrainingSettings
 
 ARMS = ("padded", "sorted", "packed")
 _NO_TARGET = -100
@@ -136,7 +136,7 @@ class Training:
             SettingsError: windows that do not fit the reader.
         """
         examples = made_up_examples(settings, reader)
-        model, frame, _ = add_lora(reader, TrainingSettings(dropout=0.0))
+        model, frame, _ = add_lora(reader, LoraSettings(dropout=0.0), seed=0)
         needed = settings.window_tokens + len(frame) + settings.passage_tokens
         if needed > reader.window:
             raise SettingsError(
@@ -231,7 +231,8 @@ class Training:
         for example in self.examples:
             window = example.window
             for at, cut in enumerate(window.cuts):
-                yield Separate(self.arrangement.prompt(example, at), window.targets(cut))
+                prompt = self.arrangement.arrange(example, at).arranged
+                yield Separate(prompt, window.targets(cut))
 
 
 def packed_loss(scorer: TargetScorer, example: Example, arrangement: Arrangement) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -111,3 +114,33 @@ def texts_progress(total: int, done: int) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
         task = progress.add_task("writing", total=total, completed=done, rate=0.0)
         yield lambda rate: progress.update(task, advance=1, rate=rate)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of a `torchrun` that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def training_progress(title: str = "training") -> Iterator[Callable[[Any], None]]:
+    """A bar of optimizer steps with the loss, targets per second and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[rate]:,.0f} targets/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = notes.is_terminal and is_main_process()
+    with Progress(*columns, console=notes, disable=not shown) as progress:
+        task = progress.add_task(title, total=None, loss=float("nan"), rate=0.0)
+        began = time.perf_counter()
+
+        def on_step(state: Any) -> None:
+            rate = state.targets / (time.perf_counter() - began)
+            progress.update(
+                task, completed=state.step, total=state.steps, loss=state.loss, rate=rate
+            )
+
+        yield on_step

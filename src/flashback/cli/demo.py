@@ -108,7 +108,8 @@ def _row(result: "Generation") -> dict[str, Any]:
     return {
         "seconds": result.seconds,
         "retrieve_seconds": sum(stride.retrieve_seconds for stride in result.strides),
-        "encoded": result.encoded,
+        "prefilled": result.prefilled,
+        "encoded": result.prefilled,  # the former name, for one version
         "reused": result.reused,
         "tokens": len(result.tokens),
         "tokens_per_second": result.tokens_per_second,
@@ -123,7 +124,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
         table.add_row(
             str(pattern),
             f"{result.seconds:.2f}",
-            f"{result.encoded:,}",
+            f"{result.prefilled:,}",
             f"{result.reused:,}",
             f"{result.tokens_per_second:.1f}",
         )

@@ -21,9 +21,9 @@ from flashback.corpus.python_docs import NAME, find_modules, read_module
 from flashback.corpus.split import split_of
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, IndexFolderError
-from flashback.evaluation.adapted import Readers
+from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import FrameKind, adapter_arms, untrained_arms
-from flashback.evaluation.evaluate import Judged, StartScoring, evaluate
+from flashback.evaluation.evaluate import EvaluationSet, StartScoring, evaluate
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder, load_adapted
 from flashback.readers.inference import for_inference
@@ -31,7 +31,7 @@ from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.retrieval.kinds import Index, open_index
-from flashback.scoring.prepare import prepare
+from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 from flashback.version import __version__
@@ -183,11 +183,11 @@ def score_patterns(index: Index, start: StartScoring) -> dict[str, Any]:
     Returns:
         the table's record, as `flashback eval --json` prints it.
     """
-    readers = Readers(load_plain)
+    readers = AdaptedReaders(load_plain)
     retrieval, windows = RetrievalSettings(), WindowSettings()
-    found = prepare(scored_pages(), readers.get(), index, [retrieval], windows)[0]
+    found = cut_and_retrieve(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
-    judged = Judged(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
+    judged = EvaluationSet(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
     arms = untrained_arms(list(PATTERNS), [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:

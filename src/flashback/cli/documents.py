@@ -1,4 +1,4 @@
-"""What `train`, `eval` and `reproduce` have in common: documents, an index, a lookup."""
+"""Documents, an index and a lookup: what the commands that train and score begin with."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,23 +19,39 @@ from rich.progress import (
 )
 
 from flashback.cli.console import notes, print_report
+from flashback.cli.options import options_of
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.errors import CorpusError
-from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.indexing import Corpus, open_corpus
+from flashback.retrieval.kinds import Index, open_index
 from flashback.retrieval.protocol import NoRetriever, Retriever
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.readers.reader import Reader
     from flashback.scoring.lookup import LookupCache
-    from flashback.scoring.prepare import Prepared
+    from flashback.scoring.retrieved_windows import RetrievedWindows
     from flashback.scoring.window_settings import WindowSettings
+
+lookup_options = options_of(
+    RetrievalSettings,
+    only=(
+        "stride",
+        "query_tokens",
+        "passage_tokens",
+        "passages",
+        "lookahead",
+        "min_score",
+        "forbid_titles",
+        "forbid_documents",
+    ),
+)
+"""The options of retrieval for windows, without a pattern and a frame."""
 
 
 @contextlib.contextmanager
 def counting(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
-    """Bars of things done one by one; each begins when its number is known."""
+    """Progress bars: call the yielded function with a total to begin one, its result to advance."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -55,22 +71,22 @@ def counting(title: str) -> Iterator[Callable[[int], Callable[[], None]]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """Documents and an index that are there; nothing has been read or searched yet."""
+    """Documents and an index that exist; nothing has been read or searched yet."""
 
     corpus: Corpus
     report: CorpusReport
-    retriever: BM25Index | None
-    """None: nothing is to be retrieved."""
+    retriever: Index | None
+    """None: nothing is retrieved."""
 
     @property
     def identity(self) -> str:
-        """What tells the index's contents from others'."""
+        """The checksums of the index."""
         files = self.retriever.manifest.files.values() if self.retriever else ()
         return " ".join(sorted(file.sha256 for file in files))
 
 
 def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -> Sources:
-    """Find documents and open the index: what can be wrong with them is found before a model loads.
+    """Find documents and open the index, so that errors are found before a model is loaded.
 
     Args:
         names: corpora, as `flashback index` takes them.
@@ -82,31 +98,33 @@ def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -
     """
     if index is None and retrieves:
         raise click.UsageError("passages are to be retrieved, but there is no index; give --index")
-    retriever = BM25Index.open(index) if index is not None and retrieves else None
+    retriever = open_index(index) if index is not None and retrieves else None
     report = CorpusReport()
     return Sources(open_corpus(names, report), report, retriever)
 
 
-def prepare_sources(
+def read_and_retrieve(
     sources: Sources,
     reader: "Reader",
     settings: Sequence[RetrievalSettings],
     windows: "WindowSettings",
-) -> "list[Prepared]":
+) -> "list[RetrievedWindows]":
     """Read documents, cut them into windows, look up passages; with progress bars.
 
-    What was found is kept in the user's cache folder, and taken from there.
+    Lookups are kept in the user's cache folder, and reused.
 
     Raises:
         CorpusError: no document is long enough, or not one passage was found.
     """
-    from flashback.scoring.prepare import check_found, prepare
+    from flashback.scoring.retrieved_windows import check_found, cut_and_retrieve
 
     documents = _read(sources)
     retriever: Retriever = sources.retriever or NoRetriever()
     cache = _cache(sources)
     with counting("looking up passages, windows") as start:
-        found = prepare(documents, reader, retriever, settings, windows, cache=cache, start=start)
+        found = cut_and_retrieve(
+            documents, reader, retriever, settings, windows, cache=cache, start=start
+        )
     if sources.retriever is not None:
         check_found(found)
     return found

@@ -195,7 +195,7 @@ def _print_summary(result: "Generation") -> None:
     jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
     notes.print(
         f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
-        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.encoded:,}, "
+        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.prefilled:,}, "
         f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
         style="dim",
     )

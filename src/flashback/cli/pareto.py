@@ -10,17 +10,16 @@ import click
 
 from flashback.benchmark.bench_settings import ParetoSettings
 from flashback.cli.console import notes
-from flashback.cli.documents import counting, open_sources
-from flashback.cli.evaluate import (
+from flashback.cli.documents import counting, lookup_options, open_sources
+from flashback.cli.options import options_of, take
+from flashback.cli.perplexity import (
     check_arms,
     chosen_patterns,
     combinations,
-    judge_sources,
+    evaluation_sets,
     untrained_rows,
 )
-from flashback.cli.options import options_of, take
 from flashback.cli.reader_options import ReaderOptions, reader_options
-from flashback.cli.train import RETRIEVED
 from flashback.errors import SettingsError, TrainingError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.scoring.window_settings import WindowSettings
@@ -53,7 +52,7 @@ _SWEPT = ("stride", "passages")
     help="Values of s and k (repeatable: every combination).",
 )
 @reader_options
-@options_of(RetrievalSettings, only=RETRIEVED)
+@lookup_options
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @options_of(ParetoSettings)
@@ -92,8 +91,8 @@ def pareto(
 
     from flashback.benchmark.pareto import Speed, in_markdown, points_of, prompts_of
     from flashback.benchmark.record import measured_on
-    from flashback.evaluation.adapted import Readers
-    from flashback.evaluation.arms import arm_of, told_apart
+    from flashback.evaluation.adapted_readers import AdaptedReaders
+    from flashback.evaluation.arms import arm_of, with_unique_names
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
@@ -101,8 +100,8 @@ def pareto(
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")
     cards = {folder: read_card(folder) for folder in adapters}
-    readers = Readers(options.load_plain)
-    arms = told_apart(
+    readers = AdaptedReaders(options.load_plain)
+    arms = with_unique_names(
         [
             *untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False),
             *(arm_of(folder, card, card.pattern) for folder, card in cards.items()),
@@ -111,7 +110,7 @@ def pareto(
     check_arms(arms, readers, windows, settings)
     out.mkdir(parents=True, exist_ok=True)
     described = {"documents": list(documents), "index": str(index)}
-    judged = judge_sources(readers.get(), sources, settings, windows, described)
+    judged = evaluation_sets(readers.get(), sources, settings, windows, described)
     prompts = prompts_of(judged[0].examples, timing.prompt_tokens, timing.prompts)
     if not prompts:
         raise TrainingError(

@@ -141,7 +141,8 @@ def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> d
     """What decides the results; in float32, how many are written at a time does not."""
     from flashback.readers.fingerprint import computation_of
     from flashback.readers.reader import Reader
-    from flashback.writing.records import settings_record, versions
+    from flashback.version import versions
+    from flashback.writing.records import settings_record
     from flashback.writing.results import NOTED
 
     decided = settings_record(writer.reader, settings)

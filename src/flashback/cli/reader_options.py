@@ -39,11 +39,11 @@ class ReaderOptions:
             FlashBackError: it is missing or unusable.
             UnsupportedReader: padding and branches need attention that can be masked.
         """
-        from flashback.engines.self_check import refuse_uncuttable
+        from flashback.engines.support import check_supported
         from flashback.readers.load import load_reader
 
         reader = load_reader(self.model, **self.placed)
-        refuse_uncuttable(reader.model)
+        check_supported(reader.model)
         return reader
 
 

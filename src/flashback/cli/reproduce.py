@@ -3,18 +3,23 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.cli.console import notes
-from flashback.cli.documents import Sources, counting, open_sources, prepare_sources
-from flashback.cli.evaluate import judge_sources, print_tables, title_of
+from flashback.cli.console import notes, training_progress
+from flashback.cli.documents import (
+    Sources,
+    counting,
+    lookup_options,
+    open_sources,
+    read_and_retrieve,
+)
 from flashback.cli.options import options_of, take
+from flashback.cli.perplexity import evaluation_sets, print_tables, title_of
 from flashback.cli.reader_options import ReaderOptions, reader_options
-from flashback.cli.train import RETRIEVED, training_progress
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
@@ -23,6 +28,7 @@ from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from flashback.evaluation.evaluate import EvaluationSet
     from flashback.evaluation.perplexity import Table
     from flashback.readers.reader import Reader
     from flashback.scoring.examples import Example
@@ -34,6 +40,45 @@ _TRAINED = [
     if field.name not in ("marks", "evaluation_steps")
 ]
 """The training settings of a reproduction, which trains with every kind of marks."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The command's options, and the settings made of them."""
+
+    settings: TrainingSettings
+    retrieval: RetrievalSettings
+    windows: WindowSettings
+    bootstrap: BootstrapSettings
+    train_documents: tuple[str, ...]
+    documents: tuple[str, ...]
+    index: Path
+    out: Path
+    evaluate_windows: int
+    options: ReaderOptions
+    as_json: bool
+
+    @property
+    def scored_windows(self) -> WindowSettings:
+        """How the documents that are scored are cut."""
+        return replace(self.windows, max_windows=self.evaluate_windows)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A record of the documents to train on."""
+        return {"documents": list(self.train_documents), "index": str(self.index)}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the table records besides the settings of its windows."""
+        training = {name: getattr(self.settings, name) for name in _TRAINED}
+        return {
+            "documents": list(self.documents),
+            "index": str(self.index),
+            "resamples": self.bootstrap.resamples,
+            "trained_on": list(self.train_documents),
+            "training": training | {"max_windows": self.windows.max_windows},
+        }
 
 
 @click.command(short_help="The paper's table on a reader of yours.")
@@ -64,21 +109,12 @@ _TRAINED = [
 )
 @reader_options
 @options_of(TrainingSettings, only=_TRAINED)
-@options_of(RetrievalSettings, only=RETRIEVED)
+@lookup_options
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def reproduce(
-    train_documents: tuple[str, ...],
-    documents: tuple[str, ...],
-    index: Path,
-    out: Path,
-    evaluate_windows: int,
-    options: ReaderOptions,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    """Train and score every row of the paper's table; the same command goes on where it stopped.
+def reproduce(**values: Any) -> None:
+    """Train and score every row of the paper's table; the same command continues it.
 
     \b
     flashback reproduce --train python-docs:adapter --evaluate python-docs:evaluation \\
@@ -94,66 +130,80 @@ def reproduce(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    run_settings = take(TrainingSettings, values)
+    request = _parse(values)
+    trained, scored = (
+        open_sources(names, request.index, retrieves=True)
+        for names in (request.train_documents, request.documents)
+    )
+    table = _table(request, trained, scored)
+    try:
+        _write_reproduction(table, request.options.model, request.out)
+    finally:
+        print_tables([table], [""], request.options.model, as_json=request.as_json)
+
+
+def _parse(values: dict[str, Any]) -> _Request:
+    """Check all that can be checked before documents are read and a model is loaded."""
+    settings = take(TrainingSettings, values)
     retrieval = take(RetrievalSettings, values, pattern="append")  # every row has its own
-    windows = take(WindowSettings, values)
-    bootstrap = take(BootstrapSettings, values)
-    if out == Path():  # what an unset shell variable gives
+    windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
+    request = _Request(settings, retrieval, windows, bootstrap, **values)
+    if request.out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
-    if "-" in train_documents and "-" in documents:
+    if "-" in request.train_documents and "-" in request.documents:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
-    from flashback.evaluation.adapted import Readers
-    from flashback.evaluation.evaluate import ScoreStore
-    from flashback.evaluation.evaluate import evaluate as run_evaluation
-    from flashback.training import reproduce as table_of
+    from flashback.training.reproduce import check_output
+
+    check_output(request.out)
+    return request
+
+
+def _table(request: _Request, trained: Sources, scored: Sources) -> "Table":
+    """Train the missing adapters and score the missing rows.
+
+    Args:
+        trained: the documents to train on.
+        scored: the documents to score.
+    """
+    from flashback.evaluation.adapted_readers import AdaptedReaders
+    from flashback.evaluation.evaluate import ScoreStore, evaluate
+    from flashback.training.reproduce import arms, claim, train_missing
     from flashback.training.run import Run
 
-    table_of.check_output(out)
-    sources = [open_sources(names, index, retrieves=True) for names in (train_documents, documents)]
-    readers = Readers(options.load_plain)
-    data = {"documents": list(train_documents), "index": str(index)}
-    run = Run(run_settings, retrieval, windows, data)
-    few = replace(windows, max_windows=evaluate_windows)
-    described = {
-        "documents": list(documents),
-        "index": str(index),
-        "resamples": bootstrap.resamples,
-        "trained_on": list(train_documents),
-        "training": {name: getattr(run_settings, name) for name in _TRAINED}
-        | {"max_windows": windows.max_windows},
-    }
-    _check_reproduction(readers.get(), run)
-    examples = _training_examples(readers.get(), sources[0], retrieval, windows)
-    judged = judge_sources(readers.get(), sources[1], [retrieval], few, described)
-    _warn_of_leakage(examples, judged[0].examples)
-    table_of.claim(out, run, readers.get(), examples)
-    table_of.train_missing(out, readers, examples, run, training_progress)
-    arms = table_of.arms(out, run_settings.echo_tokens, readers.get().can_have(PATTERNS["slot"]))
+    out, bootstrap = request.out, request.bootstrap
+    readers = AdaptedReaders(request.options.load_plain)
+    run = Run(request.settings, request.retrieval, request.windows, request.data)
+    _check_positions(readers.get(), run)
+    examples, sets = _read(request, readers.get(), trained, scored)
+    claim(out, run, readers.get(), examples)
+    train_missing(out, readers, examples, run, training_progress)
+    rows = arms(out, readers.get(), request.settings.echo_tokens)
+    store = ScoreStore(out / "scores")
     with counting("scoring windows") as start:
-        (table,) = run_evaluation(
-            arms, judged, readers, settings=bootstrap, store=ScoreStore(out / "scores"), start=start
-        )
-    try:
-        _write_reproduction(table, options.model, out)
-    finally:
-        print_tables([table], [""], options.model, as_json=as_json)
+        return evaluate(rows, sets, readers, settings=bootstrap, store=store, start=start)[0]
 
 
-def _check_reproduction(reader: "Reader", run: "Run") -> None:
+def _check_positions(reader: "Reader", run: "Run") -> None:
     """Refuse windows that do not fit, with any frame of the table."""
     from flashback.evaluation.arms import untrained_arms
+    from flashback.scoring.windows import check_positions
     from flashback.training.reproduce import NAIVE_FRAMES
-    from flashback.training.run import check_positions
 
     arms = untrained_arms(list(PATTERNS), NAIVE_FRAMES)
     frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))
     check_positions(reader, run.windows, run.retrieval, frame)
 
 
-def _training_examples(
-    reader: "Reader", sources: Sources, retrieval: RetrievalSettings, windows: WindowSettings
-) -> "list[Example]":
-    return prepare_sources(sources, reader, [retrieval], windows)[0].examples(reader, retrieval)
+def _read(
+    request: _Request, reader: "Reader", trained: Sources, scored: Sources
+) -> "tuple[list[Example], list[EvaluationSet]]":
+    """The windows to train on and those to score."""
+    retrieval = request.retrieval
+    found = read_and_retrieve(trained, reader, [retrieval], request.windows)[0]
+    examples = found.examples(reader, retrieval)
+    sets = evaluation_sets(reader, scored, [retrieval], request.scored_windows, request.described)
+    _warn_of_leakage(examples, sets[0].examples)
+    return examples, sets
 
 
 def _warn_of_leakage(trained: "Sequence[Example]", scored: "Sequence[Example]") -> None:

@@ -1,24 +1,20 @@
 """`flashback train` and `flashback export`."""
 
-import contextlib
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from flashback.cli.console import notes
+from flashback.cli.console import is_main_process, notes, training_progress
+from flashback.cli.documents import (
+    Sources,
+    counting,
+    lookup_options,
+    open_sources,
+    read_and_retrieve,
+)
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
@@ -27,23 +23,37 @@ from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from flashback.cli.documents import Sources
-    from flashback.evaluation.evaluate import Judged
+    from flashback.evaluation.evaluate import EvaluationSet
     from flashback.readers.card import AdapterCard
     from flashback.readers.reader import Reader
-    from flashback.training.trainer import OnStep
 
-RETRIEVED = (
-    "stride",
-    "query_tokens",
-    "passage_tokens",
-    "passages",
-    "lookahead",
-    "min_score",
-    "forbid_titles",
-    "forbid_documents",
-)
-"""A training's retrieval settings, but for its pattern; what is around passages is `--marks`."""
+
+@dataclass(frozen=True)
+class _Request:
+    """The command's options, and the settings made of them."""
+
+    settings: TrainingSettings
+    retrieval: RetrievalSettings
+    windows: WindowSettings
+    documents: tuple[str, ...]
+    index: Path | None
+    out: Path
+    held_out: tuple[str, ...]
+    held_out_windows: int
+    options: ReaderOptions
+    bfloat16: bool
+    log_to: tuple[str, ...]
+    as_json: bool
+
+    def open(self, names: tuple[str, ...]) -> Sources:
+        """Documents by their names, and the index."""
+        return open_sources(names, self.index, retrieves=self.retrieval.retrieves)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the adapter records of its documents."""
+        index = None if self.index is None else str(self.index)
+        return {"documents": list(self.documents), "index": index}
 
 
 @click.command(short_help="Train an adapter that reads passages.")
@@ -63,26 +73,14 @@ RETRIEVED = (
 @reader_options
 @options_of(TrainingSettings)
 @trained_pattern_option
-@options_of(RetrievalSettings, only=RETRIEVED)
+@lookup_options
 @options_of(WindowSettings, only=("window_tokens", "first_boundary", "max_windows"))
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 where that is safe.")
 @click.option(
     "--log-to", multiple=True, metavar="NAME", help="tensorboard, wandb or trackio (repeatable)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
-def train(
-    documents: tuple[str, ...],
-    index: Path | None,
-    out: Path,
-    held_out: tuple[str, ...],
-    held_out_windows: int,
-    options: ReaderOptions,
-    bfloat16: bool,
-    log_to: tuple[str, ...],
-    pattern: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def train(**values: Any) -> None:
     """Train LoRA and the marking tokens on DOCUMENTS (corpora, as 'flashback index' takes them).
 
     \b
@@ -90,142 +88,123 @@ def train(
     flashback train texts/ --model facebook/opt-125m --index IDX --out ADAPTER --bfloat16
     flashback train texts/ --pattern none --out BASELINE
 
-    The same command goes on where an interrupted one was. On several GPUs:
+    The same command continues an interrupted one. On several GPUs:
     torchrun --nproc-per-node 4 -m flashback train ...
     """
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
+    request = _parse(values)
+    documents = request.open(request.documents)
+    held_out = request.open(request.held_out) if request.held_out else None
+    card, scored = _train(request, documents, held_out)
+    if not is_main_process():
+        return
+    if scored is not None:
+        card = _finish(request, card, scored)
+    _report(request, card)
+
+
+def _parse(values: dict[str, Any]) -> _Request:
+    """Check all that can be checked before documents are read and a model is loaded."""
     settings = take(TrainingSettings, values)
-    retrieval = take(RetrievalSettings, values, pattern=pattern)
+    retrieval = take(RetrievalSettings, values, pattern=values.pop("pattern"))
     windows = take(WindowSettings, values)
-    retrieval.check_retriever(index)
-    if "-" in documents and "-" in held_out:
+    request = _Request(settings, retrieval, windows, **values)
+    retrieval.check_retriever(request.index)
+    if "-" in request.documents and "-" in request.held_out:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
-    from flashback.cli.documents import open_sources, prepare_sources
-    from flashback.readers.card import card_record
-    from flashback.training.model_card import record_table
-    from flashback.training.run import (
-        Run,
-        check_output,
-        check_positions,
-        close_run,
-        loggers,
-    )
-    from flashback.training.run import (
-        train as run_training,
-    )
+    from flashback.training.arguments import loggers
+    from flashback.training.run import check_output
 
     check_echo(settings.echo_tokens, retrieval.pattern)
-    check_output(out)
-    loggers(log_to)  # now, not after minutes of looking up
-    retrieves = retrieval.retrieves
-    sources = open_sources(documents, index, retrieves=retrieves)
-    held_out_sources = open_sources(held_out, index, retrieves=retrieves) if held_out else None
-    reader = options.load_plain()
+    check_output(request.out)
+    loggers(request.log_to)
+    return request
+
+
+def _train(
+    request: _Request, documents: Sources, held_out: Sources | None
+) -> "tuple[AdapterCard, EvaluationSet | None]":
+    """Train; the adapter's card, and the held-out windows, if there are any."""
+    from flashback.scoring.windows import check_positions
+    from flashback.training.run import Run
+    from flashback.training.train import train as run_training
+
+    settings, retrieval, windows = request.settings, request.retrieval, request.windows
+    reader = request.options.load_plain()
     reader.check_pattern(retrieval.pattern)
-    data = {"documents": list(documents), "index": None if index is None else str(index)}
-    run = Run(settings, retrieval, windows, data)
+    run = Run(settings, retrieval, windows, request.data)
     check_positions(reader, windows, retrieval, settings.frame_tokens)
-    prepared = prepare_sources(sources, reader, [retrieval], windows)[0]
-    examples = prepared.examples(reader, retrieval)
-    few = replace(windows, max_windows=held_out_windows)
-    judged = (
-        None
-        if held_out_sources is None
-        else _judged(held_out, held_out_sources, reader, retrieval, few)
+    examples = read_and_retrieve(documents, reader, [retrieval], windows)[0].examples(
+        reader, retrieval
     )
+    scored = None if held_out is None else _held_out_set(request, held_out, reader)
     if notes.is_terminal:
-        line = f"{len(examples):,} windows of {options.model}, {reader.placement}"
+        line = f"{len(examples):,} windows of {request.options.model}, {reader.placement}"
         notes.print(line, style="dim", markup=False)
     with training_progress() as on_step:
         card = run_training(
             reader,
             examples,
             run,
-            out,
-            held_out=judged.examples if judged is not None else (),
-            log_to=log_to,
+            request.out,
+            held_out=() if scored is None else scored.examples,
+            log_to=request.log_to,
             on_step=on_step,
-            bfloat16=bfloat16,
-            close=judged is None,
+            bfloat16=request.bfloat16,
+            close=scored is None,
         )
-    if not _speaks():
-        return
-    if judged is not None:
-        del reader  # there is one model in memory at a time
-        card = record_table(out, _measured(out, card, judged, options.load_plain))
-        close_run(out)
-    if as_json:
-        click.echo(card_record(card), nl=False)
-    else:
-        click.echo(
-            f"{out}: trained; mean loss of all steps {card.results['training_loss']:.3f} nats per "
-            "target"
-        )
+    return card, scored
 
 
-def _judged(
-    held_out: Sequence[str],
-    sources: "Sources",
-    reader: "Reader",
-    retrieval: RetrievalSettings,
-    windows: WindowSettings,
-) -> "Judged":
-    """Held-out documents, to be scored."""
-    from flashback.cli.documents import prepare_sources
-    from flashback.evaluation.evaluate import Judged
+def _held_out_set(request: _Request, sources: Sources, reader: "Reader") -> "EvaluationSet":
+    from flashback.evaluation.evaluate import EvaluationSet
 
-    found = prepare_sources(sources, reader, [retrieval], windows)[0]
-    described = {"documents": list(held_out), "windows": windows.max_windows}
-    return Judged(tuple(found.examples(reader, retrieval)), found.found, windows, described)
+    windows = replace(request.windows, max_windows=request.held_out_windows)
+    found = read_and_retrieve(sources, reader, [request.retrieval], windows)[0]
+    described = {"documents": list(request.held_out), "windows": windows.max_windows}
+    examples = tuple(found.examples(reader, request.retrieval))
+    return EvaluationSet(examples, found.found, windows, described)
+
+
+def _finish(request: _Request, card: "AdapterCard", held_out: "EvaluationSet") -> "AdapterCard":
+    """Score the held-out windows and record the table; the adapter's card with it."""
+    from flashback.training.model_card import record_table
+    from flashback.training.run import close_run
+
+    table = _measured(request.out, card, held_out, request.options.load_plain)
+    card = record_table(request.out, table)
+    close_run(request.out)
+    return card
 
 
 def _measured(
-    out: Path, card: "AdapterCard", judged: "Judged", load: "Callable[[], Reader]"
+    out: Path, card: "AdapterCard", held_out: "EvaluationSet", load: "Callable[[], Reader]"
 ) -> dict[str, Any]:
-    """The reader without and with its new adapter on the held-out windows."""
-    from flashback.cli.documents import counting
-    from flashback.evaluation.adapted import Readers
+    """The table of the reader without and with its new adapter on the held-out windows."""
+    from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.arms import adapter_arms, untrained_arms, usual_frames
     from flashback.evaluation.evaluate import evaluate
 
-    readers = Readers(load)
+    readers = AdaptedReaders(load)
     patterns = list(dict.fromkeys(["none", card.pattern]))
     arms = untrained_arms(patterns, usual_frames(readers.get()))
     arms += adapter_arms(out, [card.pattern])
     with counting("scoring held-out windows") as start:
-        return evaluate(arms, [judged], readers, start=start)[0].record()
+        return evaluate(arms, [held_out], readers, start=start)[0].record()
 
 
-def _speaks() -> bool:
-    """Whether this process is the one of a `torchrun` that prints."""
-    return os.environ.get("RANK", "0") == "0"
+def _report(request: _Request, card: "AdapterCard") -> None:
+    from flashback.readers.card import card_record
 
-
-@contextlib.contextmanager
-def training_progress(title: str = "training") -> "Iterator[OnStep]":
-    """A bar of optimizer steps with the loss, targets per second and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[rate]:,.0f} targets/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    shown = notes.is_terminal and _speaks()
-    with Progress(*columns, console=notes, disable=not shown) as progress:
-        task = progress.add_task(title, total=None, loss=float("nan"), rate=0.0)
-        began = time.perf_counter()
-
-        def on_step(state: Any) -> None:
-            rate = state.targets / (time.perf_counter() - began)
-            progress.update(
-                task, completed=state.step, total=state.steps, loss=state.loss, rate=rate
-            )
-
-        yield on_step
+    if request.as_json:
+        click.echo(card_record(card), nl=False)
+    else:
+        click.echo(
+            f"{request.out}: trained; mean loss of all steps {card.results['training_loss']:.3f} "
+            "nats per target"
+        )
 
 
 @click.command(short_help="Write a reader and its adapter as a plain checkpoint.")

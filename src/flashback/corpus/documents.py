@@ -22,7 +22,7 @@ from flashback.errors import CorpusError
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 BLOCK_BYTES = 1 << 20
-"""A text file is handed on in blocks of about this size; blocks of one file share its id."""
+"""A text file becomes documents of about this size, which share its id."""
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just consumed, for progress bars."""
@@ -38,7 +38,7 @@ class Document:
 
 
 def name_of(document: Document) -> tuple[str, str]:
-    """What tells documents apart: ids may be the same in several files, parts have one title."""
+    """Id and title, which together identify a document: files may use the same ids."""
     return document.id, document.title
 
 
@@ -56,7 +56,7 @@ class BadRecord:
 
 @dataclass
 class CorpusReport:
-    """What reading a corpus met; filled while it is read."""
+    """Counts and bad records of a corpus; filled while it is read."""
 
     KEPT = 20
 

@@ -3,7 +3,7 @@
 WikiText-2 has its published splits. The authors cut a Pile subset themselves: `index` is its
 validation set and the first 80 % of its test set, `train` the next 10 %, `evaluation` the last.
 The files are taken from a folder, or from the Hugging Face hub at a fixed revision, which is asked
-for these files only: no code is fetched. Knows nothing of what is in a file (`paper_formats.py`).
+for these files only: no code is fetched. The formats of the files are in `paper_formats.py`.
 """
 
 import contextlib

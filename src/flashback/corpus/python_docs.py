@@ -76,7 +76,7 @@ def read_python_docs(
             "python-docs is read by worker processes, and one of them died; in a script of "
             'your own, start it below `if __name__ == "__main__":`'
         ) from error
-    finally:  # whoever reads no further waits for what is being parsed, not for all the rest
+    finally:  # a caller that stops reading waits for the modules being parsed, not for all
         pool.shutdown(cancel_futures=True)
 
 

@@ -19,7 +19,7 @@ GRAM = 8
 _PARAGRAPH_OVERLAP = 0.5
 _DOCUMENT_OVERLAP = 0.3
 _BEGINNING = 128
-"""Words; of a longer passage a reader is not shown more."""
+"""Words; readers see no more of a passage."""
 _TERM = re.compile(r"\w+")
 
 
@@ -66,12 +66,12 @@ class Overlap:
 
 
 def _terms(text: str) -> list[str]:
-    """Words, whatever their case and what is between them."""
+    """Words in lower case, without punctuation."""
     return _TERM.findall(text.lower())
 
 
 def _runs(terms: Sequence[str]) -> str:
-    """Words one behind the other, so that a part of them is a part of the text."""
+    """Words joined by spaces, so that consecutive words are a substring."""
     return f" {' '.join(terms)} "
 
 

@@ -1,168 +1,97 @@
 """Several sequences in one pass, each as dense in its row as if it were alone.
 
-Symbols: B rows, A rows of a pass, H key-value heads, D head size, T new tokens of the longest row
-of a pass, R room of the slot, p tokens of the passage in it, n context tokens of a row.
+Symbols: B rows, A rows of a pass, T new tokens of the longest row of a pass, R reserved positions
+before the text, p tokens of the passage there, n tokens of a row's text.
 
     [0, R-p)      nothing: hidden
-    [R-p, R)      the passage in the slot; R = p = 0 without one
-    [R, R+n)      the row's context, column = position
+    [R-p, R)      the passage in view; R = p = 0 without one
+    [R, R+n)      the row's text, column = position
     [R+n, ...)    nothing yet: hidden, and overwritten by the row's next tokens
 
 Rows differ in n, and no column is skipped. So nothing about a row depends on the others: each is
 cut at its own length (one that jumps does not disturb the rest), keeps what `CachedSequence` would
-keep, and a sliding window is a matter of the mask.
-
-A pass takes t new tokens of every row, left-padded to T, so that the last column gives the logits
-of all. Padding is written behind the row's end, where it is seen by nothing and soon overwritten.
+keep, and a sliding window is a matter of the mask. Padding is explained in `kernels/padding.py`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache
+from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
-from flashback.engines.cache.layers import States, room_for
+from flashback.engines.cache.passages import PassageCache
+from flashback.engines.cache.rows import RowsLayer, RowsPass
 from flashback.engines.cache.sequence import HeldTokens
 from flashback.engines.kernels.fixed_passes import NewTokens
+from flashback.engines.kernels.padding import mask_of, place_tokens
+from flashback.engines.passes import Passes
 from flashback.engines.protocol import Request, Usage
 from flashback.patterns.prompt import Ids, Prompt
-
-if TYPE_CHECKING:
-    from flashback.engines.local import LocalEngine
 
 _PADDING = 4
 """Rows share a pass if at most one in so many of its tokens is padding, row by row."""
 
 
+Check = Callable[[Prompt, int], None]
+"""Refuses a prompt and a number of new tokens that cannot be completed."""
+
+
 @dataclass(eq=False)
-class Row(HeldTokens):
+class BatchRow(HeldTokens):
     """One sequence of a batch."""
 
     place: int = 0
     """Which row of the buffers holds it."""
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """Where the new tokens of A rows go, and which columns they look at."""
-
-    rows: slice | Tensor
-    """The places of the rows: a slice where they are neighbours, since that needs no copy."""
-    columns: Tensor
-    """(A, T): where each new token is written."""
-    end: int
-    """Columns from here on are seen by no row."""
-
-    def write(self, buffer: Tensor, states: Tensor) -> None:
-        """Put (A, H, T, D) into the buffer (B, H, capacity, D)."""
-        places = torch.arange(len(buffer), device=buffer.device)[self.rows]
-        buffer[places[:, None], :, self.columns] = states.transpose(1, 2)
-
-    def view(self, buffer: Tensor) -> Tensor:
-        """What the rows may see of a buffer, (A, H, end, D)."""
-        seen = buffer[:, :, : self.end]
-        return seen[self.rows] if isinstance(self.rows, slice) else seen.index_select(0, self.rows)
-
-
-class _Layer(DynamicLayer):
-    """Keys and values of all rows, written where the pass that is running says."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.running: _Pass | None = None
-        self._rows = rows
-        self._buffers: States | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write (A, H, T, D) keys and values; everything that the rows of the pass may see."""
-        assert self.running is not None
-        held = self._enough((key_states, value_states), int(self.running.columns.max()) + 1)
-        for buffer, states in zip(held, (key_states, value_states), strict=True):
-            self.running.write(buffer, states)
-        return self.running.view(held[0]), self.running.view(held[1])
-
-    def put(self, place: int, end: int, states: States) -> None:
-        """Write a passage (1, H, p, D) to the columns [end - p, end) of a row."""
-        start = end - states[0].shape[-2]
-        for buffer, part in zip(self._enough(states, end), states, strict=True):
-            buffer[place, :, start:end] = part[0]
-
-    def move(self, source: int, target: int, end: int) -> None:
-        """Copy the columns [0, end) of one row over those of another."""
-        for buffer in self._buffers or ():
-            buffer[target, :, :end] = buffer[source, :, :end]
-
-    def get_seq_length(self) -> int:
-        """The longest row of the pass."""
-        return 0 if self.running is None else self.running.end - self.running.columns.shape[1]
-
-    @property
-    def held(self) -> bool:
-        """Whether there is anything."""
-        return self._buffers is not None
-
-    def reserve(self, capacity: int) -> States:
-        """The buffers, (B, H, capacity or more, D) each."""
-        assert self._buffers is not None
-        return self._enough(self._buffers, capacity)
-
-    def _enough(self, states: States, capacity: int) -> States:
-        """The buffers, enlarged if they have fewer columns than `capacity`."""
-        held = self._buffers
-        if held is None or held[0].shape[-2] < capacity:
-            keys, values = (self._enlarged(at, part, capacity) for at, part in enumerate(states))
-            self._buffers = held = keys, values
-        return held
-
-    def _enlarged(self, at: int, states: Tensor, capacity: int) -> Tensor:
-        # Zeros: hidden columns weigh nothing, but nothing times not-a-number is not nothing.
-        heads, size = states.shape[1], states.shape[3]
-        larger = states.new_zeros((self._rows, heads, room_for(capacity), size))
-        if self._buffers is not None:
-            old = self._buffers[at]
-            larger[:, :, : old.shape[-2]] = old
-        return larger
-
-
 class LocalBatch:
     """Rows of a transformers model; see the module's docstring, and `Batch` for what it does."""
 
-    def __init__(self, engine: "LocalEngine", rows: int, *, fixed: bool) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        passages: PassageCache,
+        rows: int,
+        *,
+        fixed: bool,
+        check: Check = lambda *_: None,
+    ) -> None:
         """Start with empty rows.
 
         Args:
-            engine: whose model, passages and limits are used.
+            passes: run the model.
+            passages: where keys and values of passages are kept.
             rows: B, the most requests at a time.
-            fixed: take the engine's fixed passes where they can be.
+            fixed: run fixed passes where possible.
+            check: called before a request is computed; raises what is wrong with it.
         """
         self.rows = rows
-        self._fixed = engine.fixed if fixed else None
-        self._engine = engine
-        self._held: list[Row] = []
+        self.passes = passes
+        self._fixed = passes.fixed if fixed else None
+        self._passages = passages
+        self._check = check
+        self._held: list[BatchRow] = []
         """In the order of their places, [0, A)."""
-        self._cache = DynamicCache(config=engine.model.config)
+        self._cache = DynamicCache(config=passes.model.config)
         self._windows = [_window(layer) for layer in self._cache.layers if _keeps_states(layer)]
         self._cache.layers = [
-            _Layer(rows) if _keeps_states(layer) else layer for layer in self._cache.layers
+            RowsLayer(rows) if _keeps_states(layer) else layer for layer in self._cache.layers
         ]
-        self._layers = [layer for layer in self._cache.layers if isinstance(layer, _Layer)]
+        self._layers = [layer for layer in self._cache.layers if isinstance(layer, RowsLayer)]
 
     def complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
         """See `Batch.complete`.
 
         Raises:
-            SettingsError: a prompt is empty, exceeds the window, or has a slot that cannot be.
+            SettingsError: see `LocalEngine.complete`.
         """
         assert len(requests) <= self.rows
         for request in requests:
-            self._engine.check_request(request.prompt, request.max_tokens)
+            self._check(request.prompt, request.max_tokens)
         rows = self._seat([request.prompt for request in requests])
         tokens = self._boundary(rows, requests)
         while tokens:
@@ -173,15 +102,15 @@ class LocalBatch:
             tokens = self._decode(rows, requests, tokens)
 
     def logits(self, prompts: Sequence[Prompt]) -> Tensor:
-        """What is behind each prompt, (A, V), from one pass; for checks."""
+        """The logits behind each prompt, (A, V), from one pass; for checks."""
         rows = self._seat(prompts)
         pairs = zip(rows, prompts, strict=True)
-        return self._pass(rows, [self._show_pieces(row, one, Usage()) for row, one in pairs])
+        return self._pass(rows, [self._extend_to_last(row, one, Usage()) for row, one in pairs])
 
-    def _boundary(self, rows: Sequence[Row], requests: Sequence[Request]) -> dict[int, int]:
-        """Encode what is new of every prompt; each request's first token."""
+    def _boundary(self, rows: Sequence[BatchRow], requests: Sequence[Request]) -> dict[int, int]:
+        """Prefill the new tokens of every prompt; each request's first token."""
         new = [
-            self._show_pieces(row, request.prompt, request.usage)
+            self._extend_to_last(row, request.prompt, request.usage)
             for row, request in zip(rows, requests, strict=True)
         ]
         tokens = {}
@@ -191,15 +120,15 @@ class LocalBatch:
             for at, scores in zip(numbers, logits, strict=True):
                 tokens[at] = requests[at].sampler.choose(scores)
                 usage = requests[at].usage
-                usage.encoded += len(new[at])
-                usage.reused = max(len(requests[at].prompt.arranged) - usage.encoded, 0)
+                usage.prefilled += len(new[at])
+                usage.reused = max(len(requests[at].prompt.arranged) - usage.prefilled, 0)
             seconds = (time.perf_counter() - began) / len(numbers)
             for at in numbers:
-                requests[at].usage.encode_seconds += seconds
+                requests[at].usage.prefill_seconds += seconds
         return tokens
 
     def _decode(
-        self, rows: Sequence[Row], requests: Sequence[Request], last: dict[int, int]
+        self, rows: Sequence[BatchRow], requests: Sequence[Request], last: dict[int, int]
     ) -> dict[int, int]:
         """One more token of every request that wants one."""
         going = {
@@ -210,7 +139,7 @@ class LocalBatch:
         if not going:
             return {}
         began = time.perf_counter()
-        # Rows that have all their tokens come along for nothing: leaving one out would cost a copy.
+        # Rows that have all their tokens stay in the pass: leaving one out would cost a copy.
         number = {id(row): at for at, row in enumerate(rows)}
         ids = [going.get(number[id(row)]) for row in self._held]
         logits = self._pass(self._held, [() if token is None else (token,) for token in ids])
@@ -221,8 +150,8 @@ class LocalBatch:
             requests[at].usage.decode_seconds += seconds
         return tokens
 
-    def _seat(self, prompts: Sequence[Prompt]) -> list[Row]:
-        """The row of each prompt, cut to what it shares; rows that nobody continues are given up.
+    def _seat(self, prompts: Sequence[Prompt]) -> list[BatchRow]:
+        """The row of each prompt, cut to what it shares; rows that no prompt continues are dropped.
 
         Rows go to the prompt that shares most with them.
         """
@@ -234,7 +163,7 @@ class LocalBatch:
             ),
             reverse=True,
         )
-        found: dict[int, Row] = {}
+        found: dict[int, BatchRow] = {}
         for length, minus, place in shared:
             row = self._held[place]
             if length and -minus not in found and row not in found.values():
@@ -243,12 +172,12 @@ class LocalBatch:
         self._held = self._pack(list(found.values()))
         for at, prompt in enumerate(prompts):
             if at not in found:
-                found[at] = Row(room=prompt.reserved, place=len(self._held))
+                found[at] = BatchRow(reserved=prompt.reserved, place=len(self._held))
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]
 
     @torch.inference_mode()
-    def _pack(self, rows: Sequence[Row]) -> list[Row]:
+    def _pack(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
         """Move rows so that they take the first places; they, in order."""
         places = {row.place for row in rows}
         free = iter(place for place in range(len(rows)) if place not in places)
@@ -260,83 +189,82 @@ class LocalBatch:
                 row.place = target
         return sorted(rows, key=lambda row: row.place)
 
-    def _show_pieces(self, row: Row, prompt: Prompt, usage: Usage) -> Ids:
-        """Encode what is new of a prompt but for its last piece; that, its passage in view."""
+    def _extend_to_last(self, row: BatchRow, prompt: Prompt, usage: Usage) -> Ids:
+        """Prefill all new segments but the last; its ids, once its passage is in view."""
         began = time.perf_counter()
-        *earlier, (passage, last) = ((one.passage, one.ids) for one in prompt.after(len(row.ids)))
-        for seen, ids in earlier:
-            usage.encoded += self._show(row, seen) + len(ids)
-            self._pass([row], [ids])
-        usage.encoded += self._show(row, passage)
-        usage.encode_seconds += time.perf_counter() - began
-        return last
+        *earlier, last = prompt.after(len(row.ids))
+        for segment in earlier:
+            usage.prefilled += self._show(row, segment.passage) + len(segment.ids)
+            self._pass([row], [segment.ids])
+        usage.prefilled += self._show(row, last.passage)
+        usage.prefill_seconds += time.perf_counter() - began
+        return last.ids
 
-    def _show(self, row: Row, passage: Ids) -> int:
-        """Put a passage into a row's slot; how many tokens had to be encoded for it."""
-        if row.shown == passage:
+    def _show(self, row: BatchRow, passage: Ids) -> int:
+        """Exchange a row's passage in view; how many tokens had to be prefilled for it."""
+        if row.passage == passage:
             return 0
-        row.shown = passage
+        row.passage = ()  # if a pass fails, nothing is in view
         if not passage:
             return 0
-        engine = self._engine
-        with engine.lock, torch.inference_mode():
-            states, kept = engine.passages.get(passage, row.room, engine.encode_passage)
+        with self.passes.running():
+            prefill = self.passes.prefill_passage
+            states, hit = self._passages.get(passage, row.reserved, prefill)
             for layer, part in zip(self._layers, states, strict=True):
-                layer.put(row.place, row.room, part)
-        return 0 if kept else len(passage)
+                layer.put(row.place, row.reserved, part)
+        row.passage = passage
+        return 0 if hit else len(passage)
 
-    def _pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
-        """Encode new tokens behind these rows; the logits of the last of each, (A, V)."""
-        with self._engine.lock, torch.inference_mode():
+    def _pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
+        """Compute new tokens behind these rows; the logits of the last of each, (A, V)."""
+        with self.passes.running():
             logits = self._fixed_pass(rows, new)
             if logits is None:
-                logits = self._free_pass(rows, new)
+                logits = self._plain_pass(rows, new)
         for row, ids in zip(rows, new, strict=True):
-            row.encoded(ids)
+            row.append(ids)
         return logits
 
-    def _free_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor:
-        device = self._engine.model.device
-        longest = max(map(len, new))
-        padded = torch.tensor([[0] * (longest - len(ids)) + [*ids] for ids in new]).to(device)
-        running = _plan(rows, new, device)
+    def _plain_pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
+        device = self.passes.model.device
+        running, positions = _placed(rows, new, device)
         for layer in self._layers:
             layer.running = running
-        ends = torch.tensor([row.end + len(ids) for row, ids in zip(rows, new, strict=True)])
-        return self._engine.run(
-            padded,
-            torch.minimum(running.columns, (ends - 1).clamp(min=0).to(device)[:, None]),
-            self._cache,
-            keep=1,
-            attention_mask=self._masks(rows, running),
-        )[:, -1]
+        masks = self._masks(rows, running)
+        ids = _padded(new, device)
+        return self.passes.run(ids, positions, self._cache, keep=1, attention_mask=masks)[:, -1]
 
-    def _fixed_pass(self, rows: Sequence[Row], new: Sequence[Sequence[int]]) -> Tensor | None:
-        """The same where the engine has fixed passes, of the first rows, behind what is held."""
+    def _fixed_pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor | None:
+        """The same as a fixed pass; None: it cannot be one.
+
+        Its rows must be the first ones of the buffers, and not all of them empty.
+        """
         fixed = self._fixed
         if fixed is None or (tokens := fixed.tokens(max(map(len, new)))) is None:
             return None
-        if not all(layer.held for layer in self._layers):
+        if not all(layer.is_held for layer in self._layers):
             return None
         if [row.place for row in rows] != list(range(len(rows))):
             return None
         end = max(row.end for row in rows) + tokens
         buffers = [layer.reserve(end) for layer in self._layers]
         added = [NewTokens(ids, row.end, row.first) for ids, row in zip(new, rows, strict=True)]
-        return fixed.step(self._engine.run, self._cache, buffers, added, tokens)
+        return fixed.step(self.passes.run, self._cache, buffers, added, tokens)
 
-    def _masks(self, rows: Sequence[Row], running: _Pass) -> Any:
-        """What is added to attention scores, (A, 1, T, end); by kind of layer if they differ."""
-        model = self._engine.model
+    def _masks(self, rows: Sequence[BatchRow], running: RowsPass) -> Any:
+        """The masks of `padding.mask_of`, (A, 1, T, end); by kind of layer if they differ."""
+        model = self.passes.model
+        keys = torch.arange(running.end, device=model.device)
+        first = torch.tensor([[row.first] for row in rows]).to(model.device)
         masks = {
-            _KINDS[window is None]: _mask(rows, running, window, model)
+            _KINDS[window is None]: mask_of(running.columns, first, keys, model.dtype, window)
             for window in set(self._windows)
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 _KINDS = ("sliding_attention", "full_attention")
-"""What transformers calls them."""
+"""Transformers' names of them."""
 
 
 def together(lengths: Sequence[int]) -> list[list[int]]:
@@ -351,36 +279,29 @@ def together(lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
-def _plan(rows: Sequence[Row], new: Sequence[Sequence[int]], device: torch.device) -> _Pass:
+def _padded(new: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Left-padded ids, (A, T)."""
+    longest = max(map(len, new))
+    return torch.tensor([[0] * (longest - len(ids)) + [*ids] for ids in new]).to(device)
+
+
+def _placed(
+    rows: Sequence[BatchRow], new: Sequence[Sequence[int]], device: torch.device
+) -> tuple[RowsPass, Tensor]:
+    """Where the new tokens of these rows go, and their positions (A, T)."""
     longest = max(map(len, new))
     starts = torch.tensor([[row.end] for row in rows])
     padding = torch.tensor([[longest - len(ids)] for ids in new])
-    # The new tokens in order, then the padding that stands before them in the pass.
-    columns = starts + (torch.arange(longest)[None] - padding) % longest
-    places = [row.place for row in rows]
-    neighbours = places == list(range(places[0], places[0] + len(places)))
-    return _Pass(
-        slice(places[0], places[0] + len(places))
+    columns, positions = place_tokens(starts, padding, torch.arange(longest))
+    first, count = rows[0].place, len(rows)
+    neighbours = [row.place for row in rows] == list(range(first, first + count))
+    return RowsPass(
+        slice(first, first + count)
         if neighbours
-        else torch.tensor(places).to(device),
+        else torch.tensor([row.place for row in rows]).to(device),
         columns.to(device),
         max(row.end + len(ids) for row, ids in zip(rows, new, strict=True)),
-    )
-
-
-def _mask(
-    rows: Sequence[Row], running: _Pass, window: int | None, model: PreTrainedModel
-) -> Tensor:
-    keys = torch.arange(running.end, device=model.device)
-    queries = running.columns[:, :, None]
-    first = torch.tensor([row.first for row in rows]).to(model.device)[:, None, None]
-    seen = (keys <= queries) & (keys >= first)
-    if window is not None:
-        seen &= keys > queries - window
-    never = torch.finfo(model.dtype).min
-    return torch.zeros(seen.shape, dtype=model.dtype, device=model.device).masked_fill_(
-        ~seen, never
-    )[:, None]
+    ), positions.to(device)
 
 
 def _keeps_states(layer: object) -> bool:

@@ -1,41 +1,60 @@
-"""What the stride loop asks of an engine, whatever runs the reader behind it.
+"""The engine as the stride loop sees it, whatever runs the reader behind it.
 
-An engine is stateless for its caller: the whole prompt is sent every time, and what it still holds
-of it in a cache shows only in the counts and the time.
+An engine is stateless for its caller: the whole prompt is sent every time, and what an engine has
+cached of it shows only in the counts and the time.
+
+The reader may run in this process or elsewhere. In this process an engine hands logits to
+`sampler.choose`. One that chooses tokens elsewhere reads `sampler.settings`, `sampler.history` (the
+text's ids so far) and `sampler.forbidden` (ids never to be chosen), draws as they say, and reports
+each token by `sampler.accept(token)`.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 
 
 @dataclass
 class Usage:
-    """What one completion cost; filled while it runs.
+    """The cost of one completion; filled while it runs.
 
-    reused + encoded = the prompt's length; encoded alone may exceed it with a slot whose earlier
-    passages had to be encoded again.
+    reused + prefilled = the prompt's length; prefilled alone may exceed it where earlier passages
+    at reserved positions had to be prefilled again.
     """
 
     reused: int = 0
-    """Prompt tokens whose keys and values were already cached."""
-    encoded: int = 0
-    """Prompt tokens encoded in the boundary pass."""
+    """Prompt tokens whose keys and values were cached."""
+    prefilled: int = 0
+    """Prompt tokens computed before the first new token."""
     decoded: int = 0
-    """Decode passes: one less than the tokens, since the boundary pass gives the first."""
-    encode_seconds: float = 0.0
+    """Decode passes: one less than the tokens, since prefilling gives the first."""
+    prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+
+    @property
+    def encoded(self) -> int:
+        """Deprecated: `prefilled`."""
+        warnings.warn("Usage.encoded is now Usage.prefilled", DeprecationWarning, stacklevel=2)
+        return self.prefilled
+
+    @property
+    def encode_seconds(self) -> float:
+        """Deprecated: `prefill_seconds`."""
+        message = "Usage.encode_seconds is now Usage.prefill_seconds"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.prefill_seconds
 
 
 @dataclass
 class Completion:
     """The tokens of one completion, computed as they are asked for.
 
-    Close it (or leave its `with` block) to give its cache back before it is exhausted.
+    Close it (or leave its `with` block) to end its lease of a cache before it is exhausted.
     """
 
     tokens: Iterator[int]
@@ -56,6 +75,7 @@ class Completion:
         self.close()
 
     def close(self) -> None:
+        """Compute no more tokens."""
         close = getattr(self.tokens, "close", None)
         if close is not None:
             close()
@@ -68,33 +88,22 @@ class Capabilities:
     window: int
     """The most positions a prompt and its continuation may take."""
     slot: bool
-    """Whether prompts may have a passage slot."""
+    """Whether prompts may have passages at reserved positions."""
 
 
 class Engine(Protocol):
-    """Completes and scores token sequences."""
+    """Completes prompts of token ids."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """Which prompts it can complete."""
+        ...
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
-        """Continue `prompt` by up to `max_tokens` tokens (at least 1) chosen by `sampler`."""
-        ...
+        """Continue a prompt by up to `max_tokens` tokens (at least 1).
 
-    def score(self, ids: Sequence[int], start: int) -> list[float]:
-        """Log-probabilities of ids[start:], each given everything before it (1 <= start)."""
-        ...
-
-
-@runtime_checkable
-class SlotEngine(Engine, Protocol):
-    """An engine that can work ahead on passages for a slot."""
-
-    def prepare(self, passage: Ids, room: int) -> None:
-        """Encode a passage that will soon stand in a slot of `room` positions.
-
-        May be called from another thread while a completion runs. Nothing depends on it but time,
-        and that it no longer counts as encoded then.
+        Args:
+            sampler: chooses every token from its logits, or gets it by `sampler.accept`.
         """
         ...
 
@@ -121,7 +130,7 @@ class Batch(Protocol):
         ...
 
     def complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
-        """What every pass gives: (number of the request, its next token), in order.
+        """The tokens of every pass: (number of the request, its next token), in order.
 
         As with `Engine.complete`, prompts are sent whole; what of them is cached is found again.
         """
@@ -139,14 +148,14 @@ class BatchingEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What an engine's caches hold while no completion is using them."""
+    """The size of an engine's caches, without those that a completion has leased."""
 
     sequences: int
-    """Cached sequences."""
+    """How many cached sequences are idle."""
     sequence_bytes: int
-    """Their keys and values."""
+    """Theirs."""
     passage_bytes: int
-    """Keys and values of passages."""
+    """Of keys and values of passages."""
 
 
 @runtime_checkable
@@ -155,17 +164,13 @@ class CachingEngine(Engine, Protocol):
 
     @property
     def cache_use(self) -> CacheUse:
-        """What is cached now; does not wait for a running pass."""
+        """The size of the caches now; does not wait for a pass."""
         ...
 
     def fresh(self, share: int) -> Engine:
-        """An engine of the same model with empty caches.
-
-        Args:
-            share: its budget for passages is this engine's, divided by so many.
-        """
+        """An engine of the same model with empty caches and 1/share of the passage budget."""
         ...
 
     def forget(self) -> None:
-        """Drop all caches that no completion is using."""
+        """Empty all caches."""
         ...

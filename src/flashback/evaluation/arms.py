@@ -1,4 +1,4 @@
-"""What is compared: patterns, frames, adapters."""
+"""The rows of a comparison: patterns, frames, adapters."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,26 +11,24 @@ from flashback.errors import SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
-from flashback.scoring.examples import Arrangement, Example, SlotLayout
-from flashback.scoring.passes import takes_positions
+from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks
+from flashback.settings import DEFAULT_FRAME, FrameText
 
 
 class FrameKind(StrEnum):
-    """What stands around passages."""
+    """What stands around a passage."""
 
     BARE = "bare"
     """Nothing."""
     TEXT = "text"
     """`DEFAULT_FRAME`, without an echo."""
     ECHO = "text, echo"
-    """`DEFAULT_FRAME` with its echo: the context's last tokens behind an appended passage
-    again."""
-    NO_BOS = "text, no bos"
-    """`DEFAULT_FRAME` in a slot, where the reader's BOS begins a passage otherwise."""
+    """`DEFAULT_FRAME` with its echo: the context's last tokens repeated behind an appended
+    passage."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
@@ -41,14 +39,13 @@ TEXTS = {
     FrameKind.BARE: FrameText("", "", 0),
     FrameKind.TEXT: replace(DEFAULT_FRAME, echo_tokens=0),
     FrameKind.ECHO: DEFAULT_FRAME,
-    FrameKind.NO_BOS: replace(DEFAULT_FRAME, echo_tokens=0),
 }
 """The frames that are text."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: who reads what, arranged how."""
+    """One row of the table: a pattern, a frame, and an adapter or none."""
 
     pattern: str
     frame: FrameKind = FrameKind.BARE
@@ -61,10 +58,8 @@ class Arm:
     """The adapter's pattern."""
     shortened: bool = False
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
-    layout: SlotLayout = SlotLayout()
-    """Of the pattern `slot`."""
     label: str = ""
-    """Tells it from arms that would have the same name."""
+    """Distinguishes arms that would otherwise have the same name."""
 
     @property
     def training(self) -> str:
@@ -78,7 +73,6 @@ class Arm:
         notes = [
             *([str(self.frame)] if framed else []),
             *(["shortened"] if self.shortened else []),
-            *self.layout.notes,
             *([self.label] if self.label else []),
         ]
         return self.pattern + self._adapter_name + (f" ({', '.join(notes)})" if notes else "")
@@ -95,11 +89,11 @@ class Arm:
         return f" + {whose}LoRA{marks}{echo}"
 
     def arrangement(self, reader: Reader) -> Arrangement:
-        """How this arm's reader is shown passages: with an adapter, as it was trained."""
-        return Arrangement(self.pattern, self._frame(reader), reader.forbidden, self.layout)
+        """How this arm arranges passages: with an adapter, as it was trained."""
+        return Arrangement(self.pattern, self._frame(reader), reader.forbidden)
 
     def frame_tokens(self, reader: Reader) -> int:
-        """How many tokens stand around a passage.
+        """f: the tokens around a passage.
 
         Args:
             reader: without this arm's adapter.
@@ -107,8 +101,8 @@ class Arm:
         if not PATTERNS[self.pattern].retrieves:
             return 0
         if self.adapter is None:
-            return len(self._frame(reader)) + len(self.layout.dropped) + self.layout.gap
-        return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)
+            return len(self._frame(reader))
+        return self.marks.frame_tokens(self.echo_tokens)
 
     def _frame(self, reader: Reader) -> Frame:
         if self.adapter is not None or self.frame is FrameKind.MARKS:
@@ -119,11 +113,10 @@ class Arm:
                     f"{reader.name} has no end-of-text token to put before passages"
                 )
             return Frame((int(reader.tokenizer.eos_token_id),))
-        pattern = "prepend" if self.frame is FrameKind.NO_BOS else self.pattern
-        return reader.frame(TEXTS[self.frame], pattern)
+        return reader.frame(TEXTS[self.frame], self.pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
-        """What this arm is scored on: the same targets, perhaps with shorter contexts."""
+        """The examples with this arm's contexts; their targets are the same for every arm."""
         if not self.shortened:
             return list(examples)
         return [
@@ -141,40 +134,8 @@ def untrained_arms(patterns: Sequence[str], frames: Sequence[FrameKind]) -> list
     ]
 
 
-_GAP = 16
-"""Positions left free, where a gap is measured."""
-
-
-def slot_ablation(reader: Reader, passages: int) -> list[Arm]:
-    """From an appended passage to one in a slot step by step, then what else a slot could be.
-
-    Args:
-        passages: k; above 1, also with the passages side by side.
-
-    Raises:
-        SettingsError: the reader can have no slot, or takes no positions.
-    """
-    reader.check_pattern("slot")
-    if not takes_positions(reader.model):
-        raise SettingsError(f"--ablation: {reader.name} takes no positions; leave it out")
-    layouts = [
-        SlotLayout(alone=False, kept=False),
-        SlotLayout(kept=False),
-        SlotLayout(),
-        SlotLayout(gap=_GAP),
-        *([SlotLayout(parallel=True)] if passages > 1 else []),
-    ]
-    without = [SlotLayout(), SlotLayout(dropped=reader.bos)] if reader.bos else []
-    return [
-        Arm("append", FrameKind.TEXT),
-        *(Arm("slot", FrameKind.TEXT, layout=layout) for layout in layouts),
-        *(Arm("slot", FrameKind.NO_BOS, layout=layout) for layout in without),
-        Arm("slot", FrameKind.BARE),
-    ]
-
-
 def usual_frames(reader: Reader) -> tuple[FrameKind, ...]:
-    """What an untrained reader is shown around passages; one with marks has been trained."""
+    """The frames of a reader without an adapter; one with marks was trained with them."""
     return (FrameKind.TEXT, FrameKind.ECHO) if reader.marks is None else (FrameKind.MARKS,)
 
 
@@ -194,8 +155,8 @@ def arm_of(folder: Path, card: AdapterCard, pattern: str) -> Arm:
     return Arm(pattern, frame, folder, card.marks, card.echo_tokens, card.pattern)
 
 
-def told_apart(arms: Sequence[Arm]) -> list[Arm]:
-    """The same arms, each once; those of adapters that share a name are told by their folders."""
+def with_unique_names(arms: Sequence[Arm]) -> list[Arm]:
+    """The same arms, each once; adapters that share a name are labelled with their folders."""
     arms = list(dict.fromkeys(arms))
     for folder in (attrgetter("name"), str):
         names = Counter(arm.name for arm in arms)

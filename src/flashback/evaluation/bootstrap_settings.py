@@ -1,4 +1,4 @@
-"""Every setting of an evaluation but what is scored, typed, checked when it is made."""
+"""How the confidence intervals of an evaluation are computed."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from flashback.settings import CheckedSettings, setting
 
 @dataclass(frozen=True)
 class BootstrapSettings(CheckedSettings):
-    """How intervals are made."""
+    """The bootstrap over documents."""
 
     resamples: int = setting(
         2000, "Resamples of the documents, for the 95 % intervals.", low=10, high=1_000_000

@@ -1,4 +1,4 @@
-"""Arms scored on examples to tables; what was scored before is taken from disk."""
+"""Arms scored on evaluation sets, as tables; scores of earlier runs are read from disk."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import TrainingError
-from flashback.evaluation.adapted import Readers
-from flashback.evaluation.arms import Arm, told_apart
+from flashback.evaluation.adapted_readers import AdaptedReaders
+from flashback.evaluation.arms import Arm, with_unique_names
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
 from flashback.evaluation.statistics import Bootstrap
@@ -26,8 +26,8 @@ from flashback.settings import DEFAULT_FRAME
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What is scored: windows, what was found for them, and their tokens."""
+class EvaluationSet:
+    """Windows with the hits and the tokens of their passages."""
 
     examples: tuple[Example, ...]
     found: tuple[Found, ...]
@@ -39,26 +39,30 @@ class Judged:
 def identity_of(
     examples: Sequence[Example], windows: WindowSettings, *, passages: bool = True
 ) -> str:
-    """A text that is equal for equal tokens and cuts, and, if they count, equal passages."""
+    """A digest of tokens and cuts.
+
+    Args:
+        passages: whether passages are part of it.
+    """
     digest = hashlib.sha256(repr(windows).encode())
     for example in examples:
         window = example.window
         parts: tuple[object, ...] = (window.document.id, window.ids, window.cuts, window.stride)
         if passages:  # their limits decide where a slot ends
             limits = (example.passage_tokens, example.most_passages)
-            parts = (*parts, example.passages, example.parts, *limits)
+            parts = (*parts, example.passages, *limits)
         digest.update(repr(parts).encode())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class ScoreStore:
-    """Keeps each arm's nats in a folder; an entry counts for the same targets and weights only."""
+    """Keeps each arm's nats in a folder, by targets and weights."""
 
     folder: Path
 
     def read(self, key: str, windows: int) -> list[float] | None:
-        """An arm's nats per window, if they are here and whole."""
+        """An arm's nats per window; None if there are none, or not for all windows."""
         try:
             record = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
             nats = [float(value) for value in record["nats"]]
@@ -74,60 +78,61 @@ class ScoreStore:
 
 
 StartScoring = Callable[[int], Callable[[], None]]
-"""Given how many windows are scored, over all arms: what to call after each."""
+"""Called with the number of windows over all arms; returns what is called after each."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One arm on one set of examples, and the name under which its nats are kept."""
+    """One arm on one evaluation set, and the name of its entry in the store."""
 
     arm: Arm
-    judged: Judged
+    evaluation_set: EvaluationSet
     key: str
 
 
 def evaluate(
     arms: Sequence[Arm],
-    judged: Sequence[Judged],
-    readers: Readers,
+    sets: Sequence[EvaluationSet],
+    readers: AdaptedReaders,
     *,
     settings: BootstrapSettings | None = None,
     store: ScoreStore | None = None,
     start: StartScoring = lambda _: lambda: None,
 ) -> list[Table]:
-    """Score every arm on everything: a table for each of `judged`, its rows in the arms' order.
+    """Score every arm on every set: a table for each set, its rows in the arms' order.
 
     Args:
-        arms: the first is what the others are compared with; each is taken once.
-        judged: what is scored.
-        store: where finished rows are kept, and looked for first.
+        arms: the others are compared with the first; duplicates are dropped.
+        store: keeps finished rows, which are not scored again.
 
     Raises:
         TrainingError: nothing to score, or a model's log-probabilities are not finite.
         FlashBackError: a reader or an adapter cannot be loaded, or they are not a pair.
     """
-    if not all(one.examples for one in judged):
+    if not all(one.examples for one in sets):
         raise TrainingError("there is no window to score; give longer documents")
-    arms = told_apart(arms)
+    arms = with_unique_names(arms)
     readers.check(arm.adapter for arm in arms if arm.adapter is not None)
-    tasks = _tasks(arms, judged, readers.get())
-    texts = [texts_of(one.examples, readers.get()) for one in judged]
+    tasks = _tasks(arms, sets, readers.get())
+    texts = [texts_of(one.examples, readers.get()) for one in sets]
     nats = _scored(tasks, readers, store, start)
     resamples = (settings or BootstrapSettings()).resamples
     draws = {count: Bootstrap(count, resamples) for count in {len(own.ids) for own in texts}}
     return [
-        _table([task for task in tasks if task.judged is one], nats, own, draws[len(own.ids)])
-        for one, own in zip(judged, texts, strict=True)
+        _table(
+            [task for task in tasks if task.evaluation_set is one], nats, own, draws[len(own.ids)]
+        )
+        for one, own in zip(sets, texts, strict=True)
     ]
 
 
-def _tasks(arms: Sequence[Arm], judged: Sequence[Judged], reader: Reader) -> list[_Task]:
-    # What frames are made of: a text of ours, and the tokenizer's end-of-text token.
+def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -> list[_Task]:
+    # Frames are made of the default text and the end-of-text token.
     frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
     base = [computation_of(reader.model), reader.placement.dtype_name, frames]
     adapters = {arm.adapter: _checksums(arm.adapter) for arm in arms}
     found = []
-    for one in judged:
+    for one in sets:
         identities = {
             shown: identity_of(one.examples, one.windows, passages=shown) for shown in (True, False)
         }
@@ -148,17 +153,17 @@ def _checksums(adapter: Path | None) -> list[str]:
 
 
 def _scored(
-    tasks: Sequence[_Task], readers: Readers, store: ScoreStore | None, start: StartScoring
+    tasks: Sequence[_Task], readers: AdaptedReaders, store: ScoreStore | None, start: StartScoring
 ) -> dict[str, list[float]]:
-    """The nats per window of every task; what is not kept yet is scored, and kept."""
+    """The nats per window of every task, from the store or scored now."""
     nats = {}
     for task in tasks:
-        kept = None if store is None else store.read(task.key, len(task.judged.examples))
+        kept = None if store is None else store.read(task.key, len(task.evaluation_set.examples))
         if kept is not None:
             nats[task.key] = kept
     # Without passages, several settings may come to the same.
     missing = {task.key: task for task in tasks if task.key not in nats}.values()
-    on_window = start(sum(len(task.judged.examples) for task in missing))
+    on_window = start(sum(len(task.evaluation_set.examples) for task in missing))
     for task in sorted(missing, key=lambda task: str(task.arm.adapter or "")):
         found = _score(task, readers.get(task.arm.adapter), on_window)
         if store is not None:
@@ -168,7 +173,7 @@ def _scored(
 
 
 def _score(task: _Task, reader: Reader, on_window: Callable[[], None]) -> list[float]:
-    examples = task.arm.examples(task.judged.examples, task.judged.windows)
+    examples = task.arm.examples(task.evaluation_set.examples, task.evaluation_set.windows)
     try:
         return score(reader.model, examples, task.arm.arrangement(reader), on_window)
     except FloatingPointError as error:
@@ -181,9 +186,9 @@ def _table(
     texts: Texts,
     bootstrap: Bootstrap,
 ) -> Table:
-    judged = tasks[0].judged
+    scored = tasks[0].evaluation_set
     rows = [
         row_of(task.arm, texts.per_document(nats[task.key]), texts, bootstrap) for task in tasks
     ]
-    close = contamination(judged.examples, judged.found)
-    return Table(tuple(rows), texts, bootstrap, close, judged.settings)
+    close = contamination(scored.examples, scored.found)
+    return Table(tuple(rows), texts, bootstrap, close, scored.settings)

@@ -105,7 +105,7 @@ def score(
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """An arm's figures."""
 
     arm: Arm
@@ -118,11 +118,11 @@ class Row:
     """(D,), per document."""
 
 
-def row_of(arm: Arm, nats: Array, texts: Texts, bootstrap: Bootstrap) -> Row:
+def row_of(arm: Arm, nats: Array, texts: Texts, bootstrap: Bootstrap) -> TableRow:
     """The figures of an arm from its nats per document."""
     per_word = _ratio(nats, texts.words)
     per_byte = _ratio(nats, texts.bytes)
-    return Row(
+    return TableRow(
         arm,
         bootstrap.exponential(nats, texts.tokens),
         None if per_word is None else exponential(per_word),
@@ -171,13 +171,13 @@ def contamination(examples: Sequence[Example], found: Sequence[Found]) -> Contam
 class Table:
     """Rows on the same targets, each against the first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     texts: Texts
     bootstrap: Bootstrap
     contamination: Contamination
     settings: Mapping[str, Any]
 
-    def against(self, row: Row, other: Row) -> Interval:
+    def against(self, row: TableRow, other: TableRow) -> Interval:
         """The ratio of two rows' perplexities, paired over documents."""
         return self.bootstrap.ratio(row.nats, other.nats, self.texts.tokens)
 
@@ -191,7 +191,7 @@ class Table:
             "rows": [self._row_record(row) for row in self.rows],
         }
 
-    def _row_record(self, row: Row) -> dict[str, Any]:
+    def _row_record(self, row: TableRow) -> dict[str, Any]:
         ratio = self.against(row, self.rows[0])
         return {
             "name": row.arm.name,

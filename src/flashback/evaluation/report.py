@@ -24,7 +24,7 @@ def plot_table(table: Table, title: str, path: Path) -> None:
     """Perplexities with their intervals, one bar per row.
 
     Raises:
-        SettingsError: see `flashback.figures.check_plot`.
+        SettingsError: see `flashback.evaluation.figures.check_plot`.
     """
     from flashback.evaluation.figures import check_plot, save_figure
 
@@ -55,7 +55,7 @@ def plot_sweep(tables: Sequence[Table], names: Sequence[str], title: str, path: 
     """Perplexity of every row against the settings swept, in their order.
 
     Raises:
-        SettingsError: see `flashback.figures.check_plot`.
+        SettingsError: see `flashback.evaluation.figures.check_plot`.
     """
     from flashback.evaluation.figures import check_plot, save_figure
 

@@ -32,7 +32,7 @@ def exponential(nats: float) -> float:
 
 
 class Bootstrap:
-    """Draws documents; the same draws for everything that is asked."""
+    """Resampled documents, the same for every figure."""
 
     def __init__(self, documents: int, resamples: int = 2000, seed: int = 0) -> None:
         """Draw.

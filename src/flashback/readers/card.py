@@ -14,7 +14,8 @@ from typing import Any
 
 from flashback.errors import AdapterError
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import FrameText, Marks, RetrievalSettings
+from flashback.readers.lora_settings import Marks
+from flashback.settings import FrameText, RetrievalSettings
 
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"

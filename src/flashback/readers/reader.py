@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
-from flashback.engines.cache.layers import has_full_attention_only
+from flashback.engines.support import Support, support_of
 from flashback.patterns.pattern import ContextPattern
 from flashback.readers.placement import Placement
 from flashback.readers.text_reader import TextReader, ids_of
@@ -38,6 +38,11 @@ class Reader(TextReader):
         assert isinstance(embedding.weight, torch.Tensor)
         return embedding.weight.shape[0]
 
+    @cached_property
+    def support(self) -> Support:
+        """The properties of the model's family."""
+        return support_of(self.model)
+
     def can_have(self, pattern: ContextPattern) -> bool:
         """Whether the model supports a pattern: isolated passages need full attention."""
-        return not pattern.isolated or has_full_attention_only(self.model)
+        return not pattern.isolated or self.support.full_attention_only

@@ -16,7 +16,8 @@ from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard
-from flashback.settings import DEFAULT_FRAME, FrameText, Marks
+from flashback.readers.lora_settings import Marks
+from flashback.settings import DEFAULT_FRAME, FrameText
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""

@@ -1,4 +1,4 @@
-"""What is scored: a window, what was found for it, and how a reader is shown that.
+"""A window with its retrieved passages, and the prompts that a pattern makes of them.
 
 Knows token ids. Knows nothing of models.
 """
@@ -15,96 +15,63 @@ from flashback.scoring.windows import Window
 
 @dataclass(frozen=True)
 class Example:
-    """A window and the passage tokens found for each of its cuts (empty: nothing found)."""
+    """A window and the passage tokens of each of its cuts (empty: nothing was found)."""
 
     window: Window
     passages: tuple[Ids, ...]
-    """Of each cut, several of them one behind the other."""
+    """Of each cut; several passages are concatenated."""
     passage_tokens: int = 0
-    """m: how long a passage can be, which decides where a slot ends."""
+    """m: the most tokens of a passage, which decides how many positions are reserved."""
     most_passages: int = 1
-    """k: how many a cut can have; likewise."""
-    parts: tuple[tuple[Ids, ...], ...] = ()
-    """The passages of each cut one by one; empty: there is one."""
+    """k: the most passages of a cut; likewise."""
 
     @property
     def prompts_grow(self) -> bool:
-        """Whether each cut goes on where the one before ended, with the whole window in view."""
+        """Whether each cut continues the one before, with the whole window in view."""
         cuts, stride = self.window.cuts, self.window.stride
         follow = all(b.boundary - a.boundary == stride for a, b in pairwise(cuts))
         return follow and self.window.shares_context
 
 
 @dataclass(frozen=True)
-class SlotLayout:
-    """How a slot's passages are encoded and seen; as it is, it is what generation does.
-
-    Everything else is there to be measured (docs/slot.md).
-    """
-
-    alone: bool = True
-    """Whether a passage sees only itself, and not the context before its boundary."""
-    kept: bool = True
-    """Whether context tokens keep what they were computed with; else every stride is encoded on a
-    context that has never seen a passage, as appending does."""
-    dropped: Ids = ()
-    """Encoded in front of every passage, and then not shown."""
-    gap: int = 0
-    """Positions left free between the slot and the context."""
-    parallel: bool = False
-    """Whether several passages stand at the same positions, each encoded on its own (Parallel
-    Context Windows, Ratner et al. 2023)."""
-
-    @property
-    def notes(self) -> list[str]:
-        """How it differs from what generation does, in words."""
-        return [
-            *([] if self.alone else ["passage sees the context"]),
-            *([] if self.kept else ["context encoded without passages"]),
-            *(["sink dropped"] if self.dropped else []),
-            *([f"gap of {self.gap}"] if self.gap else []),
-            *(["side by side"] if self.parallel else []),
-        ]
-
-
-@dataclass(frozen=True)
 class Arrangement:
-    """How a reader is shown what was found."""
+    """How passages are arranged in a reader's prompts."""
 
     pattern: str
     frame: Frame = Frame()
     forbidden: Ids = ()
     """Ids that are never targets: their logits count as minus infinity."""
-    layout: SlotLayout = SlotLayout()
-    """Of the pattern `slot`."""
 
-    def prompt(self, example: Example, at: int) -> Ids:
-        """What the targets of a cut, by its number, are given: token by token, a slot first."""
-        return self._prompt(example, at).arranged
+    def arrange(self, example: Example, at: int, before: Prompt | None = None) -> Prompt:
+        """The prompt of a cut.
 
-    def _prompt(self, example: Example, at: int) -> Prompt:
+        Args:
+            at: the number of the cut.
+            before: the prompt of the cut before, if this one continues it.
+        """
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
-        boundary = Boundary(context, passage, self.frame, window.bos, self.room(example))
+        reserved = self.reserved(example)
+        boundary = Boundary(context, passage, self.frame, window.bos, reserved, before)
         return PATTERNS[self.pattern].arrange(boundary)
 
-    def room(self, example: Example) -> int:
-        """R: the positions of the slot; 0 in other patterns."""
+    def reserved(self, example: Example) -> int:
+        """R: positions before the text for passages that are exchanged in place; else 0."""
         pattern = PATTERNS[self.pattern]
         if not pattern.isolated:
             return 0
-        shown = [self.in_slot(example, at) for at in range(len(example.passages))]
-        longest = max((len(passage) for passages in shown for passage in passages), default=0)
-        count = 1 if self.layout.parallel else example.most_passages
-        room = pattern.reserved(count, example.passage_tokens, self.frame)
-        return max(room, longest) + len(self.layout.dropped)
+        longest = max(len(self.frame.around(passage)) for passage in example.passages)
+        reserved = pattern.reserved(example.most_passages, example.passage_tokens, self.frame)
+        return max(reserved, longest)
 
-    def in_slot(self, example: Example, at: int) -> tuple[Ids, ...]:
-        """What the targets of a cut see in the slot: framed passages, each encoded on its own."""
-        alone = example.parts[at] if self.layout.parallel else (example.passages[at],)
-        return tuple(self.frame.around(passage) for passage in alone if passage)
+    def whole(self, example: Example) -> Prompt:
+        """All cuts as one prompt, up to the last target: its segments name what each token sees.
 
-    def first_position(self, example: Example, at: int) -> int:
-        """Where a cut's prompt begins: passages shorter than the slot stand at its end."""
-        prompt = self._prompt(example, at)
-        return prompt.reserved - len(prompt.passage)
+        For cuts that continue each other (`Example.prompts_grow`).
+        """
+        window, prompt = example.window, None
+        for at in range(len(window.cuts)):
+            prompt = self.arrange(example, at, prompt)
+        assert prompt is not None
+        ids = window.ids[: window.cuts[-1].boundary + window.stride - 1]
+        return Prompt.with_views(ids, prompt.views, prompt.reserved)

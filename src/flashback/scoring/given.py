@@ -24,14 +24,14 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.lookup import Found, Lookup, examples_of
-from flashback.scoring.passes import Passes, Steps
+from flashback.scoring.model import ScoringModel, Steps, without_forbidden
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings
 
 
-class TopPasses(Passes):
-    """Passes that also give the k most probable tokens.
+class TopModel(ScoringModel):
+    """A scoring model that also gives the k most probable tokens.
 
     A target has a row of 1 + 2k numbers: its log-probability, the log-probabilities of the k most
     probable tokens, and the ids of these.
@@ -41,7 +41,7 @@ class TopPasses(Passes):
         """Take a model.
 
         Args:
-            model: see `Passes`.
+            model: see `ScoringModel`.
             top: k.
         """
         super().__init__(model)
@@ -50,31 +50,10 @@ class TopPasses(Passes):
     def log_probs(self, logits: Tensor, targets: Sequence[Ids], forbidden: Ids) -> Tensor:
         """Rows (B, keep, 1 + 2k) from logits (B, keep, V)."""
         chosen = super().log_probs(logits, targets, forbidden)
-        best = log_probs(logits, forbidden).topk(min(self._top, logits.shape[-1]))
+        every = without_forbidden(logits, forbidden).log_softmax(-1)
+        best = every.topk(min(self._top, logits.shape[-1]))
         # Ids below 2^24 are exact in float32.
         return torch.cat([chosen[..., None], best.values, best.indices.float()], -1)
-
-
-class TopScorer(TargetScorer):
-    """A scorer whose log-probabilities are rows of `TopPasses`."""
-
-    def __init__(self, model: nn.Module, top: int) -> None:
-        """See `TopPasses`."""
-        super().__init__(model)
-        self._passes = TopPasses(model, top)
-
-
-def log_probs(logits: Tensor, forbidden: Ids) -> Tensor:
-    """Log-probabilities in float32 of the whole vocabulary, the last dimension of `logits`.
-
-    Args:
-        forbidden: ids whose logits count as minus infinity.
-    """
-    logits = logits.float()
-    if forbidden:
-        never = torch.tensor(forbidden, device=logits.device)
-        logits = logits.index_fill(-1, never, float("-inf"))
-    return logits.log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -92,7 +71,7 @@ class ScoredText:
     """A text with the log-probabilities of its tokens."""
 
     rows: Tensor
-    """(T - first, 1 + 2k), see `TopPasses`."""
+    """(T - first, 1 + 2k), see `TopModel`."""
     first: int
     """The first token that has a row."""
     strides: tuple[ScoredStride, ...]
@@ -120,21 +99,21 @@ def score_text(
         SettingsError: the window is too small for the settings, or there is no retriever.
     """
     grid = grid_of(ids, reader, retriever, settings, first_boundary)
-    scorer = TopScorer(reader.model, top)
+    scorer = TargetScorer(TopModel(reader.model, top))
     rows = [torch.zeros(0, 1 + 2 * top)]
     strides = [ScoredStride(0, grid.head_end, ())]
     if (head := grid.head()) is not None:
         plain = Arrangement("none", forbidden=reader.forbidden)
-        (found_rows,) = yield from scorer.steps([Example(head, ((),))], plain)
-        rows.append(found_rows.flatten(0, 1).cpu())
+        (log_probs,) = yield from scorer.steps([Example(head, ((),))], plain)
+        rows.append(log_probs.flatten(0, 1).cpu())
     if (body := grid.body(reader, settings.stride)) is not None:
         assert retriever is not None
         found = next(Lookup(reader, retriever, settings).search([body]))
         frame = reader.frame(settings.frame, settings.pattern)
         shown = Arrangement(settings.pattern, frame, reader.forbidden)
         examples = examples_of([body], [found], reader, settings)
-        (found_rows,) = yield from scorer.steps(examples, shown)
-        rows.append(found_rows.flatten(0, 1)[: len(ids) - grid.head_end].cpu())
+        (log_probs,) = yield from scorer.steps(examples, shown)
+        rows.append(log_probs.flatten(0, 1)[: len(ids) - grid.head_end].cpu())
         strides += grid.strides(body, found)
     return ScoredText(torch.cat(rows), grid.first, tuple(strides))
 

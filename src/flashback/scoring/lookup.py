@@ -1,7 +1,7 @@
-"""A passage for every boundary: searched in batches, copies of the document left out, kept on disk.
+"""Passages for every boundary: searched in batches, without copies of the document, kept on disk.
 
-What a document is scored or trained on must not be what it is given: passages of the document
-itself, passages of its title, and passages that largely repeat it are never used.
+A document must not be scored or trained on with its own text as a passage: passages of the document
+itself, of its title, and passages that largely repeat it are never used.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from flashback.corpus.split import Overlap
 from flashback.errors import FlashBackWarning
 from flashback.files import write_atomically
 from flashback.patterns.prompt import Ids
+from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.scoring.examples import Example
@@ -26,14 +27,17 @@ COPY = 0.5
 """A passage is a copy of a document if this share of its first 128 words' 8-grams stands in it, or
 all of it, where it has fewer than 8 words."""
 _RULES = 2
-"""Of what a copy is: another number makes kept lookups void."""
+"""Version of the rules for copies: a new number invalidates the lookups on disk."""
 _SPARE = 8
 """Hits asked for beyond k, to replace copies."""
+
+StartLookup = Callable[[int], Callable[[], None]]
+"""Called with the number of windows that are looked up; returns what is called after each."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for the cuts of one window, and how close it came to the document."""
+    """The hits of the cuts of one window, and how much of the document they repeat."""
 
     hits: tuple[tuple[Hit, ...], ...]
     """For each cut up to k hits, best first."""
@@ -43,20 +47,17 @@ class Found:
     """For each cut, whether its first hit has at least one 8-gram in common with the document."""
 
     def every(self, step: int, passages: int) -> "Found":
-        """What a stride `step` times as long, and fewer passages, would have found.
+        """What would have been found for a stride `step` times as long, and fewer passages.
 
-        The copies remain those met while looking for all passages.
+        The copies remain those that were skipped while looking for all passages.
         """
         hits = tuple(hits[:passages] for hits in self.hits[::step])
         return Found(hits, self.copies[::step], self.overlapping[::step])
 
-    def passages(self, reader: Reader, settings: RetrievalSettings) -> tuple[tuple[Ids, ...], ...]:
-        """The tokens of the first k hits of each cut, each hit cut to m tokens."""
+    def passages(self, reader: Reader, settings: RetrievalSettings) -> tuple[Ids, ...]:
+        """The tokens of each cut's first k hits, see `passage_ids`."""
         return tuple(
-            tuple(
-                tuple(reader.encode(hit.text)[: settings.passage_tokens])
-                for hit in hits[: settings.passages]
-            )
+            passage_ids(reader, (hit.text for hit in hits[: settings.passages]), settings)
             for hits in self.hits
         )
 
@@ -73,10 +74,10 @@ class Lookup:
         """The text of the last ℓ tokens of each cut's context."""
         contexts = [window.context(cut) for cut in window.cuts]
         ahead = self._settings.lookahead
-        if ahead:  # what comes first has no stride before it from which to look ahead
+        if ahead:  # a text's first boundary has no stride before it to look ahead from
             later = 0 if window.continues else 1
             contexts[later:] = [context[:-ahead] for context in contexts[later:]]
-        return [self._reader.decode(one[-self._settings.query_tokens :]) for one in contexts]
+        return [query_text(self._reader, one, self._settings) for one in contexts]
 
     def search(self, windows: Iterable[Window]) -> Iterator[Found]:
         """Find passages for windows; those of one document should come one after another."""
@@ -92,6 +93,19 @@ class Lookup:
             for window in own:
                 found = self._retriever.search(self.queries(window), options)
                 yield _without_copies(found, overlap, self._settings.passages)
+
+    def search_all(self, windows: Sequence[Window], start: StartLookup) -> list[Found]:
+        """The same as a list.
+
+        Args:
+            start: called with the number of windows; what it returns is called after each.
+        """
+        on_window = start(len(windows))
+        found = []
+        for one in self.search(windows):
+            found.append(one)
+            on_window()
+        return found
 
 
 def _without_copies(found: Sequence[Sequence[Hit]], overlap: Overlap, k: int) -> Found:
@@ -121,33 +135,29 @@ def _keep(hits: Sequence[Hit], overlap: Overlap, k: int) -> tuple[tuple[Hit, ...
 
 @dataclass(frozen=True)
 class LookupCache:
-    """Keeps what was found in a folder; an entry is used again when nothing has changed."""
+    """Keeps lookups in a folder; an entry is reused while nothing that decides it has changed."""
 
     folder: Path
     index: str
-    """What tells the retriever and its contents from others, such as the index's checksums."""
+    """Identifies the retriever and its contents, such as the index's checksums."""
 
     def find(
         self,
         lookup: Lookup,
         windows: Sequence[Window],
         settings: RetrievalSettings,
-        start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+        start: StartLookup = lambda _: lambda: None,
     ) -> tuple[list[Found], bool]:
-        """What is found for `windows`, and whether it came from disk.
+        """Passages for `windows`, and whether they came from disk.
 
-        `start` is called with the number of windows if they must be searched, and what it returns
-        after each.
+        Args:
+            start: see `Lookup.search_all`; not called for windows that are on disk.
         """
         path = self.folder / f"passages-{self._key(lookup, windows, settings)[:32]}.jsonl"
         kept = _read(path, windows)
         if kept is not None:
             return kept, True
-        found = []
-        on_window = start(len(windows))
-        for one in lookup.search(windows):
-            found.append(one)
-            on_window()
+        found = lookup.search_all(windows, start)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
@@ -167,7 +177,7 @@ class LookupCache:
 
 
 def _read(path: Path, windows: Sequence[Window]) -> list[Found] | None:
-    """A kept entry; None if there is none, or it is no longer whole."""
+    """An entry; None if there is none, or it is not whole."""
     cuts = [len(window.cuts) for window in windows]
     try:
         with open(path, encoding="utf-8") as file:
@@ -194,11 +204,9 @@ def examples_of(
     reader: Reader,
     settings: RetrievalSettings,
 ) -> list[Example]:
-    """Windows and what was found for them, in tokens."""
-    examples = []
-    for window, one in zip(windows, found, strict=True):
-        parts = one.passages(reader, settings)
-        together = tuple(tuple(token for part in shown for token in part) for shown in parts)
-        limits = settings.passage_tokens, settings.passages
-        examples.append(Example(window, together, *limits, parts))
-    return examples
+    """Examples made of windows and their hits."""
+    limits = settings.passage_tokens, settings.passages
+    return [
+        Example(window, one.passages(reader, settings), *limits)
+        for window, one in zip(windows, found, strict=True)
+    ]

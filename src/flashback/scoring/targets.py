@@ -1,23 +1,26 @@
 """Log-probabilities of the targets behind every boundary, in as few passes as are exact.
 
 Knows models and token ids. Knows nothing of retrieval, training or perplexity. Works with and
-without gradients: training and evaluation are the same computation.
+without gradients: training and evaluation are the same computation. How the strides of a window are
+packed depends on the pattern.
 
-**Appended passages** (paper section 3; its code runs every boundary as a sequence of its own). All
-strides of a window share their context, so it is encoded once; then the branches
+**Branches**, for passages behind the context (paper section 3; the authors' code runs every
+boundary as a sequence of its own). All strides of a window share their context, so it is prefilled
+once; then the branches
 
     x_{b-1}  frame  passage  frame  x_b … x_{b+s-2}        at positions b-1, b, …
 
-run as an ordinary batch on its cache, branch b seeing only the first b-1 positions of it. Losses
-and gradients are those of separate sequences; the cost of a target does not grow with the context.
+run as an ordinary batch on its cache, branch b attending to only the first b-1 positions of it.
+Losses and gradients are those of separate sequences; the cost of a target does not grow with the
+context.
 
-**Passages in a slot**: see `packing/slot.py`.
+**In place**, for passages at reserved positions: see `flashback.scoring.in_place`.
 
-**Otherwise** strides are sequences of their own, sorted by length, and only the targets' logits are
-computed. A stride whose prompt continues the one before joins its sequence: without passages all
-do, and prepended ones do while the passage stays the same. Readers with sliding windows read
-appended passages this way, too: their window would be measured from cached positions that a branch
-does not see. So do readers that measure distances in such positions (MPT).
+**Sequences**, for all else. Each stride is a sequence of its own, batched by length, and only the
+targets' logits are computed. A stride whose prompt continues the one before joins its sequence:
+without passages all do, and prepended ones do while the passage stays the same. Readers with
+sliding windows read appended passages this way, too: their window would be measured from cached
+positions that a branch does not see. So do readers that measure distances in such positions (MPT).
 
 Symbols: n branches, L context tokens, w branch width, s stride, V vocabulary.
 """
@@ -30,35 +33,40 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from flashback.engines.kernels.states import States
 from flashback.patterns.pattern import TargetLayout
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
-from flashback.scoring.in_place import slot_log_probs
-from flashback.scoring.passes import Passes, Steps, cache_of, part, states_of
-from flashback.scoring.rows import Row, batches, padded
+from flashback.scoring.in_place import log_probs_in_place
+from flashback.scoring.model import ScoringModel, Steps, cache_of, part, states_of
+from flashback.scoring.sequences import TargetSequence, batches, padded
 
 BATCH_TOKENS = 1024
 """Tokens of a batch of branches or sequences: enough to fill a machine, and little enough to stay
 in its caches."""
 
 
-class TargetScorer:
-    """Runs one model over examples; packs what can be packed exactly."""
+Scores = dict[tuple[int, int], Tensor]
+"""Log-probabilities (s) of the targets of a cut: by the number of the example and of the cut."""
 
-    def __init__(self, model: nn.Module, batch_tokens: int = BATCH_TOKENS) -> None:
+
+class TargetScorer:
+    """Scores examples with one model; packs what can be packed exactly."""
+
+    def __init__(self, model: nn.Module | ScoringModel, batch_tokens: int = BATCH_TOKENS) -> None:
         """Take a model.
 
         Args:
-            model: a causal language model of transformers, or an adapter around one.
+            model: a causal language model of transformers, or a PEFT model around one.
             batch_tokens: the most tokens of a batch of branches or of separate sequences.
         """
-        self._passes = Passes(model)
+        self._model = model if isinstance(model, ScoringModel) else ScoringModel(model)
         self._batch_tokens = batch_tokens
 
     @property
     def packs_appended(self) -> bool:
-        """Whether appended passages run as branches: exact where hidden positions do not count."""
-        return self._passes.skips_columns
+        """Whether appended passages run as branches: exact where masked positions do not count."""
+        return self._model.skips_columns
 
     def log_probs(self, examples: Sequence[Example], arrangement: Arrangement) -> list[Tensor]:
         """Log-probabilities of every example's targets: a float32 tensor (cuts, s) for each.
@@ -74,74 +82,66 @@ class TargetScorer:
                 return found
 
     def steps(self, examples: Sequence[Example], arrangement: Arrangement) -> Steps[list[Tensor]]:
-        """The same, stopping after every pass."""
-        found: dict[tuple[int, int], Tensor] = {}
-        separate: list[Row] = []
+        """The same, pausing after every forward pass."""
+        scores: Scores = {}
+        separate: list[TargetSequence] = []
         layout = PATTERNS[arrangement.pattern].targets
-        appends = layout is TargetLayout.BRANCHES and self.packs_appended
-        slots = layout is TargetLayout.IN_PLACE
-        assert self._passes.full_attention or not slots, "see Reader.check_pattern"
+        branches = layout is TargetLayout.BRANCHES and self.packs_appended
+        in_place = layout is TargetLayout.IN_PLACE
+        assert self._model.full_attention or not in_place, "see Reader.check_pattern"
         for number, example in enumerate(examples):
-            if appends and example.window.shares_context:
-                found |= yield from self._branches(number, example, arrangement)
-            elif slots and example.prompts_grow:
-                rows = yield from slot_log_probs(
-                    self._passes, example, arrangement, self._batch_tokens
+            if branches and example.window.shares_context:
+                scores |= yield from self._branches(number, example, arrangement)
+            elif in_place and example.prompts_grow:
+                rows = yield from log_probs_in_place(
+                    self._model, example, arrangement, self._batch_tokens
                 )
-                found |= {(number, at): row for at, row in enumerate(rows)}
+                scores |= {(number, at): row for at, row in enumerate(rows)}
             else:
                 separate.extend(_sequences(number, example, arrangement))
         for batch in batches(separate, self._batch_tokens):
-            found |= self._run(batch, arrangement)
+            scores |= self._run(batch, arrangement)
             yield
         return [
-            torch.stack([found[number, cut] for cut in range(len(example.window.cuts))])
+            torch.stack([scores[number, cut] for cut in range(len(example.window.cuts))])
             for number, example in enumerate(examples)
         ]
 
-    def _branches(
-        self, number: int, example: Example, arrangement: Arrangement
-    ) -> Steps[dict[tuple[int, int], Tensor]]:
-        """The window once, then every stride as a branch on its cache."""
+    def _branches(self, number: int, example: Example, arrangement: Arrangement) -> Steps[Scores]:
+        """Prefill the window once, then run every stride as a branch on its cache."""
         rows = list(_branches(number, example, arrangement))
         longest = max(row.seen for row in rows)
         context = DynamicCache()
         if longest:
-            ids = torch.tensor([example.window.ids[:longest]], device=self._passes.device)
-            self._passes.logits(ids, 1, {"past_key_values": context, "use_cache": True})
+            self._model.extend(context, example.window.ids[:longest], 0, 1)
             yield
-        found: dict[tuple[int, int], Tensor] = {}
+        scores: Scores = {}
         for batch in batches(rows, self._batch_tokens):
-            found |= self._run(batch, arrangement, context)
+            scores |= self._run(batch, arrangement, context)
             yield
-        return found
+        return scores
 
     def _run(
-        self, rows: Sequence[Row], arrangement: Arrangement, context: DynamicCache | None = None
-    ) -> dict[tuple[int, int], Tensor]:
-        """One batch, padded on the left so that its last positions are everyone's targets."""
-        width = max(len(row.ids) for row in rows)
-        seen = max(row.seen for row in rows)
-        ids, mask = padded(rows, seen, width)
-        firsts = torch.tensor([[row.first] for row in rows])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, seen:] + firsts
-        inputs: dict[str, Any] = {"attention_mask": mask.to(self._passes.device)}
-        if self._passes.takes_positions:
-            inputs["position_ids"] = positions.to(self._passes.device)
+        self,
+        rows: Sequence[TargetSequence],
+        arrangement: Arrangement,
+        context: DynamicCache | None = None,
+    ) -> Scores:
+        """Run one batch, padded on the left so that its last positions are everyone's targets."""
+        ids, mask = padded([row.ids for row in rows], [row.seen for row in rows])
+        device, seen = self._model.device, mask.shape[1] - ids.shape[1]
+        inputs: dict[str, Any] = {"attention_mask": mask.to(device)}
+        if self._model.takes_positions:
+            firsts = torch.tensor([[row.first] for row in rows])
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, seen:] + firsts
+            inputs["position_ids"] = positions.to(device)
         if context is not None and seen:
             shared = part(states_of(context), slice(seen))
-            # Once for each branch; nothing is copied.
-            inputs["past_key_values"] = cache_of(
-                [
-                    (k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1))
-                    for k, v in shared
-                ]
-            )
+            inputs["past_key_values"] = cache_of(_repeated(shared, len(rows)))
             inputs["use_cache"] = True
-        logits = self._passes.logits(ids.to(self._passes.device), len(rows[0].targets), inputs)
-        log_probs = self._passes.log_probs(
-            logits, [row.targets for row in rows], arrangement.forbidden
-        )
+        logits = self._model.logits(ids.to(device), len(rows[0].targets), inputs)
+        targets = [row.targets for row in rows]
+        log_probs = self._model.log_probs(logits, targets, arrangement.forbidden)
         return {
             cut: scores
             for row, own in zip(rows, log_probs, strict=True)
@@ -149,37 +149,42 @@ class TargetScorer:
         }
 
 
-def _sequences(number: int, example: Example, arrangement: Arrangement) -> Iterator[Row]:
-    """Every cut's prompt and targets; cuts whose prompts continue each other are one sequence.
+def _repeated(states: Sequence[States], rows: int) -> list[States]:
+    """Keys and values of one row for several, layer by layer; nothing is copied."""
+    return [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states]
 
-    They do without passages, and where a prepended passage stays the same.
+
+def _sequences(number: int, example: Example, arrangement: Arrangement) -> Iterator[TargetSequence]:
+    """The prompts and targets of all cuts; prompts that continue each other are one sequence.
+
+    They do without passages, and while a prepended passage stays the same.
     """
-    window = example.window
-    row: Row | None = None
-    for at, cut in enumerate(window.cuts):
-        targets = window.targets(cut)
-        prompt = arrangement.prompt(example, at)
-        first = arrangement.first_position(example, at)
-        if row is not None and prompt == row.ids + row.targets[-1:]:
+    row: TargetSequence | None = None
+    for at, cut in enumerate(example.window.cuts):
+        targets = example.window.targets(cut)
+        prompt = arrangement.arrange(example, at)
+        ids = prompt.arranged
+        if row is not None and ids == row.ids + row.targets[-1:]:
             row = replace(
                 row,
                 at=(*row.at, (number, at)),
-                ids=prompt + targets[:-1],
+                ids=ids + targets[:-1],
                 targets=row.targets + targets,
             )
             continue
         if row is not None:
             yield row
-        row = Row(((number, at),), prompt + targets[:-1], targets, first=first)
+        # At reserved positions, a passage shorter than R stands at their end.
+        first = prompt.reserved - len(prompt.passage)
+        row = TargetSequence(((number, at),), ids + targets[:-1], targets, first=first)
     if row is not None:
         yield row
 
 
-def _branches(number: int, example: Example, arrangement: Arrangement) -> Iterator[Row]:
+def _branches(number: int, example: Example, arrangement: Arrangement) -> Iterator[TargetSequence]:
     """Branches begin with the context's last token, so that one without a passage has a token."""
-    window = example.window
-    for at, cut in enumerate(window.cuts):
-        targets = window.targets(cut)
-        prompt = arrangement.prompt(example, at)
+    for at, cut in enumerate(example.window.cuts):
+        targets = example.window.targets(cut)
+        ids = arrangement.arrange(example, at).arranged
         seen = cut.boundary - 1
-        yield Row(((number, at),), prompt[seen:] + targets[:-1], targets, seen)
+        yield TargetSequence(((number, at),), ids[seen:] + targets[:-1], targets, seen)

@@ -7,7 +7,7 @@ from flashback.settings import CheckedSettings, setting
 
 
 class Protocol(StrEnum):
-    """Which context each stride of targets is given (before anything is retrieved)."""
+    """The context of each stride of targets, before passages."""
 
     WINDOWS = "windows"
     """All of its window: the document is cut every N tokens. Strides share their context, so that

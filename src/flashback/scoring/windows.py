@@ -1,6 +1,6 @@
 """Documents to windows: token sequences with a stride boundary every s tokens.
 
-Knows token ids and lengths. Knows nothing of models or retrievers.
+Knows token ids, lengths and how many positions a reader has. Knows nothing of retrievers.
 
 Symbols: N window, s stride, b a boundary (the s targets are ids[b, b+s)), a the first token of the
 context that b's targets are given; positions are half-open and count BOS.
@@ -11,17 +11,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document
+from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
+from flashback.settings import DEFAULT_FRAME, RetrievalSettings
 
 _STRIDES_TOGETHER = 32
-"""Where every stride has a context of its own, how many of them make a window."""
+"""Strides per window, where every stride has its own context."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A stride of targets: its boundary b, and where the context that it is given begins."""
+    """A stride of targets: its boundary b, and where its context begins."""
 
     boundary: int
     start: int = 0
@@ -36,14 +38,14 @@ class Window:
     ids: Ids
     """BOS, if the reader has one, and the text's tokens."""
     bos: int
-    """How many of the ids are BOS; they stay in front of every context."""
+    """How many of the ids are BOS; they begin every context."""
     cuts: tuple[Cut, ...]
     stride: int
     continues: bool = False
     """Whether its first stride follows the last one of the window before."""
 
     def context(self, cut: Cut) -> Ids:
-        """What the cut's targets are given, BOS first."""
+        """The context of the cut's targets, BOS first."""
         start = max(cut.start, self.bos)
         return self.ids[: self.bos] + self.ids[start : cut.boundary]
 
@@ -57,7 +59,7 @@ class Window:
 
     @property
     def shares_context(self) -> bool:
-        """Whether every cut is given the window from its beginning."""
+        """Whether every context begins where the window does."""
         return all(cut.start <= self.bos for cut in self.cuts)
 
     @property
@@ -65,7 +67,7 @@ class Window:
         return len(self.cuts) * self.stride
 
 
-def cut_documents(
+def cut_windows(
     documents: Iterable[Document],
     reader: Reader,
     settings: WindowSettings,
@@ -98,7 +100,7 @@ def _tiles(
     stride: int,
     multiple: int,
 ) -> Iterator[Window]:
-    """One window behind another; the last one is as long as what is left allows."""
+    """Windows end to end; the last one is as long as the rest of the text allows."""
     size = settings.window_tokens - len(bos)
     for start in range(0, len(ids), size):
         window = bos + tuple(ids[start : start + size])
@@ -112,7 +114,7 @@ def _tiles(
 def _whole(
     ids: list[int], document: Document, bos: Ids, settings: WindowSettings, stride: int
 ) -> Iterator[Window]:
-    """The whole document with a context of its own for every stride, some strides at a time."""
+    """The whole document, some strides per window, every stride with its own context."""
     window = bos + tuple(ids)
     draw = random.Random(f"{settings.seed} {document.id}")
     if settings.protocol is Protocol.RANDOM:
@@ -143,3 +145,32 @@ def shortened(window: Window, settings: WindowSettings) -> Window:
         for cut in window.cuts
     )
     return replace(window, cuts=cuts)
+
+
+def check_positions(
+    reader: Reader, windows: WindowSettings, retrieval: RetrievalSettings, frame: int | None = None
+) -> None:
+    """Refuse windows that, with passages, do not fit the reader's positions.
+
+    Args:
+        frame: f, tokens around passages; None: the longer of the default text and two marks.
+
+    Raises:
+        SettingsError: N + k·m + f positions are more than the reader has.
+    """
+    needed, passages, advice = windows.window_tokens, "", ""
+    if retrieval.retrieves:
+        if frame is None:
+            frame = max(len(reader.frame(DEFAULT_FRAME, retrieval.pattern)), 2)
+        needed += retrieval.passages * retrieval.passage_tokens + frame
+        passages = (
+            f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {frame} frame "
+            "tokens"
+        )
+        advice = " or --passage-tokens"
+    if needed > reader.window:
+        raise SettingsError(
+            f"windows of {windows.window_tokens} tokens{passages} need {needed} positions, but "
+            f"{reader.name} has {reader.window} ({reader.window_reason}); lower "
+            f"--window-tokens{advice}"
+        )

@@ -71,7 +71,7 @@ class SpanEnd:
     @property
     def seconds(self) -> float:
         """Spent on it, the search included."""
-        return self.retrieve_seconds + self.usage.encode_seconds + self.usage.decode_seconds
+        return self.retrieve_seconds + self.usage.prefill_seconds + self.usage.decode_seconds
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Metrics:
         for kind, tokens in token_counts(usage).items():
             self._tokens.labels(kind).inc(tokens)
         self._retrieve.observe(event.retrieve_seconds)
-        self._prefill.observe(usage.encode_seconds)
+        self._prefill.observe(usage.prefill_seconds)
         self._decode.observe(usage.decode_seconds)
 
     def first_stride(self, seconds: float) -> None:

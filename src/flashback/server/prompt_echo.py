@@ -98,6 +98,6 @@ def _scored_spans(
         yield SpanStart(progress.choice, progress.stride, start, stride.passages, scored=True)
         yield Piece(progress.choice, shown[start:end], tuple(own))
         tokens_scored = stride.end - stride.start
-        usage = Usage(encode_seconds=seconds / len(scored.strides))
+        usage = Usage(prefill_seconds=seconds / len(scored.strides))
         yield SpanEnd(progress.choice, progress.stride, end, tokens_scored, usage, 0.0, scored=True)
         progress.stride += 1

@@ -69,8 +69,8 @@ def token_counts(usage: Usage) -> dict[str, int]:
     """What a stride cost, in tokens; `encoded` is the old name of `prefilled`."""
     return {
         "reused": usage.reused,
-        "prefilled": usage.encoded,
-        "encoded": usage.encoded,
+        "prefilled": usage.prefilled,
+        "encoded": usage.prefilled,
         "decoded": usage.decoded,
     }
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flashback.patterns.prompt import Ids
 from flashback.readers.text_reader import TextReader
-from flashback.scoring.given import ScoredText, log_probs
+from flashback.scoring.given import ScoredText
+from flashback.scoring.model import without_forbidden
 from flashback.server.errors import ApiError
 from flashback.server.events import TokenScore
 from flashback.server.token_names import TokenName, TokenNames
@@ -57,7 +58,7 @@ def text_offsets(reader: TextReader, ids: Ids, spelled_from: int) -> list[int]:
 
 
 def _named(row: Tensor, names: TokenNames) -> tuple[float, Top]:
-    """The log-probability of a token and the most probable tokens, from a row of `TopPasses`."""
+    """The log-probability of a token and the most probable tokens, from a row of `TopModel`."""
     values = row.tolist()
     top = (len(values) - 1) // 2
     best = [names(int(token)) for token in values[1 + top :]]
@@ -110,7 +111,7 @@ class TokenRecorder:
                 "unsupported_field",
                 "logprobs",
             )
-        all_log_probs = log_probs(logits, self._reader.forbidden)
+        all_log_probs = without_forbidden(logits, self._reader.forbidden).log_softmax(-1)
         best = all_log_probs.topk(self._top)
         top = tuple(
             (self._names(one), _finite(value))

@@ -10,7 +10,7 @@ from flashback.evaluation.markdown import measured_on, rows_in_markdown
 from flashback.files import write_atomically
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
-from flashback.settings import Marks
+from flashback.readers.lora_settings import Marks
 
 
 def model_card(card: AdapterCard) -> str:
@@ -33,7 +33,7 @@ def model_card(card: AdapterCard) -> str:
         "",
         f"# A FlashBack adapter for {card.base.name}",
         "",
-        f"Pattern `{card.pattern}` of FlashBack (arXiv 2405.04065, but for `slot`). {task}",
+        f"Context pattern `{card.pattern}` of FlashBack, whose paper is arXiv 2405.04065. {task}",
         "",
         "```bash",
         f"flashback generate --model {card.base.name} --adapter FOLDER --pattern {card.pattern}"

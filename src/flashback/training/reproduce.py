@@ -1,7 +1,7 @@
-"""The paper's table (table 2) on any reader, index and documents: trainings and scores, resumable.
+"""The paper's table (table 2) on any reader, index and documents; it can be interrupted.
 
 OUT/
-├── run.json           what all of it was made with
+├── run.json           the settings of all of it
 ├── adapters/NAME/     one adapter for each trained row, as `flashback train` makes them
 ├── scores/            each finished row
 ├── table.json, table.md, table.png, documents.jsonl
@@ -11,25 +11,26 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flashback.errors import TrainingError
-from flashback.evaluation.adapted import Readers
+from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
 from flashback.files import write_atomically
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, read_card
+from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
-from flashback.settings import Marks
-
-if TYPE_CHECKING:
-    from flashback.training.run import Run
-    from flashback.training.trainer import OnStep
+from flashback.training.run import Run
+from flashback.training.train import train
+from flashback.training.trainer import OnStep
 
 _RUN = "run.json"
 NAIVE_FRAMES = (FrameKind.BARE, FrameKind.TEXT, FrameKind.EOS, FrameKind.ECHO)
-"""What an untrained reader is shown around passages."""
+"""The frames of an untrained reader."""
+_PAPER = ("prepend", "append")
+"""The paper's patterns with passages, in the order of its table."""
+_PAPER_MARKS = (Marks.NONE, Marks.FROZEN, Marks.TRAINED)
 
 
 @dataclass(frozen=True)
@@ -43,60 +44,63 @@ class Recipe:
     @property
     def name(self) -> str:
         """Of its folder: `append-trained`, `append-trained-echo`, `none`."""
-        if self.pattern == "none":
+        if not PATTERNS[self.pattern].retrieves:
             return self.pattern
         return f"{self.pattern}-{self.marks}" + ("-echo" if self.echo_tokens else "")
 
 
-def recipes(echo_tokens: int = 0, slot: bool = False) -> list[Recipe]:
+def recipes(reader: Reader, echo_tokens: int = 0) -> list[Recipe]:
     """All adapters of the table: none; prepend and append with no, frozen and trained marks.
 
+    Behind the paper's come those of every other pattern that the reader supports, without and with
+    trained marks.
+
     Args:
-        echo_tokens: above 0, one more, which the paper does not have: append with trained marks
-            and so long an echo.
-        slot: two more: in a slot, without and with trained marks.
+        echo_tokens: above 0, one more: append with trained marks and an echo of this length.
     """
-    more = [Recipe("append", Marks.TRAINED, echo_tokens)] if echo_tokens else []
-    if slot:
-        more += [Recipe("slot", marks) for marks in (Marks.NONE, Marks.TRAINED)]
+    echo = [Recipe("append", Marks.TRAINED, echo_tokens)] if echo_tokens else []
     return [
         Recipe("none", Marks.NONE),
-        *(
-            Recipe(pattern, marks)
-            for pattern in ("prepend", "append")
-            for marks in (Marks.NONE, Marks.FROZEN, Marks.TRAINED)
-        ),
-        *more,
+        *(Recipe(name, marks) for name in _PAPER for marks in _PAPER_MARKS),
+        *echo,
+        *(Recipe(name, marks) for name in _others(reader) for marks in (Marks.NONE, Marks.TRAINED)),
     ]
 
 
-def arms(out: Path, echo_tokens: int = 0, slot: bool = False) -> list[Arm]:
-    """All rows, in the paper's order, ours behind; the adapters must be there. See `recipes`.
+def _others(reader: Reader) -> list[str]:
+    """Patterns with passages that are not the paper's, as far as the reader supports them."""
+    return [
+        name
+        for name, pattern in PATTERNS.items()
+        if pattern.retrieves and name not in _PAPER and reader.can_have(pattern)
+    ]
+
+
+def arms(out: Path, reader: Reader, echo_tokens: int = 0) -> list[Arm]:
+    """All rows: untrained, then with the adapters of `recipes`, which must be there.
 
     Raises:
         AdapterError: an adapter is missing or damaged.
     """
-    made = recipes(echo_tokens, slot)
-    folders = {adapter_folder(out, recipe): recipe.pattern for recipe in made}
-    naive = ["prepend", "append", *(["slot"] if slot else [])]
+    folders = {adapter_folder(out, one): one.pattern for one in recipes(reader, echo_tokens)}
     return [
         Arm("none"),
         Arm("none", shortened=True),
-        *untrained_arms(naive, NAIVE_FRAMES),
+        *untrained_arms([*_PAPER, *_others(reader)], NAIVE_FRAMES),
         *(arm_of(folder, read_card(folder), pattern) for folder, pattern in folders.items()),
     ]
 
 
 def adapter_folder(out: Path, recipe: Recipe) -> Path:
-    """Where an adapter of the table lies."""
+    """The folder of an adapter of the table."""
     return out / "adapters" / recipe.name
 
 
 def check_output(out: Path) -> None:
-    """Refuse to write where something else is; a reproduction may be continued.
+    """Refuse a folder with other content; a reproduction may be continued.
 
     Raises:
-        TrainingError: a file, or a folder with something that is none of ours.
+        TrainingError: a file, or a folder with files of others.
     """
     if out.exists() and not out.is_dir():
         raise TrainingError(f"reproduction {out}: a file is in the way; choose another --out")
@@ -104,8 +108,8 @@ def check_output(out: Path) -> None:
         raise TrainingError(f"reproduction {out}: the folder is not empty; choose another --out")
 
 
-def claim(out: Path, run: "Run", reader: Reader, examples: Sequence[Example]) -> None:
-    """Make the folder this run's: rows of different trainings do not belong into one table.
+def claim(out: Path, run: Run, reader: Reader, examples: Sequence[Example]) -> None:
+    """Make the folder this run's: rows of different trainings must not share a table.
 
     Raises:
         TrainingError: the folder belongs to a run with other settings or documents.
@@ -119,16 +123,16 @@ def claim(out: Path, run: "Run", reader: Reader, examples: Sequence[Example]) ->
     elif path.read_text("utf-8") != identity:
         raise TrainingError(
             f"reproduction {out}: was begun with another model, other settings or other "
-            "documents; repeat that command to go on with it, or choose another --out"
+            "documents; repeat that command to continue it, or choose another --out"
         )
 
 
 def train_missing(
     out: Path,
-    readers: Readers,
+    readers: AdaptedReaders,
     examples: Sequence[Example],
-    run: "Run",
-    show: "Callable[[str], AbstractContextManager[OnStep]]",
+    run: Run,
+    show: Callable[[str], AbstractContextManager[OnStep]],
 ) -> None:
     """Train every adapter that is not there yet, each on the same windows for the same steps.
 
@@ -139,9 +143,7 @@ def train_missing(
     Raises:
         TrainingError: see `train`.
     """
-    from flashback.training.run import train
-
-    for recipe in recipes(run.settings.echo_tokens, readers.get().can_have(PATTERNS["slot"])):
+    for recipe in recipes(readers.get(), run.settings.echo_tokens):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue

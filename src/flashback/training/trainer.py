@@ -1,8 +1,8 @@
 """The training loop: transformers' Trainer over packed passes.
 
-The Trainer brings several devices (`torchrun`), mixed precision, gradient accumulation, schedules,
-checkpoints and their exact resumption; ours are the loss, what a checkpoint holds, and stopping
-with a reason.
+The Trainer provides several devices (`torchrun`), mixed precision, gradient accumulation, learning
+rate schedules, checkpoints and their exact resumption; ours are the loss, the content of a
+checkpoint, and errors that give a reason.
 """
 
 import math
@@ -20,9 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from flashback.errors import TrainingError
 from flashback.files import sync_files, write_atomically
 from flashback.readers.adapter import load_lora
+from flashback.readers.lora import save_lora
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
-from flashback.training.lora import save_lora
 
 _WHOLE = "whole"
 """The file that is written last into a checkpoint."""
@@ -97,7 +97,7 @@ def collate(examples: list[Example]) -> dict[str, Any]:
 
 
 class PackedTrainer(Trainer):
-    """Checkpoints hold the adapter alone; a loss that is no number ends the run."""
+    """A Trainer whose checkpoints hold the adapter alone; a loss that is not finite is an error."""
 
     model: PackedLoss
 
@@ -120,9 +120,9 @@ class PackedTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss of all held-out targets, whatever windows and devices they are on.
+        """The mean loss of all held-out targets, over all windows and devices.
 
-        No random number is drawn: a training is the same with and without.
+        It draws no random numbers, so it does not change the training.
         """
         held_out: Any = self.eval_dataset
         self.model.eval()
@@ -143,7 +143,11 @@ class PackedTrainer(Trainer):
         return metrics
 
     def run(self, last: Path | None) -> None:
-        """Train to the end, from a checkpoint if there is one; one of the last step is the end."""
+        """Train to the end, from a checkpoint if there is one.
+
+        Args:
+            last: the newest checkpoint; that of the last step is only loaded.
+        """
         if last is None or _step_of(last) < self.args.max_steps:
             self.train(resume_from_checkpoint=None if last is None else str(last))
         else:  # where `train` would make another step
@@ -179,7 +183,7 @@ class PackedTrainer(Trainer):
 
 
 class Report(TrainerCallback):
-    """Hands the Trainer's counts on to whoever shows them."""
+    """Reports the progress of a training."""
 
     def __init__(self, on_step: OnStep, targets_per_step: float) -> None:
         self._on_step = on_step
@@ -200,7 +204,7 @@ class Report(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole."""
+    """The newest checkpoint that was written completely."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
     return max(found, key=_step_of, default=None)
 

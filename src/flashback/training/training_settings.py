@@ -2,32 +2,14 @@
 
 from dataclasses import dataclass
 
-from flashback.settings import CheckedSettings, Marks, setting
+from flashback.readers.lora_settings import LoraSettings
+from flashback.settings import setting
 
 
 @dataclass(frozen=True)
-class TrainingSettings(CheckedSettings):
+class TrainingSettings(LoraSettings):
     """How an adapter is trained (paper section 4.1 and its code)."""
 
-    marks: Marks = setting(
-        Marks.TRAINED, "What stands around passages: trained or frozen marking tokens, or nothing."
-    )
-    echo_tokens: int = setting(
-        0,
-        "The last tokens of the context that are repeated behind an appended passage (not the "
-        "paper's).",
-        low=0,
-        high=1 << 20,
-    )
-    rank: int = setting(16, "r of LoRA.", low=1, high=4096)
-    alpha: int = setting(32, "α of LoRA; its weights are scaled by α/r.", low=1, high=65536)
-    dropout: float = setting(0.05, "Dropout of LoRA's input.", low=0.0, high=0.99)
-    lora_targets: tuple[str, ...] = setting(
-        (),
-        "Linear layers that get LoRA, by the end of their names (repeatable; default: query and "
-        "value projections).",
-        flag="--lora-target",
-    )
     learning_rate: float = setting(1e-3, "Of AdamW, at its peak.", low=0.0, high=10.0)
     steps: int = setting(500, "Optimizer steps.", low=1, high=10_000_000)
     windows_per_step: int = setting(4, "Windows in a batch, on each device.", low=1, high=1 << 20)
@@ -47,8 +29,3 @@ class TrainingSettings(CheckedSettings):
         100, "Steps between evaluations, if there are documents for it.", low=1, high=10_000_000
     )
     log_steps: int = setting(10, "Steps between logged losses.", low=1, high=10_000_000)
-
-    @property
-    def frame_tokens(self) -> int:
-        """How many tokens stand around a passage."""
-        return self.echo_tokens + (0 if self.marks is Marks.NONE else 2)

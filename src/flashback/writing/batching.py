@@ -59,7 +59,7 @@ def _share(seconds: float, texts: Sequence[Text]) -> None:
     """Add to every text its stride's time, and an equal share of the time that is nobody's."""
     strides = [text.strides[-1] for text in texts]
     own = [
-        one.usage.encode_seconds + one.usage.decode_seconds + one.retrieve_seconds
+        one.usage.prefill_seconds + one.usage.decode_seconds + one.retrieve_seconds
         for one in strides
     ]
     for text, part in zip(texts, own, strict=True):

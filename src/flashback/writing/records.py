@@ -1,9 +1,6 @@
 """A generation as plain data: enough to recompute every stride with plain transformers."""
 
-import platform
-import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from flashback.readers.card import AdapterCard
@@ -11,7 +8,7 @@ from flashback.readers.placement import Placement
 from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
 from flashback.settings import Settings
-from flashback.version import __version__
+from flashback.version import versions
 from flashback.writing.text import Generation, Stride
 
 
@@ -59,7 +56,8 @@ def short_record(generation: Generation) -> dict[str, Any]:
 def _totals(generation: Generation) -> dict[str, Any]:
     return {
         "reused": generation.reused,
-        "encoded": generation.encoded,
+        "prefilled": generation.prefilled,
+        "encoded": generation.prefilled,  # the former name, for one version
         "decoded": generation.decoded,
         "seconds": generation.seconds,
         "tokens_per_second": generation.tokens_per_second,
@@ -105,18 +103,6 @@ def adapter_record(card: AdapterCard) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """What decides a result besides the settings."""
-    packages = ["torch", "transformers", "tokenizers", "tantivy", "numpy"]
-    if "numba" in sys.modules:  # imported where it is to multiply
-        packages.append("numba")
-    return {
-        "flashback": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
 def _stride_record(stride: Stride) -> dict[str, Any]:
     return {
         "arranged": list(stride.arranged),
@@ -127,11 +113,13 @@ def _stride_record(stride: Stride) -> dict[str, Any]:
             for hit in stride.passages
         ],
         "reused": stride.usage.reused,
-        "encoded": stride.usage.encoded,
+        "prefilled": stride.usage.prefilled,
+        "encoded": stride.usage.prefilled,  # the former name, for one version
         "decoded": stride.usage.decoded,
         "seconds": {
             "retrieve": stride.retrieve_seconds,
-            "encode": stride.usage.encode_seconds,
+            "prefill": stride.usage.prefill_seconds,
             "decode": stride.usage.decode_seconds,
+            "encode": stride.usage.prefill_seconds,  # the former name, for one version
         },
     }

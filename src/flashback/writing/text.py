@@ -4,6 +4,7 @@ The rules of a stride, the same for one text and for a batch. Stop texts, end-of
 penalties are handled here, since they may span strides.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,8 +66,15 @@ class Generation:
         return sum(stride.usage.reused for stride in self.strides)
 
     @property
+    def prefilled(self) -> int:
+        return sum(stride.usage.prefilled for stride in self.strides)
+
+    @property
     def encoded(self) -> int:
-        return sum(stride.usage.encoded for stride in self.strides)
+        """Deprecated: `prefilled`."""
+        message = "Generation.encoded is now Generation.prefilled"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.prefilled
 
     @property
     def decoded(self) -> int:

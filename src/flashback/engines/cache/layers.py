@@ -1,30 +1,31 @@
 """KV cache layers that grow in place and are cut by moving a length.
 
 transformers' own dynamic layers concatenate at every token, which copies the whole cache every
-time. These keep keys and values in a buffer with room to spare.
+time. These keep keys and values in a buffer with spare capacity.
 
-Symbols: B batch, H key-value heads, D head size, n context tokens seen, W sliding window, R room
-of the slot, p tokens of the passage in it.
+Symbols: B batch, H key-value heads, D head size, n tokens of the text, W sliding window, R reserved
+positions before the text, p tokens of the passage there.
 
-    full attention     holds [-R, n): the slot, and behind it the context
-    sliding window     holds [first, n); going on from n needs [n - (W-1), n)
+    full attention     holds [-R, n): the reserved positions, and behind them the text
+    sliding window     holds [first, n); a token at n sees [n - (W-1), n)
 
-**The slot.** A passage is written to [-p, 0), and the model is shown [-p, n): an ordinary cache of
+**The passage.** It is written to [-p, 0), and the model is shown [-p, n): an ordinary cache of
 p + n tokens, whatever p is, without holes and without a mask. Exchanging it moves nothing.
 
 **How deep a cache can be cut.** Full attention: anywhere. Sliding windows: to L, if the W-1
-positions before L are still held. A cut to L says that nothing below will be asked for soon, so
-positions before L - (W-1) may be dropped when the buffer is full, and only then; nothing is ever
-dropped between two cuts. `reaches` answers from what is held.
+positions before L are still held. After a cut to L, positions before L - (W-1) may be dropped when
+the buffer is full, and only then; nothing is dropped between two cuts. `reaches` answers from what
+is held.
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from flashback.engines.kernels.states import States
 
 _ROOM = 256
 """Spare positions of a new buffer, at least; it grows geometrically beyond that."""
@@ -32,12 +33,8 @@ _ALIGNED = 16
 """Buffers have a multiple of so many positions: kernels read masks of such lengths fastest."""
 
 
-States = tuple[Tensor, Tensor]
-"""Keys and values, (B, H, positions, D) each."""
-
-
-def room_for(positions: int) -> int:
-    """How large to make a buffer that must hold so many, so that it seldom grows."""
+def capacity_for(positions: int) -> int:
+    """The capacity of a buffer for so many positions, with spare ones so that it seldom grows."""
     wanted = positions + max(_ROOM, positions // 4)
     return -(-wanted // _ALIGNED) * _ALIGNED
 
@@ -45,14 +42,14 @@ def room_for(positions: int) -> int:
 class _Buffer:
     """Keys and values (B, H, capacity, D) of the positions [first, end)."""
 
-    def __init__(self, room: int = 0) -> None:
-        self.first = -room
+    def __init__(self, reserved: int = 0) -> None:
+        self.first = -reserved
         self.end = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor, droppable: int) -> None:
-        """Write (B, H, new, D) at the end; if room is short, drop what precedes `droppable`."""
+        """Write (B, H, new, D) at the end; in a full buffer, drop what precedes `droppable`."""
         new = keys.shape[-2]
         if self._keys is None or self.end - self.first + new > self._keys.shape[-2]:
             self._move((keys, values), new, max(self.first, droppable))
@@ -67,12 +64,12 @@ class _Buffer:
 
     @property
     def capacity(self) -> int:
-        """Positions there is room for."""
+        """Positions that the buffer can hold."""
         return 0 if self._keys is None else self._keys.shape[-2]
 
     @property
     def bytes(self) -> int:
-        """With the room to spare."""
+        """Of all its capacity."""
         held = (self._keys, self._values)
         return sum(part.numel() * part.element_size() for part in held if part is not None)
 
@@ -98,13 +95,13 @@ class _Buffer:
         return self._keys, self._values
 
     def reserve(self, new: int) -> None:
-        """Make room for so many more positions."""
+        """Grow, if needed, for so many more positions."""
         if self.end - self.first + new > self.held[0].shape[-2]:
             self._move(self.held, new, self.first)
 
     def _move(self, like: States, new: int, first: int) -> None:
         held = self.end - first
-        capacity = room_for(held + new)
+        capacity = capacity_for(held + new)
         larger = [
             # Zeros: a mask hides by a weight of nothing, and nothing times not-a-number is not.
             states.new_zeros((*states.shape[:2], capacity, states.shape[3]))
@@ -120,14 +117,14 @@ class _Buffer:
 class BufferedLayer(DynamicLayer):
     """Full attention, in a buffer."""
 
-    def __init__(self, room: int = 0) -> None:
+    def __init__(self, reserved: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._buffer = _Buffer(room)
+        self._buffer = _Buffer(reserved)
         self._passage = 0
-        """p: tokens of the passage in the slot."""
+        """p: tokens of the passage in view."""
         self._awaited = 0
         """Tokens of the passage that the next keys and values begin with."""
-        self._came: States | None = None
+        self._prefilled: States | None = None
         """The passage as the last of these passes computed it."""
 
     def update(
@@ -138,8 +135,8 @@ class BufferedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if self._awaited:
             at, self._awaited = self._awaited, 0
-            self._came = key_states[:, :, :at], value_states[:, :, :at]
-            self.show(self._came)
+            self._prefilled = key_states[:, :, :at], value_states[:, :, :at]
+            self.show(self._prefilled)
             key_states, value_states = key_states[:, :, at:], value_states[:, :, at:]
         self._buffer.append(key_states, value_states, droppable=self._buffer.first)
         return self._buffer.view(-self._passage)
@@ -149,7 +146,7 @@ class BufferedLayer(DynamicLayer):
         return self._passage + self._buffer.end
 
     def show(self, states: States | None) -> None:
-        """Exchange the passage in the slot; None: for nothing."""
+        """Exchange the passage in view; None: for nothing."""
         self._passage = 0
         if states is not None:
             if not self.is_initialized:
@@ -158,28 +155,28 @@ class BufferedLayer(DynamicLayer):
             self._passage = states[0].shape[-2]
 
     def await_passage(self, tokens: int) -> None:
-        """Empty the slot; the first `tokens` of the next keys and values go there."""
+        """Show no passage; the first `tokens` of the next keys and values will be one."""
         self.show(None)
-        self._awaited, self._came = tokens, None
+        self._awaited, self._prefilled = tokens, None
 
     def take_passage(self) -> States:
         """The passage that was awaited, (B, H, p, D) each: parts of what its pass computed."""
-        assert self._came is not None, "there was no pass since the passage was awaited"
-        came, self._came = self._came, None
-        return came
+        assert self._prefilled is not None, "there was no pass since the passage was awaited"
+        prefilled, self._prefilled = self._prefilled, None
+        return prefilled
 
     @property
     def shown(self) -> States:
-        """Keys and values in the slot, (B, H, p, D) each; not copied."""
+        """Keys and values of the passage in view, (B, H, p, D) each; not copied."""
         return self._buffer.view(-self._passage, 0)
 
     @property
     def buffers(self) -> States:
-        """Where keys and values are: column R + i holds the context's token i."""
+        """Where keys and values are: column R + i holds the text's token i."""
         return self._buffer.held
 
     def reserve(self, new: int) -> None:
-        """Make room for so many more positions, which may move the buffers."""
+        """Grow, if needed, for so many more positions, which may move the buffers."""
         self._buffer.reserve(new)
 
     def advance(self, new: int) -> None:
@@ -203,25 +200,6 @@ class BufferedLayer(DynamicLayer):
         return self._buffer.capacity
 
 
-class _Enough(Exception):
-    """The last layer's keys and values are there: nothing of the pass is needed any more."""
-
-
-class _LastLayer(DynamicLayer):
-    """Ends the pass once it has its keys and values."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep (B, H, new, D) keys and values.
-
-        Raises:
-            _Enough: always.
-        """
-        super().update(key_states, value_states)
-        raise _Enough
-
-
 class BufferedSlidingLayer(DynamicSlidingWindowLayer):
     """Sliding-window attention, in a buffer."""
 
@@ -229,7 +207,7 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
         super().__init__(sliding_window)
         self._buffer = _Buffer()
         self._droppable = 0
-        """Positions before this one may go when room is short."""
+        """Positions before this one may be dropped from a full buffer."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -265,81 +243,43 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 
 _BUFFERED = (BufferedLayer, BufferedSlidingLayer)
 
-CUTTABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-"""The types of layers that can be cut back; of others the model is refused."""
 
-
-def new_cache(model: PreTrainedModel, room: int = 0) -> DynamicCache:
+def new_cache(model: PreTrainedModel, reserved: int = 0) -> DynamicCache:
     """An empty cache of buffered layers for a model all of whose layers are cuttable.
 
     Args:
-        room: R, positions of the slot; above 0 for full attention only.
+        reserved: R, positions before the text; above 0 for full attention only.
     """
     cache = DynamicCache(config=model.config)
-    cache.layers = [_buffered(layer, room) for layer in cache.layers]
+    cache.layers = [_buffered(layer, reserved) for layer in cache.layers]
     return cache
 
 
-def states_alone(model: PreTrainedModel, forward: Callable[[DynamicCache], object]) -> list[States]:
-    """Keys and values of a sequence that nothing is predicted from, (B, H, p, D) of each layer.
-
-    The pass ends in the last layer, before its attention: without its matrices and the head's.
-
-    Args:
-        model: all of its layers have full attention.
-        forward: runs the model on the sequence with this cache.
-    """
-    cache = DynamicCache(config=model.config)  # without buffers: it takes what it holds
-    *_, last = (at for at, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer))
-    cache.layers[last] = _LastLayer()  # type: ignore[no-untyped-call]
-    with contextlib.suppress(_Enough):
-        forward(cache)
-    states = []
-    for layer in cache.layers:
-        if isinstance(layer, DynamicLayer):
-            assert layer.keys is not None
-            assert layer.values is not None
-            states.append((layer.keys, layer.values))
-    return states
-
-
-def _buffered(layer: object, room: int) -> Any:
+def _buffered(layer: object, reserved: int) -> Any:
     if isinstance(layer, DynamicSlidingWindowLayer):
-        assert room == 0
+        assert reserved == 0
         return BufferedSlidingLayer(layer.sliding_window)
-    return BufferedLayer(room) if isinstance(layer, DynamicLayer) else layer
-
-
-def has_full_attention_only(model: PreTrainedModel) -> bool:
-    """Whether every layer sees all positions, those of a slot included."""
-    layers = DynamicCache(config=model.config).layers
-    full = all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers)
-    return full and not has_hidden_windows(model)
-
-
-def has_hidden_windows(model: PreTrainedModel) -> bool:
-    """Whether layers look at a window of columns of a cache that holds everything (GPT-Neo)."""
-    return "local" in getattr(model.config, "attention_layers", ())
+    return BufferedLayer(reserved) if isinstance(layer, DynamicLayer) else layer
 
 
 def cache_reaches(cache: DynamicCache, length: int) -> bool:
-    """Whether the whole cache is exact after a cut to `length` context tokens."""
+    """Whether the whole cache is exact after a cut to `length` tokens of the text."""
     return all(layer.reaches(length) for layer in cache.layers if isinstance(layer, _BUFFERED))
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """What a cache takes, the room to spare included."""
+    """The bytes of a cache's buffers, spare capacity included."""
     return sum(layer.bytes for layer in cache.layers if isinstance(layer, _BUFFERED))
 
 
-def cache_is_roomy(cache: DynamicCache, positions: int) -> bool:
-    """Whether a cache takes much more than so many positions need."""
+def cache_is_oversized(cache: DynamicCache, positions: int) -> bool:
+    """Whether a cache's buffers are much larger than so many positions need."""
     layers = [layer for layer in cache.layers if isinstance(layer, _BUFFERED)]
-    return any(layer.capacity > 2 * room_for(positions) for layer in layers)
+    return any(layer.capacity > 2 * capacity_for(positions) for layer in layers)
 
 
 def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:
-    """Exchange the passage in the slot of every layer, in place; None: for nothing."""
+    """Exchange the passage in view of every layer, in place; None: for nothing."""
     layers = full_layers(cache)
     for at, layer in enumerate(layers):
         layer.show(None if states is None else states[at])

@@ -1,11 +1,11 @@
-"""Which cached sequence a completion goes on from: an idle one, a copy, or a new one."""
+"""Which cached sequence a completion leases: an idle one, a copy of one in use, or a new one."""
 
 import copy
 import weakref
 from collections.abc import Callable, Sequence
 from threading import RLock
 
-from flashback.engines.cache.layers import cache_bytes, cache_is_roomy
+from flashback.engines.cache.layers import cache_bytes, cache_is_oversized
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
@@ -15,14 +15,14 @@ _WORTH_SHARING = 8
 
 
 class Leases:
-    """The cached sequences of an engine: taken by a completion, or idle."""
+    """The cached sequences of an engine: leased by a completion, or idle."""
 
     def __init__(self, lock: RLock, *, idle_sequences: int, idle_bytes: int | None) -> None:
         """Begin with none.
 
         Args:
-            lock: held by whoever changes a sequence, so that none is copied half changed.
-            idle_sequences: how many to keep when no completion is using them.
+            lock: held by who changes a sequence, so that none is copied half changed.
+            idle_sequences: how many to keep when no completion has leased them.
             idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
         """
@@ -35,7 +35,7 @@ class Leases:
 
     @property
     def held(self) -> tuple[int, int]:
-        """How many are idle, and their bytes; a pass is not waited for."""
+        """How many are idle, and their bytes; does not wait for a pass."""
         idle = list(self.idle)
         return len(idle), sum(cache_bytes(one.cache) for one in idle)
 
@@ -45,14 +45,14 @@ class Leases:
         writer: Sampler | None,
         new_sequence: Callable[[int], CachedSequence],
     ) -> tuple[CachedSequence, int]:
-        """Take, copy or start the sequence that saves most, cut to what it shares.
+        """Lease the sequence that shares most with a prompt, cut to what it shares.
 
         Args:
-            writer: whose text it is; it tells texts apart that are written by turns.
-            new_sequence: starts one behind a slot of so many positions.
+            writer: the text's sampler, which identifies texts that are written by turns.
+            new_sequence: starts one with so many reserved positions.
 
         Returns:
-            The sequence, and how many tokens of the prompt's context it holds.
+            The sequence, and how many tokens of the prompt it holds.
         """
         with self._lock:
             own = [one for one in self.idle if self._is_own(one, writer)]
@@ -66,7 +66,7 @@ class Leases:
             return sequence, shared
 
     def give_back(self, sequence: CachedSequence) -> None:
-        """Keep it for later; those that were used longest ago go if there is no room."""
+        """End a lease and keep the sequence; those used longest ago are evicted over the limit."""
         with self._lock:
             self.give_up(sequence)
             self.idle.append(sequence)
@@ -77,7 +77,7 @@ class Leases:
                 del self.idle[0]
 
     def give_up(self, sequence: CachedSequence) -> None:
-        """Keep it no longer; nothing happens if that was said before."""
+        """End a lease and drop the sequence; nothing happens the second time."""
         with self._lock:
             if sequence in self.taken:
                 self.taken.remove(sequence)
@@ -88,9 +88,9 @@ class Leases:
         """The sequence that shares most with a prompt, if it is worth it; no longer idle."""
         free = [one for one in self.idle if one not in own and self._is_free(one)]
         busy = [*self.taken, *(one for one in self.idle if one not in own and one not in free)]
-        # With room for one more, a few common tokens are not worth cutting another's cache.
-        room_left = self._bytes is not None or len(self.idle) < self._limit
-        least = _WORTH_SHARING if room_left else 1
+        # Below the limit, a few common tokens are not worth cutting another's cache.
+        below_limit = self._bytes is not None or len(self.idle) < self._limit
+        least = _WORTH_SHARING if below_limit else 1
         candidates = [
             (one.common_prefix(prompt), least, take, one)
             for ones, least, take in (
@@ -114,24 +114,24 @@ class Leases:
         return sequence, shared
 
     def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence | None:
-        """One that would soon be dropped, for its buffers; no longer idle."""
-        room, candidates = prompt.reserved, list(own)
+        """A sequence that would soon be evicted, for its buffers; no longer idle."""
+        reserved, candidates = prompt.reserved, list(own)
         if self._bytes is None and len(self.idle) >= self._limit:
             candidates += self.idle[:1]
         for one in candidates:
-            roomy = cache_is_roomy(one.cache, room + len(prompt.ids))
-            if one.room == room and one.reaches(0) and not roomy:
+            oversized = cache_is_oversized(one.cache, reserved + len(prompt.ids))
+            if one.reserved == reserved and one.reaches(0) and not oversized:
                 self.idle.remove(one)
                 return one
         return None
 
     def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
-        """Whether it was left behind by the text that goes on; told apart by byte budgets only."""
+        """Whether the writer's own text used it last; known with a byte budget only."""
         if self._bytes is None or writer is None or sequence.writer is None:
             return False
         return sequence.writer() is writer
 
     def _is_free(self, sequence: CachedSequence) -> bool:
-        """Whether no text that is being written will come back for it."""
+        """Whether no unfinished text will need it again."""
         unclaimed = sequence.writer is None or sequence.writer() is None
         return self._bytes is None or unclaimed

@@ -73,7 +73,7 @@ class Attention:
 
 
 class UsualAttention(Attention):
-    """What PyTorch and transformers choose by themselves."""
+    """PyTorch's and transformers' own choice."""
 
     def for_pass(
         self, tokens: int, *, fixed: bool, behind: bool = True
@@ -194,7 +194,7 @@ def _at_once(heads: int, numbers: int) -> int:
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a mask adds to scores."""
+    """A mask as numbers to be added to scores."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -207,7 +207,7 @@ def _mask(*given: Any, **more: Any) -> Tensor | None:
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
-    """What each of the last tokens sees of all columns, (1, 1, T, K); None: everything."""
+    """Which columns each of the last tokens sees, (1, 1, T, K); None: all of them."""
     if tokens == 1:
         return None
     seen = torch.ones(tokens, columns, dtype=torch.bool, device=device)

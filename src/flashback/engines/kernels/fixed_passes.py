@@ -9,16 +9,16 @@ CUDA graph replays all of them at once, but only with the same shapes at the sam
 
 Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K columns.
 
-Column i of a row holds position i: the slot first, the context behind it. T is the number of new
-tokens, rounded up; a row's padding stands before them in the pass, and is written behind the row's
-end, where it is seen by nothing and soon overwritten. K is an eighth or 256 more than is needed, if
-the buffers have that.
+Column i of a row holds position i: the reserved positions first, the text behind them. T is the
+number of new tokens, rounded up; `padding.py` says where padding goes. K is an eighth or 256 more
+than is needed, if the buffers have that.
 
 A pass of some T and K runs step by step the first time, is recorded the second time, and replayed
 from then on, until K columns are not enough or the buffers have moved. Without recording it runs
 step by step every time; that is how it is tested on any machine.
 
-An engine runs one pass at a time, whichever thread it is for: a recording bears no company.
+One pass runs at a time, whichever thread it is for: nothing else may run on the device's stream
+while a pass is recorded.
 """
 
 import threading
@@ -33,8 +33,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.engines.cache.layers import States
-from flashback.patterns.prompt import Ids
+from flashback.engines.kernels.padding import mask_of, place_tokens
+from flashback.engines.kernels.states import States
 
 _TOKENS = 16
 """Several tokens are rounded up to a multiple of so many."""
@@ -42,20 +42,20 @@ _MOST_TOKENS = 512
 """Of a pass; the kernels of a longer one take longer than to launch them."""
 _COLUMNS = 256
 """K has as many to spare, or an eighth, if the buffers have."""
-_ENCODINGS = 4
+_PREFILLS = 4
 """Lengths of passages that are recorded; each holds the keys and values of one passage."""
 _RECORDING = threading.Lock()
 """Recording begins by waiting for the device, which would break into another's recording."""
 
 Run = Callable[..., Tensor]
-"""`LocalEngine.run`."""
-Encode = Callable[[Tensor, Tensor], list[States]]
+"""`Passes.run`."""
+Prefill = Callable[[Tensor, Tensor], list[States]]
 """Keys and values of a passage's ids (1, T) at positions (1, T)."""
 
 
 @dataclass(frozen=True)
 class NewTokens:
-    """What a pass adds to a row."""
+    """The tokens that a pass adds to a row."""
 
     ids: Sequence[int]
     start: int
@@ -130,7 +130,7 @@ class _Repeated:
         self._output: Any = None
 
     def __call__(self, inputs: list[list[int]], compute: Compute) -> Any:
-        """What `compute` makes of the inputs; valid until the next call."""
+        """The result of `compute` for these inputs; valid until the next call."""
         self._inputs.copy_(torch.tensor(inputs))
         thread = threading.current_thread()
         if self._replay is None and (self._recorder is None or thread not in self._warm):
@@ -195,30 +195,26 @@ class FixedPass:
     def _pass(self, run: Run, buffers: Sequence[States], inputs: Tensor) -> Tensor:
         ids = inputs[:, : self.tokens]
         start, first, padding = inputs[:, self.tokens :].split(1, dim=1)
-        # The new tokens in order, then the padding that stands before them in the pass.
-        columns = start + (self._places - padding).remainder(self.tokens)
-        last = (start + self.tokens - padding - 1).clamp_min(0)
-        seen = (self._numbers <= columns[..., None]) & (self._numbers >= first[..., None])
-        never = torch.finfo(self._dtype).min
-        mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, never)[:, None]
+        columns, positions = place_tokens(start, padding, self._places)
+        mask = mask_of(columns, first, self._numbers, self._dtype)
         cache = DynamicCache()
         cache.layers = [_FixedLayer(pair, columns, self.columns) for pair in buffers]
-        positions = torch.minimum(columns, last)
         return run(ids, positions, cache, 1, fixed=True, attention_mask=mask)[:, -1]
 
 
-class _FixedEncoding:
+class _FixedPrefill:
     """A passage of up to T tokens on its own, padded behind."""
 
     def __init__(self, tokens: int, device: torch.device, recorder: Recorder | None) -> None:
         self._tokens = tokens
         self._repeated = _Repeated((2, tokens), device, recorder)
 
-    def __call__(self, encode: Encode, passage: Ids, room: int) -> list[States]:
+    def __call__(self, prefill: Prefill, passage: Sequence[int], reserved: int) -> list[States]:
         ids = [*passage, *[0] * (self._tokens - len(passage))]
-        positions = [min(room - len(passage) + i, room - 1) for i in range(self._tokens)]
+        start = reserved - len(passage)
+        positions = [min(start + i, reserved - 1) for i in range(self._tokens)]
         states: list[States] = self._repeated(
-            [ids, positions], lambda inputs: encode(inputs[:1], inputs[1:])
+            [ids, positions], lambda inputs: prefill(inputs[:1], inputs[1:])
         )
         held = len(passage)  # copied, since the next passage is written over it
         return [(keys[:, :, :held].clone(), values[:, :, :held].clone()) for keys, values in states]
@@ -243,7 +239,7 @@ class FixedPasses:
         self._passes: weakref.WeakKeyDictionary[DynamicCache, dict[tuple[int, int], FixedPass]] = (
             weakref.WeakKeyDictionary()
         )
-        self._encodings: OrderedDict[int, _FixedEncoding] = OrderedDict()
+        self._prefills: OrderedDict[int, _FixedPrefill] = OrderedDict()
         """By T, those used longest ago first."""
 
     def tokens(self, new: int) -> int | None:
@@ -264,9 +260,9 @@ class FixedPasses:
         Valid until the next step.
 
         Args:
-            run: `LocalEngine.run`.
+            run: `Passes.run`.
             cache: what the buffers belong to.
-            buffers: with room for T tokens behind every row's `start`.
+            buffers: with T free columns behind every row's `start`.
             tokens: T, from `tokens`.
         """
         passes = self._passes.setdefault(cache, {})
@@ -283,22 +279,24 @@ class FixedPasses:
             )
         return known(run, buffers, rows)
 
-    def encode(self, encode: Encode, passage: Ids, room: int) -> list[States] | None:
-        """Keys and values of a passage before `room`, (1, H, p, D) each; None: it is too long."""
+    def prefill(
+        self, prefill: Prefill, passage: Sequence[int], reserved: int
+    ) -> list[States] | None:
+        """Keys and values of a passage that ends at R, (1, H, p, D) each; None: it is too long."""
         tokens = self.tokens(len(passage))
         if tokens is None:
             return None
-        encoding = self._encodings.pop(tokens, None)
-        if encoding is None:
-            encoding = _FixedEncoding(tokens, self._device, self._recorder)
-        self._encodings[tokens] = encoding
-        if len(self._encodings) > _ENCODINGS:
-            self._encodings.popitem(last=False)
-        return encoding(encode, passage, room)
+        known = self._prefills.pop(tokens, None)
+        if known is None:
+            known = _FixedPrefill(tokens, self._device, self._recorder)
+        self._prefills[tokens] = known
+        if len(self._prefills) > _PREFILLS:
+            self._prefills.popitem(last=False)
+        return known(prefill, passage, reserved)
 
     def forget(self) -> None:
         """Drop all that is recorded of passages; that of a cache goes with the cache."""
-        self._encodings.clear()
+        self._prefills.clear()
 
 
 def _columns(end: int) -> int:

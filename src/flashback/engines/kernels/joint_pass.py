@@ -1,6 +1,6 @@
-"""A slot's passage and the context tokens behind it, in one pass.
+"""A passage at reserved positions and the context tokens behind it, in one pass.
 
-A passage is encoded without the context, so it could have a pass of its own. But then the tokens
+A passage is prefilled without the context, so it could have a pass of its own. But then the tokens
 that are the first to see it, often a single one, take a second pass, in which every weight is read
 once more. In one pass each layer multiplies the tokens of both by its matrices, and only attention
 keeps them apart.
@@ -12,7 +12,7 @@ those before them, K = p + n + T columns: the passage, then the context.
     context token i     sees the columns [0, p + n + i], which is what the model's own mask says
 
 It takes a model whose layers each ask transformers for its PyTorch attention once, which is a name
-in the model's configuration; `LocalEngine.joins_passages` finds out, and every pass counts.
+in the model's configuration; `has_joint_passes` finds out, and every pass counts the calls.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class PassageApart:
     """Attention of a pass whose first tokens see nothing but themselves."""
 
     def __init__(self, passage: int, context: int) -> None:
-        """Say what the tokens of the pass are.
+        """Describe the pass.
 
         Args:
             passage: p; they come first, in the pass and in the cache.
@@ -48,7 +48,7 @@ class PassageApart:
 
     @contextlib.contextmanager
     def of(self, config: PreTrainedConfig) -> Iterator[None]:
-        """Be what the model of a configuration calls, in passes of this thread."""
+        """Take the place of a model's attention, in passes of this thread."""
         with replaced(config, _NAME):
             token = _ENTERED.set(self)
             try:
@@ -93,7 +93,7 @@ _ENTERED: ContextVar[PassageApart | None] = ContextVar("passage apart", default=
 
 
 def _attention(module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
-    """What transformers calls; passes of other threads are as ever."""
+    """The function that transformers calls; passes of other threads are not changed."""
     apart = _ENTERED.get()
     way = attend if apart is None else apart.attend
     return way(module, *given, **more)

@@ -1,14 +1,14 @@
 """The last layer, at the positions whose logits are needed; before them, its keys and values alone.
 
 Nothing else of the last layer is ever read there: neither its queries and attention nor its
-feed-forward network. A prompt needs one position of the pass that encodes it; in training, branches
-of 16 targets behind a passage of 128 tokens need one in nine. That leaves out most of a layer's
-work, forwards and backwards, and nothing changes.
+feed-forward network. A prompt needs one position of the pass that prefills it; in training,
+branches of 16 targets behind a passage of 128 tokens need one in nine. That leaves out most of a
+layer's work, forwards and backwards, and nothing changes.
 
 It takes a layer that uses what it is given position by position, but for attention; the engine's
 self-check finds out. The layer runs twice: on all positions, until a cache between has got its keys
 and values and ends it, and then on the needed positions, where that cache answers with the keys and
-values of all. What the layer would have given for the others is zeros.
+values of all. The output at the other positions is zeros.
 
 Symbols: B batch, T tokens of a pass, n of them needed, K keys, H key-value heads, D head size.
 """
@@ -23,8 +23,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Cache
 
-from flashback.engines.cache.layers import States
 from flashback.engines.kernels.attention import causal_mask
+from flashback.engines.kernels.states import KeysFirst, KeysKnown
 
 _QUERY_AXES = {
     "hidden_states": 1,  # (B, T, width)
@@ -36,7 +36,7 @@ _QUERY_AXES = {
 _OTHER_TENSORS = {"alibi"}
 """Arguments that have none; a layer with others is left alone."""
 _MASKED = ("sdpa", "eager")
-"""Ways of attention that are told by a mask what a position sees."""
+"""Kinds of attention in which a mask says what a position sees."""
 _REPLACING = threading.Lock()
 """A layer's `forward` is the model's, whichever thread replaces it."""
 _SECOND_RUN: ContextVar[bool] = ContextVar("second run", default=False)
@@ -95,7 +95,7 @@ class LastLayer:
 
 
 class _Forward:
-    """What stands for a layer's `forward` while some thread narrows it."""
+    """Replaces a layer's `forward` while some thread narrows it."""
 
     def __init__(self, layer: nn.Module, names: tuple[str, ...], attention: str) -> None:
         self.needed: dict[int, int] = {}
@@ -149,11 +149,11 @@ class WholeLastLayer(LastLayer):
 def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -> Any:
     """A layer's output (B, T, width) of these arguments, zeros but for the needed positions."""
     (name,) = _caches(given)
-    cache = _KeysFirst(given[name])
+    cache = KeysFirst(given[name])
     try:
         # A layer that has no keys and values of its own asks no cache: it is left whole.
         return forward(**given | {name: cache})
-    except _KeysKnown:
+    except KeysKnown:
         pass
     narrow = given | {name: cache}
     for name, axis in _QUERY_AXES.items():
@@ -175,38 +175,6 @@ def _narrowed(forward: Callable[..., Any], given: dict[str, Any], needed: int) -
 def _caches(given: dict[str, Any]) -> list[str]:
     """The names of the arguments that are caches; families differ in them."""
     return [name for name, value in given.items() if isinstance(value, Cache)]
-
-
-class _KeysKnown(Exception):
-    """The keys and values are there: nothing else of the layer is needed."""
-
-
-class _KeysFirst:
-    """A cache that ends the layer when it is given keys and values, and knows them afterwards."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._states: States | None = None
-
-    @property
-    def keys(self) -> Tensor:
-        """Keys of all positions, (B, H, K, D)."""
-        assert self._states is not None, "a layer that narrows its attention asks its cache"
-        return self._states[0]
-
-    def update(self, keys: Tensor, values: Tensor, *where: Any, **more: Any) -> States:
-        """Keys and values of all positions, (B, H, K, D) each.
-
-        Raises:
-            _KeysKnown: the first time.
-        """
-        if self._states is None:
-            self._states = self._cache.update(keys, values, *where, **more)
-            raise _KeysKnown
-        return self._states
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
 
 
 def _holds_tensors(value: object) -> bool:

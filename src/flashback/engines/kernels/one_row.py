@@ -8,7 +8,7 @@ blocks of B outputs:
     float32     (O / B, I, B)
     bfloat16    (O / B, I / 2, B, 2): the weights of two inputs side by side, in 32 bits
 
-so that a block is read from front to back, into B sums. oneDNN's layout is its own affair: a weight
+so that a block is read from front to back, into B sums. oneDNN's layout is not documented: a weight
 that does not lie like this in memory, number by number, is left to oneDNN.
 
 Imported only where it was asked for: numba is an extra. Its threads are OpenMP's, the same as
@@ -34,7 +34,7 @@ Loop = Callable[[NDArray[np.generic], NDArray[np.generic], Floats, Floats], None
 _PAIRS = {torch.float32: 1, torch.bfloat16: 2}
 """Inputs whose weights lie side by side."""
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.uint32}
-"""What a loop reads weights and inputs as."""
+"""The type as which a loop reads weights and inputs."""
 _BLOCKS = range(128, 0, -8)
 """Outputs side by side that fill a processor's registers."""
 _ANY_ORDER = {"reassoc", "contract", "nsz"}

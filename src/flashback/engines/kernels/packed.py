@@ -72,7 +72,7 @@ class PackedLinear(RepackedLinear):
         super().__init__(bias, transposed=transposed, owned=owned)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
         self.single_rows: Product | None = None
-        """What multiplies them, if not oneDNN."""
+        """Multiplies single rows, if oneDNN does not."""
 
     def unpacked(self) -> Tensor:
         weight: Tensor = self._packed.to_dense()

@@ -1,4 +1,4 @@
-"""Documents and a retriever to windows with passages: what training and evaluation begin with.
+"""Documents cut into windows, and passages for them: the input of training and evaluation.
 
 One lookup serves several strides, numbers of passages and passage lengths: it is made at the
 boundaries of all strides and for the most passages, and every setting takes its part of it.
@@ -6,7 +6,7 @@ boundaries of all strides and for the most passages, and every setting takes its
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document, name_of
@@ -14,25 +14,22 @@ from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Example
-from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
+from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.scoring.windows import Window, cut_documents, random_lengths
-from flashback.settings import RetrievalSettings
-
-StartLookup = Callable[[int], Callable[[], None]]
-"""Given how many windows are looked up: what to call after each."""
+from flashback.scoring.windows import Window, cut_windows, random_lengths
+from flashback.settings import AUTO, RetrievalSettings
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Windows, and what was found for them."""
+class RetrievedWindows:
+    """Windows and the hits of their cuts."""
 
     windows: tuple[Window, ...]
     found: tuple[Found, ...]
     from_disk: bool = False
-    """Whether nothing had to be searched."""
+    """Whether all hits came from the lookups on disk."""
 
-    def first_windows(self) -> "Prepared":
+    def first_windows(self) -> "RetrievedWindows":
         """The first window of each document alone."""
         firsts: dict[tuple[str, str], int] = {}
         for at, window in enumerate(self.windows):
@@ -44,11 +41,11 @@ class Prepared:
         )
 
     def examples(self, reader: Reader, settings: RetrievalSettings) -> list[Example]:
-        """The same in tokens."""
+        """Examples: the windows with the tokens of their passages."""
         return examples_of(self.windows, self.found, reader, settings)
 
 
-def prepare(
+def cut_and_retrieve(
     documents: Iterable[Document],
     reader: Reader,
     retriever: Retriever,
@@ -57,14 +54,14 @@ def prepare(
     *,
     cache: LookupCache | None = None,
     start: StartLookup = lambda _: lambda: None,
-) -> list[Prepared]:
-    """Cut documents into windows and look up passages, once for all `settings`.
+) -> list[RetrievedWindows]:
+    """Cut documents into windows and retrieve passages, once for all `settings`.
 
     Args:
         documents: read once.
         settings: one or more; all have the same targets if the protocol is `windows`.
-        cache: where what was found is kept.
-        start: called with the number of windows before they are looked up.
+        cache: keeps the hits.
+        start: see `Lookup.search_all`.
 
     Raises:
         SettingsError: a window has no room for a stride.
@@ -73,17 +70,17 @@ def prepare(
     for one in settings:
         one.check_lookahead()
     if windows.protocol is Protocol.WINDOWS:
-        return _prepare_together(documents, reader, retriever, settings, windows, cache, start)
+        return _retrieve_together(documents, reader, retriever, settings, windows, cache, start)
     kept = list(documents)
-    found: dict[RetrievalSettings, Prepared] = {}
+    found: dict[RetrievalSettings, RetrievedWindows] = {}
     for stride in sorted({one.stride for one in settings}):  # contexts are of a stride's own
         own = [one for one in settings if one.stride == stride]
-        some = _prepare_together(kept, reader, retriever, own, windows, cache, start)
+        some = _retrieve_together(kept, reader, retriever, own, windows, cache, start)
         found |= zip(own, some, strict=True)
     return [found[one] for one in settings]
 
 
-def _prepare_together(
+def _retrieve_together(
     documents: Iterable[Document],
     reader: Reader,
     retriever: Retriever,
@@ -91,12 +88,12 @@ def _prepare_together(
     windows: WindowSettings,
     cache: LookupCache | None,
     start: StartLookup,
-) -> list[Prepared]:
+) -> list[RetrievedWindows]:
     strides = sorted({one.stride for one in settings})
     finest, coarsest = math.gcd(*strides), math.lcm(*strides)
     first = _first_boundary(reader, windows, strides)
     cut = _drawn(
-        cut_documents(documents, reader, windows, finest, multiple=coarsest // finest), windows
+        cut_windows(documents, reader, windows, finest, multiple=coarsest // finest), windows
     )
     if not cut:
         raise CorpusError(
@@ -140,19 +137,19 @@ def _strides(strides: Sequence[int]) -> str:
 
 
 def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
-    """What decides a lookup: equal for settings that share one."""
+    """The settings that decide a lookup: equal for those that share one."""
     return replace(
-        settings, pattern="append", stride=1, passage_tokens=1, passages=passages, frame=None
+        settings, pattern=AUTO, stride=1, passage_tokens=1, passages=passages, frame=None
     )
 
 
-def check_found(prepared: Sequence[Prepared]) -> None:
-    """Refuse to go on with patterns that have passages, but nothing to put there.
+def check_found(retrieved: Sequence[RetrievedWindows]) -> None:
+    """Refuse patterns that have passages where none was found.
 
     Raises:
         CorpusError: not one passage was found, for any of the settings.
     """
-    hits = [hits for one in prepared for window in one.found for hits in window.hits]
+    hits = [hits for one in retrieved for window in one.found for hits in window.hits]
     if not any(hits):
         raise CorpusError(
             f"no passage was found for any of {len(hits):,} boundaries: the index has none but "
@@ -162,7 +159,7 @@ def check_found(prepared: Sequence[Prepared]) -> None:
 
 
 def _drawn(windows: Iterable[Window], settings: WindowSettings) -> list[Window]:
-    """All windows, or as many as are wanted, drawn at random but in their order."""
+    """All windows, or so many drawn at random, in their order."""
     every = list(windows)
     if not 0 < settings.max_windows < len(every):
         return every
@@ -179,12 +176,7 @@ def _looked_up(
 ) -> tuple[list[Found], bool]:
     if cache is not None:
         return cache.find(lookup, windows, asked, start)
-    on_window = start(len(windows))
-    found = []
-    for one in lookup.search(windows):
-        found.append(one)
-        on_window()
-    return found, False
+    return lookup.search_all(windows, start), False
 
 
 def _part(
@@ -192,9 +184,9 @@ def _part(
     found: tuple[list[Found], bool],
     settings: RetrievalSettings,
     finest: int,
-) -> Prepared:
+) -> RetrievedWindows:
     step = settings.stride // finest
-    return Prepared(
+    return RetrievedWindows(
         tuple(window.every(step) for window in windows),
         tuple(one.every(step, settings.passages) for one in found[0]),
         found[1],

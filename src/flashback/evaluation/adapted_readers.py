@@ -1,4 +1,4 @@
-"""A reader without an adapter and with one after the other: one model in memory at a time."""
+"""A reader without an adapter, then with one after the other: one model in memory at a time."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,8 +7,11 @@ from flashback.readers.adapter import check_base, put_on
 from flashback.readers.reader import Reader
 
 
-class Readers:
-    """Hands out a reader; who has it must let go of it before asking for another one."""
+class AdaptedReaders:
+    """Loads a reader with one adapter after the other.
+
+    The caller must drop its reference to a reader before it asks for another one.
+    """
 
     def __init__(
         self, load: Callable[[], Reader], finish: Callable[[Reader], Reader] | None = None
@@ -17,8 +20,7 @@ class Readers:
 
         Args:
             load: loads the reader without any adapter, anew at every call.
-            finish: what is done to a reader, its adapter merged, before it is handed out; it need
-                not be good for other adapters afterwards.
+            finish: applied to a reader after its adapter was merged, such as `for_inference`.
         """
         self._load = load
         self._finish = finish
@@ -26,7 +28,7 @@ class Readers:
         self._adapter: Path | None = None
 
     def get(self, adapter: Path | None = None) -> Reader:
-        """The reader with an adapter merged into it, or without any; not to be changed.
+        """The reader with an adapter merged into it, or without any; do not change it.
 
         Raises:
             FlashBackError: the reader or the adapter cannot be loaded, or they are not a pair.
@@ -39,7 +41,7 @@ class Readers:
         return self._reader
 
     def take(self) -> Reader:
-        """The reader without an adapter, to be changed: nobody else gets it."""
+        """The reader without an adapter, for the caller to change: it is not returned again."""
         plain = self._adapter is None and self._finish is None
         reader = self._reader if plain else None
         self._reader = self._adapter = None

@@ -1,10 +1,10 @@
-"""Passes of one model: logits, log-probabilities of targets, caches to go on from.
+"""A model as scoring runs it: logits, log-probabilities of targets, caches made of given states.
 
-Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads.
+Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads, D size of a head.
 """
 
-import inspect
-from collections.abc import Generator, Sequence
+from collections import abc
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,37 +12,48 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from flashback.engines.cache.layers import States, has_hidden_windows
 from flashback.engines.kernels.last_layer import LastLayer
+from flashback.engines.kernels.states import States
+from flashback.engines.support import support_of
 from flashback.patterns.prompt import Ids
 
 Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
-"""A computation of several passes that stops after each of them; it returns its result."""
-
-_BY_COLUMN = ("mpt",)
-"""Models that measure distances in columns of the cache, hidden ones among them."""
+Steps = abc.Generator[None, None, Result]
+"""A computation of several forward passes that pauses after each; it returns its result."""
 
 
-class Passes:
-    """Runs a causal language model of transformers, or an adapter around one."""
+class ScoringModel:
+    """Forward passes of a causal language model of transformers, or of a PEFT model around one."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Take a model: in evaluation mode, or in training."""
+        """Wrap a model.
+
+        Args:
+            model: in evaluation mode, or in training.
+        """
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.takes_positions = takes_positions(base)
-        self._takes_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
-        full = all(type(one) is DynamicLayer for one in DynamicCache(config=base.config).layers)
-        self.full_attention = full and not has_hidden_windows(base)
-        """Whether every layer sees every position; False for sliding windows."""
-        self.skips_columns = self.full_attention and base.config.model_type not in _BY_COLUMN
-        """Whether columns of a cache that a mask hides are as if they were not there."""
+        support = support_of(base)
+        self.takes_positions = support.takes_positions
+        self._takes_keep = support.takes_logits_to_keep
+        self.full_attention = support.full_attention_only and support.every_layer_caches
+        """Whether every layer caches and attends to every position; False for sliding windows."""
+        self.skips_columns = self.full_attention and support.skips_hidden_columns
+        """Whether masked columns of a cache do not count as positions."""
         self.device = next(base.parameters()).device
         self._last_layer = LastLayer(base)
         self._model = model
 
     def logits(self, ids: Tensor, keep: int, inputs: dict[str, Any]) -> Tensor:
-        """Logits (B, keep, V) of the last `keep` positions of `ids`, (B, T)."""
+        """Run one forward pass.
+
+        Args:
+            ids: (B, T).
+            keep: how many of the last positions get logits.
+            inputs: further arguments of the model's `forward`.
+
+        Returns:
+            (B, keep, V).
+        """
         if self._takes_keep:  # the vocabulary's rows are half of a small model's work
             # As positions, not as a number: a slice would not be contiguous, and PyTorch would
             # multiply every sequence with the vocabulary's matrix on its own.
@@ -54,8 +65,8 @@ class Passes:
             logits: Tensor = self._model(input_ids=ids, **inputs).logits
         return logits if logits.shape[1] == keep else logits[:, -keep:]
 
-    def behind(self, cache: DynamicCache, ids: Ids, position: int, keep: int) -> Tensor:
-        """Logits (1, keep, V) of `ids`, from `position` on; the cache grows by them."""
+    def extend(self, cache: DynamicCache, ids: Ids, position: int, keep: int) -> Tensor:
+        """Logits (1, keep, V) of `ids`, the first at `position`; the cache grows by them."""
         inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         if self.takes_positions:
             positions = torch.arange(position, position + len(ids), device=self.device)
@@ -64,18 +75,19 @@ class Passes:
 
     def log_probs(self, logits: Tensor, targets: Sequence[Ids], forbidden: Ids) -> Tensor:
         """Log-probabilities (B, keep) of the targets from logits (B, keep, V)."""
-        logits = logits.float()
-        if forbidden:
-            never = torch.tensor(forbidden, device=logits.device)
-            logits = logits.index_fill(-1, never, float("-inf"))
         wanted = torch.tensor(targets, device=logits.device)
-        flat = logits.flatten(0, 1), wanted.flatten()  # with V last, nothing is copied
+        # With V last, nothing is copied.
+        flat = without_forbidden(logits, forbidden).flatten(0, 1), wanted.flatten()
         return -nn.functional.cross_entropy(*flat, reduction="none").view_as(wanted)
 
 
-def takes_positions(model: nn.Module) -> bool:
-    """Whether a model is told where its tokens stand."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+def without_forbidden(logits: Tensor, forbidden: Ids) -> Tensor:
+    """Logits (..., V) in float32, those of ids that are never written at minus infinity."""
+    logits = logits.float()
+    if not forbidden:
+        return logits
+    never = torch.tensor(forbidden, device=logits.device)
+    return logits.index_fill(-1, never, float("-inf"))
 
 
 class _GivenLayer(DynamicLayer):

@@ -1,4 +1,4 @@
-"""LoRA and the marking rows on a reader: what is trained, and nothing else."""
+"""New LoRA weights and marking rows on a reader: the parameters that training changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,8 @@ from flashback.errors import SettingsError
 from flashback.patterns.frame import Frame
 from flashback.readers.adapter import add_marks, wrap
 from flashback.readers.card import WEIGHTS
+from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.reader import Reader
-from flashback.settings import Marks
-from flashback.training.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,23 +54,26 @@ def _layers_named(model: PreTrainedModel, name: str) -> list[nn.Module]:
 
 
 def add_lora(
-    reader: Reader, settings: TrainingSettings
+    reader: Reader, settings: LoraSettings, seed: int
 ) -> tuple["PeftModel", Frame, tuple[int, int] | None]:
-    """Put fresh LoRA weights, and marking tokens if they are wanted, on a reader.
+    """Put new LoRA weights, and marking tokens if the settings have them, on a reader.
+
+    Args:
+        seed: decides the new weights.
 
     Returns:
-        the model to train; what stands around passages; the marking tokens' ids.
+        the model to train; the frame of passages; the ids of the marking tokens.
 
     Raises:
-        SettingsError: a layer that the model does not have.
+        SettingsError: the model has no layer of such a name.
     """
     from peft import LoraConfig
 
-    from flashback.training.marking_rows import use_marking_rows
+    from flashback.readers.marking_rows import use_marking_rows
 
     targets = settings.lora_targets or query_and_value(reader.model)
     chosen = _chosen_layers(reader, targets)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     marks = None if settings.marks is Marks.NONE else add_marks(reader.tokenizer, reader.model)
     config = LoraConfig(
         r=settings.rank,

@@ -1,0 +1,51 @@
+"""Rows with different numbers of new tokens in one pass: where their tokens go, and what they see.
+
+Symbols: A rows of the pass, T tokens of each, padding included, K columns.
+
+Rows are left-padded to T, so that the last token of every row gives its logits. Padding is written
+to the columns right behind a row's new tokens, where no token sees it and the next pass overwrites
+it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def place_tokens(start: Tensor, padding: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and positions of the tokens of a pass, (A, T) each.
+
+    A token's position is its column; padding has the position of the row's last token, since the
+    columns behind it may be outside of the model's window.
+
+    Args:
+        start: the column of each row's first new token, (A, 1).
+        padding: how many tokens of each row are padding, (A, 1).
+        tokens: 0, 1, ..., T - 1, (T,); on the device of the others.
+    """
+    count = len(tokens)
+    columns = start + (tokens - padding).remainder(count)
+    last = (start + count - padding - 1).clamp_min(0)
+    return columns, torch.minimum(columns, last)
+
+
+def mask_of(
+    columns: Tensor,
+    first: Tensor,
+    keys: Tensor,
+    dtype: torch.dtype,
+    window: int | None = None,
+) -> Tensor:
+    """Numbers to be added to attention scores, (A, 1, T, K): zero, or the least number.
+
+    Args:
+        columns: of the tokens, (A, T).
+        first: the first column in each row's view, (A, 1).
+        keys: 0, 1, ..., K - 1, (K,).
+        window: how many columns a token sees; None: all before it.
+    """
+    queries = columns[..., None]
+    seen = (keys <= queries) & (keys >= first[..., None])
+    if window is not None:
+        seen &= keys > queries - window
+    never = torch.finfo(dtype).min
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, never)[:, None]

@@ -1,0 +1,67 @@
+"""The table of model families says what transformers' models do."""
+
+import pytest
+import torch
+
+from families import BY_COLUMN, FAMILIES, SLIDING, tiny_model
+from flashback.engines.kernels.padding import mask_of, place_tokens
+from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import BatchingEngine, CachingEngine, Usage
+from flashback.engines.support import key_value_heads, support_of
+
+ALIBI = ("bloom", "mpt")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_COLUMN])
+def test_the_properties_of_every_family(family: str) -> None:
+    found = support_of(tiny_model(family))
+    full = family not in (*SLIDING, "gpt_neo")
+    assert found.full_attention_only == found.reserved_positions == full
+    assert found.takes_positions == (family not in ALIBI)
+    assert found.alibi == (family in ALIBI)
+    assert found.explicit_positions == (full and family not in ALIBI)
+    assert found.skips_hidden_columns == (full and family != "mpt")
+    assert found.windows_in_columns == (family == "gpt_neo")
+    assert found.takes_logits_to_keep
+    assert found.every_layer_caches
+    assert not found.positions_by_length
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_positions_that_depend_on_the_length(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    model = tiny_model("llama", rope_parameters=rope)
+    assert support_of(model).positions_by_length == (kind == "dynamic")
+
+
+def test_heads_that_share_keys() -> None:
+    assert key_value_heads(tiny_model("llama").config) == 2
+    assert key_value_heads(tiny_model("opt").config) == 4
+    assert key_value_heads(tiny_model("falcon").config) == 1  # multi-query
+
+
+def test_padding_goes_behind_the_new_tokens_and_is_seen_by_none_of_them() -> None:
+    start, padding = torch.tensor([[7], [2]]), torch.tensor([[0], [2]])
+    columns, positions = place_tokens(start, padding, torch.arange(3))
+    assert columns.tolist() == [[7, 8, 9], [3, 4, 2]]
+    assert positions.tolist() == [[7, 8, 9], [2, 2, 2]]
+    mask = mask_of(columns, torch.tensor([[5], [0]]), torch.arange(10), torch.float32)
+    seen = [[sorted(row.eq(0).nonzero()[:, 0].tolist()) for row in rows[0]] for rows in mask]
+    assert seen[0] == [[5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9]]
+    assert seen[1][-1] == [0, 1, 2]
+    narrow = mask_of(columns, torch.tensor([[5], [0]]), torch.arange(10), torch.float32, window=2)
+    assert narrow[0, 0, -1].eq(0).nonzero()[:, 0].tolist() == [8, 9]
+
+
+def test_a_local_engine_batches_and_says_what_it_caches() -> None:
+    engine = LocalEngine(tiny_model("llama"), window=100)
+    assert isinstance(engine, BatchingEngine)
+    assert isinstance(engine, CachingEngine)
+
+
+def test_the_former_names_of_counts_warn() -> None:
+    usage = Usage(prefilled=3, prefill_seconds=0.5)
+    with pytest.warns(DeprecationWarning, match=r"Usage\.prefilled"):
+        assert usage.encoded == 3
+    with pytest.warns(DeprecationWarning, match=r"Usage\.prefill_seconds"):
+        assert usage.encode_seconds == 0.5
