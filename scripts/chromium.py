@@ -100,7 +100,7 @@ class Page:
             pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code}
             self.call("Input.dispatchKeyEvent", type=kind, modifiers=modifiers, **pressed)
 
-    def wait(self, condition: str, seconds: float = 60) -> None:
+    def wait(self, condition: str, seconds: float = 240) -> None:
         """Until a script's expression is true.
 
         Raises:

@@ -142,10 +142,10 @@ async def pieces(answer: httpx2.Response) -> AsyncIterator[str]:
     async for line in answer.aiter_lines():
         if not line.startswith("data: "):
             continue
-        told = line.removeprefix("data: ")
-        if told == "[DONE]":
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
             return
-        chunk = json.loads(told)
+        chunk = json.loads(data)
         if "error" in chunk:
             raise ValueError(chunk["error"]["message"])
         if text := chunk["choices"][0]["text"] if chunk["choices"] else "":
@@ -172,9 +172,15 @@ class Client:
         self._alone = alone
         self._random = random.Random(seed)
 
-    async def run(self, ends: float) -> None:
-        """Send, look at the answers and count."""
-        while time.monotonic() < ends:
+    async def run(self, ends: float, requests: int | None) -> None:
+        """Send, look at the answers and count.
+
+        Args:
+            requests: stop after so many; None: stop at the time `ends`.
+        """
+        for _ in itertools.count() if requests is None else range(requests):
+            if time.monotonic() > ends:
+                return
             draw = self._random.random()
             kind = self._random.choice(list(self._alone))
             try:
@@ -204,7 +210,8 @@ class Client:
             with contextlib.suppress(httpx2.ReadTimeout):
                 waiting = self._random.uniform(0.05, 2)
                 body = kind.body(stream=False)
-                await self._http.post("/v1/completions", json=body, timeout=waiting)
+                timeout = httpx2.Timeout(300, read=waiting)
+                await self._http.post("/v1/completions", json=body, timeout=timeout)
         else:
             read = self._random.randrange(1, kind.tokens)
             async with self._opened(kind) as answer:
@@ -250,14 +257,22 @@ def resident(pid: int) -> float:
 
 
 async def watch(pid: int, memory: list[float]) -> None:
-    """Read the server's memory once a second."""
+    """Read the server's memory, now and once a second."""
     while True:
         memory.append(resident(pid))
         await asyncio.sleep(1)
 
 
-async def soak(url: str, pid: int, clients: int, seconds: float) -> dict[str, Any]:
-    """Send everything, and say what was seen."""
+async def soak(
+    url: str, pid: int, clients: int, seconds: float, requests: int | None = None
+) -> dict[str, Any]:
+    """Send requests, and report what the clients saw.
+
+    Args:
+        pid: of the server's process, whose memory is watched.
+        seconds: the time after which no client sends another request.
+        requests: how many each client sends; None: as many as there is time for.
+    """
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
         model = (await http.get("/v1/models")).json()["data"][0]["id"]
@@ -267,7 +282,7 @@ async def soak(url: str, pid: int, clients: int, seconds: float) -> dict[str, An
         watching = asyncio.create_task(watch(pid, memory))
         ends = time.monotonic() + seconds
         own = [Client(http, count, alone, seed) for seed in range(clients)]
-        await asyncio.gather(*(client.run(ends) for client in own))
+        await asyncio.gather(*(client.run(ends, requests) for client in own))
         watching.cancel()
         metrics = (await http.get("/metrics")).text
     return report(count, memory, metrics) | {"clients": clients, "seconds": seconds}

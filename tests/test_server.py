@@ -5,22 +5,31 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashback.engines.local import LocalEngine
+from flashback.patterns.registry import PATTERNS
+from flashback.readers.text_reader import TextReader
 from flashback.server.server_settings import MIB
 from flashback.settings import Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from readers import tiny_reader
-from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
+from servers import DEFAULTS, ForcedEngine, QueryRetriever, Served, chat_reader, serving
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     with serving() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def http(served: Served) -> Iterator[httpx2.Client]:
+    with served.http() as found:
         yield found
 
 
@@ -32,7 +41,7 @@ def tiled(strides: list[Any], text: str, start: int = 0) -> bool:
 
 def test_a_completion_is_what_the_generator_writes_and_its_strides_tile_it(served: Served) -> None:
     answer = served.complete("The tides", max_tokens=22)
-    reader = served.service.reader
+    reader = served.reader
     generator = Generator(reader, LocalEngine(reader.model, reader.window), QueryRetriever())
     written = generator.generate("The tides", Settings(DEFAULTS, stopping=StoppingSettings(22)))
     (choice,) = answer["choices"]
@@ -106,7 +115,7 @@ def test_the_asynchronous_client_and_a_chat(served: Served) -> None:
     assert whole
 
 
-def test_a_chats_first_query_is_what_the_user_said(served: Served) -> None:
+def test_a_chats_first_query_is_what_the_user_said() -> None:
     retriever = QueryRetriever()
     with serving(chat_reader(), retriever) as own:
         messages: Any = [{"role": "user", "content": "moon"}]
@@ -144,7 +153,7 @@ def test_choices_have_seeds_of_their_own_and_can_be_had_alone(served: Served) ->
 
 
 def test_ids_are_a_prompt_too_and_text_stops_where_it_is_told_to(served: Served) -> None:
-    ids = served.service.reader.encode_prompt("The tides")
+    ids = served.reader.encode_prompt("The tides")
     text = served.complete("The tides", max_tokens=20)["choices"][0]["text"]
     assert served.complete([ids], max_tokens=20)["choices"][0]["text"] == text
     stop = text[7:9]
@@ -169,6 +178,7 @@ def test_models_searches_health_and_metrics(served: Served) -> None:
         assert found[0]["passages"][0]["text"]
         assert http.get("/health").json()["status"] == "ok"
         metrics = http.get("/metrics").text
+    assert served.service.cache_use.sequences > 0
     for name in ("requests_total", "strides_total", "tokens_total", "jobs", "retrieve_seconds_sum"):
         assert f"flashback_{name}" in metrics
 
@@ -201,12 +211,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("fields", "status", "param"), REFUSED)
 def test_what_is_not_supported_is_refused_by_name(
-    served: Served, fields: dict[str, Any], status: int, param: str | None
+    http: httpx2.Client, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
     body = {"model": "llama", "prompt": "a"} | fields
     headers = {"Content-Type": "application/json"}
-    with served.http() as http:
-        answer = http.post("/v1/completions", content=json.dumps(body), headers=headers)
+    answer = http.post("/v1/completions", content=json.dumps(body), headers=headers)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -215,16 +224,14 @@ def test_what_is_not_supported_is_refused_by_name(
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [1, -5], ["a", 1], {}])
-def test_what_a_prompt_may_be_is_told(served: Served, prompt: Any) -> None:
-    with served.http() as http:
-        answer = http.post("/v1/completions", json={"model": "llama", "prompt": prompt})
+def test_what_a_prompt_may_be_is_told(http: httpx2.Client, prompt: Any) -> None:
+    answer = http.post("/v1/completions", json={"model": "llama", "prompt": prompt})
     assert "a list of token ids" in answer.json()["error"]["message"]
 
 
-def test_what_a_message_may_be_is_told(served: Served) -> None:
+def test_what_a_message_may_be_is_told(http: httpx2.Client) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": None}]
-    with served.http() as http:
-        answer = http.post("/v1/chat/completions", json={"model": "llama", "messages": messages})
+    answer = http.post("/v1/chat/completions", json={"model": "llama", "messages": messages})
     error = answer.json()["error"]
     assert error["param"] == "messages.1.content"
     assert "a list of {'type': 'text'" in error["message"]
@@ -239,10 +246,9 @@ def test_a_models_name_may_have_a_slash() -> None:
     ("method", "path", "status"), [("GET", "/v2", 404), ("GET", "/v1/completions", 405)]
 )
 def test_unknown_paths_have_errors_of_the_same_shape(
-    served: Served, method: str, path: str, status: int
+    http: httpx2.Client, method: str, path: str, status: int
 ) -> None:
-    with served.http() as http:
-        answer = http.request(method, path)
+    answer = http.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -304,16 +310,15 @@ GOOD: dict[str, dict[str, Any]] = {
     good=st.booleans(),
     fields=st.dictionaries(FIELDS, JSON | st.integers(-2, 3), max_size=4),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_sent_the_answer_is_no_failure(
-    served: Served, path: str, good: bool, fields: dict[str, Any]
+    http: httpx2.Client, path: str, good: bool, fields: dict[str, Any]
 ) -> None:
     base: dict[str, Any] = {"model": "llama", "max_tokens": 3} if path != "/v1/retrieve" else {}
     if good:
         base |= GOOD[path]
     headers = {"Content-Type": "application/json"}
-    with served.http() as http:
-        answer = http.post(path, content=json.dumps(base | fields), headers=headers)
+    answer = http.post(path, content=json.dumps(base | fields), headers=headers)
     assert answer.status_code < 500, answer.text
     if answer.status_code != 200:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -321,11 +326,42 @@ def test_whatever_is_sent_the_answer_is_no_failure(
 
 @given(body=st.binary(max_size=64))
 @settings(max_examples=50, deadline=None)
-def test_garbage_is_refused(served: Served, body: bytes) -> None:
-    with served.http() as http:
-        headers = {"Content-Type": "application/json"}
-        assert http.post("/v1/completions", content=body, headers=headers).status_code in (400, 404)
+def test_garbage_is_refused(http: httpx2.Client, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert http.post("/v1/completions", content=body, headers=headers).status_code in (400, 404)
 
 
 def test_memory_is_a_budget(served: Served) -> None:
-    assert served.service.engine.cache_use.sequence_bytes <= served.service.settings.memory * MIB
+    assert served.service.cache_use.sequence_bytes <= served.service.settings.memory * MIB
+
+
+def test_models_say_their_patterns_in_the_registrys_order(http: httpx2.Client) -> None:
+    told = http.get("/v1/models").json()["data"][0]["flashback"]
+    assert told["patterns"] == list(PATTERNS)
+    assert told["pattern_summaries"] == {name: one.summary for name, one in PATTERNS.items()}
+
+
+def test_prefilled_tokens_have_their_old_name_too(served: Served) -> None:
+    told = served.complete(max_tokens=8, flashback={"fresh_cache": True})["flashback"]
+    for record in (told["totals"], *told["strides"]):
+        assert record["prefilled"] == record["encoded"] > 0
+
+
+def test_an_engine_without_caches_here_and_a_reader_without_a_model() -> None:
+    """What they cannot do is refused, and all else works."""
+    reader = chat_reader()
+    engine = ForcedEngine(reader, "a")
+    with serving(reader, engine=engine) as own, own.http() as http:
+        assert own.complete(max_tokens=6)["choices"][0]["text"] == "a" * 6
+        assert "flashback_cached_sequences 0.0" in http.get("/metrics").text
+        assert "slot" not in own.service.patterns
+        body: dict[str, Any] = {"model": "llama", "prompt": "b"}
+        fresh = http.post("/v1/completions", json=body | {"flashback": {"fresh_cache": True}})
+    without = TextReader(
+        name="llama", tokenizer=reader.tokenizer, window=reader.window, window_reason="a test"
+    )
+    with serving(without, engine=engine) as own, own.http() as http:
+        scored = http.post("/v1/completions", json=body | {"echo": True, "logprobs": 1})
+    for answer, param in ((fresh, "flashback.fresh_cache"), (scored, "echo")):
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param

@@ -7,6 +7,7 @@ import pytest
 
 import chromium
 from chromium import Page
+from flashback.patterns.registry import PATTERNS
 from servers import Served, serving
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
@@ -57,7 +58,7 @@ def test_patterns_are_compared_side_by_side(served: Served, page: Page) -> None:
     page.open(f"{served.url}/?prompt={quote('The tides')}&tokens=12&compare&run")
     page.wait(f"{STATUS} == 'finished'")
     titles = page.run("[...document.querySelectorAll('.column h2')].map((h) => h.textContent)")
-    assert titles == ["append", "prepend", "slot", "none"]
+    assert titles == list(PATTERNS)
     assert page.complaints == []
 
 

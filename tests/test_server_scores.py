@@ -55,7 +55,7 @@ def as_eval_scores(reader: Reader, ids: Ids, pattern: str) -> list[float]:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_given_texts_score_as_in_eval(served: Served, pattern: str) -> None:
-    reader = served.service.reader
+    reader = served.reader
     ids = tuple(reader.encode_prompt(TEXT))
     expected = as_eval_scores(reader, ids, pattern)
     found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]
@@ -66,8 +66,8 @@ def test_given_texts_score_as_in_eval(served: Served, pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["none", "prepend", "append"])
 def test_given_texts_score_as_recomputed_stride_by_stride(served: Served, pattern: str) -> None:
-    ids = tuple(served.service.reader.encode_prompt(TEXT))
-    expected = recomputed_scores(served.service.reader, ids, pattern, BOUNDARY)
+    ids = tuple(served.reader.encode_prompt(TEXT))
+    expected = recomputed_scores(served.reader, ids, pattern, BOUNDARY)
     found = scored(served, pattern=str(pattern))["choices"][0]["logprobs"]["token_logprobs"]
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -103,7 +103,7 @@ def test_the_requests_of_an_evaluation_harness(served: Served, pattern: str) -> 
     A batch of ids, echoed with one token more, of whose log-probabilities it drops the last; a
     continuation's log-likelihood is the sum behind the context's length.
     """
-    reader = served.service.reader
+    reader = served.reader
     pairs = [("The tides follow", " the moon"), ("A socket", " reaches the network: it connects")]
     context = [reader.encode_prompt(one) for one, _ in pairs]
     batch = [ids + reader.encode(end) for ids, (_, end) in zip(context, pairs, strict=True)]
@@ -126,7 +126,7 @@ def test_the_requests_of_an_evaluation_harness(served: Served, pattern: str) -> 
 
 
 def test_a_text_is_scored_up_to_the_window_and_not_beyond(served: Served) -> None:
-    window = served.service.reader.window
+    window = served.reader.window
     answer = scored(served, [[5] * window], "none")
     assert len(answer["choices"][0]["logprobs"]["tokens"]) == window
     with served.http() as http:

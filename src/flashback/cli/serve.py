@@ -1,9 +1,10 @@
 """`flashback serve`."""
 
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +18,11 @@ from flashback.cli.reader_options import (
     weights_option,
 )
 from flashback.errors import FlashBackError
-from flashback.server.server_settings import ServerSettings
+from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import RetrievalSettings, Weights
+
+if TYPE_CHECKING:
+    from flashback.writing.generator import Generator
 
 _KEY = "FLASHBACK_API_KEY"
 
@@ -59,26 +63,36 @@ def serve(
 
     quiet_transformers()
     from flashback.loading import load
-    from flashback.readers.reader import Reader
-    from flashback.server.service import make_service
     from flashback.server.serving import bind
-    from flashback.server.serving import serve as run
 
     bound = bind(settings)  # before a model is loaded
-    writer = load(
+    generator = load(
         options.model,
         index,
         adapter=adapter,
         pattern=defaults.pattern,
         weights=weights,
+        memory_bytes=settings.memory * MIB,
         **options.placed,
     )
-    assert isinstance(writer.reader, Reader)
-    service = make_service(writer.reader, writer.retriever, settings, defaults)
+    _serve(generator, settings, defaults, bound)
+
+
+def _serve(
+    generator: "Generator",
+    settings: ServerSettings,
+    defaults: RetrievalSettings,
+    bound: socket.socket,
+) -> None:
+    """Say where the server is, and serve until a signal."""
+    from flashback.server.service import make_service
+    from flashback.server.serving import serve as run
+
+    service = make_service(generator, settings, defaults)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     notes.print(
-        f"{service.model}, pattern {service.defaults.pattern}: {writer.reader.runs_on}",
+        f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.runs_on}",
         style="dim",
     )
     notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")

@@ -1,4 +1,4 @@
-"""Events to answers in OpenAI's shapes, whole or as a stream, with FlashBack's part beside them.
+"""Answers in OpenAI's shapes, made of events: whole or as a stream, with a `flashback` object.
 
 Knows JSON objects. Knows nothing of HTTP.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flashback.engines.protocol import Usage
 from flashback.server.events import (
     ChoiceEnd,
     ChoiceStart,
@@ -22,35 +23,32 @@ from flashback.server.events import (
     SpanStart,
     TokenScore,
 )
-from flashback.server.sources import end_record, incident_record, start_record
+from flashback.server.sources import end_record, incident_record, start_record, token_counts
 from flashback.server.token_names import TokenName
 
 Record = dict[str, Any]
 
-_COUNTED = ("reused", "prefilled", "decoded")
-"""Of the usage of every stride."""
-
 
 class Shape(Protocol):
-    """How one of OpenAI's endpoints says it."""
+    """The records of one of OpenAI's endpoints."""
 
     prefix: str
     """Of ids."""
     whole: str
-    """The kind of object of an answer,"""
+    """`object` of a whole answer."""
     part: str
-    """and of a piece of a stream."""
+    """`object` of a chunk of a stream."""
 
     def choice(self, number: int, text: str, scores: "Scores", finish: str | None) -> Record:
         """A whole choice."""
         ...
 
     def delta(self, number: int, text: str, scores: "Scores", finish: str | None) -> Record:
-        """What is new of a choice."""
+        """New text of a choice."""
         ...
 
     def opening(self, number: int) -> Record | None:
-        """What a choice begins with in a stream, if anything."""
+        """The first chunk of a choice in a stream; None: there is none."""
         ...
 
 
@@ -70,7 +68,7 @@ class CompletionShape:
     delta = choice
 
     def opening(self, number: int) -> Record | None:
-        """Nothing."""
+        """There is none."""
         return None
 
     def _log_probs(self, scores: Sequence[TokenScore]) -> Record:
@@ -118,7 +116,7 @@ class ChatShape:
         }
 
     def opening(self, number: int) -> Record | None:
-        """Who speaks."""
+        """The role."""
         delta = {"role": "assistant", "content": ""}
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -146,7 +144,7 @@ class _Choice:
 
 @dataclass
 class Answer:
-    """An answer in the making: takes events, gives records."""
+    """Collects the events of a request; gives records."""
 
     shape: Shape
     model: str
@@ -158,9 +156,7 @@ class Answer:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    totals: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys((*_COUNTED, "encoded", "strides"), 0)
-    )
+    totals: dict[str, int] = field(default_factory=lambda: {**token_counts(Usage()), "strides": 0})
     events: list[Record] = field(default_factory=list)
     error: Failed | None = None
     _choices: dict[int, _Choice] = field(default_factory=dict)
@@ -168,14 +164,14 @@ class Answer:
     _strides: list[Record] = field(default_factory=list)
     _jumps: list[Record] = field(default_factory=list)
     _prompts: dict[int, int] = field(default_factory=dict)
-    """Prompt tokens of choices whose first stride is still to come."""
+    """Prompt tokens of choices whose first stride has not ended."""
 
     def __post_init__(self) -> None:
         self.id = f"{self.shape.prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
 
     def take(self, event: Event) -> None:
-        """Account for an event."""
+        """Add an event."""
         if isinstance(event, ChoiceStart):
             self._begin(event)
         elif isinstance(event, SpanStart):
@@ -208,9 +204,8 @@ class Answer:
         self.totals["strides"] += 1
         if start.scored:
             return
-        for kind in _COUNTED:
-            self.totals[kind] += getattr(event.usage, kind)
-        self.totals["encoded"] = self.totals["prefilled"]  # the former name, for one version
+        for kind, tokens in token_counts(event.usage).items():
+            self.totals[kind] += tokens
         prompt = self._prompts.pop(event.choice, 0)
         self.cached_tokens += min(event.usage.reused, prompt)
 
@@ -231,7 +226,7 @@ class Answer:
     def usage(self) -> Record:
         """OpenAI's usage object.
 
-        `cached_tokens`: prompt tokens that the first stride did not have to encode.
+        `cached_tokens`: prompt tokens that the first stride found in the cache.
         """
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -241,7 +236,7 @@ class Answer:
         }
 
     def summary(self) -> Record:
-        """What FlashBack did, without the strides."""
+        """The `flashback` object, without the strides."""
         return {
             "seed": self.seed,
             "totals": self.totals,
@@ -271,7 +266,7 @@ class Answer:
         }
 
     def chunks(self, event: Event, *, with_usage: bool) -> Iterator[Record]:
-        """The pieces of a stream for an event that was taken."""
+        """The chunks of a stream for an event that was taken."""
         delta = self.shape.delta
         if isinstance(event, ChoiceStart):
             opening = self.shape.opening(event.choice)
@@ -286,11 +281,11 @@ class Answer:
             if with_usage:
                 yield self._chunk([], False) | {"usage": self.usage(), "flashback": self.summary()}
         elif isinstance(event, SpanStart | SpanEnd | Incident):
-            # With a choice that says nothing new: many clients look at every piece's first one.
+            # With a choice without text: many clients read the first choice of every chunk.
             nothing = delta(event.choice, "", None, None)
-            yield self._chunk([nothing], with_usage) | {"flashback": self._told(event)}
+            yield self._chunk([nothing], with_usage) | {"flashback": self._record(event)}
 
-    def _told(self, event: SpanStart | SpanEnd | Incident) -> Record:
+    def _record(self, event: SpanStart | SpanEnd | Incident) -> Record:
         if isinstance(event, SpanStart):
             return {"event": "stride_start"} | start_record(event)
         if isinstance(event, SpanEnd):
@@ -309,7 +304,7 @@ class Answer:
 
 
 def as_json(record: Record) -> str:
-    """Compact, and without what JSON cannot say."""
+    """Compact JSON, without numbers that JSON does not have."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

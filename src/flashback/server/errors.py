@@ -23,7 +23,7 @@ class ApiError(Exception):
     message: str
     """For the client: no paths, no traceback."""
     code: str | None = None
-    """What a program can tell it by."""
+    """A name of the error for programs."""
     param: str | None = None
     """The field that is wrong."""
     retry_after: int | None = None
@@ -53,7 +53,7 @@ class ApiError(Exception):
 
 
 def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
-    """A setting or prompt that was refused, in the words of the API.
+    """A setting or prompt that was refused, with the API's names of fields.
 
     Args:
         reader: the reader's name, which may be a path.
@@ -69,18 +69,18 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
 
 
 def internal() -> ApiError:
-    """A mistake of ours; what it was is in the log."""
+    """A failure of the server; the log has the traceback."""
     return ApiError(500, "the server failed on this request; its log says how", "internal_error")
 
 
 def stopping() -> ApiError:
-    """The server was told to stop."""
+    """The server is shutting down."""
     return ApiError(
         503, "the server is shutting down; try again in a moment", "shutting_down", retry_after=5
     )
 
 
 def of_status(status: int, detail: object) -> ApiError:
-    """What the framework refuses: an unknown path, a method."""
+    """An error of the framework, such as an unknown path or method."""
     known = {404: "there is no such path", 405: "the path does not take this method"}
     return ApiError(status, known.get(status, str(detail) or HTTPStatus(status).phrase))

@@ -1,4 +1,4 @@
-"""What happens to a request while it is worked on, in order; all of it is told to the client."""
+"""The events of a request while it runs, in order; all but `Turn` are sent to the client."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class TokenScore:
     offset: int
     """Where it begins in the choice's text, characters."""
     log_prob: float | None
-    """Given everything before it; None for a first token, which nothing comes before."""
+    """Given all tokens before it; None for a first token, which has none."""
     top: tuple[tuple[TokenName, float], ...]
     """The most probable tokens there, best first."""
 
@@ -35,7 +35,7 @@ class ChoiceStart:
 
 @dataclass(frozen=True)
 class SpanStart:
-    """A stride begins: this is what stands behind the text that follows."""
+    """A stride begins, with these passages."""
 
     choice: int
     stride: int
@@ -48,7 +48,7 @@ class SpanStart:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that became certain; tokens that begin in it, if they were asked for."""
+    """Text that is final, and the tokens that begin in it if log-probabilities were asked for."""
 
     choice: int
     text: str
@@ -64,7 +64,7 @@ class SpanEnd:
     end: int
     tokens: int
     usage: Usage
-    """Without counts if the text was scored: that takes packed passes, not one for each stride."""
+    """Without counts if the text was scored: packed passes compute many strides at once."""
     retrieve_seconds: float
     scored: bool = False
 
@@ -76,7 +76,7 @@ class SpanEnd:
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that the client should know, such as a search that failed."""
+    """Something that a client should know, such as a search that failed."""
 
     choice: int
     event: str
@@ -98,17 +98,17 @@ class ChoiceEnd:
 
 @dataclass(frozen=True)
 class Turn:
-    """Others may go on now. Stays within the scheduler."""
+    """The end of a turn: the scheduler runs other requests."""
 
     until: "Future[Any] | None" = None
-    """The request has nothing to do before this is done."""
+    """The search that the request needs before its next turn."""
     again: bool = False
-    """Whether it goes on before the others then: its turn had hardly begun."""
+    """Whether it runs before others then, because its turn had hardly begun."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The request ends here."""
+    """The request ends with an error."""
 
     error: ApiError
 

@@ -1,4 +1,4 @@
-"""What every request passes: its size, its key, its log line, and errors that tell nothing.
+"""A middleware: limits of size, the API key, the log line, and errors without internals.
 
 Pure ASGI, so that streams and disconnections pass through untouched.
 """
@@ -42,7 +42,7 @@ class Gate:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it here."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -79,7 +79,7 @@ class Gate:
     def _account(self, visit: "_Visit") -> None:
         scope = visit.scope
         route = scope.get("route")
-        path = getattr(route, "path", "other")  # not what was asked for: anyone can ask anything
+        path = getattr(route, "path", "other")  # not the path itself: there may be any number
         status = visit.status or 499
         self._metrics.requests.labels(path, str(status)).inc()
         record: dict[str, Any] = {
@@ -99,7 +99,7 @@ def _too_large(most: int) -> ApiError:
 
 
 class _Visit:
-    """One request: counts what comes in, notes what goes out."""
+    """One request: limits the bytes of its body, notes the status of its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
         self.scope = scope

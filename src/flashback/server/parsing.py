@@ -1,4 +1,4 @@
-"""Requests to orders: defaults filled in, limits applied, settings checked."""
+"""Requests as they came to checked requests: defaults filled in, limits and settings checked."""
 
 import secrets
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.server.checked_request import CheckedRequest, Conversation
 from flashback.server.errors import ApiError, of_settings
-from flashback.server.orders import Conversation, Order
 from flashback.server.schema import (
     ChatRequest,
     Common,
@@ -30,11 +30,12 @@ _CHAT_TOKENS = 256
 _RETRIEVAL = {field.name for field in fields(RetrievalSettings)}
 
 
-def completion_order(request: CompletionRequest, service: Service) -> Order:
-    """What POST /v1/completions asks for.
+def checked_completion(request: CompletionRequest, service: Service) -> CheckedRequest:
+    """A request to POST /v1/completions, checked.
 
     Raises:
-        ApiError: something in it is out of the server's limits, or contradicts another field.
+        ApiError: a field is over the server's limits, contradicts another, or needs what this
+            server does not have.
     """
     check_model(request.model, service)
     tokens = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
@@ -43,7 +44,7 @@ def completion_order(request: CompletionRequest, service: Service) -> Order:
             400, "max_tokens 0 gives no text; with echo and logprobs it scores the prompt",
             param="max_tokens",
         )  # fmt: skip
-    order = Order(
+    checked = CheckedRequest(
         prompts=_prompts(request.prompt),
         settings=_settings(request, max(tokens, 1), service),
         n=request.n or 1,
@@ -52,14 +53,14 @@ def completion_order(request: CompletionRequest, service: Service) -> Order:
         logprobs=request.logprobs,
         **_options(request),
     )
-    return _within_limits(order, service)
+    return _within_limits(checked, service)
 
 
-def chat_order(request: ChatRequest, service: Service) -> Order:
-    """What POST /v1/chat/completions asks for.
+def checked_chat(request: ChatRequest, service: Service) -> CheckedRequest:
+    """A request to POST /v1/chat/completions, checked.
 
     Raises:
-        ApiError: see `completion_order`.
+        ApiError: see `checked_completion`.
     """
     check_model(request.model, service)
     if request.max_tokens and request.max_completion_tokens:
@@ -74,18 +75,18 @@ def chat_order(request: ChatRequest, service: Service) -> Order:
         )
     tokens = request.max_completion_tokens or request.max_tokens or _CHAT_TOKENS
     messages = tuple({"role": one.role, "content": one.text} for one in request.messages)
-    order = Order(
+    checked = CheckedRequest(
         prompts=(Conversation(messages),),
         settings=_settings(request, tokens, service),
         n=request.n or 1,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         **_options(request),
     )
-    return _within_limits(order, service)
+    return _within_limits(checked, service)
 
 
 def search_options(request: RetrieveRequest, service: Service) -> SearchOptions:
-    """What POST /v1/retrieve asks for."""
+    """The search options of a request to POST /v1/retrieve."""
     given = request.model_dump(exclude_none=True, exclude={"queries"})
     return _retrieval(given, service).search_options
 
@@ -94,7 +95,7 @@ def check_model(name: str, service: Service) -> None:
     """Refuse the name of another model.
 
     Raises:
-        ApiError: it is another one's.
+        ApiError: the server has no model of that name.
     """
     if name != service.model:
         raise ApiError(
@@ -114,7 +115,7 @@ def _prompts(prompt: Any) -> tuple[str | Ids, ...]:
 
 
 def _options(request: Common) -> dict[str, Any]:
-    """What the `flashback` object says beside retrieval settings."""
+    """The fields of the `flashback` object that are no retrieval settings."""
     given = request.flashback
     if given is None:
         return {}
@@ -136,7 +137,7 @@ def _settings(request: Common, tokens: int, service: Service) -> Settings:
 
 
 def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:
-    """The server's defaults with what the request says instead."""
+    """The server's defaults, changed by the request's values."""
     changed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
@@ -163,30 +164,51 @@ def _sampling(request: Common) -> SamplingSettings:
     return SamplingSettings(temperature=temperature, **chosen)
 
 
-def _within_limits(order: Order, service: Service) -> Order:
-    """Refuse what is too much.
+def _within_limits(checked: CheckedRequest, service: Service) -> CheckedRequest:
+    """Refuse more than the server's limits, and what its engine or reader cannot do.
 
     Raises:
-        ApiError: too many choices or tokens, or text that is not Unicode.
+        ApiError: too many choices or tokens; fresh caches or scored prompts where the engine or
+            the reader has none.
     """
     limits = service.settings
-    if order.choices > limits.max_choices:
+    if checked.choices > limits.max_choices:
         raise ApiError(
             400,
-            f"{order.choices} choices (prompts times n); expected at most {limits.max_choices}",
-            param="n" if order.n > 1 else "prompt",
+            f"{checked.choices} choices (prompts times n); expected at most {limits.max_choices}",
+            param="n" if checked.n > 1 else "prompt",
         )
-    tokens = order.settings.stopping.max_new_tokens
+    tokens = checked.settings.stopping.max_new_tokens
     if tokens > limits.max_tokens:
         raise ApiError(
             400,
             f"max_tokens {tokens}: expected at most {limits.max_tokens}",
             param="max_tokens",
         )
-    if order.scores_prompt and order.n > 1:
+    if checked.scores_prompt and checked.n > 1:
         raise ApiError(400, "n: a prompt is scored once; expected 1 with echo and logprobs",
                        param="n")  # fmt: skip
-    return order
+    _check_abilities(checked, service)
+    return checked
+
+
+def _check_abilities(checked: CheckedRequest, service: Service) -> None:
+    if checked.scores_prompt and service.scoring_reader is None:
+        raise ApiError(
+            400,
+            "echo with logprobs: this server's model runs elsewhere and gives no log-probabilities "
+            "of prompts; leave out one of them",
+            "unsupported_field",
+            "echo",
+        )
+    if checked.fresh_cache and service.caching_engine is None:
+        raise ApiError(
+            400,
+            "flashback.fresh_cache: this server's engine keeps its caches elsewhere and cannot "
+            "start with empty ones; leave it out",
+            "unsupported_field",
+            "flashback.fresh_cache",
+        )
 
 
 def check_unicode(value: Any, path: Sequence[str | int] = ()) -> None:

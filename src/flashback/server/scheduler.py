@@ -1,11 +1,11 @@
-"""Requests take turns, stride by stride, on one thread that runs the reader.
+"""Schedules requests: they take turns, stride by stride, on one thread that runs the engine.
 
 Knows jobs, turns and queues. Knows nothing of HTTP or of what a job computes.
 
-A job is waiting, active or finished. Active jobs go round: each does one turn (a stride, or a part
-of a long one), then the next one. So whoever becomes active sees the first stride after one round
-at most, however long the others' texts are. Whose search is under way is passed over until it is
-done. A job that was cancelled stops at its next token.
+A job is waiting, active or finished. Active jobs are scheduled round robin: each runs for one turn
+(a stride, or a part of a long one), then the next one does. So a job has its first stride after one
+round at most, however long the others' texts are. A job whose search is running is skipped until
+the search is done. A cancelled job ends at its next token.
 """
 
 import asyncio
@@ -25,25 +25,32 @@ from flashback.server.events import Done, Event, Failed, Turn
 
 _LOG = logging.getLogger(__name__)
 _SMOOTH = 0.2
-"""The share of the newest request in the average duration."""
+"""The weight of the newest request in the average duration."""
 _LONGEST_WAIT = 60
 """Seconds, of a Retry-After."""
 
 
 class Cancelled(BaseException):
-    """Raised inside a pass, to end it: nobody waits for its result any more."""
+    """Raised at a token of a job that was cancelled, to end its completion."""
 
 
 Events = Generator[Event, None, None]
 Work = Callable[["Job"], Events]
-"""Begins a job; every `Turn` among its events lets others go on."""
+"""Starts a job's events; at every `Turn` among them, other jobs are run."""
 
 
 class Job:
-    """One request's work; its events are made on the engine's thread and read in the loop's."""
+    """One scheduled request; its events come from the engine's thread and are read in the loop."""
 
-    def __init__(self, work: Work, loop: asyncio.AbstractEventLoop) -> None:
-        self.arrived = time.monotonic()
+    def __init__(
+        self,
+        work: Work,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start at the clock's time, in seconds."""
+        self._clock = clock
+        self._arrived = clock()
         self.cancelled = False
         """Read at every token."""
         self._loop = loop
@@ -55,30 +62,30 @@ class Job:
     @property
     def age(self) -> float:
         """Seconds since it arrived."""
-        return time.monotonic() - self.arrived
+        return self._clock() - self._arrived
 
     @property
     def waits_for(self) -> "Future[Any] | None":
-        """What must be done before it can go on; None: nothing."""
+        """The search that it needs before its next turn; None: it can run."""
         search = self._last_turn.until
         return None if search is None or search.done() or self.cancelled else search
 
     @property
     def goes_first(self) -> bool:
-        """Whether it goes on before others when it can."""
+        """Whether it runs before others as soon as it can."""
         return self._last_turn.again
 
     def check(self) -> None:
         """Called at every token.
 
         Raises:
-            Cancelled: nobody waits any more.
+            Cancelled: the job was cancelled.
         """
         if self.cancelled:
             raise Cancelled
 
     def cancel(self, reason: ApiError | None = None) -> None:
-        """Stop at the next token; the reason is told to whoever still listens."""
+        """End at the next token; the reason is the job's last event."""
         self._reason = self._reason or reason
         self.cancelled = True
 
@@ -91,34 +98,34 @@ class Job:
                 return
 
     def turn(self) -> bool:
-        """Work until the next `Turn`; whether the job is finished."""
+        """Run until the next `Turn`; return whether the job is finished."""
         try:
             for event in self._events:
                 if isinstance(event, Turn):
                     self._last_turn = event
                     return False
-                self._tell(event)
+                self._send(event)
                 self.check()
-            self._tell(Done())
+            self._send(Done())
         except ApiError as error:
-            self._tell(Failed(error))
+            self._send(Failed(error))
         except Cancelled:
             self.give_up()
         except BaseException:  # the thread serves everyone else, too
             _LOG.exception("a request failed")
-            self._tell(Failed(internal()))
+            self._send(Failed(internal()))
         return True
 
     def give_up(self) -> None:
-        """Give back what it holds, and tell why it ends."""
+        """Close its events, and send the reason as the last one."""
         try:
             self._events.close()
         except BaseException:
             _LOG.exception("a cancelled request could not be closed")
-        self._tell(Failed(self._reason or ApiError(499, "the request was cancelled", "cancelled")))
+        self._send(Failed(self._reason or ApiError(499, "the request was cancelled", "cancelled")))
 
-    def _tell(self, event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+    def _send(self, event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
 
 
@@ -131,14 +138,14 @@ class Load:
 
 
 class Scheduler:
-    """Runs jobs by turns on a thread of its own."""
+    """Runs jobs round robin on a thread of its own."""
 
     def __init__(self, max_active: int, max_queue: int) -> None:
         """Start the thread.
 
         Args:
-            max_active: jobs that take turns.
-            max_queue: jobs that may wait to become active.
+            max_active: jobs that are run by turns.
+            max_queue: jobs that may wait; more are refused.
         """
         self._max_active = max_active
         self._max_queue = max_queue
@@ -159,11 +166,11 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are being worked on, and new ones are taken."""
+        """Whether jobs are run, and new ones are accepted."""
         return self._thread.is_alive() and not self._closing
 
     def submit(self, job: Job) -> None:
-        """Take a job.
+        """Queue a job.
 
         Raises:
             ApiError: the queue is full (429), or the server is stopping (503).
@@ -177,24 +184,24 @@ class Scheduler:
             self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
-        """End a job at its next token; one that waits leaves the queue at once."""
+        """End a job at its next token, or at once if it waits in the queue."""
         job.cancel()
         with self._changed:
             waits = job in self._waiting
             if waits:
                 self._waiting.remove(job)
-            self._changed.notify_all()  # it may be waiting for a search
-        if waits:  # no turn will come in which it could end
+            self._changed.notify_all()  # it may be skipped because of a search
+        if waits:  # it has no turn in which it could end
             job.give_up()
 
     def hurry(self) -> None:
-        """Let `close` wait no longer."""
+        """End the grace of `close` now."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
 
     def close(self, grace: float) -> None:
-        """Take no more jobs; finish those there are, end what is left after `grace` seconds."""
+        """Refuse new jobs, run those there are for `grace` seconds, cancel the rest."""
         ends = time.monotonic() + grace
         with self._changed:
             self._closing = True
@@ -237,7 +244,7 @@ class Scheduler:
             self._after(job, finished)
 
     def _next(self) -> Job | None:
-        """Whose turn it is; None when there will be none."""
+        """The job whose turn it is; None once the scheduler is closed and empty."""
         with self._changed:
             self._running = None
             while True:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from flashback.patterns.registry import PATTERNS
-from flashback.server.orders import FIRST_BOUNDARY
+from flashback.server.checked_request import FIRST_BOUNDARY
 from flashback.settings import RetrievalSettings, SamplingSettings
 
 MOST_LOGPROBS = 20
@@ -27,7 +27,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 _DESCRIBED = {"pattern": "Where passages stand; none: nothing is retrieved."}
-"""Of fields that mean less in a request than at the start: `auto` is decided by then."""
+"""Fields that have no `auto` in a request: it is decided when the server starts."""
 
 
 def _json_type(field: "dataclasses.Field[Any]") -> Any:
@@ -43,7 +43,7 @@ def _json_type(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _optional(settings: type, *names: str) -> dict[str, Any]:
-    """Fields of a settings class, each null by default: what the server was started with."""
+    """Fields of a settings class; null, the default, is the value that the server has."""
     declared = {field.name: field for field in dataclasses.fields(settings)}
     chosen = names or [name for name, field in declared.items() if "help" in field.metadata]
     return {
@@ -78,7 +78,7 @@ _Sampling: Any = create_model(
 
 
 class StreamOptions(Strict):
-    """What a stream carries besides text."""
+    """What a stream has besides text."""
 
     include_usage: bool = False
 
@@ -87,7 +87,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_STOP)]
 
 
 class Common(_Sampling):  # type: ignore[misc]
-    """Fields that completions and chats share."""
+    """Fields of completions and chats."""
 
     model: str = Field(description="A name that /v1/models gives.")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None

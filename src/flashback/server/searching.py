@@ -1,4 +1,4 @@
-"""One text's searches: bounded in time, and a failure is an event instead of a hang or a crash."""
+"""The searches of one text: limited in time; a failure becomes an event."""
 
 import logging
 import threading
@@ -15,11 +15,11 @@ Found = TypeVar("Found")
 
 
 class RetrievalFailed(Exception):
-    """A search failed, and the text is to end there; the message is for the client."""
+    """A search failed, and the text ends there; the message is for the client."""
 
 
 class GuardedRetriever:
-    """A retriever that may fail; a `Retriever` for one text."""
+    """A `Retriever` for one text around one that may fail or hang."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class GuardedRetriever:
         """Of the last search."""
         self._abandoned = False
         self._ended = threading.Event()
-        """Of the last search: it need be waited for no longer."""
+        """Of the last search: nothing waits for it any longer."""
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`.
 
         Raises:
-            RetrievalFailed: it failed, and the text is to end there.
+            RetrievalFailed: the search failed, and the text ends there.
         """
         self.failure = None
         self._ended = ended = threading.Event()
         if self._abandoned:
-            raise RetrievalFailed("the search is not wanted any more")
+            raise RetrievalFailed("the search was abandoned")
         try:
             return within(
                 self._seconds, partial(self._retriever.search, list(queries), options), ended
@@ -65,19 +65,19 @@ class GuardedRetriever:
         return [[] for _ in queries]
 
     def abandon(self) -> None:
-        """Let a search that is under way, and any later one, fail at once: nobody waits for it."""
+        """Let a running search, and any later one, fail at once."""
         self._abandoned = True
         self._ended.set()
 
 
 def within(seconds: float, call: Callable[[], Found], ended: threading.Event) -> Found:
-    """What `call` returns; it runs on a thread, which is left alone if it takes too long.
+    """Call on a thread, which is abandoned if it takes too long; return the result.
 
     Args:
-        ended: set when `call` has returned; whoever sets it before ends the waiting.
+        ended: set when `call` has returned; setting it before ends the wait.
 
     Raises:
-        TimeoutError: it took longer, or it is waited for no more.
+        TimeoutError: it took longer, or `ended` was set before.
     """
     results: list[Found] = []
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Every setting of the server, and where its limits are."""
+"""The settings of the server."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ MIB = 1 << 20
 
 
 class OnRetrievalError(StrEnum):
-    """What becomes of a text whose retriever fails."""
+    """What happens to a text whose retriever fails."""
 
     STOP = "stop"
     """It ends there, with what was written."""
@@ -19,7 +19,7 @@ class OnRetrievalError(StrEnum):
 
 @dataclass(frozen=True)
 class ServerSettings(CheckedSettings):
-    """Where to listen, whom to serve, and how much of what."""
+    """Address, access and limits."""
 
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0: all of this machine's.")
     port: int = setting(8000, "Port to listen on; 0: any that is free.", low=0, high=65535)

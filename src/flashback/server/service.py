@@ -1,100 +1,125 @@
-"""What the server serves with: one reader, one index, one scheduler."""
+"""What the server works with: a generator, a scheduler, settings and metrics."""
 
-from collections.abc import Sized
+import time
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import CacheUse, CachingEngine, Engine
 from flashback.patterns.context import context_budget
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
-from flashback.server.server_settings import MIB, ServerSettings
+from flashback.server.server_settings import ServerSettings
 from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generator
-
-_PASSAGE_SHARE = 4
-"""One part in so many of the memory is for slot passages."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that a request is worked on with."""
+    """Everything that requests are answered with."""
 
-    reader: Reader
-    engine: LocalEngine
-    retriever: Retriever | None
+    generator: Generator
     settings: ServerSettings
     defaults: RetrievalSettings
-    """Of requests that say nothing else."""
+    """Of requests that give no other value."""
     model: str
     """The reader's name in the API."""
     scheduler: Scheduler
     metrics: Metrics = field(default_factory=Metrics)
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; the time limit of requests is measured with it."""
+
+    @property
+    def reader(self) -> TextReader:
+        return self.generator.reader
+
+    @property
+    def engine(self) -> Engine:
+        return self.generator.engine
+
+    @property
+    def retriever(self) -> Retriever | None:
+        return self.generator.retriever
+
+    @property
+    def caching_engine(self) -> CachingEngine | None:
+        """The engine, if its caches are in this process."""
+        engine = self.engine
+        return engine if isinstance(engine, CachingEngine) else None
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What is cached now; zeros for an engine whose caches are elsewhere."""
+        engine = self.caching_engine
+        return CacheUse(0, 0, 0) if engine is None else engine.cache_use
+
+    @property
+    def scoring_reader(self) -> Reader | None:
+        """The reader, if its model is in this process and can score prompts."""
+        reader = self.reader
+        return reader if isinstance(reader, Reader) else None
 
     @property
     def patterns(self) -> list[str]:
-        """What can be asked for."""
-        if self.retriever is None:
-            return [name for name, pattern in PATTERNS.items() if not pattern.retrieves]
-        slot = self.engine.capabilities.slot
+        """The patterns that a request may ask for, by name."""
         return [
             name
             for name, pattern in PATTERNS.items()
-            if self.reader.can_have(pattern) and (slot or not pattern.isolated)
+            if self.generator.supports(pattern)
+            and not (pattern.retrieves and self.retriever is None)
         ]
 
     def description(self) -> dict[str, Any]:
-        """What a client may want to know, such as the playground."""
-        adapter = self.reader.adapter
+        """The `flashback` object of the model in /v1/models."""
+        adapter, defaults = self.reader.adapter, self.defaults
+        shown = ("pattern", "stride", "passages", "passage_tokens", "query_tokens")
         return {
             "window": self.reader.window,
-            "patterns": [str(pattern) for pattern in self.patterns],
+            "patterns": self.patterns,
+            "pattern_summaries": {name: PATTERNS[name].summary for name in self.patterns},
             "chat": bool(self.reader.tokenizer.chat_template),
-            "adapter": None if adapter is None else str(adapter.pattern),
+            "adapter": None if adapter is None else adapter.pattern,
             "passages": len(self.retriever) if isinstance(self.retriever, Sized) else None,
             "max_tokens": self.settings.max_tokens,
-            "defaults": {
-                "pattern": str(self.defaults.pattern),
-                "stride": self.defaults.stride,
-                "passages": self.defaults.passages,
-                "passage_tokens": self.defaults.passage_tokens,
-                "query_tokens": self.defaults.query_tokens,
-            },
+            "defaults": {name: getattr(defaults, name) for name in shown},
         }
 
 
 def make_service(
-    reader: Reader,
-    retriever: Retriever | None,
+    generator: Generator,
     settings: ServerSettings,
     defaults: RetrievalSettings,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Service:
-    """Put the parts together.
+    """Start a scheduler for a generator.
+
+    Args:
+        generator: reader, engine and retriever. The caches of `settings.max_active` requests
+            share its engine, whose memory budget is its own.
+        settings: limits of the server.
+        defaults: retrieval settings of requests that give no others.
+        clock: see `Service.clock`.
 
     Raises:
         SettingsError: the default pattern needs an index, or the reader cannot have it; the
             defaults leave no room in its window.
-        UnsupportedReader: the model's cache cannot be cut back exactly.
     """
-    defaults.check_retriever(retriever)
+    reader = generator.reader
+    defaults.check_retriever(generator.retriever)
+    defaults = generator.settled(Settings(defaults)).retrieval
     reader.check_pattern(defaults.pattern)
-    memory = settings.memory * MIB
-    passages = memory // _PASSAGE_SHARE
-    engine = LocalEngine(
-        reader.model, reader.window, idle_bytes=memory - passages, passage_bytes=passages
-    )
-    defaults = Generator(reader, engine, retriever).settled(Settings(defaults)).retrieval
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
-    return Service(reader, engine, retriever, settings, defaults, model, scheduler)
+    return Service(generator, settings, defaults, model, scheduler, clock=clock)
 
 
-def _check_defaults(reader: Reader, defaults: RetrievalSettings) -> None:
-    """Refuse at the start what would refuse every request that says nothing else."""
+def _check_defaults(reader: TextReader, defaults: RetrievalSettings) -> None:
+    """Refuse at the start what would refuse every request that gives no other values."""
     defaults.check_lookahead()
     frame = len(reader.frame(defaults.frame, defaults.pattern))
     passages, tokens = defaults.passages, defaults.passage_tokens

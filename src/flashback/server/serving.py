@@ -1,4 +1,4 @@
-"""The application on a socket, until it is told to stop."""
+"""The application on a socket, until a signal stops it."""
 
 import asyncio
 import logging
@@ -12,14 +12,14 @@ from flashback.server.app import make_app
 from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service
 
-_LOOKING_UP = 0.1
+_POLL = 0.1
 """Seconds between looks for a second signal."""
-_LAST_WORDS = 5
-"""Seconds for answers that have ended to reach their clients."""
+_DRAIN = 5
+"""Seconds for finished answers to reach their clients."""
 
 
 class Listener(uvicorn.Server):
-    """A uvicorn server that lets the scheduler finish or end its jobs before it closes."""
+    """A uvicorn server that finishes or cancels the scheduler's jobs before it closes."""
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -28,19 +28,19 @@ class Listener(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=_LAST_WORDS,
+            timeout_graceful_shutdown=_DRAIN,
         )
         super().__init__(config)
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what is being written, tell the rest that it ends, then close.
+        """Finish active requests within the grace, cancel the rest, then close.
 
-        A second signal ends everything now.
+        A second signal cancels all of them now.
         """
         scheduler, grace = self._service.scheduler, self._service.settings.grace
         closing = asyncio.create_task(asyncio.to_thread(scheduler.close, grace))
-        while not (await asyncio.wait([closing], timeout=_LOOKING_UP))[0]:
+        while not (await asyncio.wait([closing], timeout=_POLL))[0]:
             if self.force_exit:
                 scheduler.hurry()
         await closing

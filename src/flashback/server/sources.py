@@ -1,4 +1,4 @@
-"""Which passage stood behind which part of a text, as the API tells it.
+"""Strides and their passages as records of the API.
 
 Offsets are characters (Unicode code points) of a choice's text, half-open. The strides of a choice
 tile what was written; with `echo` and `logprobs` they tile the prompt, too.
@@ -6,6 +6,7 @@ tile what was written; with `echo` and `logprobs` they tile the prompt, too.
 
 from typing import Any
 
+from flashback.engines.protocol import Usage
 from flashback.retrieval.protocol import Hit
 from flashback.server.events import Incident, SpanEnd, SpanStart
 
@@ -14,14 +15,14 @@ _EXCERPT = 240
 
 
 def passage_record(hit: Hit) -> dict[str, Any]:
-    """A passage that a text was written with."""
+    """A passage of a stride, shortened."""
     text = " ".join(hit.text.split())
     excerpt = text if len(text) <= _EXCERPT else text[: _EXCERPT - 1].rstrip() + "…"
     return _identity(hit) | {"excerpt": excerpt}
 
 
 def hit_record(hit: Hit) -> dict[str, Any]:
-    """A passage that was searched for, whole."""
+    """A passage that a search found, whole."""
     return _identity(hit) | {"text": hit.text}
 
 
@@ -35,7 +36,7 @@ def _identity(hit: Hit) -> dict[str, Any]:
 
 
 def start_record(event: SpanStart) -> dict[str, Any]:
-    """A stride begins."""
+    """The start of a stride."""
     return {
         "choice": event.choice,
         "stride": event.stride,
@@ -46,11 +47,11 @@ def start_record(event: SpanStart) -> dict[str, Any]:
 
 
 def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
-    """A stride is finished.
+    """The end of a stride.
 
-    What was scored came from packed passes, so that no stride has counts of its own.
+    Strides of a scored text are computed in packed passes, so none has counts of its own.
     """
-    record = {
+    record: dict[str, Any] = {
         "choice": event.choice,
         "stride": event.stride,
         "start": start.start,
@@ -61,17 +62,21 @@ def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
     }
     if start.scored:
         return record
-    usage = event.usage
-    return record | {
+    return record | token_counts(event.usage)
+
+
+def token_counts(usage: Usage) -> dict[str, int]:
+    """What a stride cost, in tokens; `encoded` is the old name of `prefilled`."""
+    return {
         "reused": usage.reused,
         "prefilled": usage.prefilled,
-        "encoded": usage.prefilled,  # the former name, for one version
+        "encoded": usage.prefilled,
         "decoded": usage.decoded,
     }
 
 
 def incident_record(event: Incident) -> dict[str, Any]:
-    """Something that went wrong, or that should be known."""
+    """Something that went wrong, or that a client should know."""
     return {
         "event": event.event,
         "choice": event.choice,

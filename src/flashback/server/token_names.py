@@ -1,11 +1,11 @@
-"""A token as clients are told it: its text, and the bytes it stands for."""
+"""Tokens as the API shows them: text and bytes."""
 
 import re
 from dataclasses import dataclass
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 
 _UNFINISHED = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -17,7 +17,7 @@ class TokenName:
     """The names of a text's tokens, joined, are the text; so are their bytes."""
 
     text: str
-    """Of a part of a character or a special token: as the tokenizer spells it."""
+    """For a part of a character or a special token: as the tokenizer spells it."""
     bytes: bytes | None
     """None: a special token has none."""
 
@@ -25,7 +25,7 @@ class TokenName:
 class TokenNames:
     """Names the tokens of one reader."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: TextReader) -> None:
         """Take a reader.
 
         A token is decoded behind a letter: SentencePiece tokenizers drop a space in front.

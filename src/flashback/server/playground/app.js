@@ -4,7 +4,7 @@
 
 const $ = (id) => document.getElementById(id);
 const TINTS = 6;
-/* The longer the text, the more it matters what is encoded again. */
+/* The longer the text, the more it matters what is prefilled again. */
 const LONG = `io: Core tools for working with streams
 
 The io module provides Python's main facilities for dealing with various types of I/O. There are
@@ -31,13 +31,6 @@ const EXAMPLES = [
   "A socket is an endpoint for",
   "The difference between a list and a tuple is",
 ];
-const ORDER = ["append", "prepend", "slot", "none"];
-const SAYS = {
-  append: "passages behind the text: its cache stays valid",
-  prepend: "passages before the text: each moves everything",
-  slot: "passages at positions of their own before the text",
-  none: "nothing is retrieved",
-};
 
 let model = null;
 let running = null; // the AbortController of what is being written
@@ -122,17 +115,17 @@ function ending(prompt) {
 /* One text and everything that is shown of it. */
 class Column {
   constructor(pattern, prompt) {
-    this.counts = { reused: 0, encoded: 0, tokens: 0, seconds: 0 };
+    this.counts = { reused: 0, prefilled: 0, tokens: 0, seconds: 0 };
     this.card = null; // of the last stride
     this.shown = null; // the passages of that card, as a key
     this.cards = 0;
     this.root = element("article", "column");
     const head = element("div", "head");
-    head.append(element("h2", "", pattern), element("p", "kind", SAYS[pattern]));
+    head.append(element("h2", "", pattern), element("p", "kind", model.flashback.pattern_summaries[pattern]));
     this.meter = element("div", "meter");
     this.meter.setAttribute("role", "img");
-    this.bars = { reused: element("span", "reused"), encoded: element("span", "encoded") };
-    this.meter.append(this.bars.reused, this.bars.encoded);
+    this.bars = { reused: element("span", "reused"), prefilled: element("span", "prefilled") };
+    this.meter.append(this.bars.reused, this.bars.prefilled);
     this.facts = element("p", "facts");
     const body = element("div", "body");
     this.text = element("div", "text");
@@ -180,32 +173,32 @@ class Column {
 
   end(event) {
     this.counts.reused += event.reused;
-    this.counts.encoded += event.encoded;
+    this.counts.prefilled += event.prefilled;
     this.counts.tokens += event.tokens;
     this.counts.seconds += event.seconds;
     this.count();
   }
 
   count() {
-    const { reused, encoded, tokens, seconds } = this.counts;
-    const share = reused + encoded ? (100 * reused) / (reused + encoded) : 0;
+    const { reused, prefilled, tokens, seconds } = this.counts;
+    const share = reused + prefilled ? (100 * reused) / (reused + prefilled) : 0;
     this.bars.reused.style.width = `${share}%`;
-    this.bars.encoded.style.width = `${reused + encoded ? 100 - share : 0}%`;
+    this.bars.prefilled.style.width = `${reused + prefilled ? 100 - share : 0}%`;
     const speed = seconds ? (tokens / seconds).toFixed(1) : "–";
-    this.meter.setAttribute("aria-label", `${reused} tokens reused, ${encoded} encoded`);
+    this.meter.setAttribute("aria-label", `${reused} tokens reused, ${prefilled} prefilled`);
     this.facts.replaceChildren(
       fact(reused.toLocaleString("en"), " reused · ", "reused"),
-      fact(encoded.toLocaleString("en"), " encoded · ", "encoded"),
+      fact(prefilled.toLocaleString("en"), " prefilled · ", "prefilled"),
       fact(speed, " tokens/s · "),
       fact(String(tokens), " tokens"),
     );
   }
 
   take(record) {
-    const told = record.flashback;
-    if (told && told.event === "stride_start") this.begin(told);
-    else if (told && told.event === "stride_end") this.end(told);
-    else if (told && told.message) this.note(told.message);
+    const event = record.flashback;
+    if (event && event.event === "stride_start") this.begin(event);
+    else if (event && event.event === "stride_end") this.end(event);
+    else if (event && event.message) this.note(event.message);
     const text = record.choices.length ? record.choices[0].text : "";
     if (text) this.span.append(text);
   }
@@ -274,8 +267,7 @@ async function write() {
     return;
   }
   const compare = $("compare").checked;
-  const known = model.flashback.patterns;
-  const patterns = compare ? ORDER.filter((one) => known.includes(one)) : [$("pattern").value];
+  const patterns = compare ? model.flashback.patterns : [$("pattern").value];
   const seed = Math.floor(Math.random() * 2 ** 31);
   const columns = patterns.map((pattern) => new Column(pattern, prompt));
   $("columns").className = compare ? "compared" : "";
@@ -324,7 +316,7 @@ async function connect() {
   const count = passages === null ? "no index" : `${passages.toLocaleString("en")} passages`;
   $("model").className = "";
   $("model").textContent = `${model.id} · ${count} · window ${size.toLocaleString("en")} tokens`;
-  $("pattern").replaceChildren(...ORDER.filter((one) => patterns.includes(one)).map((one) => new Option(one)));
+  $("pattern").replaceChildren(...patterns.map((one) => new Option(one)));
   $("pattern").value = defaults.pattern;
   $("stride").value = defaults.stride;
   $("passages").value = defaults.passages;

@@ -1,16 +1,16 @@
-"""What a request asks for, checked, whatever the shape it came in."""
+"""A request whose fields were checked, ready to be scheduled; the same for both endpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flashback.patterns.prompt import Ids
-from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.server.errors import ApiError
 from flashback.settings import Settings
 
 FIRST_BOUNDARY = 32
-"""Tokens of a scored text before the first passage: as `flashback eval` has it."""
+"""Tokens of a scored text before the first passage: as in `flashback eval`."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Conversation:
 
     messages: tuple[dict[str, str], ...]
 
-    def prompt_ids(self, reader: Reader) -> Ids:
+    def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt, up to where the assistant begins to speak.
 
         Raises:
-            ApiError: the model has no chat template, or it refuses these messages.
+            ApiError: the model has no chat template, or its template refuses these messages.
         """
         if not reader.tokenizer.chat_template:
             raise ApiError(
@@ -41,19 +41,23 @@ class Conversation:
             ) from error
         return tuple(reader.encode_template(text))
 
-    def query(self, reader: Reader, written: str, tokens: int) -> str:
-        """The last tokens of what the user said and the answer so far; no template in it."""
+    def query(self, reader: TextReader, written: str, tokens: int) -> str:
+        """The last tokens of the last user message and the answer so far, without template."""
         asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
         return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
 
 
-@dataclass(frozen=True)
-class Order:
-    """A request, ready to be worked on."""
+PromptInput = str | Ids | Conversation
+"""A prompt as the client gave it."""
 
-    prompts: tuple[str | Ids | Conversation, ...]
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request within the server's limits, with all defaults filled in."""
+
+    prompts: tuple[PromptInput, ...]
     settings: Settings
-    """The seed is that of the first of `n` choices; the next has the next one."""
+    """The seed is that of the first of `n` choices; each further one has the next seed."""
     n: int = 1
     """Choices for each prompt."""
     write: bool = True
@@ -61,9 +65,9 @@ class Order:
     echo: bool = False
     """Whether the prompt is part of the text."""
     logprobs: int | None = None
-    """How many of the most probable tokens to tell for each token; None: no log-probabilities."""
+    """How many most probable tokens to give beside each token; None: no log-probabilities."""
     fresh_cache: bool = False
-    """Whether to begin with an empty cache of its own."""
+    """Whether to use empty caches of its own."""
     first_boundary: int = FIRST_BOUNDARY
 
     @property
@@ -75,7 +79,7 @@ class Order:
         return len(self.prompts) * self.n
 
 
-def texts_for_log(prompts: Sequence[str | Ids | Conversation]) -> list[Any]:
+def prompts_for_log(prompts: Sequence[PromptInput]) -> list[Any]:
     """The prompts as they came."""
     return [
         list(one.messages)

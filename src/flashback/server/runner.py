@@ -1,0 +1,187 @@
+"""Runs one checked request: its prompts are tokenized and checked, then its choices are written.
+
+Everything that uses the tokenizer or the model runs here, so on the engine's thread. A `Turn` after
+each stride lets the scheduler run other requests.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+from flashback.engines.protocol import CachingEngine, Engine
+from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.patterns.prompt import Ids
+from flashback.scoring.given import grid_of
+from flashback.server.checked_request import CheckedRequest, Conversation, PromptInput
+from flashback.server.choice import Begun, ChoiceRun, Progress, TimeLimit
+from flashback.server.errors import ApiError, of_settings
+from flashback.server.events import ChoiceEnd, ChoiceStart, Event, Incident, SpanEnd, Turn
+from flashback.server.prompt_echo import PromptEcho
+from flashback.server.scheduler import Events, Job
+from flashback.server.searching import GuardedRetriever
+from flashback.server.service import Service
+from flashback.server.token_scores import TokenRecorder
+from flashback.settings import Settings
+from flashback.writing.generator import Generator, Query
+
+_LONGEST_TOKEN = 128
+"""Characters; a text of more than that for each position of the window cannot fit."""
+
+
+class Runner:
+    """Runs one request."""
+
+    def __init__(self, service: Service, request: CheckedRequest, job: Job) -> None:
+        self._service = service
+        self._request = request
+        self._job = job
+        self._limit = TimeLimit(job, service.settings.time_limit)
+        self._engine: Engine = service.engine
+
+    def events(self) -> Events:
+        """All events of the request.
+
+        Raises:
+            ApiError: it is refused, or cannot be finished.
+        """
+        fresh = self._fresh_engine() if self._request.fresh_cache else None
+        if fresh is not None:
+            self._engine = fresh
+        try:
+            yield from self._counted(self._choices())
+        except (SettingsError, PromptTooLong) as error:
+            raise of_settings(error, self._service.reader.name, self._service.model) from error
+        finally:
+            if isinstance(fresh, CachingEngine):
+                fresh.forget()
+
+    def _fresh_engine(self) -> Engine | None:
+        """An engine with empty caches, and a request's share of the memory for passages."""
+        engine = self._service.caching_engine
+        return None if engine is None else engine.fresh(self._service.settings.max_active)
+
+    def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
+        metrics, pattern = self._service.metrics, self._request.settings.retrieval.pattern
+        first = True
+        for event in events:
+            metrics.note(event, pattern)
+            if first and isinstance(event, SpanEnd):
+                first = False
+                metrics.first_stride(self._job.age)
+            yield event
+
+    def _choices(self) -> Iterator[Event]:
+        if self._limit.is_over():
+            raise ApiError(429, "the request waited too long for its turn", "queue_timeout")
+        prompts = [self._ids(prompt) for prompt in self._request.prompts]
+        for ids in prompts:  # all of them, before the first is written
+            self._check_prompt(ids)
+        yield from self._warnings()
+        for number, ids in enumerate(prompts):
+            for one in range(self._request.n):
+                if self._limit.is_over() and self._request.scores_prompt:
+                    raise ApiError(503, self._limit.message, "time_limit")
+                yield from self._choice(number, one, ids)
+
+    def _ids(self, prompt: PromptInput) -> Ids:
+        reader = self._service.reader
+        if isinstance(prompt, Conversation):
+            return prompt.prompt_ids(reader)
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > _LONGEST_TOKEN * reader.window and not self._request.settings.truncate:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} characters, which cannot fit the reader's window of "
+                f"{reader.window} tokens; shorten it"
+            )
+        return tuple(reader.encode_prompt(prompt))
+
+    def _check_prompt(self, ids: Ids) -> None:
+        """Refuse what cannot be written or scored before the answer begins."""
+        if not ids:
+            raise SettingsError("the prompt is empty; expected at least one token of text")
+        size = self._service.reader.vocabulary_size
+        if bad := [token for token in ids if not 0 <= token < size]:
+            raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
+        if self._request.scores_prompt:
+            service, retrieval = self._service, self._request.settings.retrieval
+            first_boundary = self._request.first_boundary
+            grid_of(ids, service.reader, service.retriever, retrieval, first_boundary)
+        if self._request.write:
+            self._service.generator.check(ids, self._settings_of(0))
+
+    def _warnings(self) -> Iterator[Event]:
+        card = self._service.reader.adapter
+        if card is not None and (found := card.differences(self._request.settings.retrieval)):
+            message = f"the model's adapter was trained for {'; '.join(found)}"
+            yield Incident(0, "warning", message)
+
+    def _choice(self, number: int, one: int, ids: Ids) -> Iterator[Event]:
+        """One choice: its prompt, if that is echoed, then its continuation.
+
+        Args:
+            number: of the prompt.
+            one: of the choice among the prompt's choices.
+            ids: the prompt.
+        """
+        request, prompt = self._request, self._request.prompts[number]
+        progress = Progress(number * request.n + one)
+        begun = self._begin(one, ids, prompt) if request.write else None
+        prompt_tokens = len(ids) if begun is None else len(begun.writing.prompt_tokens)
+        yield ChoiceStart(progress.choice, prompt_tokens, one == 0)
+        if begun is not None and progress.choice and self._limit.is_over():
+            begun.writing.close()
+            yield Incident(progress.choice, "time_limit", self._limit.message, 0)
+            yield ChoiceEnd(progress.choice, "length", 0, ())
+            return
+        if request.echo:
+            echo = PromptEcho(self._service, request, self._limit)
+            yield from echo.events(progress, ids, prompt, self._guard())
+            yield Turn()
+        if begun is None:
+            yield ChoiceEnd(progress.choice, "length", 0, ())
+            return
+        yield from self._written(progress, begun, ids)
+
+    def _written(self, progress: Progress, begun: Begun, ids: Ids) -> Iterator[Event]:
+        used = begun.writing.prompt_tokens
+        if (cut := len(ids) - len(used)) > 0:
+            message = f"the first {cut} tokens of the prompt were left out to make room"
+            yield Incident(progress.choice, "prompt_truncated", message)
+        begun.recorder.begin(used, progress.characters)
+        yield from ChoiceRun(progress, begun, self._limit).events()
+        yield Turn()
+
+    def _begin(self, one: int, ids: Ids, prompt: PromptInput) -> Begun:
+        request, service = self._request, self._service
+        recorder = TokenRecorder(service.reader, request.logprobs, self._job.check)
+        guard = self._guard()
+        generator = Generator(service.reader, self._engine, guard)
+        query = self._query_of(prompt) if isinstance(prompt, Conversation) else None
+        with warnings.catch_warnings():  # `_warnings` sends them to the client
+            warnings.simplefilter("ignore", FlashBackWarning)
+            settings = self._settings_of(one)
+            writing = generator.stream(ids, settings, on_token=recorder, query=query)
+            return Begun(writing, recorder, guard)
+
+    def _settings_of(self, one: int) -> Settings:
+        """Every choice of a prompt has a seed of its own."""
+        settings = self._request.settings
+        seed = (settings.sampling.seed + one) % (1 << 64)
+        return replace(
+            settings,
+            sampling=replace(settings.sampling, seed=seed),
+            truncate=settings.truncate or self._request.scores_prompt,
+        )
+
+    def _guard(self) -> GuardedRetriever | None:
+        service, limits = self._service, self._service.settings
+        if service.retriever is None:
+            return None
+        return GuardedRetriever(
+            service.retriever, limits.retrieval_limit, limits.on_retrieval_error
+        )
+
+    def _query_of(self, conversation: Conversation) -> Query:
+        length = self._request.settings.retrieval.query_tokens
+        return lambda written: conversation.query(self._service.reader, written, length)
