@@ -96,7 +96,7 @@ def test_a_new_engine_writes_and_serves(tmp_path: Path) -> None:
         found = writer.generate("The moon", settings("append", passage_tokens=40))
         assert found.strides[0].passages[0].text == PASSAGES[0]
         assert len(found.tokens) == 20
-        with serving(writer) as served:
+        with serving(writer.reader, writer.retriever, engine=writer.engine) as served:
             record = served.complete("The moon", max_tokens=6)
             assert record["usage"]["completion_tokens"] == 6
 

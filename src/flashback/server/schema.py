@@ -7,7 +7,8 @@ Fields of OpenAI's that this server does not have are listed at the one value th
 import dataclasses
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic_core import PydanticCustomError
 
 from flashback.patterns.registry import PATTERNS
 from flashback.server.checked_request import FIRST_BOUNDARY
@@ -30,10 +31,22 @@ _DESCRIBED = {"pattern": "Where passages stand; none: nothing is retrieved."}
 """Fields that have no `auto` in a request: it is decided when the server starts."""
 
 
+def _known_pattern(name: str) -> str:
+    """The name of a registered pattern."""
+    if name not in PATTERNS:
+        expected = ", ".join(map(repr, PATTERNS))
+        raise PydanticCustomError("literal_error", "Input should be {names}", {"names": expected})
+    return name
+
+
 def _json_type(field: "dataclasses.Field[Any]") -> Any:
     """A declared setting's type and range, for a schema."""
     if field.name == "pattern":
-        return Literal[tuple(map(str, PATTERNS))]
+        return Annotated[
+            str,
+            AfterValidator(_known_pattern),
+            Field(json_schema_extra=lambda schema: schema.update(enum=list(PATTERNS))),
+        ]
     if isinstance(field.default, tuple):
         return Annotated[list[str], Field(max_length=1000)]
     low, high = field.metadata.get("low"), field.metadata.get("high")

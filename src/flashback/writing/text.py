@@ -15,6 +15,7 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
@@ -22,7 +23,7 @@ from flashback.settings import Settings
 from flashback.writing.detokenization import Detokenizer, StopFinder
 
 Query = Callable[[str], str]
-"""What to search for when so much was written; characters that are held back are not in it."""
+"""The query for what was written so far, without characters that are held back."""
 FinishReason = Literal["length", "stop", "eos"]
 
 
@@ -33,7 +34,7 @@ class Stride:
     arranged: Ids
     tokens: Ids
     text: str
-    """The text given out during this stride; all strides' texts, joined, are the whole."""
+    """The text yielded during this stride; the texts of all strides, joined, are the whole."""
     passages: tuple[Hit, ...]
     usage: Usage
     retrieve_seconds: float
@@ -41,7 +42,7 @@ class Stride:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished text and how it came about."""
+    """A finished text and its strides."""
 
     prompt_tokens: Ids
     """As used: after truncation, BOS included."""
@@ -50,8 +51,8 @@ class Generation:
     jumps: tuple[int, ...]
     """Text lengths in tokens at which the context jumped."""
     seconds: float
-    """Spent on writing; what a caller does between events is not counted. In a batch: this text's
-    share, so that the seconds of all texts add up to what they took together."""
+    """Spent on writing, without the caller's own time between events. In a batch: a share of it,
+    so that the seconds of its texts add up."""
 
     @property
     def text(self) -> str:
@@ -89,8 +90,8 @@ class Generation:
 class Text:
     """A text from its prompt to its end.
 
-    Stride by stride: `begin_stride` gives the query; `arrange` takes what was found and gives the
-    prompt of `stride_tokens` new tokens; `take` takes each of them; `end_stride` closes the books.
+    Stride by stride: `begin_stride` gives the query, `arrange` the prompt made of the hits, `take`
+    adds each of up to `stride_tokens` new tokens, `end_stride` records the stride.
     """
 
     reader: TextReader
@@ -104,9 +105,9 @@ class Text:
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
     stride_tokens: int = 0
-    """How many tokens the stride may have."""
+    """Tokens of this stride at most."""
     query: Query | None = None
-    """What to search for instead of the last tokens."""
+    """The query of each stride, instead of the text of the last tokens."""
 
     def __post_init__(self) -> None:
         self.prompt_tokens: Ids = tuple(self.context.ids)
@@ -125,7 +126,7 @@ class Text:
         """The query of the stride that has begun; None between strides."""
 
     def begin_stride(self) -> str:
-        """Start the next stride, once; the text that passages are wanted for."""
+        """Start the next stride, once; its query."""
         if self._asked is not None:
             return self._asked
         retrieval = self.settings.retrieval
@@ -139,23 +140,18 @@ class Text:
         return self._asked
 
     def _query(self) -> str:
-        """What passages are searched for with now: the text of the last tokens, unless told."""
+        """The query now: the text of the last tokens, unless the request has a query of its own."""
         if self.query is not None:
             return self.query("".join([*(stride.text for stride in self.strides), *self._pieces]))
         tokens = (*self.context.visible, *self._tokens)
-        return self.reader.decode(tokens[-self.settings.retrieval.query_tokens :])
-
-    def passage(self, hits: Sequence[Hit]) -> Ids:
-        """The tokens of what was found, each passage cut, one behind the other."""
-        limit = self.settings.retrieval.passage_tokens
-        return tuple(token for hit in hits for token in self.reader.encode(hit.text)[:limit])
+        return query_text(self.reader, tokens, self.settings.retrieval)
 
     def arrange(self, hits: Sequence[Hit]) -> Prompt:
-        """Put the passages that were found where the pattern wants them."""
+        """The prompt of the stride: the retrieved passages where the pattern puts them."""
         context = self.context
         boundary = Boundary(
             context.visible,
-            self.passage(hits),
+            passage_ids(self.reader, (hit.text for hit in hits), self.settings.retrieval),
             self.frame,
             len(context.bos),
             self.reserved,
@@ -166,7 +162,7 @@ class Text:
         return prompt
 
     def take(self, token: int) -> str:
-        """Account for a new token; the text that may be shown because of it, often none."""
+        """Add a new token; the text that is final because of it, often empty."""
         self._tokens.append(token)
         ahead = self._lookahead and self._left
         if ahead and len(self._tokens) == self.stride_tokens - self._lookahead:
