@@ -58,7 +58,7 @@ def _frozen_imports() -> None:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny Llama with a byte-level tokenizer: a local model as a hub would give it."""
     from families import tiny_model
-    from readers import byte_tokenizer
+    from tiny_readers import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny_model("llama").save_pretrained(folder)

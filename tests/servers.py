@@ -29,8 +29,8 @@ from flashback.server.service import Service, make_service
 from flashback.server.serving import Listener, bind
 from flashback.settings import RetrievalSettings, SearchOptions
 from flashback.writing.generator import Generator
-from readers import tiny_reader
 from recompute import recomputed_logits
+from tiny_readers import tiny_reader
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -19,10 +19,10 @@ from flashback.patterns.registry import PATTERNS
 from flashback.retrieval.kinds import KINDS, open_index
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
-from readers import MadeUpRetriever, tiny_reader
 from recompute import check_greedy
 from servers import serving
 from throw_away import Middle, Parrot, WordIndex, open_parrot, registered, write_word_index
+from tiny_readers import MadeUpRetriever, tiny_reader
 
 PASSAGES = ("The moon pulls the tides of the ocean.", "A lighthouse warns ships at night.")
 

@@ -23,7 +23,7 @@ from flashback.scoring.targets import TargetScorer
 from flashback.training.model_card import model_card
 from flashback.training.reproduce import recipes
 from flashback.training.train import train
-from readers import tiny_reader
+from tiny_readers import tiny_reader
 from trainings import EXAMPLES, RETRIEVAL, WINDOWS, run_with
 
 LAST = 5

@@ -16,7 +16,7 @@ from flashback.retrieval.index_folder import Content, Manifest, new_version, pub
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import Registry, SearchOptions
-from readers import byte_tokenizer
+from tiny_readers import byte_tokenizer
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def slow_run() -> Run:
 
 def main() -> None:
     """Train into the folder given on the command line, with a line for each step."""
-    from readers import tiny_reader
+    from tiny_readers import tiny_reader
 
     torch.set_num_threads(1)
     train_usual(
