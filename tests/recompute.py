@@ -77,14 +77,14 @@ def check_greedy(model: PreTrainedModel, generation: Generation, forbidden: Sequ
             assert row.max() - row[token] <= TOLERANCE
 
 
-@torch.inference_mode()
 def cached_scores(engine: LocalEngine, ids: Sequence[int], start: int) -> list[float]:
     """Log-probabilities of ids[start:], each given all before it, through the engine's cache."""
-    sequence, _ = engine.lease(Prompt.plain(ids[:start]))
-    logits = engine.passes.extend(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
-    engine.leases.give_back(sequence)
-    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
-    scores: list[float] = chosen[:, 0].tolist()
+    with engine.passes.running():
+        sequence, shared = engine.lease(Prompt.plain(ids[:start]))
+        logits = engine.passes.extend(sequence, ids[shared:-1], len(ids) - start)
+        engine.leases.give_back(sequence)
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
+        scores: list[float] = chosen[:, 0].tolist()
     return scores
 
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -100,6 +101,21 @@ def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.Mo
         assert engine.passes.fixed is not None
         assert complete(engine, PROMPT, 5) == (expected, 0)
         assert engine.cache_use.sequences == 1
+
+
+def test_a_token_holds_the_model_once(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the prompt, once for every further token; not again inside."""
+    running, held = engine.passes.running, []
+
+    def counted() -> AbstractContextManager[None]:
+        held.append(1)
+        return running()
+
+    monkeypatch.setattr(engine.passes, "running", counted)
+    complete(engine, PROMPT, 5)
+    assert len(held) == 5
 
 
 def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:

@@ -42,7 +42,7 @@ from tiny_readers import MadeUpRetriever, tiny_reader
 def _little_room() -> Iterator[None]:
     """Cache buffers fill up all the time, so that growing and dropping are tested too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 4)
+        patch.setattr(cache_module, "_SPARE", 4)
         yield
 
 

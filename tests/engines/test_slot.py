@@ -44,7 +44,7 @@ WINDOW = 180
 def _little_room() -> Iterator[None]:
     """Cache buffers grow all the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 4)
+        patch.setattr(cache_module, "_SPARE", 4)
         yield
 
 
@@ -223,6 +223,34 @@ def test_another_history_is_another_prefix() -> None:
     assert reused(View(0, (7, 8)), View(15, (9,))) == 15 + 1
     assert reused(View(0, (9,))) == 1
     assert reused() == 0
+
+
+def test_segments_with_the_same_passage_are_one_prefix() -> None:
+    engine = LocalEngine(shared_reader("llama").model, WINDOW)
+    halves = Segment(tuple(range(10)), 4, (7, 8)), Segment(tuple(range(10, 30)), 14, (7, 8))
+    tokens, reused = [], []
+    for prompt in (Prompt(halves, 4), Prompt.with_views(tuple(range(30)), (View(0, (7, 8)),), 4)):
+        for _ in range(2):
+            completion = engine.complete(prompt, 3, Sampler(SamplingSettings(), []))
+            tokens.append(list(completion))
+            reused.append(completion.usage.reused)
+    assert reused == [0, 29 + 2, 29 + 2, 29 + 2]
+    assert tokens == [tokens[0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("segments", "why"),
+    [
+        ((Segment((1, 2), 4), Segment((3,), 7)), "starts at 7; expected 6"),
+        ((Segment((1, 2), 0),), "starts at 0; expected 4"),
+        ((Segment((1, 2), 4, (1, 2, 3, 4, 5)),), "longer than what is reserved"),
+    ],
+)
+def test_a_prompt_has_no_gaps_and_no_passage_beyond_its_positions(
+    segments: tuple[Segment, ...], why: str
+) -> None:
+    with pytest.raises(AssertionError, match=why):
+        Prompt(segments, 4)
 
 
 @pytest.mark.parametrize("family", FULL)

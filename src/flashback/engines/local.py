@@ -188,7 +188,7 @@ class LocalEngine:
 
     @contextlib.contextmanager
     def _running(self, sequence: CachedSequence) -> Iterator[None]:
-        """Hold the model; if a pass fails, the sequence is given up before others look at it."""
+        """Hold the model; a sequence whose pass fails is given up before the model is released."""
         with self.passes.running():
             try:
                 yield

@@ -32,15 +32,15 @@ def engine_of(family: str) -> LocalEngine:
     return LocalEngine(tiny_model(family), 100, self_check=False)
 
 
-@torch.inference_mode()
 def joint(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    return engine.passes.extend_with_passage(sequence, passage, ids)
+    with engine.passes.running():
+        return engine.passes.extend_with_passage(sequence, passage, ids)
 
 
-@torch.inference_mode()
 def apart(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    sequence.show(passage, engine.passes.prefill_passage(passage, ROOM))
-    return engine.passes.extend(sequence, ids)
+    with engine.passes.running():
+        sequence.show(passage, engine.passes.prefill_passage(passage, ROOM))
+        return engine.passes.extend(sequence, ids)
 
 
 def slots(sequence: CachedSequence) -> list[States]:
@@ -184,7 +184,8 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     # Both passages are kept, and not as parts of a cache that goes on.
     kept = engine.passages.find((1, 2), 4)
     assert kept is not None
-    assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
+    with engine.passes.running():
+        assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
     assert engine.passages.count.prefilled == 2
     assert engine.passages.find((3, 4, 5), 4) is not None
 
