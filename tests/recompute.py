@@ -100,10 +100,10 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
     Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
     itself, a context token sees the context before it and the passage it was computed with.
     """
-    room, views = prompt.reserved, prompt.views
+    reserved, views = prompt.reserved, prompt.views
     ids = [*prompt.ids, *tokens[:-1]]
     length = len(ids)
-    positions = [*range(room, room + length)]
+    positions = [*range(reserved, reserved + length)]
     total = length + sum(len(view.passage) for view in views)
     seen = torch.zeros(total, total, dtype=torch.bool)
     seen[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
@@ -113,7 +113,7 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
         seen[at : at + size, at : at + size] = torch.ones(size, size, dtype=torch.bool).tril()
         seen[view.start : end, at : at + size] = True
         ids.extend(view.passage)
-        positions.extend(range(room - size, room))
+        positions.extend(range(reserved - size, reserved))
     never = torch.finfo(model.dtype).min
     mask = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
     extra = {"position_ids": torch.tensor([positions])}

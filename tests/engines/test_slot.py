@@ -175,8 +175,8 @@ def test_an_empty_cache_gives_the_same_as_a_warm_one() -> None:
     assert cold.prefilled > 4 * warm.prefilled
 
 
-def test_a_stride_encodes_its_passage_and_one_token() -> None:
-    """No token of the context is encoded twice; a passage that comes back costs nothing."""
+def test_a_stride_prefills_its_passage_and_one_token() -> None:
+    """No token of the context is computed twice; a passage that comes back costs nothing."""
     reader = shared_reader("opt")
     engine = RecordingEngine(reader.model, WINDOW)
     retriever = MadeUpRetriever(0, longest=8, empty=0, same=0)

@@ -8,7 +8,7 @@ positions before the text, p tokens of the passage that stands at their end.
     joint     a passage beside the tokens that see it first    kernels/joint_pass.py
     alone     a passage, up to the last layer's keys           kernels/states.py
 
-All give the same logits; `self_check.py` compares them. A model runs one pass at a time.
+All compute the same; `self_check.py` compares them. A model runs one pass at a time.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ class Passes:
             The logits of the last new token, (1, V).
 
         Raises:
-            UnsupportedReader: the model's attention is not PyTorch's any more.
+            UnsupportedReader: the model's attention was exchanged since it was checked.
         """
         layers, end = full_layers(sequence.cache), sequence.end
         apart = PassageApart(len(passage), len(ids))
@@ -144,7 +144,15 @@ class Passes:
         return logits
 
     def prefill_passage(self, passage: Ids, reserved: int) -> list[States]:
-        """Keys and values of a passage alone at positions [R - p, R), (1, H, p, D) by layer."""
+        """Keys and values of a passage alone at positions [R - p, R).
+
+        Args:
+            passage: p tokens.
+            reserved: R.
+
+        Returns:
+            (1, H, p, D) each, layer by layer.
+        """
         if self.fixed is not None:
             prefill = partial(self.prefill_alone, fixed=True)
             if (states := self.fixed.prefill(prefill, passage, reserved)) is not None:
@@ -153,9 +161,16 @@ class Passes:
         return self.prefill_alone(self._tensor(passage), positions)
 
     def prefill_alone(self, ids: Tensor, positions: Tensor, *, fixed: bool = False) -> list[States]:
-        """Keys and values of ids (1, T) at positions (1, T), with nothing else in view.
+        """Keys and values of ids with nothing else in view.
 
         The pass ends in the last layer, before its attention.
+
+        Args:
+            ids, positions: of T tokens, (1, T) each.
+            fixed: see `run`.
+
+        Returns:
+            (1, H, T, D) each, layer by layer.
         """
         cache = DynamicCache(config=self.model.config)  # without buffers: it takes what it holds
         layers = list(cache.layers)

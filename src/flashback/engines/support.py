@@ -14,7 +14,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from flashback.errors import UnsupportedReader
 
 _ALIBI = {"bloom", "mpt"}
-"""No positions of their own, but biases by distance."""
+"""Biases by distance instead of positions."""
 _DISTANCES_IN_COLUMNS = {"mpt"}
 """Distances are measured in columns of the cache, those that a mask hides included."""
 _ROPE_BY_LENGTH = {"dynamic", "longrope"}
@@ -40,7 +40,8 @@ class Support:
     distances_in_columns: bool
     """Distances count columns of the cache, those that a mask hides included (MPT)."""
     alibi: bool
-    """No positions, but biases by distance, which a cache of p + n columns gives (Bloom, MPT)."""
+    """Biases by distance instead of positions: right for a passage of p columns before the text
+    (Bloom, MPT)."""
     positions_by_length: bool
     """A rotation depends on the furthest position of its pass (dynamic, longrope)."""
 

@@ -134,7 +134,7 @@ def test_texts_by_turns_do_not_disturb_each_other() -> None:
     assert [list(tokens) for tokens in zip(*taken, strict=True)] == expected
 
 
-def test_an_engine_whose_reader_cannot_decodes_as_before() -> None:
+def test_an_engine_whose_model_cannot_runs_plain_passes() -> None:
     with patch.object(fixed_passes.FixedPasses, "step", side_effect=RuntimeError("not captured")):
         engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=True)
     assert engine.passes.fixed is None
@@ -254,7 +254,7 @@ def test_a_batch_equals_recomputing_everything(
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_an_engine_is_freed_with_its_caches(fixed: bool) -> None:
-    """At once: on a GPU the next one needs the room."""
+    """At once: on a GPU the next one needs the memory."""
     engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=fixed)
     greedy(engine, [5, 6, 7], 6)
     (held,) = engine.leases.idle

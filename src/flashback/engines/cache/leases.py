@@ -59,7 +59,9 @@ class Leases:
             sequence, shared = self._found(prompt, own) or (None, 0)
             if sequence is None:
                 sequence = self._emptied(prompt, own) or new_sequence(prompt.reserved)
-            self.idle = [one for one in self.idle if one not in own]  # the writer's text has its sequence
+            self.idle = [
+                one for one in self.idle if one not in own
+            ]  # the writer's text has its sequence
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
             self.taken.append(sequence)
