@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flashback.engines.cache.layers as cache_module
-import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
@@ -33,7 +32,9 @@ from flashback.settings import (
     StoppingSettings,
 )
 from flashback.writing.generator import Generation, Generator
-from recompute import TOLERANCE, RecordingSampler, block_mask_logits
+from on_device import RecordingEngine
+from recompute import TOLERANCE, block_mask_logits
+from recorded import generate_and_record
 from tiny_readers import MadeUpRetriever, tiny_reader
 
 FULL = tuple(family for family in FAMILIES if family not in SLIDING)
@@ -46,14 +47,6 @@ def _little_room() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache_module, "_SPARE", 4)
         yield
-
-
-class RecordingEngine(LocalEngine):
-    """An engine that keeps the prompts it was given."""
-
-    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
-        self.prompts = [*getattr(self, "prompts", ()), prompt]
-        return super().complete(prompt, max_tokens, sampler)
 
 
 @cache
@@ -90,17 +83,10 @@ def write(
     reader: Reader, engine: RecordingEngine, retriever: MadeUpRetriever, ids: Ids, made_up: Settings
 ) -> tuple[Generation, float]:
     """A generation, and the largest difference of its logits from those of the reference."""
-    samplers: list[RecordingSampler] = []
-
-    def recording(*arguments: object) -> RecordingSampler:
-        samplers.append(RecordingSampler(*arguments))  # type: ignore[arg-type]
-        return samplers[-1]
-
-    engine.prompts = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_module, "Sampler", recording)
-        generation = Generator(reader, engine, retriever).generate(ids, made_up)
-    return generation, largest_error(reader, engine.prompts, generation, samplers[0].seen)
+    engine.prompts = ()
+    generator = Generator(reader, engine, retriever)
+    generation, seen = generate_and_record(generator, ids, made_up)
+    return generation, largest_error(reader, engine.prompts, generation, seen)
 
 
 @torch.inference_mode()
