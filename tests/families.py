@@ -99,7 +99,7 @@ SLIDING = ("mistral", "gemma2", "gemma3")
 JOINED = tuple(name for name in FAMILIES if name not in (*SLIDING, "bloom", "falcon"))
 """A slot's passage shares a pass with the tokens behind it.
 
-Bloom is not told where its tokens stand; Falcon computes attention itself.
+Bloom takes no positions; Falcon computes attention itself.
 """
 
 

@@ -77,14 +77,14 @@ def check_greedy(model: PreTrainedModel, generation: Generation, forbidden: Sequ
             assert row.max() - row[token] <= TOLERANCE
 
 
-@torch.inference_mode()
 def cached_scores(engine: LocalEngine, ids: Sequence[int], start: int) -> list[float]:
     """Log-probabilities of ids[start:], each given all before it, through the engine's cache."""
-    sequence, _ = engine.lease(Prompt.plain(ids[:start]))
-    logits = engine.passes.extend(sequence, ids[len(sequence.ids) : -1], len(ids) - start)
-    engine.leases.give_back(sequence)
-    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
-    scores: list[float] = chosen[:, 0].tolist()
+    with engine.passes.running():
+        sequence, shared = engine.lease(Prompt.plain(ids[:start]))
+        logits = engine.passes.extend(sequence, ids[shared:-1], len(ids) - start)
+        engine.leases.give_back(sequence)
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])
+        scores: list[float] = chosen[:, 0].tolist()
     return scores
 
 
@@ -100,10 +100,10 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
     Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
     itself, a context token sees the context before it and the passage it was computed with.
     """
-    room, views = prompt.reserved, prompt.views
+    reserved, views = prompt.reserved, prompt.views
     ids = [*prompt.ids, *tokens[:-1]]
     length = len(ids)
-    positions = [*range(room, room + length)]
+    positions = [*range(reserved, reserved + length)]
     total = length + sum(len(view.passage) for view in views)
     seen = torch.zeros(total, total, dtype=torch.bool)
     seen[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
@@ -113,7 +113,7 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
         seen[at : at + size, at : at + size] = torch.ones(size, size, dtype=torch.bool).tril()
         seen[view.start : end, at : at + size] = True
         ids.extend(view.passage)
-        positions.extend(range(room - size, room))
+        positions.extend(range(reserved - size, reserved))
     never = torch.finfo(model.dtype).min
     mask = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
     extra = {"position_ids": torch.tensor([positions])}

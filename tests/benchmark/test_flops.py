@@ -61,7 +61,7 @@ def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
 @pytest.mark.parametrize("family", EXACT)
 def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None:
     engine = eager_engine(family)
-    with FlopCounterMode(display=False) as counter:
+    with engine.passes.running(), FlopCounterMode(display=False) as counter:
         engine.passes.prefill_passage((1,) * 30, 64)
     shape = Shape.of(engine.model)
     counted = pass_operations(shape, Pass(30, 0, logits=0))
@@ -73,7 +73,7 @@ def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None
 def test_a_passage_beside_the_first_token_that_sees_it(family: str) -> None:
     engine = LocalEngine(tiny_model(family), 160, self_check=False)
     sequence = engine.passes.new_sequence(30)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):  # in products that are counted
+    with engine.passes.running(), sdpa_kernel(SDPBackend.MATH):  # in products that are counted
         engine.passes.extend_with_passage(sequence, (1,) * 30, (2,) * 40)
         with FlopCounterMode(display=False) as counter:
             engine.passes.extend_with_passage(sequence, (3,) * 30, (2,))

@@ -40,7 +40,7 @@ SLOTTED = tuple(family for family in TOGETHER if family not in SLIDING)
 def _little_room() -> Iterator[None]:
     """Buffers grow all the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 4)
+        patch.setattr(cache_module, "_SPARE", 4)
         yield
 
 

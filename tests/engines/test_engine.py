@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
 
 
 def test_a_sequence_whose_pass_failed_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some layers have grown by then, others not; nobody may see it, not even for a moment."""
+    """Some layers have grown by then, others not; no other completion may see it."""
     engine = LocalEngine(tiny_model("llama"), window=192)
     gives_up = engine.leases.give_up
     seen: list[tuple[bool, int]] = []
@@ -102,7 +103,20 @@ def test_a_last_layer_that_cannot_be_narrowed_stays_whole(monkeypatch: pytest.Mo
         assert engine.cache_use.sequences == 1
 
 
-def test_the_same_prompt_again_encodes_one_token(engine: LocalEngine) -> None:
+def test_a_token_holds_the_model_once(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the prompt, once for every further token; not again inside."""
+    running, held = engine.passes.running, []
+
+    def counted() -> AbstractContextManager[None]:
+        held.append(1)
+        return running()
+
+    monkeypatch.setattr(engine.passes, "running", counted)
+    complete(engine, PROMPT, 5)
+    assert len(held) == 5
+
+
+def test_the_same_prompt_again_prefills_one_token(engine: LocalEngine) -> None:
     first, reused = complete(engine, PROMPT, 5)
     assert reused == 0
     assert complete(engine, PROMPT, 5) == (first, len(PROMPT) - 1)
@@ -151,7 +165,7 @@ def test_closing_early_gives_the_cache_back_whole(engine: LocalEngine) -> None:
         tokens = iter(completion)
         begun = [next(tokens), next(tokens)]
     assert begun == expected[:2]
-    # The last token that was given out has not been encoded yet.
+    # The last token that was given out is not in the cache yet.
     assert complete(engine, (*PROMPT, *begun), 8) == (expected[2:], len(PROMPT) + 1)
 
 
@@ -336,8 +350,8 @@ def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) 
     if budget == 0:
         assert (count, reused) == (0, 0)
     if budget == 1 << 30:
-        assert count == 4  # nobody cut another's
-        # Texts of 26, 31 and 36 tokens have their last one to encode; at first they share 20.
+        assert count == 4  # none cut another's
+        # Texts of 26, 31 and 36 tokens have their last one to prefill; at first they share 20.
         assert reused == 4 * (25 + 30 + 35) + 3 * 20
 
 

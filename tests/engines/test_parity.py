@@ -42,7 +42,7 @@ from tiny_readers import MadeUpRetriever, tiny_reader
 def _little_room() -> Iterator[None]:
     """Cache buffers fill up all the time, so that growing and dropping are tested too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 4)
+        patch.setattr(cache_module, "_SPARE", 4)
         yield
 
 
@@ -208,7 +208,7 @@ def test_none_equals_the_models_own_generate(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(prompt=PROMPT, made_up=made_up_settings(), seed=st.integers(0, 1000))
-def test_encoded_is_the_prompt_less_the_longest_common_prefix(
+def test_prefilled_is_the_prompt_less_the_longest_common_prefix(
     family: str, prompt: list[int], made_up: Settings, seed: int
 ) -> None:
     reader = shared_reader(family)
@@ -229,7 +229,7 @@ def test_encoded_is_the_prompt_less_the_longest_common_prefix(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_append_encodes_stride_passage_and_frame_whatever_the_length(family: str) -> None:
+def test_append_prefills_stride_passage_and_frame_whatever_the_length(family: str) -> None:
     """From the second stride on, with a changed passage and no jump; sliding windows included."""
     reader = shared_reader(family)
     engine = LocalEngine(reader.model, window=190)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flashback.engines.cache.layers as cache_module
-import flashback.writing.generator as generation_module
 from families import FAMILIES, SLIDING
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
@@ -33,7 +32,9 @@ from flashback.settings import (
     StoppingSettings,
 )
 from flashback.writing.generator import Generation, Generator
-from recompute import TOLERANCE, RecordingSampler, block_mask_logits
+from on_device import RecordingEngine
+from recompute import TOLERANCE, block_mask_logits
+from recorded import generate_and_record
 from tiny_readers import MadeUpRetriever, tiny_reader
 
 FULL = tuple(family for family in FAMILIES if family not in SLIDING)
@@ -44,16 +45,8 @@ WINDOW = 180
 def _little_room() -> Iterator[None]:
     """Cache buffers grow all the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 4)
+        patch.setattr(cache_module, "_SPARE", 4)
         yield
-
-
-class RecordingEngine(LocalEngine):
-    """An engine that keeps the prompts it was given."""
-
-    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
-        self.prompts = [*getattr(self, "prompts", ()), prompt]
-        return super().complete(prompt, max_tokens, sampler)
 
 
 @cache
@@ -90,17 +83,10 @@ def write(
     reader: Reader, engine: RecordingEngine, retriever: MadeUpRetriever, ids: Ids, made_up: Settings
 ) -> tuple[Generation, float]:
     """A generation, and the largest difference of its logits from those of the reference."""
-    samplers: list[RecordingSampler] = []
-
-    def recording(*arguments: object) -> RecordingSampler:
-        samplers.append(RecordingSampler(*arguments))  # type: ignore[arg-type]
-        return samplers[-1]
-
-    engine.prompts = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_module, "Sampler", recording)
-        generation = Generator(reader, engine, retriever).generate(ids, made_up)
-    return generation, largest_error(reader, engine.prompts, generation, samplers[0].seen)
+    engine.prompts = ()
+    generator = Generator(reader, engine, retriever)
+    generation, seen = generate_and_record(generator, ids, made_up)
+    return generation, largest_error(reader, engine.prompts, generation, seen)
 
 
 @torch.inference_mode()
@@ -175,8 +161,8 @@ def test_an_empty_cache_gives_the_same_as_a_warm_one() -> None:
     assert cold.prefilled > 4 * warm.prefilled
 
 
-def test_a_stride_encodes_its_passage_and_one_token() -> None:
-    """No token of the context is encoded twice; a passage that comes back costs nothing."""
+def test_a_stride_prefills_its_passage_and_one_token() -> None:
+    """No token of the context is computed twice; a passage that comes back costs nothing."""
     reader = shared_reader("opt")
     engine = RecordingEngine(reader.model, WINDOW)
     retriever = MadeUpRetriever(0, longest=8, empty=0, same=0)
@@ -223,6 +209,34 @@ def test_another_history_is_another_prefix() -> None:
     assert reused(View(0, (7, 8)), View(15, (9,))) == 15 + 1
     assert reused(View(0, (9,))) == 1
     assert reused() == 0
+
+
+def test_segments_with_the_same_passage_are_one_prefix() -> None:
+    engine = LocalEngine(shared_reader("llama").model, WINDOW)
+    halves = Segment(tuple(range(10)), 4, (7, 8)), Segment(tuple(range(10, 30)), 14, (7, 8))
+    tokens, reused = [], []
+    for prompt in (Prompt(halves, 4), Prompt.with_views(tuple(range(30)), (View(0, (7, 8)),), 4)):
+        for _ in range(2):
+            completion = engine.complete(prompt, 3, Sampler(SamplingSettings(), []))
+            tokens.append(list(completion))
+            reused.append(completion.usage.reused)
+    assert reused == [0, 29 + 2, 29 + 2, 29 + 2]
+    assert tokens == [tokens[0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("segments", "why"),
+    [
+        ((Segment((1, 2), 4), Segment((3,), 7)), "starts at 7; expected 6"),
+        ((Segment((1, 2), 0),), "starts at 0; expected 4"),
+        ((Segment((1, 2), 4, (1, 2, 3, 4, 5)),), "longer than what is reserved"),
+    ],
+)
+def test_a_prompt_has_no_gaps_and_no_passage_beyond_its_positions(
+    segments: tuple[Segment, ...], why: str
+) -> None:
+    with pytest.raises(AssertionError, match=why):
+        Prompt(segments, 4)
 
 
 @pytest.mark.parametrize("family", FULL)

@@ -8,6 +8,7 @@ from flashback.engines.kernels.padding import mask_of, place_tokens
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import BatchingEngine, CachingEngine, Usage
 from flashback.engines.support import key_value_heads, support_of
+from tiny_readers import tiny_reader
 
 ALIBI = ("bloom", "mpt")
 
@@ -57,6 +58,15 @@ def test_a_local_engine_batches_and_says_what_it_caches() -> None:
     engine = LocalEngine(tiny_model("llama"), window=100)
     assert isinstance(engine, BatchingEngine)
     assert isinstance(engine, CachingEngine)
+
+
+def test_the_former_names_of_caches_and_patterns_warn() -> None:
+    reader = tiny_reader("llama")
+    with pytest.warns(DeprecationWarning, match="cache_use"):
+        assert LocalEngine(reader.model, 100, self_check=False).held == (0, 0)
+    for family, expected in (("llama", True), ("mistral", False)):
+        with pytest.warns(DeprecationWarning, match=r"can_have\("):
+            assert tiny_reader(family).can_have_slot is expected
 
 
 def test_the_former_names_of_counts_warn() -> None:

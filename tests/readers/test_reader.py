@@ -242,3 +242,9 @@ def test_rotations_of_single_kinds_of_layers_end_the_window_too() -> None:
         "original_max_position_embeddings": 64,
     }
     assert window_of(config, byte_tokenizer())[0] == 64
+
+
+@pytest.mark.parametrize("name", ["auto", "sideways"])
+def test_a_pattern_that_there_is_not_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"--pattern {name}: expected one of none, "):
+        tiny_reader("llama").check_pattern(name)

@@ -98,6 +98,7 @@ class TimedEngine(LocalEngine):
 
     def keep(self, passages: Iterable[Ids], reserved: int) -> None:
         """Put passages into the passage cache."""
-        for passage in passages:
-            self.passages.get(passage, reserved, self.passes.prefill_passage)
+        with self.passes.running():
+            for passage in passages:
+                self.passages.get(passage, reserved, self.passes.prefill_passage)
         synchronize(self.model.device)  # before a stride is timed

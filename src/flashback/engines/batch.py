@@ -63,11 +63,11 @@ class LocalBatch:
         """Start with empty rows.
 
         Args:
-            passes: run the model.
+            passes: of the model.
             passages: where keys and values of passages are kept.
             rows: B, the most requests at a time.
             fixed: run fixed passes where possible.
-            check: called before a request is computed; raises what is wrong with it.
+            check: called before a request is computed; raises if it cannot be completed.
         """
         self.rows = rows
         self.passes = passes
@@ -178,7 +178,7 @@ class LocalBatch:
 
     @torch.inference_mode()
     def _pack(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
-        """Move rows so that they take the first places; they, in order."""
+        """Move rows to the first places of the buffers; the rows, by their places."""
         places = {row.place for row in rows}
         free = iter(place for place in range(len(rows)) if place not in places)
         for row in rows:
@@ -190,7 +190,7 @@ class LocalBatch:
         return sorted(rows, key=lambda row: row.place)
 
     def _extend_to_last(self, row: BatchRow, prompt: Prompt, usage: Usage) -> Ids:
-        """Prefill all new segments but the last; its ids, once its passage is in view."""
+        """Prefill all new segments but the last, show the last one's passage; its ids."""
         began = time.perf_counter()
         *earlier, last = prompt.after(len(row.ids))
         for segment in earlier:
@@ -268,7 +268,7 @@ _KINDS = ("sliding_attention", "full_attention")
 
 
 def together(lengths: Sequence[int]) -> list[list[int]]:
-    """Which rows share a pass, by number, when they have so many new tokens each."""
+    """Which rows share a pass, by their numbers; `lengths` are the new tokens of each row."""
     groups: list[list[int]] = []
     for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
         longest = lengths[groups[-1][0]] if groups else 0

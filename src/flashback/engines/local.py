@@ -18,6 +18,7 @@ boundary one segment of one token.
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -69,7 +70,7 @@ class LocalEngine:
             fixed_passes: run short passes at fixed places in memory, recorded on CUDA
                 (`fixed_passes.py`), if the model can; None: on CUDA only. Whether it can is
                 computed once, now, unless it is True and there is no self-check.
-            passes: run the model; None: as fast as they can.
+            passes: of the model; None: the fastest ones.
 
         Raises:
             UnsupportedReader: the model's cache cannot be cut back, or the self-check failed.
@@ -83,7 +84,7 @@ class LocalEngine:
         choose_exact(self.passes, window, check=self_check, fixed=fixed_passes)
 
     def fresh(self, share: int) -> "LocalEngine":
-        """See `CachingEngine.fresh`; what this engine found out about its model is not repeated."""
+        """See `CachingEngine.fresh`; the checks of the model are not repeated."""
         engine = LocalEngine(
             self.model,
             self.capabilities.window,
@@ -129,6 +130,14 @@ class LocalEngine:
     def cache_use(self) -> CacheUse:
         """See `CachingEngine.cache_use`."""
         return CacheUse(*self.leases.held, self.passages.bytes)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Deprecated: `cache_use`."""
+        warnings.warn(
+            "LocalEngine.held is now LocalEngine.cache_use", DeprecationWarning, stacklevel=2
+        )
+        return self.leases.held
 
     @cached_property
     def joins_passages(self) -> bool:
@@ -188,7 +197,7 @@ class LocalEngine:
 
     @contextlib.contextmanager
     def _running(self, sequence: CachedSequence) -> Iterator[None]:
-        """Hold the model; if a pass fails, the sequence is given up before others look at it."""
+        """Hold the model; a sequence whose pass fails is given up before the model is released."""
         with self.passes.running():
             try:
                 yield

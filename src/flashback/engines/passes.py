@@ -8,7 +8,7 @@ positions before the text, p tokens of the passage that stands at their end.
     joint     a passage beside the tokens that see it first    kernels/joint_pass.py
     alone     a passage, up to the last layer's keys           kernels/states.py
 
-All give the same logits; `self_check.py` compares them. A model runs one pass at a time.
+All compute the same; `self_check.py` compares them. A model runs one pass at a time.
 """
 
 import contextlib
@@ -35,7 +35,10 @@ from flashback.patterns.prompt import Ids
 
 
 class Passes:
-    """Runs the passes of one model; a benchmark may override `run` or `extend` to observe them."""
+    """Runs the passes of one model; a benchmark may override `run` or `extend` to observe them.
+
+    `running` must be held around everything that computes, and for as long as its logits are read.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Passes:
         self.model = model
         self.support = support_of(model)
         self.lock = threading.RLock()
-        """Held during a pass, and by who copies or cuts a sequence."""
+        """Held during a pass, and while a sequence is copied or cut."""
         self.fixed: FixedPasses | None = None
         """Runs short passes at fixed places in memory; None: there are none."""
         self._attention = Attention(model) if attention is None else attention
@@ -78,7 +81,7 @@ class Passes:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the model: no other thread runs a pass of it meanwhile."""
+        """Hold the model: no other thread runs a pass of it by these passes meanwhile."""
         with self.lock, torch.inference_mode():
             yield
 
@@ -89,17 +92,20 @@ class Passes:
     def extend(self, sequence: CachedSequence, ids: Sequence[int], keep: int = 1) -> Tensor:
         """Compute new tokens behind a sequence, with the passage in view that it has.
 
+        Args:
+            sequence: grows by the new tokens.
+            ids: of T new tokens, at least one.
+            keep: how many of the last ones need logits.
+
         Returns:
-            The logits of the last `keep` of them, (keep, V); after a fixed pass valid until the
-            next one.
+            (keep, V); after a fixed pass valid until the next one.
         """
         start = sequence.end
-        with self.running():
-            logits = self._fixed_pass(sequence, ids) if keep == 1 else None
-            if logits is None:
-                positions = self._range(start, start + len(ids))
-                logits = self.run(self._tensor(ids), positions, sequence.cache, keep)[0]
-            sequence.append(ids)
+        logits = self._fixed_pass(sequence, ids) if keep == 1 else None
+        if logits is None:
+            positions = self._range(start, start + len(ids))
+            logits = self.run(self._tensor(ids), positions, sequence.cache, keep)[0]
+        sequence.append(ids)
         return logits
 
     def extend_with_passage(
@@ -109,43 +115,62 @@ class Passes:
 
         `self_check.has_joint_passes` says whether a model can.
 
+        Args:
+            sequence: grows by the new tokens.
+            passage: p tokens, for the positions [R - p, R).
+            ids: of the new tokens.
+
         Returns:
-            The logits of the last of them, (1, V).
+            The logits of the last new token, (1, V).
 
         Raises:
-            UnsupportedReader: the model's attention is not PyTorch's any more.
+            UnsupportedReader: the model's attention was exchanged since it was checked.
         """
         layers, end = full_layers(sequence.cache), sequence.end
         apart = PassageApart(len(passage), len(ids))
-        with self.running(), apart.of(self.model.config):
-            for layer in layers:
-                layer.await_passage(len(passage))
-            before = self._range(sequence.reserved - len(passage), sequence.reserved)
-            positions = torch.cat((before, self._range(end, end + len(ids))), 1)
+        for layer in layers:
+            layer.await_passage(len(passage))
+        before = self._range(sequence.reserved - len(passage), sequence.reserved)
+        positions = torch.cat((before, self._range(end, end + len(ids))), 1)
+        with apart.of(self.model.config):
             logits = self.run(self._tensor([*passage, *ids]), positions, sequence.cache, 1)[0]
-            if apart.calls != len(layers):
-                raise UnsupportedReader(
-                    f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
-                    f"{len(layers)} layers; expected once in each, as when it was loaded"
-                )
-            sequence.passage = passage
-            sequence.append(ids)
+        if apart.calls != len(layers):
+            raise UnsupportedReader(
+                f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
+                f"{len(layers)} layers; expected once in each, as when it was loaded"
+            )
+        sequence.passage = passage
+        sequence.append(ids)
         return logits
 
     def prefill_passage(self, passage: Ids, reserved: int) -> list[States]:
-        """Keys and values of a passage alone at positions [R - p, R), (1, H, p, D) by layer."""
-        with self.running():
-            if self.fixed is not None:
-                prefill = partial(self.prefill_alone, fixed=True)
-                if (states := self.fixed.prefill(prefill, passage, reserved)) is not None:
-                    return states
-            positions = self._range(reserved - len(passage), reserved)
-            return self.prefill_alone(self._tensor(passage), positions)
+        """Keys and values of a passage alone at positions [R - p, R).
+
+        Args:
+            passage: p tokens.
+            reserved: R.
+
+        Returns:
+            (1, H, p, D) each, layer by layer.
+        """
+        if self.fixed is not None:
+            prefill = partial(self.prefill_alone, fixed=True)
+            if (states := self.fixed.prefill(prefill, passage, reserved)) is not None:
+                return states
+        positions = self._range(reserved - len(passage), reserved)
+        return self.prefill_alone(self._tensor(passage), positions)
 
     def prefill_alone(self, ids: Tensor, positions: Tensor, *, fixed: bool = False) -> list[States]:
-        """Keys and values of ids (1, T) at positions (1, T), with nothing else in view.
+        """Keys and values of ids with nothing else in view.
 
         The pass ends in the last layer, before its attention.
+
+        Args:
+            ids, positions: of T tokens, (1, T) each.
+            fixed: see `run`.
+
+        Returns:
+            (1, H, T, D) each, layer by layer.
         """
         cache = DynamicCache(config=self.model.config)  # without buffers: it takes what it holds
         layers = list(cache.layers)
@@ -171,7 +196,7 @@ class Passes:
         fixed: bool = False,
         **more: Any,
     ) -> Tensor:
-        """Call the model; `running` must be held.
+        """Call the model.
 
         Args:
             ids: new tokens, (B, T).

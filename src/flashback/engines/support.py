@@ -14,11 +14,11 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from flashback.errors import UnsupportedReader
 
 _ALIBI = {"bloom", "mpt"}
-"""No positions of their own, but biases by distance."""
+"""Biases by distance instead of positions."""
 _DISTANCES_IN_COLUMNS = {"mpt"}
 """Distances are measured in columns of the cache, those that a mask hides included."""
 _ROPE_BY_LENGTH = {"dynamic", "longrope"}
-"""Rotary positions whose frequencies are those of the furthest token of a pass."""
+"""Rotary positions whose frequencies depend on the furthest position of a pass."""
 _CUTTABLE = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
 """Cache layers that can be cut back to a prefix."""
 
@@ -38,11 +38,12 @@ class Support:
     windows_in_columns: bool
     """Local layers measure their window in columns of a cache that holds everything (GPT-Neo)."""
     distances_in_columns: bool
-    """Distances count the columns of the cache that a mask hides, too (MPT)."""
+    """Distances count columns of the cache, those that a mask hides included (MPT)."""
     alibi: bool
-    """Distances alone decide: a cached passage is as far away as it is long (Bloom, MPT)."""
+    """Biases by distance instead of positions: right for a passage of p columns before the text
+    (Bloom, MPT)."""
     positions_by_length: bool
-    """How a position is encoded depends on the longest one of its pass (dynamic, longrope)."""
+    """A rotation depends on the furthest position of its pass (dynamic, longrope)."""
 
     @property
     def reserved_positions(self) -> bool:
@@ -78,7 +79,7 @@ def support_of(model: nn.Module) -> Support:
         windows_in_columns=windows_in_columns,
         distances_in_columns=kind in _DISTANCES_IN_COLUMNS,
         alibi=kind in _ALIBI,
-        positions_by_length=bool(_rope_types(config) & _ROPE_BY_LENGTH),
+        positions_by_length=bool(rotations_by_length(config)),
     )
 
 
@@ -121,8 +122,11 @@ def key_value_heads(config: Any) -> int:
     return found
 
 
-def _rope_types(config: Any) -> set[str]:
-    """The kinds of rotary positions; some models have one for each kind of layer."""
+def rotations_by_length(config: Any) -> list[dict[str, Any]]:
+    """The parameters of those rotary positions of a model that depend on a pass's length.
+
+    Some models have one set of parameters for each kind of layer.
+    """
     found = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [found, *(one for one in found.values() if isinstance(one, dict))]
-    return {str(one["rope_type"]) for one in kinds if "rope_type" in one}
+    sets = [found, *(one for one in found.values() if isinstance(one, dict))]
+    return [one for one in sets if one.get("rope_type") in _ROPE_BY_LENGTH]

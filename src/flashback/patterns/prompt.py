@@ -49,6 +49,13 @@ class Prompt:
     reserved: int = 0
     """R: positions before the text."""
 
+    def __post_init__(self) -> None:
+        end = self.reserved
+        for one in self.segments:
+            assert one.start == end, f"a segment starts at {one.start}; expected {end}, no gap"
+            assert len(one.passage) <= self.reserved, "a passage is longer than what is reserved"
+            end += len(one.ids)
+
     @classmethod
     def plain(cls, ids: Sequence[int]) -> "Prompt":
         """Ids from position 0 on, each seeing all before it."""
@@ -82,8 +89,12 @@ class Prompt:
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The passage in view of each segment, by the text's tokens."""
-        return tuple(View(one.start - self.reserved, one.passage) for one in self.segments)
+        """The passages that the text saw, in order; neighbours differ."""
+        found: list[View] = []
+        for one in self.segments:
+            if not found or found[-1].passage != one.passage:
+                found.append(View(one.start - self.reserved, one.passage))
+        return tuple(found)
 
     @property
     def passage(self) -> Ids:

@@ -12,11 +12,15 @@ from flashback.settings import AUTO
 def adapter_folder(
     model: str, adapter: str | Path | None, pattern: str | None = None
 ) -> Path | None:
-    """Which adapter folder is meant.
+    """The adapter folder for a model; None: no adapter.
 
     Args:
-        adapter: a folder, None, or `auto`.
+        model: the name of the model.
+        adapter: a folder, None, or `auto`: the one that ships for the model, if there is one.
         pattern: if given, `auto` is an adapter for this pattern or none at all.
+
+    Raises:
+        AdapterError: the adapter that ships is damaged.
     """
     if adapter is None or str(adapter) != AUTO:
         return None if adapter is None else Path(adapter)

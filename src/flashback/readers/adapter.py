@@ -79,7 +79,7 @@ def check_base(reader: Reader, folder: Path) -> AdapterCard:
 def put_on(reader: Reader, folder: str | Path) -> Reader:
     """A reader with an adapter merged into its weights: as fast as without.
 
-    The given reader is used up: its model and tokenizer become the new one's.
+    The given reader must not be used afterwards: its model and tokenizer are changed in place.
 
     Raises:
         AdapterError: the adapter is missing, damaged, or belongs to another model.

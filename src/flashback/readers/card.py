@@ -1,4 +1,4 @@
-"""What an adapter says about itself: `flashback.json` in its folder.
+"""The card of an adapter, `flashback.json` in its folder: its base, its settings, its results.
 
 ADAPTER/
 ├── adapter_config.json, adapter_model.safetensors    PEFT's format
@@ -34,7 +34,7 @@ class Base:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What an adapter says about itself (`flashback.json`)."""
+    """An adapter's base model, and how it was trained (`flashback.json`)."""
 
     base: Base
     pattern: str
@@ -78,7 +78,7 @@ _TRAINED_FOR = ("pattern", "stride", "query_tokens", "passage_tokens", "passages
 
 
 def read_card(folder: Path) -> AdapterCard:
-    """Read and check what an adapter folder says about itself.
+    """Read and check the card in an adapter folder.
 
     Raises:
         AdapterError: missing, no adapter of ours, damaged, or of another format.

@@ -1,4 +1,4 @@
-"""Short names for what a model's weights compute."""
+"""Hashes that tell models apart by their weights."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ _SAMPLED = 64
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """A short name for a model's weights, the same in every dtype, in milliseconds.
+    """A hash of a model's weights, the same in every dtype; takes milliseconds.
 
     SHA-256 of its kind and of every weight's name, shape and 64 evenly spaced values as bfloat16:
     it tells models apart, also a model from its further training, and finds no single flipped bit.
@@ -34,17 +34,17 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def computation_of(model: PreTrainedModel) -> str:
-    """`fingerprint`, and what else decides what the weights compute: rotations, norms, windows."""
+    """`fingerprint`, and a hash of the settings that change outputs: rotations, norms, windows."""
     settings = {
         name: value
         for name, value in model.config.to_dict().items()
-        if not name.startswith("_") and name not in _NO_MATTER
+        if not name.startswith("_") and name not in _WITHOUT_EFFECT
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     return f"{fingerprint(model)}-{digest.hexdigest()[:16]}"
 
 
-_NO_MATTER = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_WITHOUT_EFFECT = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 """Members of a configuration that may differ between loads of one model."""
 
 

@@ -17,7 +17,7 @@ from flashback.settings import Weights
 
 
 def check_weights(weights: Weights, device: str, dtype: str) -> None:
-    """Refuse a kind of weights before a model is loaded.
+    """Refuse weights that there are not for a device and dtype, before a model is loaded.
 
     Raises:
         SettingsError: int8 or numba elsewhere than on CPU, int8 in bfloat16, or numba where PyTorch
@@ -45,7 +45,7 @@ def for_inference(reader: Reader, weights: Weights = Weights.FULL) -> Reader:
 
     Args:
         reader: as it was loaded, its adapter merged.
-        weights: what they become.
+        weights: the layout.
 
     Raises:
         SettingsError: this PyTorch or this processor has no 8-bit layers, or packs no weights that

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from flashback.engines.support import rotations_by_length
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
@@ -115,7 +116,7 @@ def _locate(name: str) -> str:
 
 @contextlib.contextmanager
 def _readable(name: str, part: str) -> Iterator[None]:
-    """Transformers raises almost anything for a bad model; say which part of it was bad."""
+    """Turn whatever transformers raises for a bad model into an error that names the bad part."""
     try:
         yield
     except Exception as error:
@@ -159,18 +160,14 @@ def window_of(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
 
 
 def _changing_rotation(config: Any) -> tuple[int, str] | None:
-    """Where rotations begin to depend on the length, if they do.
+    """The first position at which rotations depend on the length, and why; None: they never do.
 
     Past it such a model rotates *all* keys differently, those that are cached included.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # Models that mix kinds of layers have one set of parameters for each kind.
-    sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    for rope in sets:
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            original = rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            if original:
-                return int(original), f"{rope['rope_type']} rotation is constant up to there"
+    for rope in rotations_by_length(config):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if original:
+            return int(original), f"{rope['rope_type']} rotation is constant up to there"
     return None

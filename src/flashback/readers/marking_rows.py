@@ -41,7 +41,7 @@ class MarkingRows(TrainableTokensLayer):
 
 
 def use_marking_rows(model: PeftModel) -> None:
-    """Let a model's trainable token rows be computed as above; what they hold stays."""
+    """Compute a model's trainable token rows as `MarkingRows`; their values stay."""
     for module in model.modules():
         if type(module) is TrainableTokensLayer:
             module.__class__ = MarkingRows

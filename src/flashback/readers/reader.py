@@ -1,5 +1,6 @@
 """The reader: a language model in this process, with its tokenizer."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +34,7 @@ class Reader(TextReader):
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Rows of the embedding."""
+        """Rows of the embedding: how many ids the model has."""
         embedding = self.model.get_input_embeddings()
         assert isinstance(embedding.weight, torch.Tensor)
         return embedding.weight.shape[0]
@@ -42,6 +43,16 @@ class Reader(TextReader):
     def support(self) -> Support:
         """The properties of the model's family."""
         return support_of(self.model)
+
+    @property
+    def can_have_slot(self) -> bool:
+        """Deprecated: `can_have`."""
+        warnings.warn(
+            "Reader.can_have_slot is now Reader.can_have(PATTERNS['slot'])",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.support.full_attention_only
 
     def can_have(self, pattern: ContextPattern) -> bool:
         """Whether the model supports a pattern: isolated passages need full attention."""

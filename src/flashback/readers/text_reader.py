@@ -17,7 +17,7 @@ from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard
 from flashback.readers.lora_settings import Marks
-from flashback.settings import DEFAULT_FRAME, FrameText
+from flashback.settings import DEFAULT_FRAME, FrameText, named
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""
@@ -34,18 +34,18 @@ class TextReader:
     window_reason: str
     """Where that number comes from."""
     adapter: AdapterCard | None = None
-    """What the model was adapted with, if anything."""
+    """The card of the adapter that is merged into the model, if any."""
     _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while the tokenizer encodes: splitting special tokens is a state of the tokenizer."""
 
     @property
     def runs_on(self) -> str:
-        """Where the model runs, for people."""
+        """Where the model runs, as users are shown it."""
         return "elsewhere"
 
     @cached_property
     def bos(self) -> Ids:
-        """What the tokenizer puts in front of every text; empty for many families."""
+        """The ids that the tokenizer puts in front of every text; empty for many families."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self.tokenizer("a")["input_ids"]
         return tuple(full[: next((i for i in range(len(full)) if full[i:][:1] == plain[:1]), 0)])
@@ -65,7 +65,7 @@ class TextReader:
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Ids from 0 to this, less one, can be read."""
+        """How many ids the tokenizer has."""
         return len(self.tokenizer)
 
     @property
@@ -168,12 +168,13 @@ class TextReader:
         """Refuse a pattern that the model does not support.
 
         Raises:
-            SettingsError: the pattern isolates passages, and some layers have a sliding window.
+            SettingsError: there is no such pattern, or it isolates passages, and some layers have a
+                sliding window.
         """
-        if not self.can_have(PATTERNS[name]):
+        if not self.can_have(PATTERNS[named("--pattern", name, list(PATTERNS))]):
             raise SettingsError(
                 f"--pattern {name}: {self.name} has layers with sliding-window attention, which "
-                "would lose sight of the slot; use append or prepend"
+                "would lose sight of the passage; use append or prepend"
             )
 
 

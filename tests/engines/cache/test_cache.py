@@ -19,7 +19,7 @@ STEPS = st.lists(st.one_of(APPEND, CUT), max_size=40)
 def _little_room() -> object:
     """So that buffers fill up within a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_ROOM", 3)
+        patch.setattr(cache_module, "_SPARE", 3)
         yield
 
 

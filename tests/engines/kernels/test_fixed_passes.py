@@ -134,7 +134,7 @@ def test_texts_by_turns_do_not_disturb_each_other() -> None:
     assert [list(tokens) for tokens in zip(*taken, strict=True)] == expected
 
 
-def test_an_engine_whose_reader_cannot_decodes_as_before() -> None:
+def test_an_engine_whose_model_cannot_runs_plain_passes() -> None:
     with patch.object(fixed_passes.FixedPasses, "step", side_effect=RuntimeError("not captured")):
         engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=True)
     assert engine.passes.fixed is None
@@ -143,7 +143,6 @@ def test_an_engine_whose_reader_cannot_decodes_as_before() -> None:
         assert LocalEngine(tiny_model(family), 128, fixed_passes=True).passes.fixed is None
 
 
-@torch.inference_mode()
 def test_a_copy_of_a_cache_is_written_to_alone() -> None:
     engine = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=True)
     plain = LocalEngine(tiny_model("gpt2"), 128, fixed_passes=False)
@@ -151,8 +150,9 @@ def test_a_copy_of_a_cache_is_written_to_alone() -> None:
     (held,) = engine.leases.idle
     copied = copy.deepcopy(held)
     before = [buffer.clone() for layer in full_layers(held.cache) for buffer in layer.buffers]
-    for token in (20, 30, 40):
-        engine.passes.extend(copied, [token])
+    with engine.passes.running():
+        for token in (20, 30, 40):
+            engine.passes.extend(copied, [token])
     after = [buffer for layer in full_layers(held.cache) for buffer in layer.buffers]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     again, expected = (greedy(one, [5, 6, 7, *text], 6) for one in (engine, plain))
@@ -191,25 +191,26 @@ def test_a_thread_records_only_what_it_ran_before() -> None:
     fixed = FixedPasses(torch.device("cpu"), Strict())
     passage = tuple(range(20, 60))
 
-    @torch.inference_mode()
-    def encode() -> None:
-        fixed.prefill(engine.passes.prefill_alone, passage, 48)
+    def prefill() -> None:
+        with engine.passes.running():
+            fixed.prefill(engine.passes.prefill_alone, passage, 48)
         prepared.add(threading.current_thread())
 
-    encode()
+    prefill()
     for _ in range(2):
         with ThreadPoolExecutor(1) as threads:
-            threads.submit(encode).result()
+            threads.submit(prefill).result()
     assert not recorded_by
-    encode()
+    prefill()
     assert recorded_by == [threading.current_thread()]
 
 
 def test_few_lengths_of_passages_are_kept() -> None:
     engine = LocalEngine(tiny_model("llama"), 190, fixed_passes=True)
     assert engine.passes.fixed is not None
-    for length in (5, 20, 40, 60, 80, 20):
-        engine.passes.prefill_passage(tuple(range(length)), 100)
+    with engine.passes.running():
+        for length in (5, 20, 40, 60, 80, 20):
+            engine.passes.prefill_passage(tuple(range(length)), 100)
     assert list(engine.passes.fixed._prefills) == [48, 64, 80, 32]
     engine.forget()
     assert not engine.passes.fixed._prefills
@@ -253,7 +254,7 @@ def test_a_batch_equals_recomputing_everything(
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_an_engine_is_freed_with_its_caches(fixed: bool) -> None:
-    """At once: on a GPU the next one needs the room."""
+    """At once: on a GPU the next one needs the memory."""
     engine = LocalEngine(tiny_model("llama"), 128, fixed_passes=fixed)
     greedy(engine, [5, 6, 7], 6)
     (held,) = engine.leases.idle

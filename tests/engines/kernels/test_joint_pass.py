@@ -1,4 +1,4 @@
-"""A slot's passage in the pass of the tokens behind it: as if it had a pass of its own."""
+"""A slot's passage in the pass of the tokens behind it: as if it were prefilled alone."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from flashback.patterns.prompt import Ids, Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
-ROOM = 12
+RESERVED = 12
 PIECES: tuple[tuple[Ids, Ids], ...] = (
     ((5, 6, 7), tuple(range(20, 40))),  # nothing cached, several tokens behind the passage
     ((8, 9, 10, 11, 12, 13, 14), (41,)),  # a boundary
@@ -32,15 +32,15 @@ def engine_of(family: str) -> LocalEngine:
     return LocalEngine(tiny_model(family), 100, self_check=False)
 
 
-@torch.inference_mode()
 def joint(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    return engine.passes.extend_with_passage(sequence, passage, ids)
+    with engine.passes.running():
+        return engine.passes.extend_with_passage(sequence, passage, ids)
 
 
-@torch.inference_mode()
 def apart(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
-    sequence.show(passage, engine.passes.prefill_passage(passage, ROOM))
-    return engine.passes.extend(sequence, ids)
+    with engine.passes.running():
+        sequence.show(passage, engine.passes.prefill_passage(passage, RESERVED))
+        return engine.passes.extend(sequence, ids)
 
 
 def slots(sequence: CachedSequence) -> list[States]:
@@ -56,7 +56,7 @@ def assert_same(found: Sequence[States], expected: Sequence[States]) -> None:
 @pytest.mark.parametrize("family", JOINED)
 def test_logits_and_slots_are_those_of_two_passes(family: str) -> None:
     engine = engine_of(family)
-    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
+    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
     for passage, ids in PIECES:
         logits, expected = joint(engine, one, passage, ids), apart(engine, two, passage, ids)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
@@ -84,8 +84,8 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
     more |= {"num_key_value_heads": groups}
     engine = LocalEngine(tiny_model("llama", **more), 100, self_check=False)
     assert engine.joins_passages
-    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
-    for length in range(1, ROOM + 1):
+    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
+    for length in range(1, RESERVED + 1):
         for new in ((40 + length,), (60 + length, 61)):
             passage = tuple(range(3, 3 + length))
             logits, expected = joint(engine, one, passage, new), apart(engine, two, passage, new)
@@ -95,7 +95,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
 def test_slots_in_bfloat16_are_those_of_two_passes() -> None:
     engine = LocalEngine(tiny_model("llama").bfloat16(), 100)
     assert engine.joins_passages
-    one, two = engine.passes.new_sequence(ROOM), engine.passes.new_sequence(ROOM)
+    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
     for passage, ids in PIECES:
         joint(engine, one, passage, ids)
         apart(engine, two, passage, ids)
@@ -126,7 +126,7 @@ def test_attention_that_is_not_pytorchs_is_noticed_at_any_time() -> None:
     assert engine.joins_passages
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedReader, match="called PyTorch's attention 0 times in 2 layers"):
-        joint(engine, engine.passes.new_sequence(ROOM), *PIECES[0])
+        joint(engine, engine.passes.new_sequence(RESERVED), *PIECES[0])
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -142,7 +142,7 @@ def test_positions_that_depend_on_the_context_keep_a_passage_apart(kind: str) ->
 def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama")
     assert engine.joins_passages
-    prompt = Prompt.with_views(tuple(range(20, 40)), (View(0, (1, 2, 3)),), ROOM)
+    prompt = Prompt.with_views(tuple(range(20, 40)), (View(0, (1, 2, 3)),), RESERVED)
 
     def complete() -> list[int]:
         return list(engine.complete(prompt, 4, Sampler(SamplingSettings(), [])))
@@ -184,7 +184,8 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     # Both passages are kept, and not as parts of a cache that goes on.
     kept = engine.passages.find((1, 2), 4)
     assert kept is not None
-    assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
+    with engine.passes.running():
+        assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
     assert engine.passages.count.prefilled == 2
     assert engine.passages.find((3, 4, 5), 4) is not None
 
@@ -205,7 +206,7 @@ def test_a_passage_that_is_kept_holds_nothing_else_in_memory(family: str, length
     assert engine.passages.bytes <= bytes_held <= 1.125 * engine.passages.bytes
 
 
-def test_other_threads_are_not_told() -> None:
+def test_other_threads_keep_their_attention() -> None:
     model = tiny_model("llama")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
 

@@ -121,7 +121,7 @@ def test_one_position_needs_no_mask(family: str) -> None:
 
 
 def test_threads_that_overlap_narrow_for_themselves() -> None:
-    """Whoever ends first must not take the layer away from the other, or leave it replaced."""
+    """The first to end neither takes the layer from the other nor leaves it replaced."""
     model = tiny_model("llama")
     layer, computed = last_stack(model), positions_computed(model)
     entered, left = threading.Event(), threading.Event()

@@ -298,9 +298,7 @@ def test_without_numba_one_line_says_what_to_install(
     assert "needs numba" in refused("bench", "runtime", *call, code=1)
 
 
-def test_a_layout_that_is_not_known_is_told_of(
-    one_row: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_layout_is_an_error(one_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(one_row, "row_product", lambda *_: None)
         with pytest.raises(SettingsError, match="read none of the weights of opt as PyTorch packs"):

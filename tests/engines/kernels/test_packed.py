@@ -154,7 +154,7 @@ def test_a_rounded_product_is_that_of_its_weights_row_by_row(bias: bool) -> None
     assert ((layer.weight - plain.weight).abs() <= 0.501 * step).all()
 
 
-def test_rounding_that_is_not_to_be_had_is_refused(
+def test_rounding_that_there_is_not_is_refused(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for more, message in (
@@ -169,7 +169,7 @@ def test_rounding_that_is_not_to_be_had_is_refused(
         load(str(model_folder), device="cuda", dtype="float32", weights="int8")
 
 
-def test_a_processor_without_8_bit_layers_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_8_bit_layers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise AttributeError("no such operator")
 

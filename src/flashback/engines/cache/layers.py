@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from flashback.engines.kernels.states import States
 
-_ROOM = 256
+_SPARE = 256
 """Spare positions of a new buffer, at least; it grows geometrically beyond that."""
 _ALIGNED = 16
 """Buffers have a multiple of so many positions: kernels read masks of such lengths fastest."""
@@ -35,7 +35,7 @@ _ALIGNED = 16
 
 def capacity_for(positions: int) -> int:
     """The capacity of a buffer for so many positions, with spare ones so that it seldom grows."""
-    wanted = positions + max(_ROOM, positions // 4)
+    wanted = positions + max(_SPARE, positions // 4)
     return -(-wanted // _ALIGNED) * _ALIGNED
 
 
@@ -69,7 +69,7 @@ class _Buffer:
 
     @property
     def bytes(self) -> int:
-        """Of all its capacity."""
+        """Bytes of its capacity."""
         held = (self._keys, self._values)
         return sum(part.numel() * part.element_size() for part in held if part is not None)
 
@@ -146,7 +146,7 @@ class BufferedLayer(DynamicLayer):
         return self._passage + self._buffer.end
 
     def show(self, states: States | None) -> None:
-        """Exchange the passage in view; None: for nothing."""
+        """Exchange the passage in view, (B, H, p, D) each; None: remove it."""
         self._passage = 0
         if states is not None:
             if not self.is_initialized:
@@ -172,7 +172,7 @@ class BufferedLayer(DynamicLayer):
 
     @property
     def buffers(self) -> States:
-        """Where keys and values are: column R + i holds the text's token i."""
+        """The buffers, (B, H, capacity, D) each: column R + i holds the text's token i."""
         return self._buffer.held
 
     def reserve(self, new: int) -> None:
@@ -180,7 +180,7 @@ class BufferedLayer(DynamicLayer):
         self._buffer.reserve(new)
 
     def advance(self, new: int) -> None:
-        """So many more positions were written to the buffers by someone else."""
+        """Count so many more positions, which a fixed pass has written to the buffers."""
         self._buffer.end += new
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -193,10 +193,12 @@ class BufferedLayer(DynamicLayer):
 
     @property
     def bytes(self) -> int:
+        """Bytes of the buffer, spare capacity included."""
         return self._buffer.bytes
 
     @property
     def capacity(self) -> int:
+        """Positions that the buffer can hold."""
         return self._buffer.capacity
 
 
@@ -234,10 +236,12 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 
     @property
     def bytes(self) -> int:
+        """Bytes of the buffer, spare capacity included."""
         return self._buffer.bytes
 
     @property
     def capacity(self) -> int:
+        """Positions that the buffer can hold."""
         return self._buffer.capacity
 
 
@@ -279,7 +283,7 @@ def cache_is_oversized(cache: DynamicCache, positions: int) -> bool:
 
 
 def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:
-    """Exchange the passage in view of every layer, in place; None: for nothing."""
+    """Exchange the passage in view of every layer, in place; None: remove it."""
     layers = full_layers(cache)
     for at, layer in enumerate(layers):
         layer.show(None if states is None else states[at])

@@ -21,7 +21,7 @@ class Leases:
         """Begin with none.
 
         Args:
-            lock: held by who changes a sequence, so that none is copied half changed.
+            lock: held while a sequence changes, so that none is copied half changed.
             idle_sequences: how many to keep when no completion has leased them.
             idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
@@ -59,7 +59,9 @@ class Leases:
             sequence, shared = self._found(prompt, own) or (None, 0)
             if sequence is None:
                 sequence = self._emptied(prompt, own) or new_sequence(prompt.reserved)
-            self.idle = [one for one in self.idle if one not in own]  # of no use any more
+            self.idle = [
+                one for one in self.idle if one not in own
+            ]  # the writer's text has its sequence
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
             self.taken.append(sequence)

@@ -15,6 +15,7 @@ from flashback.patterns.prompt import Ids
 Key = tuple[Ids, int]
 """A passage with its frame, and R."""
 Prefill = Callable[[Ids, int], list[States]]
+"""`Passes.prefill_passage`."""
 
 _FEW = 8
 """A tensor that is part of a larger one is copied if the rest exceeds one part in so many."""
@@ -32,7 +33,7 @@ class PassageCount:
 class PassageCache:
     """Keys and values of passages; the least recently used ones are evicted over the budget.
 
-    Used by one thread at a time: who holds the lock of its engine's passes.
+    Not safe to use from several threads at once: hold `Passes.running`.
     """
 
     def __init__(self, budget: int) -> None:
@@ -50,7 +51,7 @@ class PassageCache:
         return len(self._states)
 
     def get(self, passage: Ids, reserved: int, prefill: Prefill) -> tuple[list[States], bool]:
-        """A passage's keys and values, layer by layer, and whether that was a cache hit."""
+        """A passage's keys and values, (1, H, p, D) by layer, and whether that was a cache hit."""
         if (found := self.find(passage, reserved)) is not None:
             return found, True
         states = prefill(passage, reserved)
@@ -58,7 +59,7 @@ class PassageCache:
         return states, False
 
     def find(self, passage: Ids, reserved: int) -> list[States] | None:
-        """A passage's keys and values, layer by layer; None: they are not cached."""
+        """A passage's keys and values, (1, H, p, D) by layer; None: they are not cached."""
         key = (passage, reserved)
         if (states := self._states.get(key)) is not None:
             self._states.move_to_end(key)

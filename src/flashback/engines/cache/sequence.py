@@ -88,6 +88,7 @@ class CachedSequence(HeldTokens):
         self.passage = passage
 
     def check(self) -> None:
+        """Assert that the cache has as many columns as there are tokens in view."""
         held = len(self.passage) + len(self.ids)
         assert self.cache.get_seq_length() == held, "cache and ids are out of step"
 

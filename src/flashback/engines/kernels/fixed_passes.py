@@ -41,7 +41,7 @@ _TOKENS = 16
 _MOST_TOKENS = 512
 """Of a pass; the kernels of a longer one take longer than to launch them."""
 _COLUMNS = 256
-"""K has as many to spare, or an eighth, if the buffers have."""
+"""Spare columns among K, or an eighth of K if that is more, as far as the buffers have them."""
 _PREFILLS = 4
 """Lengths of passages that are recorded; each holds the keys and values of one passage."""
 _RECORDING = threading.Lock()
@@ -105,7 +105,7 @@ class Recorder:
     """Records work on CUDA."""
 
     def record(self, compute: Compute, inputs: Tensor) -> tuple[Callable[[], None], Any]:
-        """How to do the work again, and where its results are then."""
+        """Do the work once; a call that repeats it, and the tensors that hold its results."""
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         try:
@@ -117,7 +117,7 @@ class Recorder:
 
 
 class _Repeated:
-    """Something that is computed from one tensor of whole numbers again and again."""
+    """A computation from one tensor of whole numbers that is repeated."""
 
     def __init__(
         self, size: tuple[int, int], device: torch.device, recorder: Recorder | None

@@ -3,7 +3,7 @@
 Nothing else of the last layer is ever read there: neither its queries and attention nor its
 feed-forward network. A prompt needs one position of the pass that prefills it; in training,
 branches of 16 targets behind a passage of 128 tokens need one in nine. That leaves out most of a
-layer's work, forwards and backwards, and nothing changes.
+layer's work, forwards and backwards, and changes no result.
 
 It takes a layer that uses what it is given position by position, but for attention; the engine's
 self-check finds out. The layer runs twice: on all positions, until a cache between has got its keys
@@ -104,7 +104,7 @@ class _Forward:
         self._names = names
         self._attention = attention
         self._before = vars(layer).get("forward")
-        """Only if somebody else has replaced it, too."""
+        """None, unless the layer's own `forward` was replaced before."""
         self._whole: Callable[..., Any] = layer.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 Product = Callable[[Tensor], Tensor]
 """Of a weight (O, I) and a single row, (..., I) to (..., O)."""
 MakeProduct = Callable[[Tensor, Tensor, nn.Parameter | None], Product | None]
-"""That of a weight as it was packed, as it was, and its bias (O,); None: there is none for it."""
+"""From a packed weight, the plain one (O, I) and its bias (O,); None: there is no such product."""
 
 _ROWS = 16
 """Rows the layout is chosen for: it is good from a token to a passage (docs/lab-log.md)."""
@@ -57,7 +57,7 @@ class RepackedLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as the replaced layer had it; made anew at every look."""
+        """The weight as the replaced layer had it; computed at every access."""
         weight = self.unpacked()
         return weight.t() if self._transposed else weight
 
@@ -90,7 +90,7 @@ class PackedLinear(RepackedLinear):
         """Let them be multiplied by another product; whether there is one that agrees."""
         weight = self.unpacked()
         product = make(self._packed, weight, self.bias)
-        row = _made_up_rows(1, weight.shape[1], weight.dtype)
+        row = _random_rows(1, weight.shape[1], weight.dtype)
         if product is None or not _agrees(product, self, row, _TOLERANCE[weight.dtype]):
             return False
         self.single_rows = product
@@ -212,7 +212,7 @@ def _replace(model: PreTrainedModel, kind: Callable[..., RepackedLinear], tolera
                 transposed=transposed,
                 owned=f"{name}.weight" in owned,
             )
-            rows = _made_up_rows(2, weight.shape[0 if transposed else 1], weight.dtype)
+            rows = _random_rows(2, weight.shape[0 if transposed else 1], weight.dtype)
             agrees = _agrees(repacked, layer, rows, tolerance)
         except (AttributeError, RuntimeError):  # the operator is missing, or not for this processor
             continue
@@ -222,7 +222,7 @@ def _replace(model: PreTrainedModel, kind: Callable[..., RepackedLinear], tolera
     return count
 
 
-def _made_up_rows(count: int, width: int, dtype: torch.dtype) -> Tensor:
+def _random_rows(count: int, width: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(1, count, width, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 

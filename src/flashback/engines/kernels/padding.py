@@ -35,17 +35,18 @@ def mask_of(
     dtype: torch.dtype,
     window: int | None = None,
 ) -> Tensor:
-    """Numbers to be added to attention scores, (A, 1, T, K): zero, or the least number.
+    """A mask to be added to attention scores, (A, 1, T, K): 0 where seen, else the least number.
 
     Args:
         columns: of the tokens, (A, T).
         first: the first column in each row's view, (A, 1).
         keys: 0, 1, ..., K - 1, (K,).
-        window: how many columns a token sees; None: all before it.
+        dtype: of the mask; the model's.
+        window: how many columns a token sees, its own included; None: all up to its own.
     """
     queries = columns[..., None]
     seen = (keys <= queries) & (keys >= first[..., None])
     if window is not None:
         seen &= keys > queries - window
     never = torch.finfo(dtype).min
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, never)[:, None]
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, never)[:, None]
