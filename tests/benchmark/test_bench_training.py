@@ -12,7 +12,7 @@ from command_line import refused, run
 from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.harness import Comparison
 from flashback.benchmark.machine import device_name
-from flashback.benchmark.shapes import SHAPES
+from flashback.benchmark.shapes import config_of
 from flashback.benchmark.training import (
     ARMS,
     RATIOS,
@@ -163,7 +163,7 @@ def test_windows_that_do_not_fit_the_reader_are_refused() -> None:
 
 
 def test_the_default_shape_is_that_of_the_earlier_measurement() -> None:
-    config = SHAPES[TrainingBenchSettings().shape]()
+    config = config_of(TrainingBenchSettings().shape)
     assert (config.n_layer, config.n_embd, config.n_head) == (6, 512, 8)
 
 

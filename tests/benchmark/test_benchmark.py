@@ -15,7 +15,7 @@ from torch import Tensor
 from command_line import index_notes, refused, run, write_notes
 from flashback.benchmark import plot as plot_module
 from flashback.benchmark.arms import RuntimeArm, all_arms, arm_named
-from flashback.benchmark.bench_settings import RuntimeSettings
+from flashback.benchmark.bench_settings import SHAPES, RuntimeSettings
 from flashback.benchmark.calibration import calibrate
 from flashback.benchmark.ceilings import Ceilings, bound_seconds, measure_ceilings
 from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
@@ -24,7 +24,7 @@ from flashback.benchmark.material import random_material, real_material
 from flashback.benchmark.plot import plot_runtime
 from flashback.benchmark.results import RATIOS, Measured, Results
 from flashback.benchmark.runtime import RealText, Runtime, chosen_arms, prepare
-from flashback.benchmark.shapes import SHAPES, shaped_reader
+from flashback.benchmark.shapes import config_of, shaped_reader
 from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedPasses
 from flashback.corpus.documents import Document
@@ -89,7 +89,7 @@ def test_every_arm_is_measured_at_every_length(sampled: bool) -> None:
 def test_measured_strides_make_the_passes_that_the_cost_model_counts(arm: str, real: bool) -> None:
     runtime = real_runtime(MadeUpRetriever(longest=60, same=0.4)) if real else small_runtime()
     for number, written in enumerate(runtime.strides(arm_named(arm), 40, 7)):
-        passes = list(arm_named(arm).arranged.passes(written.shape))
+        passes = list(arm_named(arm).context_pattern.passes(written.shape))
         stride = written.stride
         boundary = passes[: len(passes) - 7]  # 7 decoded tokens follow it
         assert written.shape.context == 40 + 8 * number
@@ -136,6 +136,15 @@ def test_real_text_is_the_first_long_document_and_never_finds_itself() -> None:
     assert settings.search_options == SearchOptions(1, 0.0, ("Long",), ("long",))
     with pytest.raises(CorpusError, match=r"no document is long enough: 5000 .* longest has 350"):
         real_material(reader, DOCUMENTS, retriever, 5000)
+
+
+def test_an_index_that_finds_nothing_ends_the_test_after_one_repeat() -> None:
+    runtime = real_runtime(MadeUpRetriever(empty=1))
+    runtime = replace(runtime, settings=replace(SMALL, repeats=2))
+    steps: list[int] = []
+    with pytest.raises(CorpusError, match="no passage was found for any of 8 boundaries of long"):
+        runtime.run(lambda: steps.append(1))
+    assert 2 * len(steps) == runtime.steps
 
 
 def test_kept_passages_are_not_encoded_again() -> None:
@@ -383,7 +392,7 @@ def test_shapes_have_the_windows_of_their_models(name: str) -> None:
         "llama-2-7b-16k": 16896,
         "qwen3-0.6b": 40960,
     }
-    assert window_of(SHAPES[name](), byte_tokenizer())[0] == windows[name]
+    assert window_of(config_of(name), byte_tokenizer())[0] == windows[name]
 
 
 def test_a_folder_is_a_shape(model_folder: Path) -> None:

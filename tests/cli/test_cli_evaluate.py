@@ -309,11 +309,11 @@ def test_a_table_is_printed_even_if_a_file_cannot_be_written(
     ("flag", "name", "message"),
     [
         ("--per-document", "nowhere/x.jsonl", "--per-document nowhere/x.jsonl: no such folder"),
-        ("--per-document", ".", "is no file, but there; expected a file's name"),
-        ("--per-document", "/dev/null", "is no file, but there"),
+        ("--per-document", ".", "exists and is not a file; expected a file's name"),
+        ("--per-document", "/dev/null", "exists and is not a file"),
         ("--plot", "nowhere/x.png", "--plot nowhere/x.png: no such folder"),
         ("--plot", "x.jsonl", "expected a name ending in one of"),
-        ("--plot", "folder.png", "is no file, but there"),
+        ("--plot", "folder.png", "exists and is not a file"),
     ],
 )
 def test_outputs_that_cannot_be_written_are_found_before_anything_is_scored(

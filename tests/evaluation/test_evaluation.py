@@ -36,7 +36,7 @@ from flashback.evaluation.arms import (
 )
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.evaluate import EvaluationSet, ScoreStore, evaluate, identity_of
-from flashback.evaluation.markdown import figure, in_markdown, measured_on, ratio_figure
+from flashback.evaluation.markdown import figure, in_markdown, ratio_figure, summary_of
 from flashback.evaluation.perplexity import (
     Contamination,
     Table,
@@ -576,14 +576,14 @@ def test_names_do_not_break_a_table_in_markdown(table: Table) -> None:
     assert r"| none (a\|b) |" in in_markdown(table_of([row], table.texts).record(), "x")
 
 
-def test_what_was_measured_on_is_said_where_it_applies() -> None:
+def test_the_summary_says_what_applies() -> None:
     reader = tiny_reader()
     texts = texts_of([one_window(TEXT, 4, 12, reader)], reader)
     row = row_of(NONE, np.array([3.0]), texts, Bootstrap(1, 20))
-    text = measured_on(table_of([row], texts).record())
+    text = summary_of(table_of([row], texts).record())
     assert text == "8 targets of 1 documents; one document gives no interval."
     appended = dataclasses.replace(row, arm=Arm("append"))
-    assert "First passages: 0.0 % none" in measured_on(table_of([appended], texts).record())
+    assert "First passages: 0.0 % none" in summary_of(table_of([appended], texts).record())
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_the_old_figure(tmp_path: Path, monkeypatch: pytest.M
         ("figure", "expected a name ending in one of"),
         ("figure.xyz", "expected a name ending in one of"),
         ("nowhere/figure.png", "no such folder"),
-        ("folder.png", "is no file, but there"),
+        ("folder.png", "exists and is not a file"),
     ],
 )
 def test_what_stands_in_the_way_is_said(name: str, message: str, tmp_path: Path) -> None:

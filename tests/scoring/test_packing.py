@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -199,34 +198,16 @@ def check_gradients(
 
 
 @pytest.mark.parametrize(("family", "pattern"), EXACT)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(examples=EXAMPLES, frame=FRAMES, forbidden=FORBIDDEN, batch=BATCH_TOKENS)
 @torch.no_grad()
-def test_scores_equal_those_of_separate_sequences(family: str, pattern: str) -> None:
-    """As those of gradients below do, too, for other examples."""
+def test_scores_equal_those_of_separate_sequences(
+    family: str, pattern: str, examples: list[Example], frame: Frame, forbidden: Ids, batch: int
+) -> None:
     model = shared_model(family)
-    met: set[str] = set()
-
-    @settings(max_examples=7, deadline=None, derandomize=True)
-    @given(examples=EXAMPLES, frame=FRAMES, forbidden=FORBIDDEN, batch=BATCH_TOKENS)
-    def check(examples: list[Example], frame: Frame, forbidden: Ids, batch: int) -> None:
-        arrangement = Arrangement(pattern, frame, forbidden)
-        expected = separately(model, examples, arrangement)
-        check_scores(packed(model, examples, arrangement, batch), expected)
-        met.update(kind for example in examples for kind in kinds(example))
-
-    check()
-    assert met == {"bare", "bos", "missing", "repeated", "shared", "apart", "one", "several"}
-
-
-def kinds(example: Example) -> Iterator[str]:
-    """What the examples must meet."""
-    window, passages = example.window, example.passages
-    yield "bos" if window.bos else "bare"
-    yield "several" if len(window.cuts) > 1 else "one"
-    yield "shared" if all(cut.start <= window.bos for cut in window.cuts) else "apart"
-    if () in passages:
-        yield "missing"
-    if any(one and one == other for one, other in pairwise(passages)):
-        yield "repeated"
+    arrangement = Arrangement(pattern, frame, forbidden)
+    expected = separately(model, examples, arrangement)
+    check_scores(packed(model, examples, arrangement, batch), expected)
 
 
 @pytest.mark.parametrize(("family", "pattern"), EXACT)

@@ -18,7 +18,7 @@ class RuntimeArm:
     """Logits are computed at every position, as the authors' code does."""
 
     @property
-    def arranged(self) -> ContextPattern:
+    def context_pattern(self) -> ContextPattern:
         """The pattern's object."""
         return PATTERNS[self.pattern]
 
@@ -27,7 +27,7 @@ class RuntimeArm:
         """In figures."""
         cached = ", passages cached" if self.cached else ""
         logits = ", logits everywhere" if self.every_logit else ""
-        return f"{self.arranged.title}{cached}{logits}"
+        return f"{self.context_pattern.title}{cached}{logits}"
 
     def __str__(self) -> str:
         """As `--pattern` takes it."""
@@ -35,7 +35,7 @@ class RuntimeArm:
 
 
 def all_arms() -> dict[str, RuntimeArm]:
-    """Every arm that there is, by name."""
+    """Every arm, by name."""
     arms = []
     for name, pattern in PATTERNS.items():
         arms += [RuntimeArm(name, cached=True)] if pattern.isolated else []

@@ -1,6 +1,7 @@
 """What each benchmark measures; the command line imports it without PyTorch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from flashback.benchmark.arms import all_arms, arm_named
 from flashback.errors import SettingsError
@@ -8,14 +9,43 @@ from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import CheckedSettings, Weights, setting
 
+
+def _opt(hidden: int, layers: int) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "word_embed_proj_dim": hidden, "ffn_dim": 4 * hidden}
+    return {"model_type": "opt", **sizes, "num_hidden_layers": layers, "num_attention_heads": 32}
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"model_type": "gpt2"},
+    "gpt2-6x512": {"model_type": "gpt2", "n_layer": 6, "n_embd": 512, "n_head": 8},
+    "opt-125m": {"model_type": "opt"},
+    "opt-1.3b": _opt(2048, 24),
+    "opt-6.7b": _opt(4096, 32),
+    "llama-2-7b": {"model_type": "llama", "max_position_embeddings": 4096},
+    "llama-2-7b-16k": {"model_type": "llama", "max_position_embeddings": 16384 + 512},
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    },
+}
+"""Of known models: arguments of `transformers.AutoConfig.for_model`; its defaults for the rest."""
+_SHAPE = f"One of {', '.join(SHAPES)}, with random weights; a model's folder; or flashback-mini."
 _DTYPE = "auto, float32 or bfloat16."
 
 
 @dataclass(frozen=True)
 class ModelBenchSettings(CheckedSettings):
-    """What the benchmarks of a model have in common."""
+    """Settings that the benchmarks of a model share."""
 
-    shape: str = setting("opt-125m", "A known shape with random weights, or a model's folder.")
+    shape: str = setting("opt-125m", _SHAPE)
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=4096)
     passage_tokens: int = setting(128, "m: the tokens of a passage.", low=1, high=1 << 20)
     repeats: int = setting(3, "Measure everything so many times; medians count.", low=1, high=100)
@@ -94,7 +124,7 @@ class BatchBenchSettings(ModelBenchSettings):
 class TrainingBenchSettings(ModelBenchSettings):
     """How fast adapters are trained (paper section 3), three ways."""
 
-    shape: str = setting("gpt2-6x512", "A known shape with random weights, or a model's folder.")
+    shape: str = setting("gpt2-6x512", _SHAPE)
     stride: int = setting(16, "s: targets between two retrievals.", low=1, high=4096)
     passage_tokens: int = setting(
         128, "m: the most tokens of a passage; the least are three quarters.", low=1, high=1 << 20

@@ -43,8 +43,8 @@ class Ceilings:
 def measure_ceilings(placement: Placement) -> Ceilings:
     """Measure both on the device and in the dtype of a placement; seconds, not minutes.
 
-    Each in ways of its own, of which the fastest counts: a sum reads memory faster than any product
-    with a vector, and a matrix is multiplied faster in the processor's layout.
+    Memory is read by a sum, which is faster than any product with a vector; matrices are multiplied
+    in several layouts, and the fastest counts.
     """
     device, dtype = placement.device, placement.dtype
     stream = torch.zeros(_STREAM_BYTES // dtype.itemsize, dtype=dtype, device=device)
@@ -77,7 +77,7 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was told to do."""
+    """Wait for all work that is queued on a device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

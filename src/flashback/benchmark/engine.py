@@ -56,11 +56,11 @@ class EngineArm:
 
     engine: str
     """`dynamic`, `ours` or `numba`."""
-    number: str
+    precision: str
     """`float32`, `bfloat16` or `int8`."""
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.number}"
+        return f"{self.engine} {self.precision}"
 
     @property
     def dynamic(self) -> bool:
@@ -69,14 +69,15 @@ class EngineArm:
 
     @property
     def weights(self) -> Weights:
-        if self.number == Weights.INT8:
+        """How its weights are kept and multiplied; without effect on `dynamic`."""
+        if self.precision == Weights.INT8:
             return Weights.INT8
         return Weights.NUMBA if self.engine == "numba" else Weights.FULL
 
     @property
     def dtype(self) -> str:
         """Of everything between the linear layers."""
-        return "float32" if self.weights is Weights.INT8 else self.number
+        return "float32" if self.weights is Weights.INT8 else self.precision
 
     def reader(self, settings: EngineBenchSettings) -> Reader:
         """A reader laid out for this arm, with the weights of all others.
@@ -96,13 +97,13 @@ def arms_on(settings: EngineBenchSettings) -> tuple[EngineArm, ...]:
     Raises:
         SettingsError: an unknown device, or numba where it is not supported.
     """
-    numbers = ("float32", "bfloat16")
-    arms = [EngineArm(engine, number) for number in numbers for engine in ("dynamic", "ours")]
+    dtypes = ("float32", "bfloat16")
+    arms = [EngineArm(engine, dtype) for dtype in dtypes for engine in ("dynamic", "ours")]
     check_weights(settings.weights, settings.device, "float32")
     if settings.weights is Weights.NUMBA:
         from flashback.engines.kernels.one_row import reads
 
-        arms += [EngineArm("numba", number) for number in numbers if reads(getattr(torch, number))]
+        arms += [EngineArm("numba", dtype) for dtype in dtypes if reads(getattr(torch, dtype))]
     on_cpu = choose_placement(settings.device, "float32").device.type == "cpu"
     return (*arms, EngineArm("ours", Weights.INT8)) if on_cpu else tuple(arms)
 
@@ -138,31 +139,10 @@ class ArmPasses(TimedPasses):
         return logits
 
 
-class ArmEngine(TimedEngine):
-    """An engine of one arm."""
-
-    def __init__(self, reader: Reader, text: Iterator[int], *, dynamic: bool) -> None:
-        """Take over a reader.
-
-        Args:
-            text: the tokens that are written.
-            dynamic: see `ArmPasses`.
-        """
-        self._timed = ArmPasses(reader, dynamic=dynamic)
-        super().__init__(reader, text, fixed_passes=False if dynamic else None, passes=self._timed)
-
-    @property
-    def model_seconds(self) -> float:
-        """Spent in the model's passes."""
-        return self._timed.seconds
-
-
 @dataclass(frozen=True)
 class MeasuredStride:
     """One stride of one arm."""
 
-    length: int
-    """Context tokens at its boundary."""
     seconds: float
     """From its beginning to its end, without retrieval."""
     model_seconds: float
@@ -230,16 +210,22 @@ class EngineBench:
         """Write and measure a stride at each of these context lengths, from an empty cache."""
         reader, stride = self.readers[arm], self.settings.stride
         text = self.material.text
-        engine = ArmEngine(reader, iter(text[lengths[0] :]), dynamic=arm.dynamic)
+        passes = ArmPasses(reader, dynamic=arm.dynamic)
+        engine = TimedEngine(
+            reader,
+            iter(text[lengths[0] :]),
+            fixed_passes=False if arm.dynamic else None,
+            passes=passes,
+        )
         retrieval = bare_retrieval(self.settings.pattern, self.settings)
         stopping = StoppingSettings(len(lengths) * stride, ignore_eos=True)
         writer = Generator(reader, engine, self.material.retriever)
         writing = writer.stream(text[: lengths[0]], Settings(retrieval, stopping=stopping))
-        for length in lengths:
-            before, started = engine.model_seconds, time.perf_counter()
+        for _ in lengths:
+            before, started = passes.seconds, time.perf_counter()
             written = next(event for event in writing if isinstance(event, Stride))
             seconds = time.perf_counter() - started - written.retrieve_seconds
-            yield MeasuredStride(length, seconds, engine.model_seconds - before)
+            yield MeasuredStride(seconds, passes.seconds - before)
 
     def report(self, results: Comparison[EngineSeries]) -> Report:
         """See `Benchmark.report`."""

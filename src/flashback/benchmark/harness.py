@@ -69,7 +69,7 @@ def timed(work: Callable[[], T], wait: Callable[[], None] = nothing) -> tuple[fl
     """Do some work.
 
     Args:
-        wait: returns when the device has done what it was told to do before.
+        wait: waits for the work that is queued on the device.
 
     Returns:
         its seconds; its result.

@@ -1,4 +1,4 @@
-"""What a pattern gains and what it costs: perplexity against seconds per token.
+"""Each pattern's perplexity against its seconds per token.
 
 Speed is that of writing: every arm continues the same prompts, in turns, with real retrieval. The
 first stride, which prefills the prompt, does not count: the others show what a longer text costs.

@@ -1,4 +1,4 @@
-"""What a run-time test found: medians over repeats, their spread, totals, ratios, predictions."""
+"""Results of a run-time test: medians over repeats, their spread, totals, ratios, predictions."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class Results:
 
     def seconds(self, arm: str) -> float:
         """Of the whole sweep, from the medians."""
-        return total_seconds(self.rows, arm, self.lengths)
+        return _total_seconds(self.rows, arm, self.lengths)
 
     def prefill_seconds(self, arm: str) -> float:
         """Of all boundary passes of the sweep."""
@@ -92,7 +92,7 @@ class Results:
 
     def spread(self, arm: str) -> float:
         """Of the whole sweep over repeats: slowest less fastest, as a share of `seconds`."""
-        seconds = [total_seconds(run, arm, self.lengths) for run in self.runs]
+        seconds = [_total_seconds(run, arm, self.lengths) for run in self.runs]
         return spread(seconds, self.seconds(arm))
 
     def ratios(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ class Results:
     def ratio_ranges(self) -> dict[str, tuple[float, float]]:
         """The lowest and the highest of each over repeats."""
         runs = [
-            {arm: total_seconds(run, arm, self.lengths) for arm in self.arms} for run in self.runs
+            {arm: _total_seconds(run, arm, self.lengths) for arm in self.arms} for run in self.runs
         ]
         return ratio_ranges(self._pairs, runs)
 
@@ -154,7 +154,7 @@ def _median(rows: Sequence[Measured]) -> Measured:
     )
 
 
-def total_seconds(rows: Sequence[Measured], arm: str, lengths: Sequence[int]) -> float:
+def _total_seconds(rows: Sequence[Measured], arm: str, lengths: Sequence[int]) -> float:
     """The seconds of all strides of an arm at `lengths`.
 
     The first stride, which begins with an empty cache, counts once; the others are interpolated

@@ -6,8 +6,8 @@ empty, so that a machine whose speed drifts treats them alike.
 
     whole     every stride from the first context length to the last
     sampled   the first stride, and single later ones at a grid of lengths, interpolated; there the
-              context is put into the cache first, so that a stride costs what it costs in the
-              middle of a long text
+              context is put into the cache first, so that a stride costs as much as
+              in the middle of a long text
 """
 
 import sys
@@ -37,11 +37,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import (
-    RetrievalSettings,
-    Settings,
-    StoppingSettings,
-)
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator, Stride
 
 _RECORDED_AFTER = 3
@@ -116,7 +112,7 @@ def chosen_arms(settings: RuntimeSettings, reader: Reader) -> tuple[RuntimeArm, 
     asked = [arm_named(name) for name in dict.fromkeys(settings.arms)]
     for arm in asked:
         reader.check_pattern(arm.pattern)
-    possible = (arm for arm in all_arms().values() if reader.can_have(arm.arranged))
+    possible = (arm for arm in all_arms().values() if reader.can_have(arm.context_pattern))
     return tuple(asked or possible)
 
 
@@ -168,7 +164,7 @@ class Runtime:
     @cached_property
     def joint_passes(self) -> bool:
         """Whether the engines prefill an isolated passage in the pass of the tokens behind it."""
-        isolated = (arm for arm in self.arms if arm.arranged.isolated)
+        isolated = (arm for arm in self.arms if arm.context_pattern.isolated)
         arm = next(isolated, None)
         return arm is not None and self._engine(arm, 0).joins_passages
 
@@ -181,15 +177,24 @@ class Runtime:
         _ = self.joint_passes  # found out before anything is timed
         for arm in self.arms:
             self.later_stride(arm, 4 * self.settings.stride)  # the warm-up
-        runs = (tuple(self._once(on_step)) for _ in range(self.settings.repeats))
-        results = Results(self.lengths, tuple(runs))
-        retrieves = any(arm.arranged.retrieves for arm in self.arms)
-        if retrieves and not any(row.passage_tokens for row in results.rows):
+        runs = []
+        for _ in range(self.settings.repeats):
+            runs.append(tuple(self._once(on_step)))
+            self._check_found(runs[0])  # after one repeat, not after all
+        return Results(self.lengths, tuple(runs))
+
+    def _check_found(self, rows: Sequence[Measured]) -> None:
+        """Refuse results of retrieval that found nothing.
+
+        Raises:
+            CorpusError: not one stride has a passage, though an arm retrieves.
+        """
+        retrieves = any(arm.context_pattern.retrieves for arm in self.arms)
+        if retrieves and not any(row.passage_tokens for row in rows):
             raise CorpusError(
                 f"no passage was found for any of {len(self.lengths)} boundaries of "
                 f"{self.material.name}; give an index of other texts"
             )
-        return results
 
     def report(self, results: Results) -> Report:
         """See `Benchmark.report`."""
@@ -246,7 +251,7 @@ class Runtime:
         before: Stride | None = None
         misses = engine.passages.count.prefilled
         for stride in (event for event in writing if isinstance(event, Stride)):
-            isolated, found = arm.arranged.isolated, bool(stride.passages)
+            isolated, found = arm.context_pattern.isolated, bool(stride.passages)
             unchanged = before is not None and before.passages == stride.passages
             known = engine.passages.count.prefilled == misses
             hit = isolated and found and known and not unchanged
@@ -275,7 +280,7 @@ class Runtime:
         engine.keep(map(frame.around, found), room)
 
     def _engine(self, arm: RuntimeArm, start: int) -> TimedEngine:
-        isolated = arm.arranged.isolated
+        isolated = arm.context_pattern.isolated
         limited = isolated and not arm.cached
         engine = TimedEngine(
             self.reader,
@@ -291,7 +296,7 @@ class Runtime:
 
     def _measured(self, arm: RuntimeArm, written: Written) -> Measured:
         stride, shape = written.stride, written.shape
-        passes = list(arm.arranged.passes(shape))
+        passes = list(arm.context_pattern.passes(shape))
         return Measured(
             str(arm),
             shape.context,

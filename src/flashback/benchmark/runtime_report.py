@@ -1,4 +1,4 @@
-"""A run-time test as a table and as plain data, for whoever writes pages from it."""
+"""The report of a run-time test: its table, its notes and its record."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,12 +93,12 @@ def _row(row: Measured) -> dict[str, Any]:
 
 def retrieval_record(results: Results, arms: Sequence[RuntimeArm]) -> dict[str, Any]:
     """The seconds of a search, and how often the passage changed."""
-    retrieving = [str(arm) for arm in arms if arm.arranged.retrieves]
+    retrieving = [str(arm) for arm in arms if arm.context_pattern.retrieves]
     if not retrieving:
         return {}
     own = results.of(retrieving[0])
     seconds = sorted(row.retrieve_seconds for row in own)
-    isolated = [str(arm) for arm in arms if arm.arranged.isolated]
+    isolated = [str(arm) for arm in arms if arm.context_pattern.isolated]
     return {
         "retrieval": {
             "p50_seconds": statistics.median(seconds),

@@ -1,58 +1,23 @@
 """Readers with random weights in the shapes of known models: run time needs no trained weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPT2Config,
-    LlamaConfig,
-    OPTConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen3Config,
 )
 
+from flashback.benchmark.bench_settings import SHAPES
 from flashback.errors import SettingsError
 from flashback.readers.load import MINI, load_reader, shipped, window_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
-
-
-def _opt(hidden: int, layers: int) -> OPTConfig:
-    return OPTConfig(
-        hidden_size=hidden,
-        word_embed_proj_dim=hidden,
-        ffn_dim=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-    )
-
-
-SHAPES: dict[str, Callable[[], Any]] = {
-    "gpt2": GPT2Config,
-    "gpt2-6x512": lambda: GPT2Config(n_layer=6, n_embd=512, n_head=8),
-    "opt-125m": OPTConfig,
-    "opt-1.3b": lambda: _opt(2048, 24),
-    "opt-6.7b": lambda: _opt(4096, 32),
-    "llama-2-7b": lambda: LlamaConfig(max_position_embeddings=4096),
-    "llama-2-7b-16k": lambda: LlamaConfig(max_position_embeddings=16384 + 512),
-    "qwen3-0.6b": lambda: Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        tie_word_embeddings=True,
-    ),
-}
 
 
 def shaped_reader(
@@ -73,7 +38,12 @@ def shaped_reader(
         known = ", ".join(SHAPES)
         raise SettingsError(f"--shape {name}: expected a model's folder or one of {known}")
     tokenizer = AutoTokenizer.from_pretrained(shipped(MINI)) if real_text else None
-    return random_reader(name, SHAPES[name](), choose_placement(device, dtype), tokenizer)
+    return random_reader(name, config_of(name), choose_placement(device, dtype), tokenizer)
+
+
+def config_of(name: str) -> Any:
+    """The configuration of a known shape."""
+    return AutoConfig.for_model(**SHAPES[name])
 
 
 def random_reader(
@@ -110,5 +80,5 @@ def _one_word_per_token(size: int) -> PreTrainedTokenizerFast:
 
 
 def word(token: int) -> str:
-    """The word that a random reader's tokenizer takes for this id."""
+    """The word of a token in the vocabulary of a random reader."""
     return f"w{token}"

@@ -8,9 +8,9 @@ from flashback.readers.reader import Reader
 from flashback.settings import FrameText, RetrievalSettings
 
 _LONGEST_LENGTHS = 20
-"""Characters of two numbers that a machine can count to."""
+"""Characters of `--lengths`; Python refuses to parse a number of thousands of digits."""
 _SAMPLE_EVERY = 384
-"""Tokens between the lengths of a sampled sweep, at most, where five are enough for that."""
+"""The most tokens between two lengths of a sampled sweep, unless that takes more than five."""
 
 
 def parse_lengths(settings: SweepSettings, frame: int = 0) -> range:

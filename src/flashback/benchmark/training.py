@@ -6,9 +6,9 @@
     packed   as `flashback train` does it: the context once, branches on its cache
 
 Forward and backward passes of LoRA on the query and value projections and of trained marks, around
-appended passages; no optimizer. Random tokens, passages all different. Nothing is dropped out, and
-no token forbidden, which the model's own loss cannot do: so the three losses must agree. The arms
-take turns, a share of their work at a time, so that a machine whose speed drifts treats them alike.
+appended passages; no optimizer. Random tokens, passages all different. No dropout, and no
+forbidden tokens, which the model's own loss does not support: so the three losses must agree. The
+arms take turns, a share of their work at a time, so that a drift of speed treats them alike.
 
 Symbols: B sequences of a batch, T tokens of its longest, s stride, V vocabulary.
 """
@@ -41,7 +41,7 @@ from flashback.scoring.windows import Cut, Window
 ARMS = ("padded", "sorted", "packed")
 RATIOS = (("packed", "padded"), ("packed", "sorted"))
 _NO_TARGET = -100
-"""The label of a position that is none."""
+"""The label of positions that are no targets."""
 
 Work = Callable[[], Tensor]
 """A forward pass, or a few, over some targets: the sum of their losses in nats."""

@@ -1,6 +1,5 @@
 """`flashback eval`."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -126,7 +125,7 @@ def evaluate(**values: Any) -> None:
 
 def _parse(values: dict[str, Any]) -> _Request:
     """Check all that can be checked before documents are read and a model is loaded."""
-    wanted = values["patterns"] or ("append",)  # all of them, and append is one with passages
+    wanted = values["patterns"] or ("append",)  # without one, all are scored: some retrieve
     retrieving = (name for name in wanted if PATTERNS[name].retrieves)
     retrieval = replace(take(RetrievalSettings, values), pattern=next(retrieving, "none"))
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
@@ -173,23 +172,12 @@ def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":
 
 def _check_files(per_document: Path | None, plot: Path | None) -> None:
     """Refuse files that cannot be written, before minutes of scoring."""
+    from flashback.evaluation.figures import check_plot, check_writable
+
     if plot is not None:
-        from flashback.evaluation.figures import check_plot
-
         check_plot(plot)
-        _check_writable("--plot", plot)
     if per_document is not None:
-        _check_writable("--per-document", per_document)
-
-
-def _check_writable(flag: str, path: Path) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise click.UsageError(f"{flag} {path}: no such folder as {path.parent}")
-    if path.exists() and not path.is_file():  # a folder, or a device, which would be replaced
-        raise click.UsageError(f"{flag} {path}: is no file, but there; expected a file's name")
-    if not os.access(folder, os.W_OK):
-        raise click.UsageError(f"{flag} {path}: {path.parent} is not writable")
+        check_writable("--per-document", per_document)
 
 
 def _write_files(tables: "Sequence[Table]", request: _Request) -> None:

@@ -83,7 +83,7 @@ def pareto(
     from flashback.cli.quiet import quiet_transformers
 
     quiet_transformers()
-    asked = _Asked(
+    request = _Request(
         documents,
         index,
         out,
@@ -93,11 +93,11 @@ def pareto(
         take(BootstrapSettings, values),
         take(ParetoSettings, values),
     )
-    print_report(_run(asked, options), as_json=as_json)
+    print_report(_run(request, options), as_json=as_json)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """What the command line asks for."""
 
     documents: tuple[str, ...]
@@ -124,35 +124,35 @@ def _settings(retrieval: RetrievalSettings, sweep: tuple[str, ...]) -> list[Retr
     return settings
 
 
-def _run(asked: _Asked, options: ReaderOptions) -> "Report":
+def _run(request: _Request, options: ReaderOptions) -> "Report":
     """Score and time every arm; write the folder."""
-    sources = open_sources(asked.documents, asked.index, retrieves=True)
+    sources = open_sources(request.documents, request.index, retrieves=True)
 
     from flashback.benchmark.pareto import Speed, pareto_report, points_of, prompts_of
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
 
-    out, settings = asked.out, asked.settings
+    out, settings = request.out, request.settings
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out {out}: a file is in the way; choose another")
     readers = AdaptedReaders(options.load_plain)
-    arms = _arms(asked.adapters, readers)
-    check_arms(arms, readers, asked.windows, settings)
+    arms = _arms(request.adapters, readers)
+    check_arms(arms, readers, request.windows, settings)
     out.mkdir(parents=True, exist_ok=True)
-    described = {"documents": list(asked.documents), "index": str(asked.index)}
-    sets = evaluation_sets(readers.get(), sources, settings, asked.windows, described)
-    prompts = prompts_of(sets[0].examples, asked.timing)
+    described = {"documents": list(request.documents), "index": str(request.index)}
+    sets = evaluation_sets(readers.get(), sources, settings, request.windows, described)
+    prompts = prompts_of(sets[0].examples, request.timing)
     with counting("scoring windows") as start:
         store = ScoreStore(out / "scores")
         tables = run_evaluation(
-            arms, sets, readers, settings=asked.bootstrap, store=store, start=start
+            arms, sets, readers, settings=request.bootstrap, store=store, start=start
         )
-    speed = Speed(arms, settings, options.load_plain, sources.retriever, prompts, asked.timing)
+    speed = Speed(arms, settings, options.load_plain, sources.retriever, prompts, request.timing)
     with counting("writing texts") as start:
         seconds = speed.measure(start(speed.steps))
     points = points_of(speed, tables, seconds)
-    report = pareto_report(points, tables[0], asked.timing, readers.get().placement.device)
+    report = pareto_report(points, tables[0], request.timing, readers.get().placement.device)
     _write(points, report, f"{options.model}, {report.record['tokens']:,} targets", out)
     return report
 

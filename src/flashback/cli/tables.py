@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flashback.cli.console import for_results
-from flashback.evaluation.markdown import figure, measured_on, ratio_figure
+from flashback.evaluation.markdown import figure, ratio_figure, summary_of
 
 _GAP = 2
 """Characters between columns."""
@@ -32,7 +32,7 @@ def print_table(record: dict[str, Any], title: str) -> None:
     for cells in zip(*(cells for _, cells in columns), strict=True):
         printed.add_row(*cells)
     console.print(printed)
-    console.print(measured_on(record))
+    console.print(summary_of(record))
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

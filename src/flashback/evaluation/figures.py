@@ -1,6 +1,7 @@
 """Figures written so that a full disk leaves the old one."""
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_plot(path: Path) -> None:
-    """Whether a figure can be written there.
+    """Refuse a path to which no figure can be written.
 
     Raises:
-        SettingsError: matplotlib is not installed or does not know the suffix, there is no such
-            folder, or something is there that is no file.
+        SettingsError: matplotlib is not installed or does not know the suffix, or see
+            `check_writable`.
     """
     try:
         from matplotlib.figure import Figure
@@ -27,10 +28,25 @@ def check_plot(path: Path) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise SettingsError(f"--plot {path}: expected a name ending in one of {', '.join(known)}")
-    if not path.absolute().parent.is_dir():
-        raise SettingsError(f"--plot {path}: no such folder as {path.parent}")
-    if path.exists() and not path.is_file():
-        raise SettingsError(f"--plot {path}: is no file, but there; expected a file's name")
+    check_writable("--plot", path)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Refuse a path to which no file can be written.
+
+    Args:
+        flag: the option that names it.
+
+    Raises:
+        SettingsError: its folder is missing or not writable, or the path is a folder or a device.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise SettingsError(f"{flag} {path}: no such folder as {path.parent}")
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise SettingsError(f"{flag} {path}: exists and is not a file; expected a file's name")
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"{flag} {path}: {path.parent} is not writable")
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 100) -> None:

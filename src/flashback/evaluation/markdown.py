@@ -27,7 +27,7 @@ def in_markdown(record: dict[str, Any], title: str) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Perplexity per token. {measured_on(record)}",
+        f"Perplexity per token. {summary_of(record)}",
         "",
         *rows_in_markdown(record),
         "",
@@ -39,8 +39,8 @@ def in_markdown(record: dict[str, Any], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured_on(record: dict[str, Any]) -> str:
-    """How much was scored, what the intervals are, and how close the passages came."""
+def summary_of(record: dict[str, Any]) -> str:
+    """The number of targets, the kind of intervals, and what passages share with documents."""
     documents = record["documents"]
     intervals = (
         "95 % intervals by resampling the documents; ratios are paired"
@@ -65,7 +65,7 @@ def _closeness(counts: dict[str, int]) -> str:
 
 
 def figure(value: float | None, places: int = 2) -> str:
-    """A number with at most four digits that count, or so many decimal places."""
+    """A number with at most four significant digits and at most `places` decimal places."""
     if value is None:
         return "-"
     if value >= 1e5:

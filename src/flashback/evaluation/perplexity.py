@@ -1,6 +1,6 @@
 """Perplexity of the context patterns, in one run, on the same targets and the same passages.
 
-A row is an arm scored on every window. All rows have the same targets and share what was found.
+A row is an arm scored on every window. All rows have the same targets and share their passages.
 """
 
 import math
@@ -21,14 +21,14 @@ from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Window
 
 _TOGETHER = 4
-"""Windows scored in one call, so that sequences of like length meet."""
+"""Windows scored in one call, so that sequences of similar length share batches."""
 _LOOKED_BACK = 32
 """Tokens decoded in front of targets, so that words and characters are whole."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The documents that targets come from, by number, and how much text the targets are."""
+    """The documents of the targets, by number, and the amount of text in the targets."""
 
     ids: tuple[str, ...]
     titles: tuple[str, ...]
@@ -72,7 +72,7 @@ def _text_of(window: Window, reader: Reader) -> tuple[int, int]:
 
 
 def _whole_bytes(text: str) -> int:
-    """Without a character at the end of which only some bytes are there."""
+    """The bytes of a text without an incomplete character at its end."""
     return len(text.rstrip("\ufffd").encode())
 
 
@@ -86,7 +86,7 @@ def score(
     """The nats of every example's targets, summed per example.
 
     Raises:
-        FloatingPointError: the model gave something that is no number.
+        FloatingPointError: log-probabilities are not finite.
     """
     scorer = TargetScorer(model)
     nats: list[float] = []
@@ -138,7 +138,7 @@ def _ratio(nats: Array, units: Array) -> float | None:
 
 @dataclass(frozen=True)
 class Contamination:
-    """How close the passages came to the documents they were found for (k = 1: the first hits)."""
+    """How much first hits have in common with the documents that they were found for."""
 
     cuts: int
     empty: int

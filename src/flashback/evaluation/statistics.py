@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 _TOGETHER = 64
+"""Resamples in a block."""
 _LARGEST = 700.0
-"""Nats; e to the power of more is not a number."""
+"""Nats; e to a larger power overflows."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Interval:
 
 
 def exponential(nats: float) -> float:
-    """A perplexity; one beyond all numbers is cut to a finite one."""
+    """e to the power of `nats`, a perplexity; so large a one that it overflows is capped."""
     return math.exp(min(_LARGEST, nats))
 
 

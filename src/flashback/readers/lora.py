@@ -130,7 +130,7 @@ def save_lora(model: "PeftModel", folder: Path) -> None:
     """
     from safetensors import SafetensorError
 
-    # PEFT's model card, a form to be filled in by hand, takes longer to write than the weights.
+    # PEFT's model card is an empty form, and writing it takes longer than the weights.
     model.create_or_update_model_card = lambda output_dir: None  # type: ignore[method-assign]
     try:
         model.save_pretrained(str(folder), save_embedding_layers=False)

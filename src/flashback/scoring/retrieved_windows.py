@@ -73,7 +73,7 @@ def cut_and_retrieve(
         return _retrieve_together(documents, reader, retriever, settings, windows, cache, start)
     kept = list(documents)
     found: dict[RetrievalSettings, RetrievedWindows] = {}
-    for stride in sorted({one.stride for one in settings}):  # contexts are of a stride's own
+    for stride in sorted({one.stride for one in settings}):  # each has its own contexts
         own = [one for one in settings if one.stride == stride]
         some = _retrieve_together(kept, reader, retriever, own, windows, cache, start)
         found |= zip(own, some, strict=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flashback.evaluation.markdown import measured_on, rows_in_markdown
+from flashback.evaluation.markdown import rows_in_markdown, summary_of
 from flashback.files import write_atomically
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, AdapterCard, card_record, read_card
@@ -63,7 +63,7 @@ def _measured(table: dict[str, Any] | None) -> Iterable[str]:
     yield ""
     yield "## Measured"
     yield ""
-    yield f"Perplexity per token on held-out documents. {measured_on(table)}"
+    yield f"Perplexity per token on held-out documents. {summary_of(table)}"
     yield ""
     yield from rows_in_markdown(table)
 
