@@ -181,6 +181,8 @@ def test_models_searches_health_and_metrics(served: Served) -> None:
     assert served.service.cache_use.sequences > 0
     for name in ("requests_total", "strides_total", "tokens_total", "jobs", "retrieve_seconds_sum"):
         assert f"flashback_{name}" in metrics
+    old, new = (f"flashback_{name}_seconds_sum " for name in ("encode", "prefill"))
+    assert metrics.split(old)[1].split()[0] == metrics.split(new)[1].split()[0] != "0.0"
 
 
 REFUSED = [
@@ -339,6 +341,16 @@ def test_models_say_their_patterns_in_the_registrys_order(http: httpx2.Client) -
     told = http.get("/v1/models").json()["data"][0]["flashback"]
     assert told["patterns"] == list(PATTERNS)
     assert told["pattern_summaries"] == {name: one.summary for name, one in PATTERNS.items()}
+
+
+@pytest.mark.parametrize("pattern", ["middle", "auto", 5, ["append"]])
+def test_an_unknown_pattern_is_refused_with_the_known_ones(
+    http: httpx2.Client, served: Served, pattern: Any
+) -> None:
+    body = {"model": served.service.model, "prompt": "a", "flashback": {"pattern": pattern}}
+    message = http.post("/v1/completions", json=body).json()["error"]["message"]
+    expected = "input should be 'none', 'prepend', 'append' or 'slot'"
+    assert message == f"flashback.pattern: {expected}"
 
 
 def test_prefilled_tokens_have_their_old_name_too(served: Served) -> None:

@@ -187,9 +187,9 @@ def score_patterns(index: Index, start: StartScoring) -> dict[str, Any]:
     retrieval, windows = RetrievalSettings(), WindowSettings()
     found = cut_and_retrieve(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
-    judged = EvaluationSet(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
+    pages = EvaluationSet(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
     arms = untrained_arms(list(PATTERNS), [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:
         arms += adapter_arms(adapter, ["append"])
-    return evaluate(arms, [judged], readers, start=start)[0].record()
+    return evaluate(arms, [pages], readers, start=start)[0].record()
