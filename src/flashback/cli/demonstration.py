@@ -118,7 +118,7 @@ class Demo:
         self.results: dict[str, Generation] = {}
 
     def _writer(self, pattern: str) -> tuple[Generator, LocalEngine]:
-        """A reader with the adapter that ships for the pattern, and an engine of its own."""
+        """A reader with the adapter that ships for the pattern, and its engine."""
         if pattern not in self._writers:
             reader = for_inference(
                 load_adapted(MINI, pattern=pattern, device="cpu", dtype="float32")

@@ -1,4 +1,4 @@
-"""Counters for Prometheus, in a registry of their own."""
+"""Counters and histograms for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

@@ -168,7 +168,7 @@ class Runner:
             return Begun(writing, recorder, guard)
 
     def _settings_of(self, sample: int) -> Settings:
-        """Every choice of a prompt has a seed of its own."""
+        """The settings of one of a prompt's choices: each has the next seed."""
         settings = self._request.settings
         seed = (settings.sampling.seed + sample) % (1 << 64)
         return replace(

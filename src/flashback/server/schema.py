@@ -74,7 +74,7 @@ FlashbackOptions: Any = create_model(
     __base__=Strict,
     __doc__="How passages are looked up for this request; null: as the server was started.",
     **_optional(RetrievalSettings),
-    fresh_cache=(bool, Field(False, description="Start with empty caches of its own.")),
+    fresh_cache=(bool, Field(False, description="Start with empty caches.")),
     truncate=(bool, Field(False, description="Cut a prompt that is too long from the left.")),
     ignore_eos=(bool, Field(False, description="Continue after an end-of-text token.")),
     first_boundary=(
