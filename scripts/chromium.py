@@ -25,7 +25,7 @@ _OPTIONS = (
 
 
 class Page:
-    """A page that is looked at."""
+    """A page in the browser."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands = commands
@@ -76,7 +76,7 @@ class Page:
                 self.complaints.append(entry["text"])
 
     def look(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Set the size, and which colours are preferred."""
+        """Set the size of the page and the preferred colour scheme."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         colours = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

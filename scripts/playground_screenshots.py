@@ -23,7 +23,7 @@ _SETTLES = 5
 
 @dataclass(frozen=True)
 class Picture:
-    """How the page is looked at, and what it is to write."""
+    """The size of the page and the values of its form."""
 
     name: str
     width: int

@@ -1,12 +1,12 @@
-"""Many clients at a server for minutes: does anyone starve, does anything leak, are answers right.
+"""Many clients at a server for minutes: checks for starvation, leaks and wrong answers.
 
     python scripts/soak.py                         # 32 clients, 5 minutes, flashback-mini
     python scripts/soak.py --index IDX --clients 8 --seconds 20 --json
 
 Starts `flashback serve` in a process of its own. First every kind of request is sent alone, which
 gives the answers to compare with; then all clients send kinds at random, streamed or not. Of five
-requests one is dropped midway, and now and then a client sends garbage. Exits with 1 if anything
-that docs/server.md says of it is not so.
+requests one is dropped midway, and now and then a client sends garbage. Exits with 1 if a
+claim of docs/server.md does not hold.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def kinds(model: str) -> list[Kind]:
 
 @contextlib.contextmanager
 def server(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address and its process id."""
+    """A server in another process: its address and its process id."""
     command = [sys.executable, "-m", "flashback", "serve", *arguments, "--port", "0"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -311,7 +311,7 @@ def report(count: Count, memory: list[float], metrics: str) -> dict[str, Any]:
 
 
 def failures(found: dict[str, Any]) -> list[str]:
-    """What is not as docs/server.md says."""
+    """The claims of docs/server.md that do not hold."""
     claims = {
         "answers differ from the same requests alone": found["different"],
         "requests failed": len(found["broken"]),
@@ -336,7 +336,7 @@ def positive(text: str) -> int:
 
 
 def main() -> int:
-    """Run it; 1 if anything is not as it should be."""
+    """Run the soak test; return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--index", help="index folder (default: one of this Python's documentation)"

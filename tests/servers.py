@@ -148,7 +148,7 @@ class Served:
         return self.service.scheduler.load
 
     def client(self, api_key: str = "none") -> openai.OpenAI:
-        """The official client, without its patience."""
+        """The official client, without retries."""
         url = f"{self.url}/v1"
         return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=MINUTES)
 

@@ -10,6 +10,7 @@ from flashback.engines.protocol import Engine
 from flashback.readers.adapted import load_adapted
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
+from flashback.readers.old_weights import weights_of
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.kinds import open_index
 from flashback.settings import AUTO, Registry, Weights, named
@@ -121,14 +122,13 @@ def load(
 
 
 def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:
-    """The weights asked for, also by the names before version 0.2."""
+    """The weights asked for; warns of the names before version 0.2."""
+    found = weights_of(weights, quantize, decode_kernel)
     for name, value in (("quantize", quantize), ("decode_kernel", decode_kernel)):
         if value is not None:
-            weights = value if value in list(Weights) else weights
             warnings.warn(
-                f"load({name}=...) is deprecated; use weights={str(weights)!r}",
+                f"load({name}=...) is deprecated; use weights={str(found)!r}",
                 DeprecationWarning,
                 stacklevel=3,
             )
-    found: Weights = named("--weights", weights, list(Weights), Weights)
     return found

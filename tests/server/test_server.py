@@ -49,14 +49,14 @@ def test_a_completion_is_what_the_generator_writes_and_its_strides_tile_it(serve
     strides = answer["flashback"]["strides"]
     assert tiled(strides, choice["text"])
     assert [one["tokens"] for one in strides] == [4, 4, 4, 4, 4, 2]
-    told = [[hit["id"] for hit in one["passages"]] for one in strides]
-    assert told == [[hit.id for hit in stride.passages] for stride in written.strides]
+    found = [[hit["id"] for hit in one["passages"]] for one in strides]
+    assert found == [[hit.id for hit in stride.passages] for stride in written.strides]
     assert set(strides[0]["passages"][0]) == {"id", "document_id", "title", "score", "excerpt"}
     assert answer["usage"]["completion_tokens"] == 22
     assert answer["usage"]["prompt_tokens"] == len(reader.encode_prompt("The tides"))
 
 
-def test_what_was_reused_is_told(served: Served) -> None:
+def test_reused_tokens_are_counted(served: Served) -> None:
     fresh = {"fresh_cache": True}
     first = served.complete("Once upon a time, there was", flashback=fresh)
     assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
@@ -79,8 +79,8 @@ def test_the_official_client_streams_text_with_its_sources(served: Served) -> No
     usage = None
     for chunk in stream:
         usage = chunk.usage or usage
-        if (told := getattr(chunk, "flashback", None)) and "event" in told:
-            events.append(told | {"at": len(text)})
+        if (found := getattr(chunk, "flashback", None)) and "event" in found:
+            events.append(found | {"at": len(text)})
         for choice in chunk.choices:
             text += choice.text
     whole = served.complete("The tides", max_tokens=22)
@@ -152,7 +152,7 @@ def test_choices_have_seeds_of_their_own_and_can_be_had_alone(served: Served) ->
     assert all(tiled(own, text) for own, text in zip(by_choice, texts, strict=True))
 
 
-def test_ids_are_a_prompt_too_and_text_stops_where_it_is_told_to(served: Served) -> None:
+def test_ids_are_a_prompt_too_and_text_ends_at_a_stop_text(served: Served) -> None:
     ids = served.reader.encode_prompt("The tides")
     text = served.complete("The tides", max_tokens=20)["choices"][0]["text"]
     assert served.complete([ids], max_tokens=20)["choices"][0]["text"] == text
@@ -181,6 +181,8 @@ def test_models_searches_health_and_metrics(served: Served) -> None:
     assert served.service.cache_use.sequences > 0
     for name in ("requests_total", "strides_total", "tokens_total", "jobs", "retrieve_seconds_sum"):
         assert f"flashback_{name}" in metrics
+    old, new = (f"flashback_{name}_seconds_sum " for name in ("encode", "prefill"))
+    assert metrics.split(old)[1].split()[0] == metrics.split(new)[1].split()[0] != "0.0"
 
 
 REFUSED = [
@@ -224,12 +226,12 @@ def test_what_is_not_supported_is_refused_by_name(
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [1, -5], ["a", 1], {}])
-def test_what_a_prompt_may_be_is_told(http: httpx2.Client, prompt: Any) -> None:
+def test_a_wrong_prompt_is_refused_with_what_it_may_be(http: httpx2.Client, prompt: Any) -> None:
     answer = http.post("/v1/completions", json={"model": "llama", "prompt": prompt})
     assert "a list of token ids" in answer.json()["error"]["message"]
 
 
-def test_what_a_message_may_be_is_told(http: httpx2.Client) -> None:
+def test_a_wrong_message_is_refused_with_what_it_may_be(http: httpx2.Client) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": None}]
     answer = http.post("/v1/chat/completions", json={"model": "llama", "messages": messages})
     error = answer.json()["error"]
@@ -336,14 +338,24 @@ def test_memory_is_a_budget(served: Served) -> None:
 
 
 def test_models_say_their_patterns_in_the_registrys_order(http: httpx2.Client) -> None:
-    told = http.get("/v1/models").json()["data"][0]["flashback"]
-    assert told["patterns"] == list(PATTERNS)
-    assert told["pattern_summaries"] == {name: one.summary for name, one in PATTERNS.items()}
+    found = http.get("/v1/models").json()["data"][0]["flashback"]
+    assert found["patterns"] == list(PATTERNS)
+    assert found["pattern_summaries"] == {name: one.summary for name, one in PATTERNS.items()}
+
+
+@pytest.mark.parametrize("pattern", ["middle", "auto", 5, ["append"]])
+def test_an_unknown_pattern_is_refused_with_the_known_ones(
+    http: httpx2.Client, served: Served, pattern: Any
+) -> None:
+    body = {"model": served.service.model, "prompt": "a", "flashback": {"pattern": pattern}}
+    message = http.post("/v1/completions", json=body).json()["error"]["message"]
+    expected = "input should be 'none', 'prepend', 'append' or 'slot'"
+    assert message == f"flashback.pattern: {expected}"
 
 
 def test_prefilled_tokens_have_their_old_name_too(served: Served) -> None:
-    told = served.complete(max_tokens=8, flashback={"fresh_cache": True})["flashback"]
-    for record in (told["totals"], *told["strides"]):
+    found = served.complete(max_tokens=8, flashback={"fresh_cache": True})["flashback"]
+    for record in (found["totals"], *found["strides"]):
         assert record["prefilled"] == record["encoded"] > 0
 
 

@@ -62,7 +62,7 @@ def hold(until_set: threading.Event, at: Callable[[], bool] = lambda: True) -> C
 
 
 class Shared:
-    """The server of most tests here, with hooks of their own."""
+    """The server of most tests here, with hooks."""
 
     def __init__(self, served: Served, engine: HookedEngine, retriever: QueryRetriever) -> None:
         self.served = served
@@ -561,7 +561,7 @@ def test_a_slow_search_is_waited_for_by_its_own_request_alone(shared: Shared, nu
 
 
 @pytest.mark.parametrize("lookahead", [0, 3])
-def test_a_client_that_leaves_during_its_search_holds_up_nobody(
+def test_a_client_that_leaves_during_its_search_holds_up_no_other(
     shared: Shared, lookahead: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     held, served = threading.Event(), shared.served
@@ -617,7 +617,7 @@ def test_the_log_has_a_line_for_each_request_and_no_prompt_unless_asked(
     assert ("private" in caplog.text) == log_prompts
 
 
-def test_told_to_stop_streams_end_with_an_error_event() -> None:
+def test_at_shutdown_streams_end_with_an_error_event() -> None:
     reader = chat_reader(window=4096)
     engine = ForcedEngine(reader, "a", one_at_a_time)
     with (
@@ -632,8 +632,8 @@ def test_told_to_stop_streams_end_with_an_error_event() -> None:
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
 
 
-def test_told_to_stop_what_can_be_finished_is() -> None:
-    """It is told while a token is computed."""
+def test_at_shutdown_what_fits_the_grace_is_finished() -> None:
+    """The signal comes while a token is computed."""
     reader, tokens = chat_reader(), list[int]()
     engine = ForcedEngine(reader, "a", tokens.append)
     with serving(reader, engine=engine, grace=1e5) as served, ThreadPoolExecutor(1) as pool:
@@ -654,8 +654,8 @@ def test_without_an_index_nothing_is_looked_up() -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_command_serves_until_it_is_told_to_stop(index: Path, model_folder: Path) -> None:
-    """A process of its own is told to stop while it streams."""
+def test_the_command_serves_until_a_signal(index: Path, model_folder: Path) -> None:
+    """Another process gets the signal while it streams."""
     arguments = ("serve", "--index", index, "--model", model_folder, "--passage-tokens", "16")
     server = start(*arguments, "--port", "0", "--grace", "0.1", "--stride", "4")
     assert server.stderr is not None

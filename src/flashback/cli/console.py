@@ -36,7 +36,7 @@ def for_results(**options: Any) -> Console:
 
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For people; results go to standard output."""
+"""Messages go to standard error, results to standard output."""
 
 
 @contextlib.contextmanager

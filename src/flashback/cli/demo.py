@@ -55,7 +55,7 @@ def demo(as_json: bool) -> None:
         table = score_patterns(index, start)
     _print_perplexity(console, table)
     if as_json:
-        rows = [{"pattern": str(name), **_row(result)} for name, result in show.results.items()]
+        rows = [{"pattern": name, **_row(result)} for name, result in show.results.items()]
         record = {"prompt_tokens": len(show.prompt), "rows": rows, "perplexity": table["rows"]}
         click.echo(json.dumps(record))
 
@@ -122,7 +122,7 @@ def _print_comparison(console: Console, show: "Demo") -> None:
         table.add_column(heading, justify="left" if heading == "pattern" else "right")
     for pattern, result in show.results.items():
         table.add_row(
-            str(pattern),
+            pattern,
             f"{result.seconds:.2f}",
             f"{result.prefilled:,}",
             f"{result.reused:,}",

@@ -118,7 +118,7 @@ class Demo:
         self.results: dict[str, Generation] = {}
 
     def _writer(self, pattern: str) -> tuple[Generator, LocalEngine]:
-        """A reader with the adapter that ships for the pattern, and an engine of its own."""
+        """A reader with the adapter that ships for the pattern, and its engine."""
         if pattern not in self._writers:
             reader = for_inference(
                 load_adapted(MINI, pattern=pattern, device="cpu", dtype="float32")
@@ -187,9 +187,9 @@ def score_patterns(index: Index, start: StartScoring) -> dict[str, Any]:
     retrieval, windows = RetrievalSettings(), WindowSettings()
     found = cut_and_retrieve(scored_pages(), readers.get(), index, [retrieval], windows)[0]
     first = found.first_windows()
-    judged = EvaluationSet(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
+    pages = EvaluationSet(tuple(first.examples(readers.get(), retrieval)), first.found, windows)
     arms = untrained_arms(list(PATTERNS), [FrameKind.TEXT])
     adapter = adapter_folder(MINI, "auto")
     if adapter is not None:
         arms += adapter_arms(adapter, ["append"])
-    return evaluate(arms, [judged], readers, start=start)[0].record()
+    return evaluate(arms, [pages], readers, start=start)[0].record()

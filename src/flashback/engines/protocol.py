@@ -167,7 +167,7 @@ class CachingEngine(Engine, Protocol):
         """The size of the caches now; does not wait for a pass."""
         ...
 
-    def fresh(self, share: int) -> Engine:
+    def fresh(self, share: int) -> "CachingEngine":
         """An engine of the same model with empty caches and 1/share of the passage budget."""
         ...
 

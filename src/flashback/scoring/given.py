@@ -1,8 +1,7 @@
 """Log-probabilities of the tokens of a given text, with passages as `flashback eval` shows them.
 
-Where the strides of a given text begin: its first `first_boundary` tokens (BOS included) are read
-without a passage; from there on, a passage is looked up every s tokens. Passages that largely
-repeat the text are left out.
+The first `first_boundary` tokens of a text (BOS included) are read without a passage; from there
+on, a passage is looked up every s tokens. Passages that largely repeat the text are left out.
 
 Knows token ids, readers and retrievers. Knows nothing of the server and its API.
 
@@ -125,7 +124,7 @@ def grid_of(
     settings: RetrievalSettings,
     first_boundary: int,
 ) -> "Grid":
-    """Where the strides of a given text begin.
+    """The strides of a given text, checked against the reader's window.
 
     Raises:
         PromptTooLong: the text does not fit beside passages.
@@ -160,7 +159,7 @@ class Grid:
         return min(max(self.boundary, self.first), len(self.ids))
 
     def head(self) -> Window | None:
-        """What is read without a passage."""
+        """The part that is read without a passage; None: it has no targets."""
         length = self.head_end - self.first
         if length <= 0:
             return None
@@ -168,7 +167,10 @@ class Grid:
         return Window(nothing, self.ids[: self.head_end], self.bos, (Cut(self.first),), length)
 
     def body(self, reader: TextReader, stride: int) -> Window | None:
-        """What is read with passages; the last stride is padded with ids that are not counted."""
+        """The part that is read with passages; None: the text ends before it.
+
+        The last stride is padded with ids that are not counted.
+        """
         boundaries = range(self.head_end, len(self.ids), stride)
         if not boundaries:
             return None

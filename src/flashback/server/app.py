@@ -60,7 +60,7 @@ def make_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # clients send headers of their own
+            allow_headers=["*"],  # clients differ in what they send
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app

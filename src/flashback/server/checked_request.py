@@ -67,7 +67,7 @@ class CheckedRequest:
     logprobs: int | None = None
     """How many most probable tokens to give beside each token; None: no log-probabilities."""
     fresh_cache: bool = False
-    """Whether to use empty caches of its own."""
+    """Whether to start with empty caches."""
     first_boundary: int = FIRST_BOUNDARY
 
     @property

@@ -46,17 +46,17 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(scope, receive, send, self._max_bytes)
+        exchange = _Exchange(scope, receive, send, self._max_bytes)
         try:
             self._check(scope)
-            await self._app(scope, visit.receive, visit.send)
+            await self._app(scope, exchange.receive, exchange.send)
         except ApiError as error:
-            await visit.refuse(error)
+            await exchange.refuse(error)
         except Exception:
             _LOG.exception("a request failed")
-            await visit.refuse(internal())
+            await exchange.refuse(internal())
         finally:
-            self._account(visit)
+            self._account(exchange)
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -76,19 +76,19 @@ class Gate:
                 "invalid_api_key",
             )
 
-    def _account(self, visit: "_Visit") -> None:
-        scope = visit.scope
+    def _account(self, exchange: "_Exchange") -> None:
+        scope = exchange.scope
         route = scope.get("route")
         path = getattr(route, "path", "other")  # not the path itself: there may be any number
-        status = visit.status or 499
+        status = exchange.status or 499
         self._metrics.requests.labels(path, str(status)).inc()
         record: dict[str, Any] = {
             "time": round(time.time(), 3),
-            "id": visit.id,
+            "id": exchange.id,
             "method": scope["method"],
             "path": path,
             "status": status,
-            "seconds": round(time.perf_counter() - visit.began, 4),
+            "seconds": round(time.perf_counter() - exchange.began, 4),
             **scope.get("state", {}).get("log", {}),
         }
         _LOG.info(json.dumps(record, ensure_ascii=False))
@@ -98,8 +98,8 @@ def _too_large(most: int) -> ApiError:
     return ApiError(413, f"the body is too large; expected at most {most} bytes", "body_too_large")
 
 
-class _Visit:
-    """One request: limits the bytes of its body, notes the status of its answer."""
+class _Exchange:
+    """A request and its answer: limits the bytes of the body, notes the status."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
         self.scope = scope

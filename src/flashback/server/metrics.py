@@ -1,4 +1,4 @@
-"""Counters for Prometheus, in a registry of their own."""
+"""Counters and histograms for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -25,7 +25,10 @@ class Metrics:
         )
         self._incidents = self._counter("incidents", "Incidents within requests", "event")
         self._retrieve = self._histogram("retrieve_seconds", "Searches")
-        self._prefill = self._histogram("encode_seconds", "Prefill at stride boundaries")
+        self._prefill = (
+            self._histogram("prefill_seconds", "Prefill at stride boundaries"),
+            self._histogram("encode_seconds", "The old name of prefill_seconds"),
+        )
         self._decode = self._histogram("decode_seconds", "Decoding, per stride")
         self._first = self._histogram("first_stride_seconds", "Arrival to the first stride's end")
         self._jobs = self._gauge("jobs", "Requests active and waiting", "state")
@@ -50,7 +53,8 @@ class Metrics:
         for kind, tokens in token_counts(usage).items():
             self._tokens.labels(kind).inc(tokens)
         self._retrieve.observe(event.retrieve_seconds)
-        self._prefill.observe(usage.prefill_seconds)
+        for histogram in self._prefill:
+            histogram.observe(usage.prefill_seconds)
         self._decode.observe(usage.decode_seconds)
 
     def first_stride(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Requests as they came to checked requests: defaults filled in, limits and settings checked."""
+"""Checks requests: fills in defaults, applies the server's limits, checks settings."""
 
 import secrets
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class Runner:
         Raises:
             ApiError: it is refused, or cannot be finished.
         """
-        fresh = self._fresh_engine() if self._request.fresh_cache else None
+        fresh = self._fresh_engine()
         if fresh is not None:
             self._engine = fresh
         try:
@@ -52,13 +52,16 @@ class Runner:
         except (SettingsError, PromptTooLong) as error:
             raise of_settings(error, self._service.reader.name, self._service.model) from error
         finally:
-            if isinstance(fresh, CachingEngine):
+            if fresh is not None:
                 fresh.forget()
 
-    def _fresh_engine(self) -> Engine | None:
-        """An engine with empty caches, and a request's share of the memory for passages."""
+    def _fresh_engine(self) -> CachingEngine | None:
+        """An engine with empty caches and 1/max_active of the passage budget, if asked for."""
+        if not self._request.fresh_cache:
+            return None
         engine = self._service.caching_engine
-        return None if engine is None else engine.fresh(self._service.settings.max_active)
+        assert engine is not None, "see parsing.py"
+        return engine.fresh(self._service.settings.max_active)
 
     def _counted(self, events: Iterator[Event]) -> Iterator[Event]:
         metrics, pattern = self._service.metrics, self._request.settings.retrieval.pattern
@@ -78,10 +81,10 @@ class Runner:
             self._check_prompt(ids)
         yield from self._warnings()
         for number, ids in enumerate(prompts):
-            for one in range(self._request.n):
+            for sample in range(self._request.n):
                 if self._limit.is_over() and self._request.scores_prompt:
                     raise ApiError(503, self._limit.message, "time_limit")
-                yield from self._choice(number, one, ids)
+                yield from self._choice(number, sample, ids)
 
     def _ids(self, prompt: PromptInput) -> Ids:
         reader = self._service.reader
@@ -116,19 +119,19 @@ class Runner:
             message = f"the model's adapter was trained for {'; '.join(found)}"
             yield Incident(0, "warning", message)
 
-    def _choice(self, number: int, one: int, ids: Ids) -> Iterator[Event]:
+    def _choice(self, number: int, sample: int, ids: Ids) -> Iterator[Event]:
         """One choice: its prompt, if that is echoed, then its continuation.
 
         Args:
-            number: of the prompt.
-            one: of the choice among the prompt's choices.
+            number: which prompt of the request.
+            sample: which of the prompt's `n` choices.
             ids: the prompt.
         """
         request, prompt = self._request, self._request.prompts[number]
-        progress = Progress(number * request.n + one)
-        begun = self._begin(one, ids, prompt) if request.write else None
+        progress = Progress(number * request.n + sample)
+        begun = self._begin(sample, ids, prompt) if request.write else None
         prompt_tokens = len(ids) if begun is None else len(begun.writing.prompt_tokens)
-        yield ChoiceStart(progress.choice, prompt_tokens, one == 0)
+        yield ChoiceStart(progress.choice, prompt_tokens, sample == 0)
         if begun is not None and progress.choice and self._limit.is_over():
             begun.writing.close()
             yield Incident(progress.choice, "time_limit", self._limit.message, 0)
@@ -152,7 +155,7 @@ class Runner:
         yield from ChoiceRun(progress, begun, self._limit).events()
         yield Turn()
 
-    def _begin(self, one: int, ids: Ids, prompt: PromptInput) -> Begun:
+    def _begin(self, sample: int, ids: Ids, prompt: PromptInput) -> Begun:
         request, service = self._request, self._service
         recorder = TokenRecorder(service.reader, request.logprobs, self._job.check)
         guard = self._guard()
@@ -160,14 +163,14 @@ class Runner:
         query = self._query_of(prompt) if isinstance(prompt, Conversation) else None
         with warnings.catch_warnings():  # `_warnings` sends them to the client
             warnings.simplefilter("ignore", FlashBackWarning)
-            settings = self._settings_of(one)
+            settings = self._settings_of(sample)
             writing = generator.stream(ids, settings, on_token=recorder, query=query)
             return Begun(writing, recorder, guard)
 
-    def _settings_of(self, one: int) -> Settings:
-        """Every choice of a prompt has a seed of its own."""
+    def _settings_of(self, sample: int) -> Settings:
+        """The settings of one of a prompt's choices: each has the next seed."""
         settings = self._request.settings
-        seed = (settings.sampling.seed + one) % (1 << 64)
+        seed = (settings.sampling.seed + sample) % (1 << 64)
         return replace(
             settings,
             sampling=replace(settings.sampling, seed=seed),

@@ -111,7 +111,7 @@ class Job:
             self._send(Failed(error))
         except Cancelled:
             self.give_up()
-        except BaseException:  # the thread serves everyone else, too
+        except BaseException:  # the thread runs other requests, too
             _LOG.exception("a request failed")
             self._send(Failed(internal()))
         return True
@@ -125,7 +125,7 @@ class Job:
         self._send(Failed(self._reason or ApiError(499, "the request was cancelled", "cancelled")))
 
     def _send(self, event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, event)
 
 
@@ -138,7 +138,7 @@ class Load:
 
 
 class Scheduler:
-    """Runs jobs round robin on a thread of its own."""
+    """Runs jobs round robin on one thread."""
 
     def __init__(self, max_active: int, max_queue: int) -> None:
         """Start the thread.

@@ -1,13 +1,13 @@
 """The requests, as JSON schemas: unknown fields are refused by name, known ones checked.
 
-Fields of OpenAI's that this server does not have are listed at the one value that changes nothing
-(`n` = 1 of something, null); any other value is refused.
+OpenAI's fields that this server does not support accept only the value that changes nothing (null,
+0, an empty list); any other value is refused.
 """
 
 import dataclasses
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 from pydantic_core import PydanticCustomError
 
 from flashback.patterns.registry import PATTERNS
@@ -31,10 +31,11 @@ _DESCRIBED = {"pattern": "Where passages stand; none: nothing is retrieved."}
 """Fields that have no `auto` in a request: it is decided when the server starts."""
 
 
-def _known_pattern(name: str) -> str:
-    """The name of a registered pattern."""
-    if name not in PATTERNS:
-        expected = ", ".join(map(repr, PATTERNS))
+def _known_pattern(name: object) -> object:
+    """The name of a registered pattern; anything else is refused with the names."""
+    if name not in list(PATTERNS):
+        *others, last = map(repr, PATTERNS)
+        expected = f"{', '.join(others)} or {last}"
         raise PydanticCustomError("literal_error", "Input should be {names}", {"names": expected})
     return name
 
@@ -44,7 +45,7 @@ def _json_type(field: "dataclasses.Field[Any]") -> Any:
     if field.name == "pattern":
         return Annotated[
             str,
-            AfterValidator(_known_pattern),
+            BeforeValidator(_known_pattern),
             Field(json_schema_extra=lambda schema: schema.update(enum=list(PATTERNS))),
         ]
     if isinstance(field.default, tuple):
@@ -73,9 +74,9 @@ FlashbackOptions: Any = create_model(
     __base__=Strict,
     __doc__="How passages are looked up for this request; null: as the server was started.",
     **_optional(RetrievalSettings),
-    fresh_cache=(bool, Field(False, description="Begin with an empty cache of its own.")),
+    fresh_cache=(bool, Field(False, description="Start with empty caches.")),
     truncate=(bool, Field(False, description="Cut a prompt that is too long from the left.")),
-    ignore_eos=(bool, Field(False, description="Write on after an end-of-text token.")),
+    ignore_eos=(bool, Field(False, description="Continue after an end-of-text token.")),
     first_boundary=(
         Annotated[int, Field(ge=1, le=1 << 20)],
         Field(

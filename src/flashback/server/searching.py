@@ -40,7 +40,7 @@ class GuardedRetriever:
         """Of the last search."""
         self._abandoned = False
         self._ended = threading.Event()
-        """Of the last search: nothing waits for it any longer."""
+        """Set once the last search has returned or was abandoned."""
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`.

@@ -36,10 +36,13 @@ class ServerSettings(CheckedSettings):
         1024, "MiB of keys and values to keep between strides.", low=0, high=1 << 30
     )
     max_active: int = setting(
-        32, "Requests that are written by turns, stride by stride.", low=1, high=4096
+        32,
+        "Requests that are active at a time; they take turns, stride by stride.",
+        low=1,
+        high=4096,
     )
     max_queue: int = setting(
-        64, "Requests that may wait for a place; more are refused.", low=0, high=1 << 20
+        64, "Requests that may wait to become active; more are refused.", low=0, high=1 << 20
     )
     max_body: int = setting(4096, "KiB of a request's body.", low=1, high=1 << 20)
     max_tokens: int = setting(4096, "Tokens to write for one choice.", low=1, high=1 << 20)
@@ -55,6 +58,6 @@ class ServerSettings(CheckedSettings):
         "A retriever that fails ends the text (stop), or the stride does without (continue).",
     )
     grace: float = setting(
-        10.0, "Seconds to finish what is being written when told to stop.", low=0.0, high=1e6
+        10.0, "Seconds to finish active requests after SIGTERM or Ctrl-C.", low=0.0, high=1e6
     )
     log_prompts: bool = setting(False, "Write prompts and answers into the log.")

@@ -105,7 +105,7 @@ def make_service(
         clock: see `Service.clock`.
 
     Raises:
-        SettingsError: the default pattern needs an index, or the reader cannot have it; the
+        SettingsError: the default pattern needs an index, or the reader does not support it; the
             defaults leave no room in its window.
     """
     reader = generator.reader

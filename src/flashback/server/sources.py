@@ -49,7 +49,7 @@ def start_record(event: SpanStart) -> dict[str, Any]:
 def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
     """The end of a stride.
 
-    Strides of a scored text are computed in packed passes, so none has counts of its own.
+    Strides of a scored text are computed in packed passes, so there are no counts for each.
     """
     record: dict[str, Any] = {
         "choice": event.choice,

@@ -1,4 +1,4 @@
-"""A checked request to its answer: scheduled, then whole or as server-sent events.
+"""Schedules a checked request and sends its answer, whole or as server-sent events.
 
 A client that leaves cancels its job, at whatever point it leaves.
 """
