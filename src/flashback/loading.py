@@ -1,4 +1,4 @@
-"""Reader, adapter, engine and index put together: the short way in."""
+"""Load a reader, its adapter, an engine and an index in one call."""
 
 import warnings
 from collections.abc import Callable
@@ -8,19 +8,29 @@ from pathlib import Path
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
 from flashback.readers.adapted import load_adapted
+from flashback.readers.deprecated import merge_weights
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.kinds import open_index
-from flashback.settings import AUTO, Registry, Weights, named
+from flashback.settings import (
+    AUTO,
+    PATTERNS,
+    CheckedSettings,
+    Registry,
+    Weights,
+    check_number,
+    check_type,
+    named,
+)
 from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
-"""One part in so many of an engine's memory is for isolated passages."""
+"""1/4 of an engine's memory is for passages."""
 
 
 @dataclass(frozen=True)
-class LoadOptions:
+class LoadOptions(CheckedSettings):
     """Which model an engine runs, and how. See `load` for the fields."""
 
     model: str = MINI
@@ -32,6 +42,13 @@ class LoadOptions:
     trust_remote_code: bool = False
     weights: Weights = Weights.FULL
     memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern is not None:
+            named("--pattern", self.pattern, [AUTO, *PATTERNS])
+        if self.memory_bytes is not None:
+            check_number("memory_bytes", self.memory_bytes, 0, 1 << 50)
 
 
 OpenEngine = Callable[[LoadOptions], tuple[TextReader, Engine]]
@@ -73,7 +90,7 @@ ENGINES.register("local", open_local)
 
 
 def load(
-    model: str = MINI,
+    model: str | Path = MINI,
     index: str | Path | None = None,
     *,
     engine: str = "local",
@@ -106,11 +123,14 @@ def load(
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
+        SettingsError: an argument is of a wrong type, unknown or out of range.
         FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     named("--engine", engine, list(ENGINES))
+    check_type("index", index, str | Path | None)
     options = LoadOptions(
-        *(model, adapter, pattern, device, dtype, window, trust_remote_code),
+        str(model) if isinstance(model, Path) else model,
+        *(adapter, pattern, device, dtype, window, trust_remote_code),
         weights=_weights(weights, quantize, decode_kernel),
         memory_bytes=memory_bytes,
     )
@@ -121,14 +141,13 @@ def load(
 
 
 def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:
-    """The weights asked for, also by the names before version 0.2."""
+    """The weights asked for; warns of a deprecated name."""
+    merged = merge_weights(weights, quantize, decode_kernel)
     for name, value in (("quantize", quantize), ("decode_kernel", decode_kernel)):
         if value is not None:
-            weights = value if value in list(Weights) else weights
             warnings.warn(
-                f"load({name}=...) is deprecated; use weights={str(weights)!r}",
+                f"load({name}=...) is deprecated; use weights={str(merged)!r}",
                 DeprecationWarning,
                 stacklevel=3,
             )
-    found: Weights = named("--weights", weights, list(Weights), Weights)
-    return found
+    return merged

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.errors import FlashBackWarning
+from flashback.readers.deprecated import merge_weights
 from flashback.settings import Weights
 
 if TYPE_CHECKING:
@@ -74,17 +75,17 @@ def adapter_option(command: Command) -> Command:
 
 
 def weights_option(command: Command) -> Command:
-    """How weights are kept, given as `weights`; two deprecated options say the same."""
+    """How weights are kept, given as `weights`; also under its two deprecated names."""
 
     @functools.wraps(command)
     def run(weights: str, quantize: str | None, decode_kernel: str | None, **values: Any) -> Any:
+        merged = merge_weights(weights, quantize, decode_kernel)
         for flag, old in (("--quantize", quantize), ("--decode-kernel", decode_kernel)):
             if old is not None:
-                weights = old if old in list(Weights) else weights
                 warnings.warn(
-                    f"{flag} is deprecated; use --weights {weights}", FlashBackWarning, stacklevel=2
+                    f"{flag} is deprecated; use --weights {merged}", FlashBackWarning, stacklevel=2
                 )
-        return command(weights=Weights(weights), **values)
+        return command(weights=merged, **values)
 
     for option in (
         click.option("--decode-kernel", type=click.Choice(["pytorch", "numba"]), hidden=True),

@@ -28,7 +28,13 @@ from flashback.retrieval.index_folder import (
     read_manifest,
 )
 from flashback.retrieval.protocol import Hit
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import (
+    CheckedSettings,
+    SearchOptions,
+    check_number,
+    check_type,
+    setting,
+)
 
 KIND = "bm25"
 _ANALYSIS = "flashback_english"
@@ -241,11 +247,13 @@ class BM25Index:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 
         Raises:
-            SettingsError: k is not positive.
+            SettingsError: k is below 1, or `queries` is one text.
             IndexFolderError: the index turns out to be damaged.
         """
-        if options.k < 1:
-            raise SettingsError(f"k {options.k}: expected at least 1 passage")
+        check_type("options", options, SearchOptions)
+        check_number("k", options.k, 1, 1 << 30)
+        if isinstance(queries, str):  # it would be taken letter by letter
+            raise SettingsError(f"queries {queries[:40]!r}: expected several, found one; use [...]")
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
