@@ -87,7 +87,7 @@ def build_index(
 
     Args:
         folder: where; it is whole or absent whatever happens meanwhile.
-        report: filled by whoever produces `passages`; its counts go into the manifest.
+        report: filled while `passages` are produced; its counts go into the manifest.
         on_passage: called for every passage, for progress.
 
     Raises:
@@ -209,7 +209,7 @@ class BM25Index:
 
     @classmethod
     def open(cls, folder: str | Path) -> "BM25Index":
-        """Open an index; nothing of it is read into memory but what is searched.
+        """Open an index, memory-mapped: only what a search needs is read.
 
         Raises:
             IndexFolderError: missing, foreign, damaged or half-written.
