@@ -134,7 +134,7 @@ def _check_texts(flag: str, value: Any) -> None:
 
 
 def check_number(flag: str, value: Any, low: float, high: float, *, whole: bool = True) -> None:
-    """Refuse, with a SettingsError, a value that is not a number from `low` to `high`, both included."""
+    """Refuse, with a SettingsError, anything but a number from `low` to `high` (included)."""
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not good or not low <= value <= high:  # NaN is not within any range
         noun = "a whole number" if whole else "a number"
