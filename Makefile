@@ -40,8 +40,9 @@ format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install  ## Write docs/cli.md anew from the commands' help.
+docs: install  ## Write docs/cli.md and the table of modules anew, from help texts and docstrings.
 	$(BIN)/python docs/write_cli_help.py
+	$(BIN)/python docs/write_module_table.py
 
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime

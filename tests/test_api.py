@@ -215,5 +215,5 @@ def test_one_query_needs_a_list(tmp_path: Path) -> None:
     index: Any = flashback.BM25Index.open(index_notes(tmp_path))
     with pytest.raises(SettingsError, match=r"queries 'moon': expected several.*use \[...\]"):
         index.search("moon", flashback.SearchOptions())
-    with pytest.raises(SettingsError, match="k 0: expected a whole number from 1"):
+    with pytest.raises(SettingsError, match="k 0: expected at least 1 passage"):
         index.search(["moon"], flashback.SearchOptions(k=0))

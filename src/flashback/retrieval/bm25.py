@@ -31,7 +31,6 @@ from flashback.retrieval.protocol import Hit
 from flashback.settings import (
     CheckedSettings,
     SearchOptions,
-    check_number,
     check_type,
     setting,
 )
@@ -251,7 +250,9 @@ class BM25Index:
             IndexFolderError: the index turns out to be damaged.
         """
         check_type("options", options, SearchOptions)
-        check_number("k", options.k, 1, 1 << 30)
+        check_type("k", options.k, int)
+        if options.k < 1:
+            raise SettingsError(f"k {options.k}: expected at least 1 passage")
         if isinstance(queries, str):  # it would be taken letter by letter
             raise SettingsError(f"queries {queries[:40]!r}: expected several, found one; use [...]")
         return [self._search_one(query, options) for query in queries]
