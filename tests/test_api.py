@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import flashback
-from command_line import index_notes
+from command_line import index_notes, refused, run
+from flashback.errors import SettingsError
 
 SETTINGS = flashback.Settings(
     flashback.RetrievalSettings("append", stride=8, passage_tokens=40),
@@ -87,11 +90,130 @@ def test_a_writer_may_stop_listening(model_folder: Path) -> None:
 
 def test_every_refusal_is_a_flashback_error(model_folder: Path) -> None:
     writer = flashback.load(str(model_folder))
-    for refused in (
+    for call in (
         lambda: writer.generate("x"),
         lambda: flashback.load("./nowhere"),
         lambda: flashback.load(str(model_folder), index="nowhere"),
         lambda: flashback.RetrievalSettings(stride=0),
     ):
         with pytest.raises(flashback.FlashBackError):
-            refused()
+            call()
+
+
+def test_the_enumeration_of_patterns_is_deprecated() -> None:
+    with pytest.warns(DeprecationWarning, match="settings take a pattern's name"):
+        found: object = flashback.Pattern
+    with pytest.warns(DeprecationWarning, match="Pattern is deprecated"):
+        assert flashback.Pattern is found
+    names: Any = found
+    assert list(names) == ["auto", "none", "prepend", "append", "slot"]
+    assert [name.retrieves for name in names] == [True, False, True, True, True]
+    assert flashback.RetrievalSettings(names.SLOT) == flashback.RetrievalSettings("slot")
+
+
+def test_former_counts_are_deprecated() -> None:
+    usage = flashback.Usage(reused=1, prefilled=2, decoded=3, prefill_seconds=0.5)
+    stride = flashback.Stride((), (), "", (), usage, 0.0)
+    generation = flashback.Generation((), (stride,), "length", (), 1.0)
+    with pytest.warns(DeprecationWarning, match=r"Usage.prefilled"):
+        assert usage.encoded == 2
+    with pytest.warns(DeprecationWarning, match=r"Usage.prefill_seconds"):
+        assert usage.encode_seconds == 0.5
+    with pytest.warns(DeprecationWarning, match=r"Generation.prefilled"):
+        assert generation.encoded == 2
+
+
+FORMER = [
+    ({"quantize": "none"}, "full"),
+    ({"quantize": "int8"}, "int8"),
+    ({"decode_kernel": "pytorch"}, "full"),
+    ({"decode_kernel": "numba"}, "numba"),
+]
+"""Deprecated names of `weights`."""
+
+
+@pytest.mark.filterwarnings("default::flashback.errors.FlashBackWarning")
+@pytest.mark.parametrize(("former", "weights"), FORMER)
+def test_former_names_of_weights_warn(former: dict[str, str], weights: str) -> None:
+    nowhere = "./nowhere"  # refused after the arguments were checked
+    ((name, value),) = former.items()
+    with (
+        pytest.warns(DeprecationWarning, match=rf"load\({name}=...\).*use weights='{weights}'"),
+        pytest.raises(flashback.FlashBackError, match="nowhere"),
+    ):
+        flashback.load(nowhere, device="cpu", **former)  # type: ignore[arg-type]
+    option = "--" + name.replace("_", "-")
+    arguments = ("--pattern", "none", "--model", nowhere, "--device", "cpu", "x")
+    err = run("generate", option, value, *arguments, code=1).err
+    assert f"{option} is deprecated; use --weights {weights}" in err
+
+
+def test_two_kinds_of_weights_are_refused() -> None:
+    with pytest.raises(flashback.FlashBackError, match="--weights int8 and numba: expected one"):
+        flashback.load(quantize="int8", decode_kernel="numba")
+    with pytest.raises(flashback.FlashBackError, match="--weights int8 and numba: expected one"):
+        flashback.load(weights="numba", quantize="int8")
+    both = ("--quantize", "int8", "--decode-kernel", "numba")
+    assert "expected one of them" in refused("generate", *both, "--pattern", "none", "x")
+
+
+def load(**arguments: Any) -> Callable[[], object]:
+    return lambda: flashback.load(**arguments)
+
+
+WRONG: dict[str, Callable[[], object]] = {
+    "--quantize int4: expected one of none, int8": load(quantize="int4"),
+    "--decode-kernel full: expected one of": load(decode_kernel="full"),
+    "--weights 3: expected one of full, numba, int8": load(weights=3),
+    "--pattern middle: expected one of auto, none": load(pattern="middle"),
+    "index 3: expected str or Path or None": load(index=3),
+    "model None: expected str": load(model=None),
+    "adapter 3: expected str or Path or None": load(adapter=3),
+    "window '12': expected int or None": load(window="12"),
+    "device 3: expected str": load(device=3),
+    "memory_bytes -1: expected a whole number from 0": load(memory_bytes=-1),
+    "frame 'x': expected FrameText or None": lambda: flashback.RetrievalSettings(frame="x"),  # type: ignore[arg-type]
+    "before 3: expected str or None": lambda: flashback.FrameText(before=3),  # type: ignore[arg-type]
+    "--ignore-eos 'no': expected bool": lambda: flashback.StoppingSettings(ignore_eos="no"),  # type: ignore[arg-type]
+    "--title 'no': expected bool": lambda: flashback.IndexSettings(title="no"),  # type: ignore[arg-type]
+    "retrieval 'append': expected RetrievalSettings": lambda: flashback.Settings("append"),  # type: ignore[arg-type]
+    "names 3: expected str or Path": lambda: flashback.index_corpus(3, "IDX"),  # type: ignore[arg-type]
+    "folder 3: expected str or Path": lambda: flashback.index_corpus("x", 3),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_types_and_unknown_names_are_refused(message: str) -> None:
+    with pytest.raises(SettingsError) as found:
+        WRONG[message]()
+    assert str(found.value).startswith(message)
+
+
+def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
+    writer: Any = flashback.load(model_folder)
+    settings = flashback.Settings(
+        flashback.RetrievalSettings("none", stride=8, passage_tokens=40),
+        stopping=flashback.StoppingSettings(max_new_tokens=2),
+    )
+    for prompt in (3, None, b"text", ["text"], [1.5]):
+        with pytest.raises(SettingsError, match="expected a text or token ids"):
+            writer.generate(prompt, settings)
+    others: tuple[object, ...] = ({}, "none", settings.retrieval)
+    for wrong in others:
+        with pytest.raises(SettingsError, match="expected Settings or None"):
+            writer.generate("x", wrong)
+    for size in (0, "8", 1.5):
+        with pytest.raises(SettingsError, match=r"--batch-size .* expected a whole number"):
+            writer.generate_batch(["x"], settings, batch_size=size)
+    with pytest.raises(SettingsError, match="prompts None: expected Iterable"):
+        writer.generate_batch(None, settings)
+    assert writer.generate_batch([], settings) == []
+    assert isinstance(writer.reader.name, str)
+
+
+def test_one_query_needs_a_list(tmp_path: Path) -> None:
+    index: Any = flashback.BM25Index.open(index_notes(tmp_path))
+    with pytest.raises(SettingsError, match=r"queries 'moon': expected several.*use \[...\]"):
+        index.search("moon", flashback.SearchOptions())
+    with pytest.raises(SettingsError, match="k 0: expected at least 1 passage"):
+        index.search(["moon"], flashback.SearchOptions(k=0))

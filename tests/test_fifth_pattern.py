@@ -60,7 +60,7 @@ def pattern(request: pytest.FixtureRequest) -> Iterator[ContextPattern]:
     new: ContextPattern = request.param()
     PATTERNS.register(new.name, new)
     yield new
-    PATTERNS.remove(new.name)
+    del PATTERNS[new.name]
 
 
 @torch.no_grad()

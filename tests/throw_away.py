@@ -26,7 +26,7 @@ def registered(registry: Registry[Any], name: str, item: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        registry.remove(name)
+        del registry[name]
 
 
 class Middle(ContextPattern):

@@ -10,6 +10,7 @@ Liu et al., Findings of ACL 2025, arXiv 2405.04065.
 
 import warnings
 from enum import StrEnum
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -112,11 +113,24 @@ def __getattr__(name: str) -> object:
 
 
 def _deprecated_pattern() -> object:
-    """Names of the context patterns as an enumeration, as they were before version 0.2."""
+    """Deprecated: the names of the context patterns as an enumeration."""
     warnings.warn(
         "flashback.Pattern is deprecated: settings take a pattern's name, such as 'append'; the "
         "patterns themselves are flashback.patterns.registry.PATTERNS",
         DeprecationWarning,
         stacklevel=3,
     )
-    return StrEnum("Pattern", [(name.upper(), name) for name in (AUTO, *PATTERNS)])
+    return _pattern_names(tuple(PATTERNS))
+
+
+class _PatternName(StrEnum):
+    @property
+    def retrieves(self) -> bool:
+        """Whether the pattern has passages."""
+        return self == AUTO or PATTERNS[self].retrieves
+
+
+@cache
+def _pattern_names(names: tuple[str, ...]) -> object:
+    # mypy takes a call of an enumeration for the choice of a member.
+    return _PatternName("Pattern", [(name.upper(), name) for name in (AUTO, *names)])  # type: ignore[call-arg]

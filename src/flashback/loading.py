@@ -1,4 +1,4 @@
-"""Reader, adapter, engine and index put together: the short way in."""
+"""Load a reader, its adapter, an engine and an index in one call."""
 
 import warnings
 from collections.abc import Callable
@@ -13,15 +13,24 @@ from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.kinds import open_index
-from flashback.settings import AUTO, Registry, Weights, named
+from flashback.settings import (
+    AUTO,
+    PATTERNS,
+    CheckedSettings,
+    Registry,
+    Weights,
+    check_number,
+    check_type,
+    named,
+)
 from flashback.writing.generator import Generator
 
 _PASSAGE_SHARE = 4
-"""One part in so many of an engine's memory is for isolated passages."""
+"""1/4 of an engine's memory is for passages."""
 
 
 @dataclass(frozen=True)
-class LoadOptions:
+class LoadOptions(CheckedSettings):
     """Which model an engine runs, and how. See `load` for the fields."""
 
     model: str = MINI
@@ -33,6 +42,13 @@ class LoadOptions:
     trust_remote_code: bool = False
     weights: Weights = Weights.FULL
     memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern is not None:
+            named("--pattern", self.pattern, [AUTO, *PATTERNS])
+        if self.memory_bytes is not None:
+            check_number("memory_bytes", self.memory_bytes, 0, 1 << 50)
 
 
 OpenEngine = Callable[[LoadOptions], tuple[TextReader, Engine]]
@@ -74,7 +90,7 @@ ENGINES.register("local", open_local)
 
 
 def load(
-    model: str = MINI,
+    model: str | Path = MINI,
     index: str | Path | None = None,
     *,
     engine: str = "local",
@@ -107,11 +123,14 @@ def load(
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
+        SettingsError: an argument is of a wrong type, unknown or out of range.
         FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     named("--engine", engine, list(ENGINES))
+    check_type("index", index, str | Path | None)
     options = LoadOptions(
-        *(model, adapter, pattern, device, dtype, window, trust_remote_code),
+        str(model) if isinstance(model, Path) else model,
+        *(adapter, pattern, device, dtype, window, trust_remote_code),
         weights=_weights(weights, quantize, decode_kernel),
         memory_bytes=memory_bytes,
     )

@@ -5,27 +5,29 @@ command line takes its options, defaults and help from here.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 from flashback.errors import SettingsError
 
 T = TypeVar("T")
 
 
-class Registry(Mapping[str, T]):
+class Registry(dict[str, T]):
     """Implementations by name, in the order in which they were registered."""
 
     def __init__(self, kind: str) -> None:
         """Begin without any.
 
         Args:
-            kind: what the implementations are, for messages.
+            kind: of the implementations, for messages.
         """
+        super().__init__()
         self.kind = kind
-        self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T) -> None:
         """Add an implementation.
@@ -33,28 +35,15 @@ class Registry(Mapping[str, T]):
         Raises:
             ValueError: the name is taken.
         """
-        if name in self._items:
+        if name in self:
             raise ValueError(f"{self.kind} {name!r} is registered already")
-        self._items[name] = item
-
-    def remove(self, name: str) -> None:
-        """Take an implementation out again."""
-        del self._items[name]
-
-    def __getitem__(self, name: str) -> T:
-        return self._items[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
+        self[name] = item
 
 
 PATTERNS: Registry[Any] = Registry("pattern")
-"""Context patterns, see `flashback.patterns.registry`, which fills it."""
+"""The context patterns; `flashback.patterns.registry` registers them and gives this its type."""
 AUTO = "auto"
-"""The pattern that a reader reads best."""
+"""In place of a name: the pattern, or the adapter, that suits the reader."""
 
 
 def setting(
@@ -64,7 +53,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     flag: str | None = None,
-    choices: "Sequence[str] | Mapping[str, Any]" = (),
+    choices: Iterable[str] = (),
     auto: bool = False,
 ) -> Any:
     """Declare a field of a settings class.
@@ -73,13 +62,12 @@ def setting(
         help: one line with the unit; shown by `--help`.
         low, high: the range of a number, both included.
         flag: its name on the command line, if that is not the field's.
-        choices: the names that it may take; of an enumeration none means all.
-        auto: whether it may be `auto` besides.
+        choices: the names that it may take, read whenever it is checked; an enumeration needs none.
+        auto: whether it may also be `auto`.
     """
     declared = {"help": help, "low": low, "high": high, "flag": flag}
-    return dataclasses.field(
-        default=default, metadata=declared | {"choices": choices, "auto": auto}
-    )
+    metadata = declared | {"choices": choices, "auto": auto}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:
@@ -107,14 +95,16 @@ class CheckedSettings:
 
 def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """A field's value as its type, or a refusal."""
-    flag = flag_of(field)
+    flag = flag_of(field) if field.metadata else field.name
     if (low := field.metadata.get("low")) is not None:
-        _check_number(flag, value, field.type, low, field.metadata["high"])
+        check_number(flag, value, low, field.metadata["high"], whole=field.type is int)
         return float(value) if field.type is float else value  # 1 is as good as 1.0
     if names := choices_of(field):
         return named(flag, value, names, type(field.default))
     if isinstance(field.default, tuple):
         _check_texts(flag, value)
+    else:
+        check_type(flag, value, field.type)
     return value
 
 
@@ -129,17 +119,25 @@ def named(flag: str, value: object, names: Sequence[str], kind: type = str) -> A
     return kind(str(value))
 
 
+def check_type(name: str, value: object, kind: Any) -> None:
+    """Refuse a value of another type with a SettingsError; `kind` is a class or a union of some."""
+    if isinstance(kind, type | UnionType) and not isinstance(value, kind):
+        kinds = get_args(kind) or (kind,)
+        names = ("None" if one is type(None) else one.__name__ for one in kinds)
+        raise SettingsError(f"{name} {reprlib.repr(value)}: expected {' or '.join(names)}")
+
+
 def _check_texts(flag: str, value: Any) -> None:
     # A bare string would be taken letter by letter.
     if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
         raise SettingsError(f"{flag} {value!r}: expected a tuple of texts")
 
 
-def _check_number(flag: str, value: Any, kind: Any, low: float, high: float) -> None:
-    numbers = int if kind is int else (int, float)
-    good = isinstance(value, numbers) and not isinstance(value, bool)
+def check_number(flag: str, value: Any, low: float, high: float, *, whole: bool = True) -> None:
+    """Refuse, with a SettingsError, anything but a number from `low` to `high` (included)."""
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not good or not low <= value <= high:  # NaN is not within any range
-        noun = "a whole number" if kind is int else "a number"
+        noun = "a whole number" if whole else "a number"
         raise SettingsError(f"{flag} {value}: expected {noun} from {_shown(low)} to {_shown(high)}")
 
 
@@ -176,10 +174,10 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class FrameText:
-    """What stands around a passage; None: what the reader has there, marking tokens or a text.
+class FrameText(CheckedSettings):
+    """The text around a passage; None: the reader's marking tokens or its default text.
 
-    One of the two texts alone is completed by that of `DEFAULT_FRAME`.
+    If only one of the two texts is given, the other is that of `DEFAULT_FRAME`.
     """
 
     before: str | None = None
@@ -189,8 +187,9 @@ class FrameText:
     an untrained reader does not find the word that it was writing."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.echo_tokens is not None:
-            _check_number("--echo-tokens", self.echo_tokens, int, 0, _MOST_TOKENS)
+            check_number("--echo-tokens", self.echo_tokens, 0, _MOST_TOKENS)
 
     @property
     def has_text(self) -> bool:
@@ -209,9 +208,9 @@ class RetrievalSettings(CheckedSettings):
 
     pattern: str = setting(
         AUTO,
-        "Where passages stand. auto: as the adapter was trained; without one in a slot, or "
-        "appended if the model can have none or has marking tokens. none: nothing is retrieved, an "
-        "index is not used.",
+        "Where passages stand. auto: as the adapter was trained; without an adapter in a slot, or "
+        "appended if the model has marking tokens or supports no slot. none: nothing is retrieved, "
+        "an index is not used.",
         choices=PATTERNS,
         auto=True,
     )
@@ -239,8 +238,8 @@ class RetrievalSettings(CheckedSettings):
         flag="--forbid-document",
     )
     frame: FrameText | None = None
-    """What stands around passages. None: the reader's marking tokens if it has them, else the
-    default `FrameText`."""
+    """The text around passages. None: the reader's marking tokens if it has them, else the default
+    `FrameText`."""
 
     @property
     def retrieves(self) -> bool:
@@ -339,7 +338,7 @@ class StoppingSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(CheckedSettings):
     """Everything about one generation but the prompt, the reader and the index."""
 
     retrieval: RetrievalSettings = RetrievalSettings()

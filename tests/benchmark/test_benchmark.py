@@ -108,7 +108,7 @@ def test_a_pattern_that_is_registered_is_measured_and_set_against_none() -> None
         results = runtime.run()
         report = runtime.report(results)
     finally:
-        PATTERNS.remove("behind")
+        del PATTERNS["behind"]
     assert list(results.ratios()) == ["behind/none"]
     assert [row[0] for row in report.rows] == ["none", "behind"]
     assert report.notes[0].startswith("behind/none: ")

@@ -116,8 +116,8 @@ def registered() -> Iterator[None]:
     PATTERNS.register("behind", Append())
     PATTERNS.register("apart", Slot())
     yield
-    PATTERNS.remove("behind")
-    PATTERNS.remove("apart")
+    del PATTERNS["behind"]
+    del PATTERNS["apart"]
 
 
 @pytest.mark.usefixtures("registered")

@@ -13,6 +13,7 @@ from rich.table import Table
 from flashback.cli.console import for_results, notes
 from flashback.cli.documents import counting
 from flashback.errors import FlashBackWarning
+from flashback.readers.old_weights import weights_of
 
 if TYPE_CHECKING:
     from flashback.benchmark.harness import Benchmark
@@ -73,9 +74,8 @@ def old_weights_option(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(decode_kernel: str | None, **values: Any) -> Any:
+        values["weights"] = weights_of(values["weights"], None, decode_kernel)
         if decode_kernel is not None:
-            if decode_kernel == "numba":
-                values["weights"] = decode_kernel
             new = f"--weights {values['weights']}"
             warnings.warn(
                 f"--decode-kernel is deprecated; use {new}", FlashBackWarning, stacklevel=2

@@ -14,12 +14,12 @@ from flashback.settings import Registry
 PATTERNS: Registry[ContextPattern] = _PATTERNS
 """By name. Settings name a pattern; `PATTERNS[name]` is the object."""
 
-PATTERNS.register("none", NoPassages())
-PATTERNS.register("prepend", Prepend())
-PATTERNS.register("append", Append())
-PATTERNS.register("slot", Slot())
+PATTERNS.register(NoPassages.name, NoPassages())
+PATTERNS.register(Prepend.name, Prepend())
+PATTERNS.register(Append.name, Append())
+PATTERNS.register(Slot.name, Slot())
 
-_UNTRAINED = ("slot", "append")
+_UNTRAINED = (Slot.name, Append.name)
 """What `auto` means for a reader without adapter or marking tokens: the first that is possible."""
 
 

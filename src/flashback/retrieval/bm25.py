@@ -28,7 +28,12 @@ from flashback.retrieval.index_folder import (
     read_manifest,
 )
 from flashback.retrieval.protocol import Hit
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import (
+    CheckedSettings,
+    SearchOptions,
+    check_type,
+    setting,
+)
 
 KIND = "bm25"
 _ANALYSIS = "flashback_english"
@@ -81,7 +86,7 @@ def build_index(
 
     Args:
         folder: where; it is whole or absent whatever happens meanwhile.
-        report: filled by whoever produces `passages`; its counts go into the manifest.
+        report: filled while `passages` are produced; its counts go into the manifest.
         on_passage: called for every passage, for progress.
 
     Raises:
@@ -203,7 +208,7 @@ class BM25Index:
 
     @classmethod
     def open(cls, folder: str | Path) -> "BM25Index":
-        """Open an index; nothing of it is read into memory but what is searched.
+        """Open an index, memory-mapped: only what a search needs is read.
 
         Raises:
             IndexFolderError: missing, foreign, damaged or half-written.
@@ -241,11 +246,15 @@ class BM25Index:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 
         Raises:
-            SettingsError: k is not positive.
+            SettingsError: k is below 1, or `queries` is one text.
             IndexFolderError: the index turns out to be damaged.
         """
+        check_type("options", options, SearchOptions)
+        check_type("k", options.k, int)
         if options.k < 1:
             raise SettingsError(f"k {options.k}: expected at least 1 passage")
+        if isinstance(queries, str):  # it would be taken letter by letter
+            raise SettingsError(f"queries {queries[:40]!r}: expected several, found one; use [...]")
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:

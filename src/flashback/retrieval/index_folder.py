@@ -66,7 +66,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """A short name for what is in the data folder."""
+        """A short hash of the data folder's content."""
         sums = "\n".join(sorted(file.sha256 for file in self.files.values()))
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 

@@ -25,6 +25,7 @@ from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import IndexSettings, build_index
 from flashback.retrieval.index_folder import Manifest, check_target
+from flashback.settings import check_type
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""
@@ -149,12 +150,16 @@ def index_corpus(
         names: files, folders, `-`, or one of `NAMED_CORPORA`; one or several. `python-docs` is read
             by worker processes, which import the program's main module: guard that as usual.
         folder: of the index to make.
-        report: filled with what was met: documents, bad records, ignored files.
+        report: filled with counts of documents, bad records and ignored files.
         progress: starts a progress bar.
 
     Raises:
+        SettingsError: an argument is of a wrong type.
         FlashBackError: the corpus or the folder is not usable.
     """
+    check_type("names", names, str | Path | Sequence)
+    check_type("folder", folder, str | Path)
+    check_type("settings", settings, IndexSettings | None)
     folder = Path(folder)
     settings = settings or IndexSettings()
     report = report or CorpusReport()

@@ -4,6 +4,8 @@ Knows the protocols of engines and retrievers, never a concrete one. The rules o
 a text ends, are in `text.py`; here one text is driven from event to event.
 """
 
+import operator
+import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
-from flashback.settings import AUTO, RetrievalSettings, Settings
+from flashback.settings import AUTO, RetrievalSettings, Settings, check_number, check_type
 from flashback.writing.batching import write_together
 from flashback.writing.lookahead import Lookahead
 from flashback.writing.stream import Event, Events, StrideStart, TextPiece, Writing
@@ -85,7 +87,7 @@ class Generator:
             PromptTooLong: the prompt does not fit and `settings.truncate` is false.
             SettingsError: an empty prompt, no retriever, or a window too small for the settings.
         """
-        plan = self._plan(settings or Settings())
+        plan = self._plan(settings)
         text = self._begin(prompt, plan, on_token)
         text.query = query
         self._warn_if_untrained(plan.settings.retrieval)
@@ -99,6 +101,10 @@ class Generator:
         batch_size: int = 8,
     ) -> list[Generation]:
         """Write many texts to the end, in the order of their prompts. See `stream_batch`."""
+        _check_batch(prompts, batch_size)
+        prompts = list(prompts)
+        if not prompts:
+            return []
         done = dict(self.stream_batch(prompts, settings, batch_size=min(batch_size, len(prompts))))
         return [done[number] for number in range(len(prompts))]
 
@@ -119,10 +125,10 @@ class Generator:
 
         Raises:
             As `stream`, when the prompt's turn comes; SettingsError at once, if `prompts` is one
-            text.
+            text or `batch_size` is below 1.
         """
-        _refuse_text(prompts)
-        plan = self._plan(settings or Settings())
+        _check_batch(prompts, batch_size)
+        plan = self._plan(settings)
         self._warn_if_untrained(plan.settings.retrieval)
         texts = enumerate(self._begin(prompt, plan) for prompt in prompts)
         batch = self._open_batch(batch_size)
@@ -136,7 +142,7 @@ class Generator:
         Raises:
             As `stream`.
         """
-        self._context(prompt, self._plan(settings or Settings()))
+        self._context(prompt, self._plan(settings))
 
     def settled(self, settings: Settings) -> Settings:
         """The same settings, with the pattern that `auto` stands for.
@@ -169,14 +175,15 @@ class Generator:
             return "append"
         return best_untrained(self.supports)
 
-    def _plan(self, settings: Settings) -> _Plan:
+    def _plan(self, settings: Settings | None) -> _Plan:
         """Check settings against reader, engine and retriever.
 
         Raises:
             SettingsError: there is no retriever, the window is too small, or reader or engine do
                 not support the pattern.
         """
-        settings = self.settled(settings)
+        check_type("settings", settings, Settings | None)
+        settings = self.settled(settings or Settings())
         retrieval = settings.retrieval
         retrieval.check_retriever(self.retriever)
         retrieval.check_lookahead()
@@ -213,12 +220,13 @@ class Generator:
 
         Raises:
             PromptTooLong: see `stream`.
-            SettingsError: the prompt is empty, or has ids that the reader does not know.
+            SettingsError: the prompt is empty, neither text nor ids, or has ids that the reader
+                does not know.
         """
         if isinstance(prompt, str):
             ids = self.reader.encode_prompt(prompt)
         else:
-            ids, size = list(prompt), self.reader.vocabulary_size
+            ids, size = _token_ids(prompt), self.reader.vocabulary_size
             if bad := [token for token in ids if not 0 <= token < size]:
                 raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
         return Context.of_prompt(ids, self.reader.bos, plan.budget, plan.settings.truncate)
@@ -274,9 +282,27 @@ class Generator:
         yield text.end_stride(completion.usage, retrieve_seconds)
 
 
-def _refuse_text(prompts: Iterable[object]) -> None:
-    """A bare string would be taken letter by letter."""
-    if isinstance(prompts, str):
+def _token_ids(prompt: object) -> list[int]:
+    """The ids of a prompt that is no text.
+
+    Raises:
+        SettingsError: it is no sequence of whole numbers.
+    """
+    try:
+        if not isinstance(prompt, Iterable) or isinstance(prompt, bytes):
+            raise TypeError
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        raise SettingsError(
+            f"prompt {reprlib.repr(prompt)}: expected a text or token ids"
+        ) from None
+
+
+def _check_batch(prompts: object, batch_size: object) -> None:
+    """Refuse what are no prompts, and an impossible size of a batch."""
+    check_number("--batch-size", batch_size, 1, 1 << 20)
+    if isinstance(prompts, str):  # it would be taken letter by letter
         raise SettingsError(
             f"prompts {prompts[:40]!r}: expected several texts, found one; use [...]"
         )
+    check_type("prompts", prompts, Iterable)
