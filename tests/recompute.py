@@ -95,13 +95,21 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
-    """The logits (T, V) that give `tokens` behind a prompt's segments, from one plain pass.
+    """The logits (T, V) that give `tokens` behind a prompt's segments, from one plain pass."""
+    ids = (*prompt.ids, *tokens[:-1])
+    return logits_with_views(model, Prompt.with_views(ids, prompt.views, prompt.reserved))[
+        -len(tokens) :
+    ]
+
+
+def logits_with_views(model: PreTrainedModel, prompt: Prompt) -> Tensor:
+    """The logits (N, V) behind each token of a prompt, from one plain pass.
 
     Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
     itself, a context token sees the context before it and the passage it was computed with.
     """
     reserved, views = prompt.reserved, prompt.views
-    ids = [*prompt.ids, *tokens[:-1]]
+    ids = [*prompt.ids]
     length = len(ids)
     positions = [*range(reserved, reserved + length)]
     total = length + sum(len(view.passage) for view in views)
@@ -122,7 +130,7 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
             extra = {}
             patch.setattr(model.transformer, "build_alibi_tensor", _biases(positions))
         output = model(input_ids=torch.tensor([ids]), attention_mask=mask, use_cache=False, **extra)
-    logits: Tensor = output.logits[0, length - len(tokens) : length]
+    logits: Tensor = output.logits[0, :length]
     return logits
 
 

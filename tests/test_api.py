@@ -149,9 +149,13 @@ def test_former_names_of_weights_warn(former: dict[str, str], weights: str) -> N
 
 
 def test_two_kinds_of_weights_are_refused() -> None:
-    with pytest.raises(flashback.FlashBackError, match="--weights int8 and numba: expected one"):
+    with pytest.raises(
+        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+    ):
         flashback.load(quantize="int8", decode_kernel="numba")
-    with pytest.raises(flashback.FlashBackError, match="--weights int8 and numba: expected one"):
+    with pytest.raises(
+        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+    ):
         flashback.load(weights="numba", quantize="int8")
     both = ("--quantize", "int8", "--decode-kernel", "numba")
     assert "expected one of them" in refused("generate", *both, "--pattern", "none", "x")

@@ -24,7 +24,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from recompute import block_mask_logits, cached_scores
+from recompute import cached_scores, logits_with_views
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a log-probability, and of a gradient relative to its norm."""
@@ -114,7 +114,10 @@ def prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Ids, I
 
 
 def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]:
-    """The same with passages in a slot: what grows stride by stride is one prompt."""
+    """The same with passages in a slot: the text before its last target, and the targets.
+
+    What grows stride by stride is one prompt.
+    """
     window, stride = example.window, example.window.stride
     framed = [(*frame.before, *one, *frame.after) if one else () for one in example.passages]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
@@ -125,21 +128,21 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
             if passage != views[-1].passage:
                 views.append(View(cut.boundary - 1, passage))
         yield (
-            Prompt.with_views(window.ids[:first], views, room),
+            Prompt.with_views(window.ids[: last + stride - 1], views, room),
             window.ids[first : last + stride],
         )
         return
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
         targets = window.ids[cut.boundary : cut.boundary + stride]
-        yield Prompt.with_views(context, (View(0, passage),), room), targets
+        yield Prompt.with_views(context + targets[:-1], (View(0, passage),), room), targets
 
 
 def in_a_slot(model: Any, example: Example, arrangement: Arrangement) -> Tensor:
     """The reference: one plain pass with a block mask, or one for each cut."""
     rows = []
     for prompt, targets in slot_prompts(example, arrangement.frame):
-        logits = block_mask_logits(model, prompt, targets)
+        logits = logits_with_views(model, prompt)[-len(targets) :]
         chances = logits.index_fill(-1, torch.tensor(arrangement.forbidden).long(), -torch.inf)
         rows.append(chances.log_softmax(-1)[range(len(targets)), list(targets)])
     return torch.cat(rows).view(-1, example.window.stride)
