@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,11 @@ FORMER = [
     ({"quantize": "none"}, "full"),
     ({"quantize": "int8"}, "int8"),
     ({"decode_kernel": "pytorch"}, "full"),
-    ({"decode_kernel": "numba"}, "numba"),
+    pytest.param(
+        {"decode_kernel": "numba"},
+        "numba",
+        marks=pytest.mark.skipif(find_spec("numba") is None, reason="needs the extra numba"),
+    ),
 ]
 """Deprecated names of `weights`."""
 
