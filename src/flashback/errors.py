@@ -1,4 +1,4 @@
-"""The errors FlashBack raises for its users; everything else that escapes is a bug of ours.
+"""The errors FlashBack raises for its users; any other exception that escapes is a bug.
 
 FlashBackError              exit code 1: something the user asked for cannot be done
 ├── SettingsError           exit code 2: a setting is out of range or contradicts another

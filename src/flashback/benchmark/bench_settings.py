@@ -1,4 +1,4 @@
-"""What each benchmark measures; the command line imports it without PyTorch."""
+"""Settings of the benchmarks; importing them does not import PyTorch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ class RuntimeSettings(SweepSettings):
 
 @dataclass(frozen=True)
 class EngineBenchSettings(SweepSettings):
-    """How fast this engine writes, against transformers' own cache and plain layers."""
+    """Settings of `bench engine`: decoding here and with transformers' cache and layers."""
 
     pattern: str = setting(
         "append", "Where passages go: none, prepend or append.", choices=PATTERNS
@@ -109,7 +109,7 @@ class EngineBenchSettings(SweepSettings):
 
 @dataclass(frozen=True)
 class BatchBenchSettings(ModelBenchSettings):
-    """How fast several texts are written together."""
+    """Settings of `bench batch`: several texts decoded together."""
 
     batch_size: int = setting(8, "Texts, and rows of the batch.", low=2, high=4096)
     prompt_tokens: int = setting(
@@ -122,7 +122,7 @@ class BatchBenchSettings(ModelBenchSettings):
 
 @dataclass(frozen=True)
 class TrainingBenchSettings(ModelBenchSettings):
-    """How fast adapters are trained (paper section 3), three ways."""
+    """Settings of `bench training`: three ways to train an adapter (paper section 3)."""
 
     shape: str = setting("gpt2-6x512", _SHAPE)
     stride: int = setting(16, "s: targets between two retrievals.", low=1, high=4096)
@@ -151,7 +151,7 @@ class TrainingBenchSettings(ModelBenchSettings):
 
 @dataclass(frozen=True)
 class ParetoSettings(CheckedSettings):
-    """How writing is timed, where perplexity is set against speed."""
+    """Settings of the speed measurement in `bench pareto`."""
 
     prompts: int = setting(2, "Prompts to continue, each from an empty cache.", low=1, high=1000)
     prompt_tokens: int = setting(384, "Tokens of each of them.", low=1, high=1 << 20)

@@ -69,7 +69,7 @@ class EngineArm:
 
     @property
     def weights(self) -> Weights:
-        """How its weights are kept and multiplied; without effect on `dynamic`."""
+        """Layout of its weights; no effect on `dynamic`."""
         if self.precision == Weights.INT8:
             return Weights.INT8
         return Weights.NUMBA if self.engine == "numba" else Weights.FULL

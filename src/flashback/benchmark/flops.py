@@ -35,7 +35,7 @@ def paper_lora(
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's cost depends on."""
+    """The sizes of a model that its floating-point operations depend on."""
 
     layers: int
     """l"""

@@ -1,4 +1,4 @@
-"""What all benchmarks share: arms take turns, work is repeated, medians count.
+"""The harness of all benchmarks: arms take turns, work is repeated, medians count.
 
 An *arm* is one way to do the same work. All arms do a piece of it before any does the next one, so
 that a machine whose speed drifts treats them alike.
@@ -31,7 +31,7 @@ class Benchmark(Protocol[ResultsT]):
 
     @property
     def steps(self) -> int:
-        """How many measurements `run` makes that count."""
+        """Number of measurements that `run` keeps."""
         ...
 
     def run(self, on_step: Callable[[], None] = nothing) -> ResultsT:
@@ -109,7 +109,7 @@ def ratio_ranges(
 
 @dataclass(frozen=True)
 class Series:
-    """What one arm did in each repeat, and how long it took."""
+    """Result and seconds of one arm in each repeat."""
 
     unit: ClassVar[str] = "tokens"
     """The name of the units."""

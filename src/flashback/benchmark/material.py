@@ -1,4 +1,4 @@
-"""What every arm of the run-time test reads: the same text and the same passages.
+"""Text and passages of the run-time benchmark, the same for every arm.
 
 The text is given, not the reader's own: every token is sampled, at its usual cost, and then
 replaced by the next token of the text. So contexts, queries and passages are the

@@ -98,7 +98,7 @@ class Speed:
 
     @property
     def steps(self) -> int:
-        """How many texts `measure` writes that count."""
+        """Number of texts that `measure` keeps."""
         return len(self.cells) * self.timing.repeats * len(self.prompts)
 
     def measure(self, on_step: Callable[[], None] = nothing) -> dict[Cell, float]:

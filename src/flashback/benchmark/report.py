@@ -1,4 +1,4 @@
-"""What a benchmark reports: a table and notes for people, a record for programs."""
+"""The report of a benchmark: a table and notes for people, a record for programs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

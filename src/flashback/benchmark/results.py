@@ -129,7 +129,7 @@ class Results:
         return _total(self.of(arm), self.lengths, seconds) / self.seconds(arm)
 
     def growth(self, arm: str) -> float:
-        """How many times as long the last boundary takes as the first behind a full cache.
+        """Time of the last stride boundary over that of the first with a full cache.
 
         Boundaries whose passage has not changed are left out, if any has.
         """

@@ -20,7 +20,7 @@ from flashback.settings import CheckedSettings, SearchOptions, setting
 
 @dataclass(frozen=True)
 class RetrievalBenchSettings(CheckedSettings):
-    """How many searches are measured, with how long queries."""
+    """Settings of `bench retrieval`: number of searches, length of queries."""
 
     queries: int = setting(500, "Queries, each a seeded piece of the corpus.", low=10, high=1 << 20)
     query_words: int = setting(24, "Words per query; 24 are about 32 tokens.", low=1, high=1000)

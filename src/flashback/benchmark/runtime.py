@@ -140,7 +140,7 @@ class Runtime:
 
     @property
     def title(self) -> str:
-        """What is measured, in one line."""
+        """The measurement in one line."""
         placement, settings = self.reader.placement, self.settings
         return (
             f"{self.reader.name}, {placement.dtype_name} on {placement.device}, "

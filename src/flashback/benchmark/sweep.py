@@ -51,7 +51,7 @@ def bare_retrieval(pattern: str, settings: SweepSettings) -> RetrievalSettings:
 
 
 def text_size(reader: Reader, lengths: range, settings: SweepSettings, frame: int = 0) -> int:
-    """How many tokens the text needs.
+    """Number of tokens that the text needs.
 
     Args:
         frame: tokens around a passage.

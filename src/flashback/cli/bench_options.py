@@ -1,4 +1,4 @@
-"""What the commands of `flashback bench` share: options, running a benchmark, printing a report."""
+"""Shared by the commands of `flashback bench`: options, running a benchmark, printing reports."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The main job on real text, with nothing but what the package and its environment hold.
+"""The demonstration: writing and scoring real text with the shipped reader alone.
 
 Indexes `python-docs` without its held-out pages, then continues a held-out page four times, each
 from an empty cache: appended, in a slot, prepended, without retrieval. In the end it scores a few

@@ -30,7 +30,7 @@ def split_of(title: str) -> Split:
 
 
 class Overlap:
-    """Which share of a text's 8-grams stands in a set of reference texts."""
+    """The share of a text's 8-grams that also stand in a set of reference texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._known: set[int] = set()

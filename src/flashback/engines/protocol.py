@@ -83,7 +83,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do."""
+    """The abilities of an engine."""
 
     window: int
     """The most positions a prompt and its continuation may take."""
@@ -96,7 +96,7 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Which prompts it can complete."""
+        """The prompts it can complete."""
         ...
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
@@ -126,7 +126,7 @@ class Batch(Protocol):
 
     @property
     def rows(self) -> int:
-        """How many requests there may be at a time."""
+        """Largest number of requests at a time."""
         ...
 
     def complete(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
@@ -151,7 +151,7 @@ class CacheUse:
     """The size of an engine's caches, without those that a completion has leased."""
 
     sequences: int
-    """How many cached sequences are idle."""
+    """Number of idle cached sequences."""
     sequence_bytes: int
     """Theirs."""
     passage_bytes: int

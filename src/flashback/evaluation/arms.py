@@ -20,7 +20,7 @@ from flashback.settings import DEFAULT_FRAME, FrameText
 
 
 class FrameKind(StrEnum):
-    """What stands around a passage."""
+    """The frame around a passage."""
 
     BARE = "bare"
     """Nothing."""

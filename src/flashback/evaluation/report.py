@@ -45,7 +45,7 @@ def plot_table(table: Table, title: str, path: Path) -> None:
 
 
 def _spread(intervals: Sequence[Interval]) -> list[list[float]]:
-    """How far intervals reach below and above; never less than nothing, whatever was rounded."""
+    """Lengths of the intervals below and above the value, never negative."""
     below = [max(0.0, one.value - one.low) for one in intervals]
     above = [max(0.0, one.high - one.value) for one in intervals]
     return [below, above]

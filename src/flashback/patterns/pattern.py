@@ -1,4 +1,4 @@
-"""What a context pattern is: one object that says where passages stand, and what follows from it.
+"""A context pattern: one object that says where passages stand, and what follows from it.
 
 The paper's context patterns differ in nothing but the order of tokens (section 3). Everything else
 in FlashBack iterates over the registry (`flashback.patterns.registry`) and asks these objects.
@@ -28,7 +28,7 @@ class TargetLayout(Enum):
 
 @dataclass(frozen=True)
 class Boundary:
-    """What is arranged where a stride begins."""
+    """The input of a pattern at the start of a stride."""
 
     context: Ids
     """The text so far, beginning with its BOS tokens."""

@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an engine continues: the segments of a text, in order and without gaps."""
+    """The input of an engine: the segments of a text, in order and without gaps."""
 
     segments: tuple[Segment, ...]
     reserved: int = 0

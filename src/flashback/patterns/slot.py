@@ -21,7 +21,7 @@ class Slot(ContextPattern):
     name = "slot"
     title = "slot"
     place = "in a slot before the text"
-    summary = "passages at positions of their own before the text"
+    summary = "passages at reserved positions before the text"
     isolated = True
     targets = TargetLayout.IN_PLACE
 

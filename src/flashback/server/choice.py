@@ -32,7 +32,7 @@ _FINISH_REASONS = {"length": "length", "stop": "stop", "eos": "stop"}
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """How long a request may take."""
+    """The time limit of a request."""
 
     job: Job
     seconds: float
@@ -48,7 +48,7 @@ class TimeLimit:
 
 @dataclass
 class Progress:
-    """How far a choice's text is, as the client sees it."""
+    """The state of a choice's text as the client sees it."""
 
     choice: int
     characters: int = 0

@@ -92,7 +92,7 @@ _Sampling: Any = create_model(
 
 
 class StreamOptions(Strict):
-    """What a stream has besides text."""
+    """The options of a stream."""
 
     include_usage: bool = False
 

@@ -9,7 +9,7 @@ MIB = 1 << 20
 
 
 class OnRetrievalError(StrEnum):
-    """What happens to a text whose retriever fails."""
+    """Handling of a text whose retriever fails."""
 
     STOP = "stop"
     """It ends there, with what was written."""

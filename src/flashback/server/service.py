@@ -1,4 +1,4 @@
-"""What the server works with: a generator, a scheduler, settings and metrics."""
+"""The service behind the routes: generator, scheduler, settings and metrics."""
 
 import time
 from collections.abc import Callable, Sized
@@ -53,7 +53,7 @@ class Service:
 
     @property
     def cache_use(self) -> CacheUse:
-        """What is cached now; zeros for an engine whose caches are elsewhere."""
+        """Sizes of the caches now; zeros for an engine that caches in another process."""
         engine = self.caching_engine
         return CacheUse(0, 0, 0) if engine is None else engine.cache_use
 

@@ -66,7 +66,7 @@ def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
 
 
 def token_counts(usage: Usage) -> dict[str, int]:
-    """What a stride cost, in tokens; `encoded` is the old name of `prefilled`."""
+    """The tokens of a stride; `encoded` is the old name of `prefilled`."""
     return {
         "reused": usage.reused,
         "prefilled": usage.prefilled,

@@ -9,7 +9,7 @@ from flashback.readers.text_reader import TextReader
 
 _UNFINISHED = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-"""How SentencePiece spells a token that is one byte."""
+"""SentencePiece's name of a token that is one byte."""
 
 
 @dataclass(frozen=True)

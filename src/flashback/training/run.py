@@ -1,4 +1,4 @@
-"""What decides the result of a training, and which training an adapter folder belongs to."""
+"""A training run: the settings and data that decide its result, recorded in the adapter folder."""
 
 import contextlib
 import hashlib

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _LOSSES = {"loss", "eval_loss"}
-"""What the Trainer calls the losses of a training and of an evaluation in its log."""
+"""The Trainer's names for training and evaluation loss in its log."""
 
 
 def train(

@@ -30,7 +30,7 @@ _WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is."""
+    """Progress of a training."""
 
     step: int
     steps: int

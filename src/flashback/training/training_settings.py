@@ -8,7 +8,7 @@ from flashback.settings import setting
 
 @dataclass(frozen=True)
 class TrainingSettings(LoraSettings):
-    """How an adapter is trained (paper section 4.1 and its code)."""
+    """Settings of a training (paper section 4.1 and its code)."""
 
     learning_rate: float = setting(1e-3, "Of AdamW, at its peak.", low=0.0, high=10.0)
     steps: int = setting(500, "Optimizer steps.", low=1, high=10_000_000)

@@ -1,4 +1,4 @@
-"""Which cached sequence a completion leases: an idle one, a copy of one in use, or a new one."""
+"""Leases of cached sequences: a completion gets an idle one, a copy of one in use, or a new one."""
 
 import copy
 import weakref
@@ -35,7 +35,7 @@ class Leases:
 
     @property
     def held(self) -> tuple[int, int]:
-        """How many are idle, and their bytes; does not wait for a pass."""
+        """Number of idle sequences and their bytes; does not wait for a pass."""
         idle = list(self.idle)
         return len(idle), sum(cache_bytes(one.cache) for one in idle)
 

@@ -23,7 +23,7 @@ _FEW = 8
 
 @dataclass
 class PassageCount:
-    """How often passages were looked up, prefilled and evicted."""
+    """Counts of passages looked up, prefilled and evicted."""
 
     hits: int = 0
     prefilled: int = 0

@@ -38,7 +38,7 @@ class HeldTokens:
         return self.reserved - len(self.passage)
 
     def common_prefix(self, prompt: Prompt) -> int:
-        """How many tokens of the text can be kept: the same ones, with the same passages in view.
+        """Number of tokens that can be kept: the same ones, with the same passages in view.
 
         At least one token of the prompt is left to prefill.
         """

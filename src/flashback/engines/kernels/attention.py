@@ -1,4 +1,4 @@
-"""Which exact attention a pass takes, where PyTorch's own choice costs more than it gains.
+"""The choice of exact attention for a pass, where PyTorch's own choice costs more than it gains.
 
 Measured on an H100 (docs/lab-log.md, "On a GPU"):
 
