@@ -9,6 +9,8 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── PromptsError            a file of prompts or results is malformed, or of another run
 ├── ReaderError             a model folder is missing or cannot be loaded
 │   └── UnsupportedReader   the model loads, but its cache cannot be cut back exactly
+├── ChatTemplateError       a chat template refuses the messages
+│   └── NoChatTemplate      the model has no chat template
 └── PromptTooLong           the prompt leaves no room for passages and new tokens
 """
 
@@ -51,6 +53,14 @@ class ReaderError(FlashBackError):
 
 class UnsupportedReader(ReaderError):
     """The model's cache cannot be cut back to a prefix without changing what it computes."""
+
+
+class ChatTemplateError(FlashBackError):
+    """A model's chat template refuses the messages."""
+
+
+class NoChatTemplate(ChatTemplateError):
+    """The model has no chat template."""
 
 
 class PromptTooLong(FlashBackError):

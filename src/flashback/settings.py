@@ -177,6 +177,8 @@ class SearchOptions:
 class FrameText(CheckedSettings):
     """The text around a passage; None: the reader's marking tokens or its default text.
 
+    Special tokens written in it are meant, such as those of a chat template.
+
     If only one of the two texts is given, the other is that of `DEFAULT_FRAME`.
     """
 
@@ -185,6 +187,10 @@ class FrameText(CheckedSettings):
     echo_tokens: int | None = None
     """How many of the context's last tokens are repeated behind an appended passage: without them,
     an untrained reader does not find the word that it was writing."""
+    echo_prompt: bool = True
+    """Whether tokens of the prompt are repeated, too; if not, those written since."""
+    no_passage: str = ""
+    """The text in place of the frame where nothing was retrieved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,9 +214,9 @@ class RetrievalSettings(CheckedSettings):
 
     pattern: str = setting(
         AUTO,
-        "Where passages stand. auto: as the adapter was trained; without an adapter in a slot, or "
-        "appended if the model has marking tokens or supports no slot. none: nothing is retrieved, "
-        "an index is not used.",
+        "Where passages stand. auto: as the adapter was trained; appended if the model has marking "
+        "tokens; else in a slot, or prepended if the model supports no slot. none: nothing is "
+        "retrieved, an index is not used.",
         choices=PATTERNS,
         auto=True,
     )

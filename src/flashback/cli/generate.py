@@ -1,51 +1,29 @@
 """`flashback generate`."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flashback.cli.console import notes, read_standard_input
-from flashback.cli.options import options_of, take
-from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.prompts import ManyPrompts, many_prompts, prompts_options, write_prompts
-from flashback.cli.reader_options import (
-    ReaderOptions,
-    adapter_option,
-    reader_options,
-    weights_option,
+from flashback.cli.reader_options import ReaderOptions
+from flashback.cli.writing_options import (
+    WritingRequest,
+    print_summary,
+    warn_if_empty,
+    writing_options,
+    writing_request,
 )
-from flashback.settings import (
-    AUTO,
-    FrameText,
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-    Weights,
-)
+from flashback.errors import FlashBackWarning
+from flashback.settings import Settings, Weights
 
 if TYPE_CHECKING:
-    from flashback.writing.generator import Generation, Generator, Writing
-
-
-def frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options for the text around a passage."""
-    after = click.option("--frame-after", help="Text after a passage; likewise.")
-    before = click.option(
-        "--frame-before", help="Text before a passage; replaces marks or ' [Reference: '."
-    )
-    return before(after(command))
-
-
-def frame_of(before: str | None, after: str | None, echo: int | None = None) -> FrameText | None:
-    """The frame that was asked for, if any was."""
-    given = {"before": before, "after": after, "echo_tokens": echo}
-    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return FrameText(**changed) if changed else None
+    from flashback.readers.text_reader import TextReader
+    from flashback.writing.generator import Generator, Writing
 
 
 @dataclass(frozen=True)
@@ -55,29 +33,12 @@ class _Request:
     text: str
     many: ManyPrompts | None
     """Instead of one text."""
-    settings: Settings
-    index: Path | None
-    adapter: str | None
-    echo_tokens: int
+    writing: WritingRequest
 
 
 @click.command(short_help="Write on from a prompt.")
 @click.argument("prompt", required=False)
-@click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
-@adapter_option
-@reader_options
-@weights_option
-@options_of(RetrievalSettings)
-@frame_options
-@click.option(
-    "--echo-tokens",
-    type=int,
-    help="Repeat this many of the context's last tokens behind an appended passage (default: 16, "
-    "or as the adapter was trained).",
-)
-@options_of(StoppingSettings)
-@options_of(SamplingSettings)
-@options_of(Settings)
+@writing_options
 @prompts_options
 @click.option("--json", "as_json", is_flag=True, help="Give everything as JSON, ids included.")
 @click.option("--explain", is_flag=True, help="Print each stride's arranged prompt as text.")
@@ -108,13 +69,8 @@ def generate(
     if values["prompts"] is not None and explain:
         raise click.UsageError("--explain prints; --prompts FILE with --json writes the same")
     request = _parse(prompt, as_json, values)
-    writer = _load(request, options, weights)
-    settings = writer.settled(request.settings)
-    check_echo(request.echo_tokens, settings.retrieval.pattern)
-    if notes.is_terminal:
-        adapted = " with an adapter" if writer.reader.adapter is not None else ""
-        shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
-        notes.print(f"{shown}: {writer.reader.runs_on}", style="dim")
+    writer, settings = request.writing.load(options, weights)
+    _point_to_ask(writer.reader)
     if request.many is not None:
         write_prompts(writer, settings, request.many)
     else:
@@ -126,40 +82,21 @@ def _parse(prompt: str | None, as_json: bool, values: dict[str, Any]) -> _Reques
     many = many_prompts(
         prompt, values.pop("prompts"), values.pop("out"), values.pop("batch_size"), as_json
     )
-    index, adapter = values.pop("index"), values.pop("adapter")
-    echo_tokens = values.pop("echo_tokens")
-    frame = frame_of(values.pop("frame_before"), values.pop("frame_after"), echo_tokens)
-    settings = take(
-        Settings,
-        values,
-        retrieval=take(RetrievalSettings, values, frame=frame),
-        sampling=take(SamplingSettings, values),
-        stopping=take(StoppingSettings, values),
-    )
-    if settings.retrieval.pattern != AUTO:
-        check_echo(echo_tokens or 0, settings.retrieval.pattern)
-    settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
-    settings.retrieval.check_retriever(index)
+    writing = writing_request(values)
     # A pipe ends its text with a line break that is not part of it.
     text = read_standard_input().removesuffix("\n") if prompt == "-" else prompt or ""
-    return _Request(text, many, settings, index, adapter, echo_tokens or 0)
+    return _Request(text, many, writing)
 
 
-def _load(request: _Request, options: ReaderOptions, weights: Weights) -> "Generator":
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
-    from flashback.loading import load
-
-    retrieval = request.settings.retrieval
-    return load(
-        options.model,
-        request.index if retrieval.retrieves else None,
-        adapter=request.adapter,
-        pattern=retrieval.pattern,
-        weights=weights,
-        **options.placed,
-    )
+def _point_to_ask(reader: "TextReader") -> None:
+    """Say that a chat model is given plain text here."""
+    if reader.tokenizer.chat_template:
+        warnings.warn(
+            "this model has a chat template, which generate does not use; to ask it a question, "
+            "use 'flashback ask'",
+            FlashBackWarning,
+            stacklevel=2,
+        )
 
 
 def _write(
@@ -175,7 +112,8 @@ def _write(
         return
     _print_stream(writing, writer.reader.show, explain)
     if notes.is_terminal:
-        _print_summary(writing.result)
+        print_summary(writing.result)
+    warn_if_empty(writing.result)
 
 
 def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], explain: bool) -> None:
@@ -189,13 +127,3 @@ def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], expl
             click.echo(f"\n=== stride {event.number + 1}: {titles}; {len(event.arranged)} tokens")
             click.echo(f"{show(event.arranged)}\n--- continues")
     click.echo()
-
-
-def _print_summary(result: "Generation") -> None:
-    jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
-    notes.print(
-        f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
-        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.prefilled:,}, "
-        f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
-        style="dim",
-    )

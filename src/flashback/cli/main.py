@@ -9,6 +9,7 @@ from typing import TextIO
 
 import click
 
+from flashback.cli.ask import ask
 from flashback.cli.bench import bench
 from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate
@@ -40,7 +41,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, generate, demo, serve),
+    *(index, search, ask, generate, demo, serve),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.console import notes
+from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import as_trained
+from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.reader_options import (
     ReaderOptions,
     adapter_option,
@@ -19,7 +20,7 @@ from flashback.cli.reader_options import (
 )
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import MIB, ServerSettings
-from flashback.settings import RetrievalSettings, Weights
+from flashback.settings import AUTO, RetrievalSettings, Weights
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generator
@@ -33,12 +34,14 @@ _KEY = "FLASHBACK_API_KEY"
 @reader_options
 @weights_option
 @options_of(RetrievalSettings)
+@frame_options
 @options_of(ServerSettings)
 def serve(
     index: Path | None,
     adapter: str | None,
     options: ReaderOptions,
     weights: Weights,
+    frame: FrameOptions,
     **values: Any,
 ) -> None:
     """Serve one model and one index to OpenAI's clients, with sources (docs/server.md).
@@ -54,7 +57,9 @@ def serve(
     settings = take(ServerSettings, values)
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
-    defaults = as_trained(take(RetrievalSettings, values), adapter)
+    defaults = as_trained(take(RetrievalSettings, values, frame=frame.text), adapter)
+    if defaults.pattern != AUTO:
+        check_echo(frame.echo_tokens or 0, defaults.pattern)
     defaults.check_lookahead()
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()

@@ -25,8 +25,8 @@ class Append(ContextPattern):
     def arrange(self, at: Boundary) -> Prompt:
         """Context, framed passage, echo."""
         if not at.passage:
-            return Prompt.plain(at.context)
-        return Prompt.plain(at.context + at.framed + at.frame.echoed(at.context[at.bos :]))
+            return Prompt.plain(at.context + at.framed)
+        return Prompt.plain(at.context + at.framed + at.echo)
 
     def boundary_tokens(self, stride: StrideShape) -> int:
         """The passage, and the last s tokens anew if they stood behind another passage."""

@@ -69,6 +69,12 @@ class Context:
             return tuple(self.ids)
         return self.bos + tuple(self.ids[self.start :])
 
+    def visible_prompt(self, length: int) -> int:
+        """How many visible tokens are of a prompt of so many tokens, BOS included."""
+        if self.start == 0:
+            return length
+        return len(self.bos) + max(length - self.start, 0)
+
     def jump_if_full(self) -> bool:
         """Move the visible part on if it is over the budget; say whether it moved."""
         if len(self.visible) <= self.budget:

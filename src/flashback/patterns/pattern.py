@@ -41,11 +41,20 @@ class Boundary:
     """R, see `ContextPattern.reserved`."""
     before: Prompt | None = None
     """The prompt of the stride before; None at the first one, and after a jump."""
+    prompt: int = 0
+    """How many leading tokens of the context were not written by the reader."""
 
     @property
     def framed(self) -> Ids:
-        """The passage in its frame, without the echo; empty if there is no passage."""
-        return self.frame.around(self.passage) if self.passage else ()
+        """The passage in its frame, without the echo."""
+        return self.frame.around(self.passage)
+
+    @property
+    def echo(self) -> Ids:
+        """The end of the context that the frame repeats."""
+        return self.frame.echoed(
+            self.context[self.bos if self.frame.echo_prompt else self.prompt :]
+        )
 
 
 class ContextPattern(ABC):

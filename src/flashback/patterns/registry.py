@@ -19,7 +19,7 @@ PATTERNS.register(Prepend.name, Prepend())
 PATTERNS.register(Append.name, Append())
 PATTERNS.register(Slot.name, Slot())
 
-_UNTRAINED = (Slot.name, Append.name)
+_UNTRAINED = (Slot.name, Prepend.name)
 """What `auto` means for a reader without adapter or marking tokens: the first that is possible."""
 
 

@@ -143,7 +143,9 @@ class TextReader:
         if text is None:
             return own
         echo = own.echo if text.echo_tokens is None else text.echo_tokens
-        return self._text_frame(text, pattern, echo) if text.has_text else replace(own, echo=echo)
+        if text.has_text:
+            return self._text_frame(text, pattern, echo)
+        return replace(own, echo=echo, echo_prompt=text.echo_prompt)
 
     def _own_frame(self, pattern: str) -> Frame:
         echo = 0 if self.adapter is None else self.adapter.echo_tokens
@@ -158,7 +160,18 @@ class TextReader:
         before = DEFAULT_FRAME.before if text.before is None else text.before
         after = DEFAULT_FRAME.after if text.after is None else text.after
         begin = self.bos if PATTERNS[pattern].isolated else ()
-        return Frame((*begin, *self.encode(before or "")), tuple(self.encode(after or "")), echo)
+        return Frame(
+            begin + self._without_bos(before or ""),
+            self._without_bos(after or ""),
+            echo,
+            text.echo_prompt,
+            begin + self._without_bos(text.no_passage) if text.no_passage else (),
+        )
+
+    def _without_bos(self, text: str) -> Ids:
+        """The ids of a frame's text; a chat template's BOS stands where the pattern puts it."""
+        ids = tuple(self.encode_template(text))
+        return ids[len(self.bos) :] if ids[: len(self.bos)] == self.bos else ids
 
     def can_have(self, pattern: ContextPattern) -> bool:
         """Whether the model supports a pattern, as far as it is known here."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flashback.errors import FlashBackError, PromptTooLong
+from flashback.errors import ChatTemplateError, FlashBackError, NoChatTemplate, PromptTooLong
 
 _TYPES = {
     401: "authentication_error",
@@ -65,6 +65,10 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
     named = named.replace(reader, model)
     if isinstance(error, PromptTooLong):
         return ApiError(400, named, "context_length_exceeded", "prompt")
+    if isinstance(error, NoChatTemplate):
+        return ApiError(400, f"{named}, or use /v1/completions", "no_chat_template")
+    if isinstance(error, ChatTemplateError):
+        return ApiError(400, named, param="messages")
     return ApiError(400, named, "invalid_value", param)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
-from flashback.server.checked_request import CheckedRequest, Conversation
+from flashback.readers.chat import Conversation
+from flashback.server.checked_request import CheckedRequest
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.schema import (
     ChatRequest,
@@ -17,6 +18,7 @@ from flashback.server.schema import (
 )
 from flashback.server.service import Service
 from flashback.settings import (
+    FrameText,
     RetrievalSettings,
     SamplingSettings,
     SearchOptions,
@@ -139,7 +141,7 @@ def _settings(request: Common, tokens: int, service: Service) -> Settings:
 def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:
     """The server's defaults, changed by the request's values."""
     changed: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
+        name: _setting(value)
         for name, value in given.items()
         if name in _RETRIEVAL and value is not None
     }
@@ -147,6 +149,13 @@ def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:
     found.check_retriever(service.retriever)
     service.reader.check_pattern(found.pattern)
     return found
+
+
+def _setting(value: Any) -> Any:
+    """A value of a request as settings have it."""
+    if isinstance(value, dict):
+        return FrameText(**{name: one for name, one in value.items() if one is not None})
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _sampling(request: Common) -> SamplingSettings:

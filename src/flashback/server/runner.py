@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from flashback.engines.protocol import CachingEngine, Engine
-from flashback.errors import FlashBackWarning, PromptTooLong, SettingsError
+from flashback.errors import ChatTemplateError, FlashBackWarning, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.readers.chat import Conversation
 from flashback.scoring.given import grid_of
-from flashback.server.checked_request import CheckedRequest, Conversation, PromptInput
+from flashback.server.checked_request import CheckedRequest, PromptInput
 from flashback.server.choice import Begun, ChoiceRun, Progress, TimeLimit
 from flashback.server.errors import ApiError, of_settings
 from flashback.server.events import ChoiceEnd, ChoiceStart, Event, Incident, SpanEnd, Turn
@@ -49,7 +50,7 @@ class Runner:
             self._engine = fresh
         try:
             yield from self._counted(self._choices())
-        except (SettingsError, PromptTooLong) as error:
+        except (ChatTemplateError, SettingsError, PromptTooLong) as error:
             raise of_settings(error, self._service.reader.name, self._service.model) from error
         finally:
             if fresh is not None:
@@ -89,7 +90,7 @@ class Runner:
     def _ids(self, prompt: PromptInput) -> Ids:
         reader = self._service.reader
         if isinstance(prompt, Conversation):
-            return prompt.prompt_ids(reader)
+            return self._conversation_ids(prompt)
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > _LONGEST_TOKEN * reader.window and not self._request.settings.truncate:
@@ -98,6 +99,14 @@ class Runner:
                 f"{reader.window} tokens; shorten it"
             )
         return tuple(reader.encode_prompt(prompt))
+
+    def _conversation_ids(self, conversation: Conversation) -> Ids:
+        """The prompt; passages are shown in the template's own turns from now on."""
+        settings = self._request.settings
+        chat = conversation.prompt(self._service.reader, settings.retrieval)
+        settings = replace(settings, retrieval=chat.retrieval)
+        self._request = replace(self._request, settings=settings)
+        return chat.ids
 
     def _check_prompt(self, ids: Ids) -> None:
         """Refuse what cannot be written or scored before the answer begins."""
@@ -131,7 +140,7 @@ class Runner:
         progress = Progress(number * request.n + sample)
         begun = self._begin(sample, ids, prompt) if request.write else None
         prompt_tokens = len(ids) if begun is None else len(begun.writing.prompt_tokens)
-        yield ChoiceStart(progress.choice, prompt_tokens, sample == 0)
+        yield ChoiceStart(progress.choice, prompt_tokens + self._head_tokens, sample == 0)
         if begun is not None and progress.choice and self._limit.is_over():
             begun.writing.close()
             yield Incident(progress.choice, "time_limit", self._limit.message, 0)
@@ -145,6 +154,12 @@ class Runner:
             yield ChoiceEnd(progress.choice, "length", 0, ())
             return
         yield from self._written(progress, begun, ids)
+
+    @property
+    def _head_tokens(self) -> int:
+        """Tokens of a conversation that stand before a passage: its frame has them."""
+        retrieval = self._request.settings.retrieval
+        return len(self._service.reader.frame(retrieval.frame, retrieval.pattern).no_passage)
 
     def _written(self, progress: Progress, begun: Begun, ids: Ids) -> Iterator[Event]:
         used = begun.writing.prompt_tokens

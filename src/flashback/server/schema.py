@@ -69,11 +69,22 @@ def _optional(settings: type, *names: str) -> dict[str, Any]:
     }
 
 
+class FrameOptions(Strict):
+    """The text around passages; null: the chat template's turns, or the model's own."""
+
+    before: Optional[str] = Field(None, description="Text before a passage.")  # noqa: UP045
+    after: Optional[str] = Field(None, description="Text after it.")  # noqa: UP045
+    echo_tokens: Optional[int] = Field(  # noqa: UP045
+        None, ge=0, le=1 << 20, description="Last tokens repeated behind an appended passage."
+    )
+
+
 FlashbackOptions: Any = create_model(
     "FlashbackOptions",
     __base__=Strict,
     __doc__="How passages are looked up for this request; null: as the server was started.",
     **_optional(RetrievalSettings),
+    frame=(Optional[FrameOptions], Field(None, description=FrameOptions.__doc__)),  # noqa: UP045
     fresh_cache=(bool, Field(False, description="Start with empty caches.")),
     truncate=(bool, Field(False, description="Cut a prompt that is too long from the left.")),
     ignore_eos=(bool, Field(False, description="Continue after an end-of-text token.")),

@@ -148,7 +148,7 @@ class Generator:
         """The same settings, with the pattern that `auto` stands for.
 
         That of the reader's adapter; `append` for a reader with marking tokens; else what an
-        untrained reader reads best.
+        untrained reader reads best: a slot, or with a `FlashBackWarning` prepended passages.
         """
         if settings.retrieval.pattern != AUTO:
             return settings
@@ -173,7 +173,15 @@ class Generator:
             return self.reader.adapter.pattern
         if self.reader.marks is not None:  # an exported checkpoint, trained to read them
             return "append"
-        return best_untrained(self.supports)
+        best = best_untrained(self.supports)
+        if best != best_untrained(lambda _: True):
+            warnings.warn(
+                f"the reader or the engine does not support a slot; passages go where --pattern "
+                f"{best} puts them",
+                FlashBackWarning,
+                stacklevel=4,
+            )
+        return best
 
     def _plan(self, settings: Settings | None) -> _Plan:
         """Check settings against reader, engine and retriever.

@@ -156,6 +156,7 @@ class Text:
             len(context.bos),
             self.reserved,
             self._before,
+            context.visible_prompt(len(self.prompt_tokens)),
         )
         prompt = PATTERNS[self.settings.retrieval.pattern].arrange(boundary)
         self._before, self._hits = prompt, tuple(hits)

@@ -1,0 +1,131 @@
+"""The options of the commands that write a text, as one checked request."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashback.cli.console import notes
+from flashback.cli.frame_options import FrameOptions, frame_options
+from flashback.cli.options import options_of, take
+from flashback.cli.patterns import as_trained, check_echo
+from flashback.cli.reader_options import (
+    ReaderOptions,
+    adapter_option,
+    reader_options,
+    weights_option,
+)
+from flashback.errors import FlashBackWarning
+from flashback.settings import (
+    AUTO,
+    RetrievalSettings,
+    SamplingSettings,
+    Settings,
+    StoppingSettings,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from flashback.writing.generator import Generation, Generator
+
+
+@dataclass(frozen=True)
+class WritingRequest:
+    """Settings, index and adapter of a command that writes."""
+
+    settings: Settings
+    index: Path | None
+    adapter: str | None
+    frame: FrameOptions
+
+    def load(self, options: ReaderOptions, weights: Weights) -> "tuple[Generator, Settings]":
+        """A generator, and the settings with the pattern that `auto` stands for.
+
+        Raises:
+            FlashBackError: model, adapter or index are missing or unusable.
+            SettingsError: the settings do not fit the reader.
+        """
+        from flashback.cli.quiet import quiet_transformers
+
+        quiet_transformers()
+        from flashback.loading import load
+
+        retrieval = self.settings.retrieval
+        writer = load(
+            options.model,
+            self.index if retrieval.retrieves else None,
+            adapter=self.adapter,
+            pattern=retrieval.pattern,
+            weights=weights,
+            **options.placed,
+        )
+        settings = writer.settled(self.settings)
+        check_echo(self.frame.echo_tokens or 0, settings.retrieval.pattern)
+        if notes.is_terminal:
+            adapted = " with an adapter" if writer.reader.adapter is not None else ""
+            shown = f"{options.model}{adapted}, pattern {settings.retrieval.pattern}"
+            notes.print(f"{shown}: {writer.reader.runs_on}", style="dim")
+        return writer, settings
+
+
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Index, reader, retrieval, frame, stopping and sampling."""
+    for option in (
+        options_of(Settings),
+        options_of(SamplingSettings),
+        options_of(StoppingSettings),
+        frame_options,
+        options_of(RetrievalSettings),
+        weights_option,
+        reader_options,
+        adapter_option,
+        click.option("--index", type=Path, help="Index folder made by 'flashback index'."),
+    ):
+        command = option(command)
+    return command
+
+
+def writing_request(values: dict[str, Any]) -> WritingRequest:
+    """Take the values of `writing_options`, checked as far as that goes without a model.
+
+    Raises:
+        SettingsError: a setting is out of range or contradicts another.
+        AdapterError: the adapter's folder is missing or damaged.
+    """
+    index, adapter, frame = (values.pop(name) for name in ("index", "adapter", "frame"))
+    settings = take(
+        Settings,
+        values,
+        retrieval=take(RetrievalSettings, values, frame=frame.text),
+        sampling=take(SamplingSettings, values),
+        stopping=take(StoppingSettings, values),
+    )
+    if settings.retrieval.pattern != AUTO:
+        check_echo(frame.echo_tokens or 0, settings.retrieval.pattern)
+    settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
+    settings.retrieval.check_retriever(index)
+    return WritingRequest(settings, index, adapter, frame)
+
+
+def warn_if_empty(result: "Generation") -> None:
+    """Say why there is no text."""
+    if not result.text.strip():
+        warnings.warn(
+            f"the reader wrote nothing (ended by {result.finish_reason})",
+            FlashBackWarning,
+            stacklevel=2,
+        )
+
+
+def print_summary(result: "Generation") -> None:
+    """Tokens, seconds and reuse of a finished text."""
+    jumps = f", context jumped at {', '.join(map(str, result.jumps))}" if result.jumps else ""
+    notes.print(
+        f"{len(result.tokens)} tokens in {result.seconds:.2f} s "
+        f"({result.tokens_per_second:.1f} tokens/s); prompt tokens prefilled {result.prefilled:,}, "
+        f"reused {result.reused:,}; ended by {result.finish_reason}{jumps}",
+        style="dim",
+    )

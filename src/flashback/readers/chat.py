@@ -1,0 +1,158 @@
+"""Conversations as prompts: a reader's chat template, and passages in the template's own turns.
+
+What a template looks like is found by rendering it, never by its name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flashback.errors import ChatTemplateError, NoChatTemplate
+from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
+from flashback.readers.text_reader import TextReader
+from flashback.settings import FrameText, RetrievalSettings
+
+Message = Mapping[str, str]
+
+INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
+"""Stands before passages in a turn."""
+_BEHIND = "\n\n"
+_PROBES = ("first probe", "second probe", "third probe")
+"""Texts that are looked for in a rendered template."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as an engine is given it."""
+
+    ids: Ids
+    """The prompt, without what its frame shows."""
+    retrieval: RetrievalSettings
+    """The settings, with the frame for passages."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that the model's chat template turns into a prompt."""
+
+    messages: tuple[Message, ...]
+    """Each with `role` and `content`; at least one is the user's."""
+
+    def prompt_ids(self, reader: TextReader) -> Ids:
+        """The prompt without passages, up to where the assistant begins to speak.
+
+        Raises:
+            NoChatTemplate: the model has none.
+            ChatTemplateError: its template refuses these messages.
+        """
+        return tuple(reader.encode_template(_rendered(reader, self.messages)))
+
+    def prompt(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
+        """The prompt of a pattern, with passages shown in the template's own turns.
+
+        A passage before the text stands in the first user message, as if it were pasted there; one
+        behind the text stands in a user turn of its own, between two turns of the assistant. A
+        frame that was asked for, that of an adapter and marking tokens are left as they are.
+
+        Args:
+            reader: has the template.
+            retrieval: with the name of a pattern, not `auto`.
+
+        Raises:
+            ChatTemplateError: see `prompt_ids`.
+        """
+        pattern = PATTERNS[retrieval.pattern]
+        echo_only = retrieval.frame is not None and not retrieval.frame.has_text
+        if (
+            not pattern.retrieves
+            or (retrieval.frame is not None and not echo_only)
+            or reader.adapter is not None
+            or reader.marks is not None
+        ):
+            return ChatPrompt(self.prompt_ids(reader), retrieval)
+        if pattern.echoes:
+            frame = _frame_behind(reader, retrieval.frame)
+            return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
+        return self._shown_before(reader, retrieval, isolated=pattern.isolated)
+
+    def _shown_before(
+        self, reader: TextReader, retrieval: RetrievalSettings, *, isolated: bool
+    ) -> ChatPrompt:
+        """Cut the prompt where the first user message begins: a passage goes there."""
+        whole = _rendered(reader, self.messages)
+        probed = _rendered(reader, _with_first_user(self.messages, _PROBES[0]))
+        head, found, tail = probed.partition(_PROBES[0])
+        if not found or not whole.startswith(head) or not whole.endswith(tail):
+            raise ChatTemplateError(
+                f"model {reader.name}: its chat template does not show the first user message as "
+                "it is, so no passage can stand before it; use --pattern append or --frame-before"
+            )
+        ids, shown = _cut(reader, whole, head)
+        bos = () if isolated else reader.bos  # an isolated passage brings it
+        frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
+        return ChatPrompt((*bos, *ids), replace(retrieval, frame=frame))
+
+    def query(self, reader: TextReader, written: str, tokens: int) -> str:
+        """The last tokens of the last user message and the answer so far, without template."""
+        asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
+        return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
+
+
+def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
+    """End the assistant's turn, show a passage in a user turn, and begin the assistant's anew."""
+    asks, says, shows = _PROBES
+    turns = [_message("user", asks), _message("assistant", says), _message("user", shows)]
+    rendered = _rendered(reader, turns)
+    behind = rendered.partition(says)[2]
+    before, found, after = behind.partition(shows)
+    if not found:
+        raise ChatTemplateError(
+            f"model {reader.name}: its chat template does not show a second user message as it "
+            "is, so no passage can be shown behind the text; use --pattern prepend"
+        )
+    echo = FrameText().echo_tokens if asked is None else asked.echo_tokens
+    return FrameText(before + INSTRUCTION, after, echo, echo_prompt=False)
+
+
+def _cut(reader: TextReader, whole: str, head: str) -> tuple[Ids, str]:
+    """The ids of a prompt behind its head, and the head's text; together they are the prompt's ids.
+
+    A space at the end of a head often belongs to the token behind it.
+    """
+    every = tuple(reader.encode_template(whole))
+    for shown in (head, head.rstrip(" "), head.rstrip()):
+        ids = tuple(reader.encode_template(shown))
+        if every[: len(ids)] == ids:
+            return every[len(ids) :], shown
+    return tuple(reader.encode_template(whole.removeprefix(head))), head
+
+
+def _with_first_user(messages: Sequence[Message], content: str) -> list[Message]:
+    at = next(number for number, one in enumerate(messages) if one["role"] == "user")
+    return [*messages[:at], _message("user", content), *messages[at + 1 :]]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _rendered(reader: TextReader, messages: Sequence[Message]) -> str:
+    """The template's text for messages, up to where the assistant begins to speak.
+
+    Raises:
+        NoChatTemplate: there is no template.
+        ChatTemplateError: it refuses these messages.
+    """
+    if not reader.tokenizer.chat_template:
+        raise NoChatTemplate(
+            f"model {reader.name} has no chat template; expected an instruction-tuned model"
+        )
+    try:
+        text: Any = reader.tokenizer.apply_chat_template(
+            [dict(one) for one in messages], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise what they like
+        raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
+    assert isinstance(text, str)
+    return text
