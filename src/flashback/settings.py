@@ -175,9 +175,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class FrameText(CheckedSettings):
-    """The text around a passage; None: the reader's marking tokens or its default text.
-
-    Special tokens written in it are meant, such as those of a chat template.
+    """The text around a passage, special tokens included; None: the reader's marks or default text.
 
     If only one of the two texts is given, the other is that of `DEFAULT_FRAME`.
     """
@@ -239,13 +237,10 @@ class RetrievalSettings(CheckedSettings):
         (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
     )
     forbid_documents: tuple[str, ...] = setting(
-        (),
-        "Leave out passages of the document with this id (repeatable).",
-        flag="--forbid-document",
+        (), "Leave out passages of the document of this id (repeatable).", flag="--forbid-document"
     )
     frame: FrameText | None = None
-    """The text around passages. None: the reader's marking tokens if it has them, else the default
-    `FrameText`."""
+    """The text around passages; None: the reader's marking tokens, else `DEFAULT_FRAME`."""
 
     @property
     def retrieves(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from families import FAMILIES, SLIDING
 from flashback.engines.local import LocalEngine
-from flashback.errors import SettingsError
+from flashback.errors import FlashBackWarning, SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder
 from flashback.readers.load import MINI
@@ -49,14 +49,19 @@ def test_auto_is_what_settings_say_that_say_nothing() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_passages_stand_in_a_slot_where_there_can_be_one(family: str) -> None:
-    assert chosen(writer(family)) == ("append" if family in SLIDING else "slot")
+    if family not in SLIDING:
+        assert chosen(writer(family)) == "slot"
+        return
+    with pytest.warns(FlashBackWarning, match="does not support a slot"):
+        assert chosen(writer(family)) == "prepend"  # untrained, an appended passage is misread
 
 
-def test_an_engine_without_a_slot_has_passages_appended() -> None:
+def test_an_engine_without_a_slot_has_passages_prepended() -> None:
     engine = writer().engine
     assert isinstance(engine, LocalEngine)
     engine.capabilities = replace(engine.capabilities, slot=False)
-    assert chosen(Generator(tiny_reader(), engine, None)) == "append"
+    with pytest.warns(FlashBackWarning, match="does not support a slot"):
+        assert chosen(Generator(tiny_reader(), engine, None)) == "prepend"
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

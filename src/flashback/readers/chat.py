@@ -89,9 +89,10 @@ class Conversation:
                 "it is, so no passage can stand before it; use --pattern append or --frame-before"
             )
         ids, shown = _cut(reader, whole, head)
-        bos = () if isolated else reader.bos  # an isolated passage brings it
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
-        return ChatPrompt((*bos, *ids), replace(retrieval, frame=frame))
+        if not isolated and self.prompt_ids(reader)[: len(reader.bos)] == reader.bos:
+            ids = reader.bos + ids  # it stays in front of a passage
+        return ChatPrompt(ids, replace(retrieval, frame=frame))
 
     def query(self, reader: TextReader, written: str, tokens: int) -> str:
         """The last tokens of the last user message and the answer so far, without template."""

@@ -137,7 +137,8 @@ class TextReader:
         """The ids around passages: of the given text, else marks if any, else of a default text.
 
         A reader whose adapter was trained without marks gets nothing instead of the default text.
-        An isolated passage in a text frame begins with BOS, as any text of the reader does.
+        An isolated passage in a text frame begins with BOS, as any text of the reader does; a frame
+        that has a text for no passage, too, begins the prompt itself, as a chat template does.
         """
         own = self._own_frame(pattern)
         if text is None:
@@ -159,18 +160,15 @@ class TextReader:
     def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
         before = DEFAULT_FRAME.before if text.before is None else text.before
         after = DEFAULT_FRAME.after if text.after is None else text.after
-        begin = self.bos if PATTERNS[pattern].isolated else ()
-        return Frame(
-            begin + self._without_bos(before or ""),
-            self._without_bos(after or ""),
-            echo,
-            text.echo_prompt,
-            begin + self._without_bos(text.no_passage) if text.no_passage else (),
-        )
+        ids = tuple(self.encode_template(before or ""))
+        shown = tuple(self.encode_template(text.no_passage))
+        if not PATTERNS[pattern].isolated:
+            ids, shown = self._without_bos(ids), self._without_bos(shown)  # the context keeps it
+        elif not shown:
+            ids = self.bos + ids
+        return Frame(ids, tuple(self.encode_template(after or "")), echo, text.echo_prompt, shown)
 
-    def _without_bos(self, text: str) -> Ids:
-        """The ids of a frame's text; a chat template's BOS stands where the pattern puts it."""
-        ids = tuple(self.encode_template(text))
+    def _without_bos(self, ids: Ids) -> Ids:
         return ids[len(self.bos) :] if ids[: len(self.bos)] == self.bos else ids
 
     def can_have(self, pattern: ContextPattern) -> bool:
