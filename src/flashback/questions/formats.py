@@ -3,14 +3,15 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flashback.errors import PromptsError
 
-_KINDS = 'JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
+_EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,25 @@ class QuestionFile:
         random.Random(seed).shuffle(numbers)
         return tuple(self.questions[number] for number in sorted(numbers[:limit]))
 
-    def examples(self, question: Question, count: int, seed: int) -> tuple[Question, ...]:
-        """Other questions of the file, the same ones for every question as far as possible.
+    def solved(self, count: int, seed: int) -> Callable[[Question], tuple[Question, ...]]:
+        """Other questions of the file for any question: the same ones as far as possible.
 
         Raises:
             PromptsError: there are too few.
         """
-        others = list(self.questions)
-        random.Random(f"examples {seed}").shuffle(others)
-        found = [other for other in others if other.text != question.text][:count]
-        if len(found) < count:
+        drawn = list(self.questions)
+        random.Random(f"examples {seed}").shuffle(drawn)
+        texts = {one.text for one in drawn}
+        if len(texts) <= count:
             raise PromptsError(
-                f"{self.name}: found {len(found)} other questions for --examples {count}; expected "
-                "as many; lower --examples"
+                f"{self.name}: found {len(texts)} different questions; expected more than the "
+                f"{count} of --examples; lower it"
             )
-        return tuple(found)
+
+        def others(question: Question) -> tuple[Question, ...]:
+            return tuple(islice((one for one in drawn if one.text != question.text), count))
+
+        return others
 
 
 def read_questions(path: Path) -> QuestionFile:
@@ -77,22 +82,18 @@ def read_questions(path: Path) -> QuestionFile:
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise PromptsError(f"{path}: found {found}; expected {_KINDS}")
+        raise PromptsError(f"{path}: found {found}; {_EXPECTED}")
     content, name = path.read_bytes(), str(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PromptsError(f"{name}: not UTF-8 at byte {error.start + 1}; {_expected()}") from None
+        raise PromptsError(f"{name}: not UTF-8 at byte {error.start + 1}; {_EXPECTED}") from None
     every = list(_squad(name, text) or _json_lines(name, text))
     questions = tuple(one for one in every if one.answers)
     if not questions:
-        raise PromptsError(f"{name}: found no question with an answer; {_expected()}")
+        raise PromptsError(f"{name}: found no question with an answer; {_EXPECTED}")
     left_out = len(every) - len(questions)
     return QuestionFile(name, hashlib.sha256(content).hexdigest(), questions, left_out)
-
-
-def _expected() -> str:
-    return f"expected {_KINDS}"
 
 
 def _squad(name: str, text: str) -> list[Question] | None:
@@ -134,11 +135,7 @@ def _json_lines(name: str, text: str) -> Iterator[Question]:
         try:
             question = _question(number, line)
         except ValueError as error:
-            if not lines_of:  # the first line decides the kind
-                raise PromptsError(f"{name} line {number}: {error}; {_expected()}") from None
-            raise PromptsError(
-                f'{name} line {number}: {error}; expected {{"question": "...", "answers": ["..."]}}'
-            ) from None
+            raise PromptsError(f"{name} line {number}: {error}; {_EXPECTED}") from None
         earlier = lines_of.setdefault(question.id, number)
         if earlier != number:
             raise PromptsError(

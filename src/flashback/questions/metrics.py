@@ -12,8 +12,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @dataclass(frozen=True)
-class Marks:
-    """The marks of one answer, in per cent, as SQuAD's."""
+class AnswerScores:
+    """The scores of one answer, in per cent, as SQuAD's."""
 
     exact_match: float
     f1: float
@@ -21,7 +21,7 @@ class Marks:
 
 
 def check_metrics() -> None:
-    """Refuse to begin without the library that marks answers.
+    """Refuse to begin without the library that scores answers.
 
     Raises:
         SettingsError: it is not installed.
@@ -34,13 +34,13 @@ def check_metrics() -> None:
         ) from None
 
 
-def marks_of(written: str, answers: Sequence[str]) -> Marks:
-    """The marks of what was written: the best over all right answers."""
+def scores_of(written: str, answers: Sequence[str]) -> AnswerScores:
+    """The scores of what was written: the best over all right answers."""
     from torchmetrics.functional.text import squad
 
     right = {"answers": {"answer_start": [0] * len(answers), "text": list(answers)}, "id": "0"}
     found = squad([{"prediction_text": written, "id": "0"}], [right])
-    return Marks(
+    return AnswerScores(
         float(found["exact_match"]), float(found["f1"]), 100.0 * stands_in(answers, written)
     )
 
