@@ -48,9 +48,7 @@ def scores_of(written: str, answers: Sequence[str]) -> AnswerScores:
 def stands_in(answers: Sequence[str], text: str) -> bool:
     """Whether an answer stands in a text, both normalized, as whole words."""
     within = f" {normalized(text)} "
-    return any(
-        f" {answer} " in within for answer in map(normalized, answers) if answer
-    )
+    return any(f" {answer} " in within for answer in map(normalized, answers) if answer)
 
 
 def normalized(text: str) -> str:

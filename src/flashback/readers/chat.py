@@ -37,8 +37,6 @@ class Conversation:
         return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
 
 
-def chat_frame(
-    reader: TextReader, pattern: str, conversation: Conversation
-) -> FrameText | None:
+def chat_frame(reader: TextReader, pattern: str, conversation: Conversation) -> FrameText | None:
     """The text around passages in a chat; None: the reader's own frame."""
     return None
