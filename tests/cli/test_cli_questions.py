@@ -9,7 +9,7 @@ import pytest
 from command_line import refused, run
 from families import tiny_model
 from flashback.questions.answers import Respondent
-from flashback.retrieval.bm25 import Bm25Index
+from flashback.retrieval.bm25 import BM25Index
 from tiny_readers import byte_tokenizer
 
 TEMPLATE = (
@@ -54,13 +54,13 @@ def test_a_table_with_every_row_and_every_answer(
     words: tuple[str | Path, ...], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries: list[str] = []
-    search = Bm25Index.search
+    search = BM25Index.search
 
     def counted(self: Any, asked: Any, options: Any) -> Any:
         queries.extend(asked)
         return search(self, asked, options)
 
-    monkeypatch.setattr(Bm25Index, "search", counted)
+    monkeypatch.setattr(BM25Index, "search", counted)
     out = tmp_path / "answers.jsonl"
     record = run(*words, "--index", index, "--out", out, "--json").record
     assert queries == [line["question"] for line in LINES]  # once, for all rows

@@ -129,6 +129,7 @@ def compared(reader: Reader, asked: Sequence[Asked], form: Form) -> Comparison:
     return Comparison(tuple(rows_of(PATTERNS, ())), tuple(asked), Asking(form), SETTINGS, 3)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("form", [Form.CHAT, Form.QUESTION])
 @pytest.mark.parametrize("at", range(5))
 def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form, at: int) -> None:
