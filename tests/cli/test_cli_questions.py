@@ -10,6 +10,7 @@ from command_line import refused, run
 from families import tiny_model
 from flashback.questions.answers import Respondent
 from flashback.retrieval.bm25 import BM25Index
+from small_corpora import FITS, Corpora
 from tiny_readers import byte_tokenizer
 
 TEMPLATE = (
@@ -123,6 +124,28 @@ def test_an_own_frame_and_chosen_rows(words: tuple[str | Path, ...]) -> None:
     assert record["rows"][1]["frame"]["before"].endswith("{")
     assert record["questions"] == 2
     assert record["answer_shown"] in (50, 100)
+
+
+def test_adapters_are_rows_with_the_frame_they_were_trained_with(
+    words: tuple[str | Path, ...], chat_model: Path, tmp_path: Path
+) -> None:
+    corpora, adapter = Corpora(tmp_path), tmp_path / "ADAPTER"
+    trained = ("train", corpora.trained, "--index", corpora.index, "--model", chat_model)
+    few = ("--steps", "1", "--windows-per-step", "1", "--out", adapter)
+    run(*trained, *(word for word in FITS if word not in ("--resamples", "50")), *few)
+    more = ("--oracle", "--limit", "2", "--adapter", adapter, "--pattern", "append")
+    record = run(*words, *more, "--passage-tokens", "40", "--json").record  # and no warning
+    assert [(row["name"], row["adapter"], row["trained_for"]) for row in record["rows"]] == [
+        ("plain RAG", None, None),
+        ("append", None, None),
+        ("append + LoRA, trained marks", str(adapter), "append"),
+    ]
+    assert record["rows"][2]["frame"] is None
+    nats = [row["nats_per_token"]["value"] for row in record["rows"]]
+    assert len(set(nats)) == 3
+    outcome = run(*words, *more, "--passages", "2")
+    assert "was trained for passage tokens 40, not 48; passages 1, not 2" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
