@@ -126,6 +126,7 @@ def test_an_own_frame_and_chosen_rows(words: tuple[str | Path, ...]) -> None:
     assert record["answer_shown"] in (50, 100)
 
 
+@pytest.mark.filterwarnings("default::flashback.errors.FlashBackWarning")
 def test_adapters_are_rows_with_the_frame_they_were_trained_with(
     words: tuple[str | Path, ...], chat_model: Path, tmp_path: Path
 ) -> None:
