@@ -18,7 +18,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NAMES = ["plain RAG", "none", "prepend", "append", "slot"]
-LINES = [
+LINES: list[dict[str, Any]] = [
     {"question": "What follows the moon?", "answer": "tides", "passage": "Tides follow it."},
     {"question": "Which format is JSON?", "answers": ["data", "a format"], "passage": "Data."},
     {"question": "What is snow in Japanese?", "answer": ["雪"], "id": "s", "passage": "Yuki, 雪"},
