@@ -10,7 +10,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 _HEAD = "| module | its first sentence |\n|---|---|\n"
 _FOLDERS = (
     *(".", "patterns", "corpus", "retrieval", "engines", "readers", "writing", "scoring"),
-    *("evaluation", "training", "server", "benchmark", "cli"),
+    *("evaluation", "questions", "training", "server", "benchmark", "cli"),
 )
 
 

@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _LONGEST = (
     *("test_training", "test_packing", "test_parity", "test_batch", "test_learning"),
     *("test_cli_evaluate", "test_fixed_passes", "test_cli", "test_server_load", "test_index_crash"),
-    *("test_one_row", "test_slot"),
+    *("test_one_row", "test_slot", "test_cli_questions"),
 )
 """Files of ten seconds and more, the longest first."""
 

@@ -34,6 +34,8 @@ MAY_IMPORT = {
         "retrieval.protocol",
     },
     "evaluation": {"scoring", "readers", "patterns", "corpus", "retrieval.protocol"},
+    "questions": {"evaluation", "writing", "scoring", "readers", "patterns", "corpus"}
+    | {"retrieval.protocol"},
     "training": {"evaluation", "scoring", "readers", "patterns", "corpus"},
     "server": {"writing", "scoring", "readers", "patterns", "engines.protocol"}
     | {"retrieval.protocol"},

@@ -73,7 +73,29 @@ class _Request:
         }
 
 
-@click.command("eval", short_help="Perplexity of the context patterns.")
+class _Evaluations(click.Group):
+    """A group whose command `perplexity` needs no name: that is what the group once was."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name in, where there is neither a name nor a plea for help."""
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["perplexity", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("eval", cls=_Evaluations, short_help="Perplexity and answers to questions.")
+def evaluate() -> None:
+    """Compare the context patterns.
+
+    \b
+    flashback eval perplexity texts/ --index IDX     perplexity of texts
+    flashback eval qa FILE --index IDX               answers to questions
+
+    Without a command, perplexity is meant: 'flashback eval texts/ --index IDX'.
+    """
+
+
+@evaluate.command(short_help="Perplexity of the context patterns.")
 @click.argument("documents", nargs=-1, required=True)
 @click.option("--index", type=Path, help="Index folder that passages come from.")
 @click.option(
@@ -101,13 +123,13 @@ class _Request:
 @click.option("--per-document", type=Path, help="Write a JSON line per document to this file.")
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def evaluate(**values: Any) -> None:
+def perplexity(**values: Any) -> None:
     """Score DOCUMENTS (corpora, as 'flashback index' takes them) with every pattern.
 
     \b
-    flashback eval python-docs:evaluation --index IDX --adapter ADAPTER --max-windows 100
-    flashback eval texts/ --index IDX --sweep s=4,8,16,32 --sweep k=1,2 --plot sweep.png
-    flashback eval texts/ --index IDX --protocol sliding --window-tokens 1024 --stride 4
+    flashback eval perplexity python-docs:evaluation --index IDX --adapter ADAPTER
+    flashback eval perplexity texts/ --index IDX --sweep s=4,8,16,32 --sweep k=1,2 --plot sweep.png
+    flashback eval perplexity texts/ --index IDX --protocol sliding --window-tokens 1024 --stride 4
 
     All rows have the same targets and share what was retrieved. Passages of a document's own, of
     its title, and copies of it are never used.

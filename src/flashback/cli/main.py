@@ -16,6 +16,7 @@ from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.pareto import pareto
+from flashback.cli.questions import qa
 from flashback.cli.reproduce import reproduce
 from flashback.cli.serve import serve
 from flashback.cli.train import export, train
@@ -47,6 +48,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.add_command(command)
 bench.add_command(pareto)
+evaluate.add_command(qa)
 
 
 def main() -> None:

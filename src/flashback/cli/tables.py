@@ -1,9 +1,10 @@
-"""Tables of perplexities for people, in as many columns as fit the terminal."""
+"""Tables of figures for people, in as many columns as fit the terminal."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from flashback.cli.console import for_results
@@ -15,8 +16,13 @@ _GAP = 2
 
 def print_table(record: dict[str, Any], title: str) -> None:
     """Print a table's record (`flashback.evaluation.perplexity.Table.record`)."""
-    console = for_results(markup=False, emoji=False)
-    columns = _columns(record["rows"])
+    print_columns(_columns(record["rows"]), title)
+    results_console().print(summary_of(record))
+
+
+def print_columns(columns: list[tuple[str, list[str]]], title: str) -> None:
+    """Print headings and cells, the most important first; at least three columns."""
+    console = results_console()
     while len(columns) > 3 and _width(columns) > console.width:
         columns.pop()
     printed = Table(
@@ -32,7 +38,11 @@ def print_table(record: dict[str, Any], title: str) -> None:
     for cells in zip(*(cells for _, cells in columns), strict=True):
         printed.add_row(*cells)
     console.print(printed)
-    console.print(summary_of(record))
+
+
+def results_console() -> Console:
+    """Where tables and what is said about them go, as it is."""
+    return for_results(markup=False, emoji=False)
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

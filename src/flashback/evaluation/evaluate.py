@@ -130,7 +130,7 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
     # Frames are made of the default text and the end-of-text token.
     frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
     base = [computation_of(reader.model), reader.placement.dtype_name, frames]
-    adapters = {arm.adapter: _checksums(arm.adapter) for arm in arms}
+    adapters = {arm.adapter: checksums_of(arm.adapter) for arm in arms}
     found = []
     for one in sets:
         identities = {
@@ -145,7 +145,7 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
     return found
 
 
-def _checksums(adapter: Path | None) -> list[str]:
+def checksums_of(adapter: Path | None) -> list[str]:
     if adapter is None:
         return []
     files = (adapter / name for name in (CARD, CONFIG, WEIGHTS))

@@ -49,13 +49,17 @@ class Bootstrap:
         for block in self._blocks():
             block[:] = generator.multinomial(documents, chances, size=len(block))
 
+    def quotient(self, sums: Array, units: Array) -> Interval:
+        """Σ sums / Σ units: a mean per unit, from (D,) sums per document."""
+        both = np.stack([sums, units], 1)
+        drawn = np.concatenate([block.astype(np.float64) @ both for block in self._blocks()])
+        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+        return Interval(float(sums.sum() / units.sum()), float(low), float(high))
+
     def exponential(self, nats: Array, units: Array) -> Interval:
         """exp(Σ nats / Σ units): a perplexity per unit, from (D,) sums per document."""
-        both = np.stack([nats, units], 1)
-        sums = np.concatenate([block.astype(np.float64) @ both for block in self._blocks()])
-        resampled = sums[:, 0] / sums[:, 1]
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        return Interval(*(exponential(mean) for mean in (nats.sum() / units.sum(), low, high)))
+        mean = self.quotient(nats, units)
+        return Interval(*(exponential(one) for one in (mean.value, mean.low, mean.high)))
 
     def _blocks(self) -> list[NDArray[np.uint16]]:
         """A few resamples each, so that as floating-point numbers they need little memory."""

@@ -29,8 +29,13 @@ class Results:
         self.done = done
         """The lines of the prompts whose texts were there already."""
 
+    def kept(self) -> list[dict[str, Any]]:
+        """All results in the file."""
+        lines = Path(self._file.name).read_bytes().split(b"\n")[:-1]
+        return [dict(json.loads(line)) for line in lines]
+
     def append(self, record: dict[str, Any]) -> None:
-        """Add a result, durably; `record["line"]` is its prompt's."""
+        """Add a result, durably; `record["line"]` is its prompt's, or what else numbers it."""
         with naming(Path(self._file.name)):
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
@@ -38,11 +43,12 @@ class Results:
 
 
 @contextlib.contextmanager
-def open_results(path: Path, run: dict[str, Any]) -> Iterator[Results]:
+def open_results(path: Path, run: dict[str, Any], numbered: str = "line") -> Iterator[Results]:
     """Create a file of results, or resume one of the same run.
 
     Args:
         run: prompts, weights and settings, as plain data.
+        numbered: the member of a result that tells it from the others, a whole number.
 
     Raises:
         PromptsError: the file belongs to another run or to none, is damaged, or is in use.
@@ -54,7 +60,7 @@ def open_results(path: Path, run: dict[str, Any]) -> Iterator[Results]:
         if not alone:
             raise PromptsError(f"--out {path}: another process is writing into it")
         _check_run(path, json.loads(json.dumps(run)))
-        yield Results(file, _whole_lines(path))
+        yield Results(file, _whole_lines(path, numbered))
 
 
 def _check_run(path: Path, run: dict[str, Any]) -> None:
@@ -87,14 +93,14 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
     return f"{name.removeprefix('.')} {json.dumps(earlier)}, not {json.dumps(now)}"
 
 
-def _whole_lines(path: Path) -> frozenset[int]:
-    """The lines of the prompts that have results; an interrupted line is cut off."""
+def _whole_lines(path: Path, numbered: str) -> frozenset[int]:
+    """The numbers of the prompts that have results; an interrupted line is cut off."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     done: set[int] = set()
     for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
         try:
-            done.add(int(json.loads(line)["line"]))
+            done.add(int(json.loads(line)[numbered]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise PromptsError(
                 f"--out {path}: line {number} is no result; the file is damaged, give another --out"

@@ -1,0 +1,63 @@
+"""The table of `flashback eval qa` for people."""
+
+import json
+from typing import Any
+
+from flashback.cli.tables import print_columns, results_console
+
+
+def print_answers(record: dict[str, Any]) -> None:
+    """Print a table's record (`flashback.questions.table.AnswerTable.record`), and its frames."""
+    settings, rows = record["settings"], record["rows"]
+    print_columns(_columns(rows), f"{settings['model']}, {settings['form']}")
+    console = results_console()
+    console.print(_summary(record))
+    for row in rows:
+        if row["frame"] is not None:
+            frame = row["frame"]
+            echo = f", echo of {frame['echo_tokens']} tokens" if frame["echo_tokens"] else ""
+            shown = f"{json.dumps(frame['before'])} passage {json.dumps(frame['after'])}{echo}"
+            console.print(f"Frame of {row['name']}: {shown}")
+
+
+def _summary(record: dict[str, Any]) -> str:
+    settings = record["settings"]
+    left_out = settings["file"]["unanswerable"]
+    return (
+        f"{record['questions']:,} questions on {record['groups']:,} passages"
+        f"{f', {left_out:,} unanswerable ones left out' if left_out else ''}; 95 % intervals by "
+        "resampling the passages with their questions; differences are paired. An answer stands "
+        f"in what is shown of the passages for {record['answer_shown']:.1f} % of the questions"
+        f"{'' if settings['index'] else ' (their own passages)'}; nothing was found for "
+        f"{record['without_passage']:,}."
+    )
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Headings and cells, the most important first."""
+
+    def cells(name: str, *path: str) -> list[str]:
+        found = []
+        for row in rows:
+            one = row[path[0]][name] if path else row[name]
+            places = 2 if name == "nats_per_token" else 1
+            found.append(_interval(one, places, signed=bool(path)))
+        return found
+
+    against = "against_plain_rag"
+    return [
+        ("", [row["name"] for row in rows]),
+        ("F1 (95 %)", cells("f1")),
+        ("exact\nmatch", cells("exact_match")),
+        ("sub-\nstring", cells("substring")),
+        ("-log p\nper token", cells("nats_per_token")),
+        ("F1 against\nplain RAG", cells("f1", against)),
+        ("-log p against\nplain RAG", cells("nats_per_token", against)),
+        ("substring against\nplain RAG", cells("substring", against)),
+    ]
+
+
+def _interval(one: dict[str, float], places: int, *, signed: bool) -> str:
+    sign = "+" if signed else ""
+    value, low, high = (f"{one[name]:{sign}.{places}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if signed else f"{value} ({low}-{high})"

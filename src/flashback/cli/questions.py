@@ -1,0 +1,299 @@
+"""`flashback eval qa`."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashback.cli.answers_table import print_answers
+from flashback.cli.documents import counting
+from flashback.cli.generate import frame_of, frame_options
+from flashback.cli.options import Names, options_of, take
+from flashback.cli.patterns import check_echo
+from flashback.cli.perplexity import chosen_patterns
+from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
+from flashback.errors import FlashBackWarning, SettingsError
+from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.patterns.registry import PATTERNS
+from flashback.questions.formats import QuestionFile, read_questions
+from flashback.questions.question_settings import Form, QuestionSettings
+from flashback.retrieval.kinds import Index, open_index
+from flashback.settings import (
+    FrameText,
+    RetrievalSettings,
+    Settings,
+    StoppingSettings,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from flashback.questions.run import Answers, Comparison
+    from flashback.readers.reader import Reader
+    from flashback.retrieval.protocol import Retriever
+    from flashback.writing.generator import Generator
+
+_lookup_options = options_of(
+    RetrievalSettings,
+    only=("passage_tokens", "passages", "min_score", "forbid_titles", "forbid_documents"),
+)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The command's options, and the settings made of them."""
+
+    file: QuestionFile
+    questions: QuestionSettings
+    retrieval: RetrievalSettings
+    bootstrap: BootstrapSettings
+    frame: FrameText | None
+    index: Path | None
+    adapters: tuple[Path, ...]
+    patterns: tuple[str, ...]
+    options: ReaderOptions
+    weights: Weights
+    out: Path | None
+
+
+@click.command(short_help="Answers to questions, compared with plain RAG.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--index", type=Path, help="Index folder that passages come from.")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=Path,
+    multiple=True,
+    help="Ask with this adapter, too (repeatable).",
+)
+@click.option(
+    "--pattern",
+    "patterns",
+    type=Names(lambda: list(PATTERNS)),
+    multiple=True,
+    help="Ask with this pattern (repeatable; default: all that the reader can have).",
+)
+@options_of(QuestionSettings)
+@reader_options
+@weights_option
+@_lookup_options
+@frame_options
+@click.option(
+    "--echo-tokens",
+    type=int,
+    help="Repeat this many of the prompt's last tokens behind an appended passage.",
+)
+@options_of(BootstrapSettings)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every answer to this file, as JSON lines; an interrupted file is resumed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def qa(as_json: bool, **values: Any) -> None:
+    """Let the reader answer the questions of FILE with every pattern, and with plain RAG.
+
+    \b
+    flashback eval qa questions.jsonl --index IDX --model MODEL --limit 200
+    flashback eval qa dev-v1.1.json --oracle --model MODEL --passage-tokens 256
+    flashback eval qa nq-open.jsonl --index IDX --form few-shot --passages 3 --out ANSWERS.jsonl
+
+    FILE: JSON lines with "question", "answers" or "answer", and if wanted "id", "passage" (for
+    --oracle) and "completion" (a text that the answer continues); NQ-open's lines; SQuAD's JSON.
+    Questions without an answer are left out.
+
+    Answers are greedy. Exact match and F1 are SQuAD's. Substring: a right answer stands, in whole
+    words, in what was written. -log p is that of the first right answer behind the same prompt.
+    Each question is searched for once, and all rows get the same passages; plain RAG pastes them
+    into the prompt. Rows without an adapter have the frame that is printed below the table, rows
+    with one the frame that it was trained with.
+    """
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    record = _answered(_parse(values))
+    if as_json:
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        print_answers(record)
+
+
+def _parse(values: dict[str, Any]) -> _Request:
+    """Check all that can be checked before a model is loaded."""
+    from flashback.evaluation.figures import check_writable
+    from flashback.questions.metrics import check_metrics
+
+    echo = values.pop("echo_tokens")
+    frame = frame_of(values.pop("frame_before"), values.pop("frame_after"), echo)
+    retrieval = replace(take(RetrievalSettings, values), pattern="none")
+    questions, bootstrap = take(QuestionSettings, values), take(BootstrapSettings, values)
+    if (values["index"] is None) != questions.oracle:
+        found = "both" if questions.oracle else "neither"
+        raise click.UsageError(f"expected --index IDX or --oracle, found {found}")
+    if echo and values["patterns"]:
+        echoes = (name for name in values["patterns"] if PATTERNS[name].echoes)
+        check_echo(echo, next(echoes, values["patterns"][0]))
+    if values["out"] is not None:
+        check_writable("--out", values["out"])
+    check_metrics()
+    file = read_questions(values.pop("file"))
+    return _Request(file, questions, retrieval, bootstrap, frame, **values)
+
+
+def _answered(request: _Request) -> dict[str, Any]:
+    """The table as plain data."""
+    index = None if request.index is None else open_index(request.index)
+
+    from flashback.evaluation.adapted_readers import AdaptedReaders
+    from flashback.questions.table import AnswerTable
+    from flashback.readers.inference import check_weights, for_inference
+
+    for adapter in request.adapters:  # before a model is loaded, or even downloaded
+        _warn_if_untrained(adapter, request)
+    check_weights(request.weights, request.options.device, request.options.dtype)
+    finish = partial(for_inference, weights=request.weights)
+    readers = AdaptedReaders(request.options.load_plain, finish)
+    readers.check(request.adapters)
+    comparison = _comparison(request, readers.get(), index)
+    frames = _frames(request, comparison, readers.get())
+    rows = [
+        row.described(readers.get(), frame)
+        for row, frame in zip(comparison.rows, frames, strict=True)
+    ]
+    described = _described(request, comparison, readers.get())
+    run = _run_record(request, readers.get(), index, described) | {"rows": rows}
+    with _answers(request.out, run) as answers, counting("answering") as start:
+        records = comparison.run(readers, _open_writer, answers, frames, start)
+    resamples = request.bootstrap.resamples
+    return AnswerTable(rows, records, comparison.asked, resamples, described).record()
+
+
+def _warn_if_untrained(adapter: Path, request: _Request) -> None:
+    """Say how passages differ from those an adapter was trained with.
+
+    Raises:
+        AdapterError: the folder is no adapter.
+    """
+    from flashback.readers.card import read_card
+
+    card = read_card(adapter)
+    # A pattern, a stride and a query as it was trained: in answers, these are what they are.
+    trained = replace(
+        request.retrieval,
+        pattern=card.pattern,
+        stride=card.stride,
+        query_tokens=card.query_tokens,
+    )
+    if found := card.differences(trained):
+        warnings.warn(
+            f"the adapter {adapter} was trained for {'; '.join(found)}",
+            FlashBackWarning,
+            stacklevel=2,
+        )
+
+
+def _comparison(request: _Request, reader: "Reader", index: Index | None) -> "Comparison":
+    """The rows and the questions with their passages."""
+    from flashback.questions.forms import Asking, settled_form
+    from flashback.questions.passages import look_up
+    from flashback.questions.rows import rows_of
+    from flashback.questions.run import Comparison
+
+    own = request.questions
+    rows = rows_of(chosen_patterns(reader, request.patterns), request.adapters)
+    questions = request.file.sample(own.limit, own.seed)
+    form = settled_form(own.form, reader, questions)
+    asking = Asking(form)
+    if form is Form.FEW_SHOT:
+        asking = Asking(form, request.file.solved(own.examples, own.seed))
+    asked = look_up(questions, index, reader, request.retrieval)
+    if not any(one.hits for one in asked):
+        raise SettingsError("not one passage was found for the questions; give another --index")
+    stopping = StoppingSettings(max_new_tokens=own.max_new_tokens, stop=own.stops(form))
+    settings = Settings(retrieval=request.retrieval, stopping=stopping)
+    return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
+
+
+def _frames(
+    request: _Request, comparison: "Comparison", reader: "Reader"
+) -> list[FrameText | None]:
+    """The text around passages in each row."""
+    form, first = comparison.asking.form, comparison.asked[0].question
+    return [row.frame(reader, form, first, request.frame) for row in comparison.rows]
+
+
+def _described(request: _Request, comparison: "Comparison", reader: "Reader") -> dict[str, Any]:
+    """What the table records besides figures."""
+    from flashback.version import versions
+
+    own, retrieval = request.questions, request.retrieval
+    form = comparison.asking.form
+    return {
+        "file": {
+            "name": request.file.name,
+            "sha256": request.file.sha256,
+            "questions": len(request.file.questions),
+            "unanswerable": request.file.unanswerable,
+        },
+        "limit": own.limit,
+        "seed": own.seed,
+        "form": str(form),
+        "examples": own.examples if form is Form.FEW_SHOT else 0,
+        "model": reader.name,
+        "device": str(reader.placement.device),
+        "dtype": reader.placement.dtype_name,
+        "weights": str(reader.placement.weights),
+        "window": reader.window,
+        "index": None if request.index is None else str(request.index),
+        "passages": retrieval.passages,
+        "passage_tokens": retrieval.passage_tokens,
+        "min_score": retrieval.min_score,
+        "forbid_titles": list(retrieval.forbid_titles),
+        "forbid_documents": list(retrieval.forbid_documents),
+        "max_new_tokens": own.max_new_tokens,
+        "stop": list(comparison.settings.stopping.stop),
+        "resamples": request.bootstrap.resamples,
+        "versions": versions(),
+    }
+
+
+def _run_record(
+    request: _Request, reader: "Reader", index: Index | None, described: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the answers; names of files and the bootstrap do not."""
+    from flashback.evaluation.evaluate import checksums_of
+    from flashback.readers.fingerprint import computation_of
+
+    file = {name: value for name, value in described["file"].items() if name != "name"}
+    decided = {name: value for name, value in described.items() if name != "resamples"}
+    return decided | {
+        "file": file,
+        "computation": computation_of(reader.model),
+        "adapters": [checksums_of(adapter) for adapter in request.adapters],
+        "index": None if index is None else index.manifest.digest,
+    }
+
+
+@contextlib.contextmanager
+def _answers(out: Path | None, run: dict[str, Any]) -> "Iterator[Answers]":
+    """Where answers are kept: in a file, or nowhere."""
+    from flashback.questions.run import NUMBER, InMemory
+    from flashback.writing.results import open_results
+
+    if out is None:
+        yield InMemory()
+        return
+    with open_results(out, run, NUMBER) as results:
+        yield results
+
+
+def _open_writer(reader: "Reader", retriever: "Retriever") -> "Generator":
+    from flashback.engines.local import LocalEngine
+    from flashback.writing.generator import Generator
+
+    return Generator(reader, LocalEngine(reader.model, reader.window), retriever)

@@ -1,0 +1,198 @@
+"""Files of questions with their answers: JSON lines, NQ-open's among them, and SQuAD's JSON."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flashback.errors import PromptsError
+
+_EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and what counts as its answer."""
+
+    id: str | int
+    """As given; else its line."""
+    text: str
+    answers: tuple[str, ...]
+    """At least one; the first is the one that is scored."""
+    passage: str | None = None
+    """The passage that answers it, if the file has one."""
+    title: str = ""
+    """Of the passage."""
+    completion: str | None = None
+    """A text that the answer continues, if the file has one."""
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """All questions of a file that have an answer."""
+
+    name: str
+    sha256: str
+    questions: tuple[Question, ...]
+    unanswerable: int
+    """Questions without an answer, which are left out."""
+
+    def sample(self, limit: int, seed: int) -> tuple[Question, ...]:
+        """A random sample in the file's order; all of them if `limit` is 0 or more than there are.
+
+        The sample of a larger limit contains that of a smaller one.
+        """
+        numbers = list(range(len(self.questions)))
+        if not 0 < limit < len(numbers):
+            return self.questions
+        random.Random(seed).shuffle(numbers)
+        return tuple(self.questions[number] for number in sorted(numbers[:limit]))
+
+    def solved(self, count: int, seed: int) -> Callable[[Question], tuple[Question, ...]]:
+        """Other questions of the file for any question: the same ones as far as possible.
+
+        Raises:
+            PromptsError: there are too few.
+        """
+        drawn = list(self.questions)
+        random.Random(f"examples {seed}").shuffle(drawn)
+        texts = {one.text for one in drawn}
+        if len(texts) <= count:
+            raise PromptsError(
+                f"{self.name}: found {len(texts)} different questions; expected more than the "
+                f"{count} of --examples; lower it"
+            )
+
+        def others(question: Question) -> tuple[Question, ...]:
+            return tuple(islice((one for one in drawn if one.text != question.text), count))
+
+        return others
+
+
+def read_questions(path: Path) -> QuestionFile:
+    """Read a file of questions.
+
+    Raises:
+        PromptsError: it is missing, of an unknown kind, or damaged, or has no question.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise PromptsError(f"{path}: found {found}; {_EXPECTED}")
+    content, name = path.read_bytes(), str(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptsError(f"{name}: not UTF-8 at byte {error.start + 1}; {_EXPECTED}") from None
+    every = list(_squad(name, text) or _json_lines(name, text))
+    questions = tuple(one for one in every if one.answers)
+    if not questions:
+        raise PromptsError(f"{name}: found no question with an answer; {_EXPECTED}")
+    left_out = len(every) - len(questions)
+    return QuestionFile(name, hashlib.sha256(content).hexdigest(), questions, left_out)
+
+
+def _squad(name: str, text: str) -> list[Question] | None:
+    """The questions of a file of SQuAD's kind; None: it is of another kind."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or "data" not in record:
+        return None
+    try:
+        return list(_squad_questions(record["data"]))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise PromptsError(
+            f"{name}: damaged ({found}); expected SQuAD's JSON: data, paragraphs, context, qas"
+        ) from None
+
+
+def _squad_questions(articles: Any) -> Iterator[Question]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                given = () if asked.get("is_impossible") else asked["answers"]
+                yield Question(
+                    asked["id"],
+                    _text(asked["question"]),
+                    _different(_text(answer["text"]) for answer in given),
+                    _text(paragraph["context"]),
+                    str(article.get("title", "")),
+                )
+
+
+def _json_lines(name: str, text: str) -> Iterator[Question]:
+    lines_of: dict[str | int, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(number, line)
+        except ValueError as error:
+            raise PromptsError(f"{name} line {number}: {error}; {_EXPECTED}") from None
+        earlier = lines_of.setdefault(question.id, number)
+        if earlier != number:
+            raise PromptsError(
+                f"{name} line {number}: the id {question.id!r} is that of line {earlier}; expected "
+                "every id once (a line without one has its number)"
+            )
+        yield question
+
+
+def _question(number: int, line: str) -> Question:
+    """One line.
+
+    Raises:
+        ValueError: what was found.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(record, dict) or "question" not in record:
+        raise ValueError("found no question")
+    given = record.get("id")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
+        raise ValueError("the id is neither text nor a whole number")
+    answers = record.get("answers", record.get("answer"))
+    if answers is None:
+        raise ValueError("found no answers")
+    many = answers if isinstance(answers, list) else [answers]
+    return Question(
+        number if given is None else given,
+        _text(record["question"]),
+        _different(_text(answer) for answer in many),
+        _optional(record.get("passage")),
+        str(record.get("title", "")),
+        _optional(record.get("completion", record.get("prompt"))),
+    )
+
+
+def _text(value: object) -> str:
+    """A text that is not empty.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"found {json.dumps(value)[:40]} where a text belongs")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("found half a character (a lone surrogate)") from None
+    return value
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _different(answers: Iterator[str]) -> tuple[str, ...]:
+    """Each answer once, without the space around it."""
+    return tuple(dict.fromkeys(answer.strip() for answer in answers))

@@ -1,0 +1,57 @@
+"""How good an answer is: exact match and F1 as SQuAD computes them, and substring match."""
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flashback.errors import SettingsError
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """The scores of one answer, in per cent, as SQuAD's."""
+
+    exact_match: float
+    f1: float
+    substring: float
+
+
+def check_metrics() -> None:
+    """Refuse to begin without the library that scores answers.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
+    try:
+        import torchmetrics.functional.text  # noqa: F401
+    except ImportError:
+        raise SettingsError(
+            "eval qa needs torchmetrics; pip install '.[eval]' in a clone of the project"
+        ) from None
+
+
+def scores_of(written: str, answers: Sequence[str]) -> AnswerScores:
+    """The scores of what was written: the best over all right answers."""
+    from torchmetrics.functional.text import squad
+
+    right = {"answers": {"answer_start": [0] * len(answers), "text": list(answers)}, "id": "0"}
+    found = squad([{"prediction_text": written, "id": "0"}], [right])
+    return AnswerScores(
+        float(found["exact_match"]), float(found["f1"]), 100.0 * stands_in(answers, written)
+    )
+
+
+def stands_in(answers: Sequence[str], text: str) -> bool:
+    """Whether an answer stands in a text, both normalized, as whole words."""
+    within = f" {normalized(text)} "
+    return any(f" {answer} " in within for answer in map(normalized, answers) if answer)
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation and articles, one space between words: SQuAD's rule."""
+    plain = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())

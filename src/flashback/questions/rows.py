@@ -1,0 +1,87 @@
+"""The rows of a table of answers: plain RAG, then every pattern, with and without adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flashback.evaluation.arms import Arm, adapter_arms, with_unique_names
+from flashback.patterns.registry import PATTERNS
+from flashback.questions.formats import Question
+from flashback.questions.forms import conversation_of
+from flashback.questions.question_settings import Form
+from flashback.readers.chat import chat_frame
+from flashback.readers.text_reader import TextReader
+from flashback.settings import FrameText
+
+PLAIN_RAG = "plain RAG"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to answer every question."""
+
+    arm: Arm
+    pasted: bool = False
+    """Whether passages are pasted into the prompt, which then is read without any (plain RAG)."""
+
+    @property
+    def name(self) -> str:
+        """Such as `plain RAG`, `append`, `append + LoRA, trained marks`."""
+        if self.pasted:
+            return PLAIN_RAG
+        return self.arm.pattern if self.arm.adapter is None else self.arm.name
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether passages stand where a pattern puts them."""
+        return PATTERNS[self.arm.pattern].retrieves
+
+    def frame(
+        self, reader: TextReader, form: Form, question: Question, given: FrameText | None
+    ) -> FrameText | None:
+        """The text around passages; None: the reader's own frame, or that of its adapter.
+
+        Args:
+            question: any of those that are asked.
+            given: by the user.
+        """
+        if self.arm.adapter is not None or not self.retrieves:
+            return None
+        if form is not Form.CHAT or (given is not None and given.has_text):
+            return given
+        turns = chat_frame(reader, self.arm.pattern, conversation_of(question))
+        if turns is None or given is None:
+            return turns or given
+        return replace(turns, echo_tokens=given.echo_tokens)
+
+    def described(self, reader: TextReader, frame: FrameText | None) -> dict[str, Any]:
+        """The row as plain data, with the frame as a reader without an adapter sees it."""
+        shown = None
+        if self.retrieves and self.arm.adapter is None:
+            around = reader.frame(frame, self.arm.pattern)
+            shown = {
+                "before": reader.show(around.before),
+                "after": reader.show(around.after),
+                "echo_tokens": around.echo if PATTERNS[self.arm.pattern].echoes else 0,
+            }
+        return {
+            "name": self.name,
+            "pattern": self.arm.pattern,
+            "pasted": self.pasted,
+            "adapter": None if self.arm.adapter is None else str(self.arm.adapter),
+            "trained_for": self.arm.trained_for,
+            "marks": str(self.arm.marks),
+            "frame": shown,
+        }
+
+
+def rows_of(patterns: Sequence[str], adapters: Sequence[Path]) -> list[Row]:
+    """Plain RAG, every pattern without an adapter, every pattern with each adapter.
+
+    Raises:
+        AdapterError: a folder is no adapter.
+    """
+    adapted = [arm for adapter in adapters for arm in adapter_arms(adapter, patterns)]
+    untrained = [Row(Arm(pattern)) for pattern in dict.fromkeys(patterns)]
+    return [Row(Arm("none"), pasted=True), *untrained, *map(Row, with_unique_names(adapted))]

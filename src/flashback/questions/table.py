@@ -1,0 +1,96 @@
+"""Answers to figures: means with intervals, and each row against plain RAG, paired.
+
+Questions about the same passage are not independent of each other, so passages are resampled with
+all their questions; a question without a passage of its own stands for itself.
+
+Symbols: G groups of questions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from flashback.evaluation.statistics import Array, Bootstrap
+from flashback.questions.passages import Asked
+
+_SCORES = ("exact_match", "f1", "substring")
+FIGURES = (*_SCORES, "nats_per_token")
+"""Of every row; the first three in per cent, and the more the better."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over a row's answers, (G,) each."""
+
+    of: Mapping[str, Array]
+    """By figure."""
+    units: Mapping[str, Array]
+    """What each is divided by: answers, or tokens of right answers."""
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """Rows on the same questions, each against the first, which is plain RAG."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """Each row as plain data."""
+    records: Sequence[Sequence[Mapping[str, Any]]]
+    """Each row's answers, in the order of the questions."""
+    asked: Sequence[Asked]
+    resamples: int
+    settings: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """The table as plain data."""
+        groups = _groups(self.asked)
+        count = max(groups) + 1
+        bootstrap = Bootstrap(count, self.resamples)
+        sums = [_sums(own, groups, count) for own in self.records]
+        return {
+            "settings": dict(self.settings),
+            "questions": len(self.asked),
+            "groups": count,
+            "without_passage": sum(not one.hits for one in self.asked),
+            "answer_shown": 100 * float(np.mean([one.answer_shown for one in self.asked])),
+            "rows": [
+                {
+                    **row,
+                    **_figures(own, bootstrap),
+                    "answer_tokens": int(own.units["nats_per_token"].sum()),
+                    "against_plain_rag": _figures(_difference(own, sums[0]), bootstrap),
+                }
+                for row, own in zip(self.rows, sums, strict=True)
+            ],
+        }
+
+
+def _groups(asked: Sequence[Asked]) -> list[int]:
+    """The number of each question's passage."""
+    numbers: dict[object, int] = {}
+    return [
+        numbers.setdefault(one.question.passage or ("question", one.question.id), len(numbers))
+        for one in asked
+    ]
+
+
+def _sums(records: Sequence[Mapping[str, Any]], groups: Sequence[int], count: int) -> _Sums:
+    def per_group(values: Iterator[float]) -> Array:
+        return np.bincount(groups, list(values), count).astype(np.float64)
+
+    answers = per_group(1.0 for _ in records)
+    of = {name: per_group(float(one[name]) for one in records) for name in _SCORES}
+    nats = per_group(float(one["nats"]) for one in records)
+    tokens = per_group(float(one["answer_tokens"]) for one in records)
+    units = dict.fromkeys(_SCORES, answers) | {"nats_per_token": tokens}
+    return _Sums(of | {"nats_per_token": nats}, units)
+
+
+def _difference(row: _Sums, other: _Sums) -> _Sums:
+    return _Sums({name: row.of[name] - other.of[name] for name in FIGURES}, row.units)
+
+
+def _figures(sums: _Sums, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Every figure with its interval."""
+    return {name: asdict(bootstrap.quotient(sums.of[name], sums.units[name])) for name in FIGURES}

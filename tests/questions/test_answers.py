@@ -1,0 +1,220 @@
+"""Answers: their scores, the passages they share, and exactly how probable the right one is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashback.engines.local import LocalEngine
+from flashback.errors import PromptTooLong, SettingsError
+from flashback.patterns.prompt import Prompt, View
+from flashback.questions.answers import Respondent
+from flashback.questions.formats import Question
+from flashback.questions.forms import Asking, settled_form
+from flashback.questions.metrics import scores_of, stands_in
+from flashback.questions.passages import Asked, look_up
+from flashback.questions.question_settings import Form
+from flashback.questions.rows import Row, rows_of
+from flashback.questions.run import Comparison
+from flashback.questions.table import AnswerTable
+from flashback.readers.passages import passage_ids
+from flashback.readers.reader import Reader
+from flashback.retrieval.protocol import Hit, Retriever
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.writing.generator import Generator
+from recompute import block_mask_logits, recomputed_logits
+from tiny_readers import MadeUpRetriever, tiny_reader
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+RETRIEVAL = RetrievalSettings("none", passage_tokens=24)
+SETTINGS = Settings(retrieval=RETRIEVAL, stopping=StoppingSettings(max_new_tokens=8))
+QUESTIONS = tuple(
+    Question(f"q{n}", f"Who is number {n}?", (answer, "nobody"), f"Number {n} is {answer}.")
+    for n, answer in enumerate(("Ada", "Grace Hopper", "Émilie", "Hypatia", "Emmy"))
+)
+PATTERNS = ("none", "prepend", "append", "slot")
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    from families import tiny_model
+
+    own = tiny_reader(model=tiny_model("llama", max_position_embeddings=640), window=640)
+    own.tokenizer.chat_template = TEMPLATE
+    return own
+
+
+def open_writer(reader: Reader, retriever: Retriever) -> Generator:
+    return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+
+
+class Finding:
+    """One passage for each query, which names it; queries are kept."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        self.queries += queries
+        return [[Hit(query, "d", "t", f"It is Ada, {query}", 1.0)] for query in queries]
+
+
+@pytest.mark.parametrize(
+    ("written", "answers", "exact", "f1", "substring"),
+    [
+        ("The 308 Points!", ["308 points"], 100, 100, 100),
+        ("308", ["136", "308 points"], 0, 200 / 3, 0),
+        ("They gave up 308 points.", ["308 points"], 0, 400 / 7, 100),
+        ("In 1995", ["5"], 0, 0, 0),
+        ("", ["Ada"], 0, 0, 0),
+        ("The.", ["the"], 100, 100, 0),
+    ],
+)
+def test_scores_of_known_pairs(
+    written: str, answers: list[str], exact: float, f1: float, substring: float
+) -> None:
+    found = scores_of(written, answers)
+    assert (found.exact_match, found.substring) == (exact, substring)
+    assert found.f1 == pytest.approx(f1, abs=1e-3)
+
+
+def test_an_answer_stands_in_a_text_as_whole_words() -> None:
+    assert stands_in(["The  Émilie"], "It was émilie, at last.")
+    assert not stands_in(["Ada"], "Adana")
+    assert not stands_in(["the"], "the")
+
+
+def test_every_question_is_searched_once_and_cut_as_readers_see_it(reader: Reader) -> None:
+    retriever = Finding()
+    asked = look_up(QUESTIONS, retriever, reader, RETRIEVAL)
+    assert retriever.queries == [one.text for one in QUESTIONS]
+    assert [one.shown for one in asked] == ["It is Ada, Who is number"] * 5  # 24 bytes
+    assert [one.answer_shown for one in asked] == [True, *[False] * 4]
+    own = look_up(QUESTIONS, None, reader, RETRIEVAL)
+    assert [one.hits[0].text for one in own] == [one.passage for one in QUESTIONS]
+
+
+@pytest.mark.parametrize("form", [Form.CHAT, Form.QUESTION, Form.COMPLETION, Form.FEW_SHOT])
+def test_forms_with_and_without_pasted_passages(reader: Reader, form: Form) -> None:
+    question = replace(QUESTIONS[0], completion="Number 0 is called")
+    asking = Asking(form, lambda _: QUESTIONS[1:2])
+    solved = "Question: Who is number 1?\nAnswer: Grace Hopper\n\n"
+    asked = "Question: Who is number 0?\nAnswer:"
+    chat = "Use the context to answer the question.\n\nContext: P\n\nQuestion: Who is number 0?"
+    plain, pasted, answer = {
+        Form.CHAT: ("<user>Who is number 0?<assistant>", f"<user>{chat}<assistant>", "Ada"),
+        Form.QUESTION: (solved + asked, f"{solved}Context: P\n\n{asked}", " Ada"),
+        Form.FEW_SHOT: (solved + asked, f"{solved}Context: P\n\n{asked}", " Ada"),
+        Form.COMPLETION: ("Number 0 is called", "P\n\nNumber 0 is called", " Ada"),
+    }[form]
+    assert reader.decode(asking.prompt_ids(reader, question)) == plain
+    assert reader.decode(asking.prompt_ids(reader, question, "P")) == pasted
+    assert reader.decode(asking.answer_ids(reader, question, "P")) == answer
+
+
+def test_forms_that_are_refused(reader: Reader) -> None:
+    assert settled_form("auto", reader, QUESTIONS) is Form.CHAT
+    assert settled_form("auto", tiny_reader(), QUESTIONS) is Form.QUESTION
+    with pytest.raises(SettingsError, match="has no chat template"):
+        settled_form("chat", tiny_reader(), QUESTIONS)
+    with pytest.raises(SettingsError, match="question 'q0' has no text to be continued"):
+        settled_form("completion", reader, QUESTIONS)
+
+
+def compared(reader: Reader, asked: Sequence[Asked], form: Form) -> Comparison:
+    return Comparison(tuple(rows_of(PATTERNS, ())), tuple(asked), Asking(form), SETTINGS, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [Form.CHAT, Form.QUESTION])
+@pytest.mark.parametrize("at", range(5))
+def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form, at: int) -> None:
+    """Behind the prompt that was written from, arranged with the passages."""
+    asked = look_up(QUESTIONS, MadeUpRetriever(empty=0.3), reader, RETRIEVAL)
+    comparison = compared(reader, asked, form)
+    row = comparison.rows[at]
+    assert row.pasted == (at == 0)
+    settings = comparison.row_settings(row, row.frame(reader, form, QUESTIONS[0], None))
+    respondent = Respondent(row, reader, settings, comparison.asking)
+    records = list(respondent.records(asked, open_writer, 3))
+    assert len(records) == len(asked)
+    for one, record in zip(asked, records, strict=True):
+        prompt = comparison.asking.prompt_ids(reader, one.question, one.shown if at == 0 else "")
+        answer = comparison.asking.answer_ids(reader, one.question)
+        alone = open_writer(reader, _Fixed(one.hits)).generate(prompt, settings)
+        assert alone.text.strip() == record["written"]
+        assert len(alone.strides) == 1
+        if row.arm.pattern == "slot":
+            retrieval = settings.retrieval
+            frame = reader.frame(retrieval.frame, "slot")
+            passage = passage_ids(reader, (hit.text for hit in one.hits), retrieval)
+            framed = frame.around(passage) if passage else ()
+            reserved = 24 + len(frame.before) + len(frame.after)
+            views = Prompt.with_views(prompt, (View(0, framed),), reserved)
+            assert views.arranged == alone.strides[0].arranged
+            logits = block_mask_logits(reader.model, views, answer)
+        else:
+            ids = (*alone.strides[0].arranged, *answer[:-1])
+            logits = recomputed_logits(reader.model, ids, len(answer))
+        right = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+        assert record["nats"] == pytest.approx(-float(right.sum()), abs=1e-3)
+        assert record["answer_tokens"] == len(answer)
+
+
+class _Fixed:
+    """The same hits for every query."""
+
+    def __init__(self, hits: Sequence[Hit]) -> None:
+        self._hits = list(hits)
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        return [self._hits for _ in queries]
+
+
+def test_a_prompt_that_is_too_long_is_named(reader: Reader) -> None:
+    long = replace(QUESTIONS[1], text="why " * 200)
+    asked = look_up([QUESTIONS[0], long], None, reader, RETRIEVAL)
+    comparison = compared(reader, asked, Form.QUESTION)
+    settings = comparison.row_settings(comparison.rows[0], None)
+    respondent = Respondent(comparison.rows[0], reader, settings, comparison.asking)
+    with pytest.raises(PromptTooLong, match="plain RAG, question 'q1': the prompt has"):
+        list(respondent.records(asked, open_writer, 2))
+
+
+def test_differences_are_paired_and_passages_are_resampled(reader: Reader) -> None:
+    questions = [replace(one, passage=f"p{n // 2}") for n, one in enumerate(QUESTIONS)]
+    asked = look_up(questions, None, reader, RETRIEVAL)
+
+    def records(scores: Sequence[float]) -> list[dict[str, float]]:
+        return [
+            {"exact_match": 0.0, "f1": score, "substring": 100.0, "nats": score, "answer_tokens": 2}
+            for score in scores
+        ]
+
+    rows = [{"name": "plain RAG"}, {"name": "append"}]
+    both = records([10, 50, 30, 90, 20]), records([15, 55, 35, 95, 25])
+    found = AnswerTable(rows, both, asked, 200, {}).record()
+    assert (found["questions"], found["groups"]) == (5, 3)
+    plain, append = found["rows"]
+    assert plain["f1"]["value"] == 40
+    assert plain["f1"]["low"] < 40 < plain["f1"]["high"]
+    assert plain["nats_per_token"]["value"] == 20
+    assert append["against_plain_rag"]["f1"] == {"value": 5, "low": 5, "high": 5}
+    assert append["against_plain_rag"]["nats_per_token"]["value"] == 2.5
+    assert plain["against_plain_rag"]["f1"] == {"value": 0, "low": 0, "high": 0}
+    assert append["substring"] == {"value": 100, "low": 100, "high": 100}
+
+
+def test_rows(reader: Reader) -> None:
+    rows = rows_of(("none", "append"), ())
+    assert [row.name for row in rows] == ["plain RAG", "none", "append"]
+    assert [row.retrieves for row in rows] == [False, False, True]
+    assert Row(rows[2].arm).described(reader, None)["frame"] == {
+        "before": " [Reference: ",
+        "after": "]\n\n",
+        "echo_tokens": 16,
+    }
