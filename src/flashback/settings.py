@@ -188,7 +188,7 @@ class FrameText(CheckedSettings):
     echo_prompt: bool = True
     """Whether tokens of the prompt are repeated, too; if not, those written since."""
     no_passage: str = ""
-    """The text in place of the frame where nothing was retrieved."""
+    """The text where nothing was retrieved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -143,7 +143,9 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     records = list(respondent.records(asked, open_writer, 3))
     assert len(records) == len(asked)
     for one, record in zip(asked, records, strict=True):
-        prompt = comparison.asking.prompt_ids(reader, one.question, one.shown if at == 0 else "")
+        prompt = comparison.asking.prompt_ids(
+            reader, one.question, one.shown if at == 0 else "", settings.retrieval
+        )
         answer = comparison.asking.answer_ids(reader, one.question)
         alone = open_writer(reader, _Fixed(one.hits)).generate(prompt, settings)
         assert alone.text.strip() == record["written"]
@@ -152,7 +154,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
             retrieval = settings.retrieval
             frame = reader.frame(retrieval.frame, "slot")
             passage = passage_ids(reader, (hit.text for hit in one.hits), retrieval)
-            framed = frame.around(passage) if passage else ()
+            framed = frame.around(passage)
             reserved = 24 + len(frame.before) + len(frame.after)
             views = Prompt.with_views(prompt, (View(0, framed),), reserved)
             assert views.arranged == alone.strides[0].arranged

@@ -1,5 +1,6 @@
 """Passages in the turns of chat templates, in the styles of well-known families."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -167,7 +168,7 @@ def test_templates_that_cannot_are_refused_in_one_line() -> None:
 class OnePassage:
     """Finds the same passage for every query."""
 
-    def search(self, queries: list[str], options: SearchOptions) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         return [[Hit("1", "1", "", PASSAGE, 1.0)] for _ in queries]
 
 

@@ -13,7 +13,7 @@ import click
 
 from flashback.cli.answers_table import print_answers
 from flashback.cli.documents import counting
-from flashback.cli.generate import frame_of, frame_options
+from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import Names, options_of, take
 from flashback.cli.patterns import check_echo
 from flashback.cli.perplexity import chosen_patterns
@@ -83,11 +83,6 @@ class _Request:
 @weights_option
 @_lookup_options
 @frame_options
-@click.option(
-    "--echo-tokens",
-    type=int,
-    help="Repeat this many of the prompt's last tokens behind an appended passage.",
-)
 @options_of(BootstrapSettings)
 @click.option(
     "--out",
@@ -128,8 +123,8 @@ def _parse(values: dict[str, Any]) -> _Request:
     from flashback.evaluation.figures import check_writable
     from flashback.questions.metrics import check_metrics
 
-    echo = values.pop("echo_tokens")
-    frame = frame_of(values.pop("frame_before"), values.pop("frame_after"), echo)
+    frame: FrameOptions = values.pop("frame")
+    echo = frame.echo_tokens
     retrieval = replace(take(RetrievalSettings, values), pattern="none")
     questions, bootstrap = take(QuestionSettings, values), take(BootstrapSettings, values)
     if (values["index"] is None) != questions.oracle:
@@ -142,7 +137,7 @@ def _parse(values: dict[str, Any]) -> _Request:
         check_writable("--out", values["out"])
     check_metrics()
     file = read_questions(values.pop("file"))
-    return _Request(file, questions, retrieval, bootstrap, frame, **values)
+    return _Request(file, questions, retrieval, bootstrap, frame.text, **values)
 
 
 def _answered(request: _Request) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class Respondent:
         """
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
-        prompts = [self.asking.prompt_ids(self.reader, *self._pasted(one)) for one in asked]
+        prompts = [
+            self.asking.prompt_ids(self.reader, *self._pasted(one), self.settings.retrieval)
+            for one in asked
+        ]
         self._check(writer, asked, prompts)
         scorer = TargetScorer(self.reader.model)
         for at in range(0, len(asked), batch_size):

@@ -9,7 +9,9 @@ from flashback.questions.formats import Question
 from flashback.questions.question_settings import Form
 from flashback.readers.chat import Conversation
 from flashback.readers.text_reader import TextReader
-from flashback.settings import AUTO
+from flashback.settings import AUTO, RetrievalSettings
+
+_NONE = RetrievalSettings(pattern="none")
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,24 @@ class Asking:
     examples: Callable[[Question], Sequence[Question]] = lambda _: ()
     """The solved examples before a question."""
 
-    def prompt_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:
+    def prompt_ids(
+        self,
+        reader: TextReader,
+        question: Question,
+        context: str = "",
+        retrieval: RetrievalSettings = _NONE,
+    ) -> Ids:
         """The prompt of a question.
 
         Args:
             context: passages to be pasted into it, as a plain text.
+            retrieval: with the pattern and the frame that show other passages.
 
         Raises:
-            SettingsError: the reader has no chat template, or its template refuses the question.
+            ChatTemplateError: the reader has no chat template, or it refuses the question.
         """
         if self.form is Form.CHAT:
-            return conversation_of(question, context).prompt_ids(reader)
+            return conversation_of(question, context).prompt(reader, retrieval).ids
         return tuple(reader.encode_prompt(self._text(question, context)))
 
     def answer_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:

@@ -1,7 +1,7 @@
 """The rows of a table of answers: plain RAG, then every pattern, with and without adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import Question
 from flashback.questions.forms import conversation_of
 from flashback.questions.question_settings import Form
-from flashback.readers.chat import chat_frame
 from flashback.readers.text_reader import TextReader
-from flashback.settings import FrameText
+from flashback.settings import FrameText, RetrievalSettings
 
 PLAIN_RAG = "plain RAG"
 
@@ -48,12 +47,10 @@ class Row:
         """
         if self.arm.adapter is not None or not self.retrieves:
             return None
-        if form is not Form.CHAT or (given is not None and given.has_text):
+        if form is not Form.CHAT:
             return given
-        turns = chat_frame(reader, self.arm.pattern, conversation_of(question))
-        if turns is None or given is None:
-            return turns or given
-        return replace(turns, echo_tokens=given.echo_tokens)
+        asked = RetrievalSettings(pattern=self.arm.pattern, frame=given)
+        return conversation_of(question).prompt(reader, asked).retrieval.frame
 
     def described(self, reader: TextReader, frame: FrameText | None) -> dict[str, Any]:
         """The row as plain data, with the frame as a reader without an adapter sees it."""

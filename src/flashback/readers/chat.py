@@ -62,17 +62,16 @@ class Conversation:
         Raises:
             ChatTemplateError: see `prompt_ids`.
         """
-        pattern = PATTERNS[retrieval.pattern]
-        echo_only = retrieval.frame is not None and not retrieval.frame.has_text
+        pattern, asked = PATTERNS[retrieval.pattern], retrieval.frame
         if (
             not pattern.retrieves
-            or (retrieval.frame is not None and not echo_only)
+            or (asked is not None and asked.has_text and not _in_turns(asked))
             or reader.adapter is not None
             or reader.marks is not None
         ):
             return ChatPrompt(self.prompt_ids(reader), retrieval)
         if pattern.echoes:
-            frame = _frame_behind(reader, retrieval.frame)
+            frame = _frame_behind(reader, asked)
             return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
         return self._shown_before(reader, retrieval, isolated=pattern.isolated)
 
@@ -98,6 +97,11 @@ class Conversation:
         """The last tokens of the last user message and the answer so far, without template."""
         asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
         return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
+
+
+def _in_turns(frame: FrameText) -> bool:
+    """Whether a frame was made here."""
+    return bool(frame.no_passage) or not frame.echo_prompt
 
 
 def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
