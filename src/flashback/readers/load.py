@@ -23,10 +23,9 @@ from flashback.readers.gguf import (
     find_gguf,
     finish_gguf,
     gguf_arguments,
-    gguf_config,
-    gguf_tokenizer,
     open_gguf,
 )
+from flashback.readers.gguf_words import gguf_config, gguf_tokenizer
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
@@ -62,7 +61,7 @@ def load_reader(
     window: int | None = None,
     trust_remote_code: bool = False,
 ) -> Reader:
-    """Load a reader by the name of a hub model, a folder, a GGUF file, or a name of `flashback models`.
+    """Load a reader by the name of a hub model, a folder, a GGUF file, or an installed one.
 
     Args:
         name: what to load; safetensors, `.bin` files read with weights-only loading, or GGUF, whose
