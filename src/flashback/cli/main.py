@@ -14,6 +14,7 @@ from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
+from flashback.cli.models import models
 from flashback.cli.pareto import pareto
 from flashback.cli.reproduce import reproduce
 from flashback.cli.serve import serve
@@ -40,7 +41,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, generate, demo, serve),
+    *(index, search, generate, demo, serve, models),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

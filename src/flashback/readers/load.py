@@ -217,15 +217,19 @@ def _check_weights(source: Source, report: dict[str, Any]) -> None:
         )
 
 
-def window_of(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
-    """The positions a model can use, and where that number comes from."""
+def window_of(config: Any, tokenizer: Tokenizer | None) -> tuple[int, str]:
+    """The positions a model can use, and where that number comes from.
+
+    Args:
+        tokenizer: its limit counts where the configuration has none; None: it is not known.
+    """
     text = config.get_text_config()
     if changing := _changing_rotation(text):
         return changing
     size = getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None)
     if size:
         return int(size), "the model's positions"
-    if tokenizer.model_max_length < 1 << 24:
+    if tokenizer is not None and tokenizer.model_max_length < 1 << 24:
         return int(tokenizer.model_max_length), "the tokenizer's limit"
     return _DEFAULT_WINDOW, "a default: the model states none"
 
