@@ -50,7 +50,8 @@ def _seeded(config: Any) -> PreTrainedModel:
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight.data, 0.5, 0.2)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -80,7 +81,8 @@ def gemma_tokenizer() -> GemmaTokenizer:
     tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += ["▁", *"abcdefghijklmnopqrst", *(left + right for left, right in merges)]
     tokens += [f"[PAD{number}]" for number in range(len(tokens), VOCABULARY)]
-    tokenizer = GemmaTokenizer(vocab={one: i for i, one in enumerate(tokens)}, merges=merges)
+    build: Any = GemmaTokenizer  # whose merges are said to be strings
+    tokenizer: GemmaTokenizer = build(vocab={one: i for i, one in enumerate(tokens)}, merges=merges)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 2)]
     )

@@ -257,7 +257,7 @@ def refused(name: str | Path) -> str:
             "leaves out 1 of its weights, such as blk.0.attn_q.bias",
         ),
         (
-            {"more": {"rope_freqs.weight": np.float32([1, 2, 3, 4])}},
+            {"more": {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}},
             "that are not Llama 3's",
         ),
         (
