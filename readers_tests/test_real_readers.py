@@ -108,7 +108,8 @@ def test_cached_equals_recomputed(
         writer, real.reader.encode_prompt(prompt), settings(pattern)
     )
     found, error = iter(seen), 0.0
-    for arranged, stride in zip(engine.prompts, written.strides, strict=True):
+    prompts: tuple[Prompt, ...] = engine.prompts
+    for arranged, stride in zip(prompts, written.strides, strict=True):
         rows = recomputed(real.reference, arranged, stride.tokens)
         for row, token in zip(rows, stride.tokens, strict=True):
             error = max(error, float((row - next(found)).abs().max()))
