@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 pytest.importorskip("gguf")
 
 from flashback.errors import FlashBackWarning, ReaderError, UnsupportedReader
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.fingerprint import fingerprint
+from flashback.readers.gguf import open_gguf
+from flashback.readers.gguf_words import gguf_config
 from flashback.readers.load import load_reader
 from flashback.readers.reader import Reader
 from gguf_files import (
@@ -24,6 +26,7 @@ from gguf_files import (
     merging_tokenizer,
     tiny_gemma,
     tiny_llama,
+    words_of,
     write_gguf,
 )
 
@@ -207,6 +210,45 @@ def test_scaled_rotations_are_taken(
     model = tiny_llama(rope_parameters={"rope_theta": 5e4} | rope)
     found = load_reader(written(tmp_path, model, words=words))
     assert (logits(found) - logits(model)).abs().max() < 1e-5
+
+
+def configured(path: Path, architecture: str, **words: Any) -> Any:
+    """The configuration of a file of another architecture, whose weights do not matter."""
+    changed: dict[str, Any] = {"general.architecture": architecture}
+    for key, value in words_of(*tiny()).items():
+        if key.startswith("llama."):
+            changed[key.replace("llama", architecture, 1)] = value
+    changed |= {f"{architecture}.{key.replace('__', '.')}": word for key, word in words.items()}
+    file = write_gguf(path / "x.gguf", *tiny(), words=changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FlashBackWarning)
+        return gguf_config(open_gguf(file, "x"))
+
+
+def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return tiny_llama(), merging_tokenizer()
+
+
+def test_words_that_transformers_does_not_take_are_taken(tmp_path: Path) -> None:
+    """The base of StarCoder2's rotations and its window; the scale of the largest Gemma."""
+    config = configured(tmp_path, "starcoder2", rope__freq_base=9e5, attention__sliding_window=32)
+    assert (config.rope_parameters["rope_theta"], config.sliding_window) == (9e5, 32)
+    assert config.max_position_embeddings == 160
+    for layers, scale in ((62, 32 // 4), (26, 256)):
+        assert configured(tmp_path, "gemma3", block_count=layers).query_pre_attn_scalar == scale
+
+
+def test_a_word_of_llama_3s_vocabulary_is_one_token(llama: PreTrainedModel, tmp_path: Path) -> None:
+    tokens = merging_tokenizer().convert_ids_to_tokens(list(range(300)))
+    at = tokens.index("[PAD299]")
+    kinds = words_of(*tiny())["tokenizer.ggml.token_type"]
+    for pre, length in (("llama-bpe", 1), ("gpt-2", 3)):
+        words = {
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": [*tokens[:at], "xyz", *tokens[at + 1 :]],
+            "tokenizer.ggml.token_type": [*kinds[:at], 1, *kinds[at + 1 :]],
+        }
+        assert len(load_reader(written(tmp_path, llama, words=words)).encode("xyz")) == length
 
 
 def llama3() -> tuple[PreTrainedModel, np.ndarray[Any, Any]]:
