@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 
-.PHONY: demo test check install extras format docs mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers format docs mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
@@ -35,6 +35,10 @@ $(PARALLEL): $(STAMP)
 
 extras: install  ## What some tests are skipped without: lm-eval (the server), numba (its loops).
 	$(PIP) --no-build-isolation -e '.[dev,numba,peers]'
+
+readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers, and test with them: minutes.
+	$(BIN)/python scripts/download_readers.py .readers
+	$(BIN)/python -m pytest readers_tests -n 0
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .

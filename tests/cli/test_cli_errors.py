@@ -207,7 +207,7 @@ def widen(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove("config.json"), "the folder has no config.json; expected a model"),
+        (remove("config.json"), "the folder has no config.json and no GGUF file; expected a model"),
         (rewrite("config.json", b"{{ garbage"), "its configuration cannot be loaded: "),
         (rewrite("config.json", b"[]"), "its configuration cannot be loaded: "),
         (rewrite("config.json", b'{"model_type": "x"}'), "its configuration cannot be loaded: "),

@@ -151,7 +151,6 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
         assert alone.text.strip() == record["written"]
         assert len(alone.strides) == 1
         if row.arm.pattern == "slot":
-            retrieval = settings.retrieval
             frame = reader.frame(retrieval.frame, "slot")
             passage = passage_ids(reader, (hit.text for hit in one.hits), retrieval)
             framed = frame.around(passage)

@@ -15,6 +15,7 @@ from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
 from flashback.cli.index import index, search
+from flashback.cli.models import models
 from flashback.cli.pareto import pareto
 from flashback.cli.questions import qa
 from flashback.cli.reproduce import reproduce
@@ -42,7 +43,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, ask, generate, demo, serve),
+    *(index, search, ask, generate, demo, serve, models),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

@@ -126,7 +126,8 @@ def _model_options(command: Command) -> Command:
             "--model",
             default="flashback-mini",
             show_default=True,
-            help="Hub name or folder of a decoder-only model.",
+            help="Hub name, folder or GGUF file of a decoder-only model, or a name that 'flashback "
+            "models' lists.",
         ),
     ):
         command = option(command)

