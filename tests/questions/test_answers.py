@@ -142,6 +142,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     respondent = Respondent(row, reader, settings, comparison.asking)
     records = list(respondent.records(asked, open_writer, 3))
     assert len(records) == len(asked)
+    retrieval = settings.retrieval
     for one, record in zip(asked, records, strict=True):
         prompt = comparison.asking.prompt_ids(
             reader, one.question, one.shown if at == 0 else "", settings.retrieval
