@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from flashback.engines.local import LocalEngine
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.chat import INSTRUCTION
 from flashback.readers.text_reader import TextReader
 from flashback.server.server_settings import MIB
-from flashback.settings import Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from servers import DEFAULTS, ForcedEngine, QueryRetriever, Served, chat_reader, serving
 from tiny_readers import tiny_reader
@@ -122,6 +123,44 @@ def test_a_chats_first_query_is_what_the_user_said() -> None:
         own.client().chat.completions.create(model="llama", messages=messages, max_tokens=8)
     assert retriever.queries[0] == "moon"
     assert all("<user>" not in query for query in retriever.queries)
+
+
+@pytest.mark.parametrize("pattern", ["prepend", "slot"])
+@pytest.mark.parametrize("frame", [None, {"before": "(", "after": ")"}])
+def test_a_chat_shows_passages_in_its_template_or_in_the_frame_asked_for(
+    pattern: str, frame: dict[str, str] | None
+) -> None:
+    reader, retriever = chat_reader(window=512), QueryRetriever()
+    passage = reader.encode(retriever.search(["moon"], SearchOptions())[0][0].text)[:24]
+    before, after = ("<user>" + INSTRUCTION, "\n\nmoon") if frame is None else ("(", ")<user>moon")
+    arranged = [*reader.encode(before), *passage, *reader.encode(f"{after}<assistant>")]
+    if frame is not None and pattern == "slot":
+        arranged[:0] = reader.bos
+    engine = LocalEngine(reader.model, reader.window)
+    plain = Settings(RetrievalSettings("none"), stopping=StoppingSettings(6, ignore_eos=True))
+    expected = Generator(reader, engine, None).generate(arranged, plain).text
+    with serving(reader, retriever) as own:
+        answer = own.client().chat.completions.create(
+            model="llama",
+            messages=[{"role": "user", "content": "moon"}],
+            max_tokens=6,
+            temperature=0,
+            extra_body={
+                "flashback": {"pattern": pattern, "stride": 16, "frame": frame, "ignore_eos": True}
+            },
+        )
+    assert answer.choices[0].message.content == expected
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(reader.encode("<user>moon<assistant>"))
+
+
+def test_a_frame_that_is_none_is_refused_by_its_name(served: Served) -> None:
+    with served.http() as http:
+        for frame, named in (({"infront": "("}, "infront"), ({"echo_tokens": -1}, "echo_tokens")):
+            body = {"model": "llama", "prompt": "a", "flashback": {"frame": frame}}
+            answer = http.post("/v1/completions", json=body)
+            assert answer.status_code == 400
+            assert named in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("dumped", [False, True])
