@@ -323,12 +323,16 @@ def test_a_key_is_asked_for_and_pages_of_other_origins_only_where_they_may() -> 
         assert "access-control-allow-origin" not in other.headers
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-    ),
-    max_leaves=8,
+JSON: st.SearchStrategy[Any] = st.deferred(
+    lambda: (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=8)
+        | st.lists(JSON, max_size=3)
+        | st.dictionaries(st.text(max_size=8), JSON, max_size=3)
+    )
 )
 FIELDS = st.sampled_from(
     [

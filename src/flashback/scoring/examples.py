@@ -52,7 +52,8 @@ class Arrangement:
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
         reserved = self.reserved(example)
-        boundary = Boundary(context, passage, self.frame, window.bos, reserved, before)
+        prompt = min(window.cuts[0].boundary, len(context))  # the text before the first stride
+        boundary = Boundary(context, passage, self.frame, window.bos, reserved, before, prompt)
         return PATTERNS[self.pattern].arrange(boundary)
 
     def reserved(self, example: Example) -> int:
