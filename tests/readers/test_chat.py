@@ -160,6 +160,8 @@ def test_templates_that_cannot_are_refused_in_one_line() -> None:
         talk.prompt(shouting, retrieval)
     with pytest.raises(ChatTemplateError, match="second user message"):
         talk.prompt(shouting, replace(retrieval, pattern="append"))
+    with pytest.raises(ChatTemplateError, match="no user message"):
+        Conversation(({"role": "system", "content": "x"},)).prompt(chat_reader("chatml"), retrieval)
     refusing = Conversation(({"role": "system", "content": "x"}, QUESTION))
     with pytest.raises(ChatTemplateError, match="System role not supported"):
         refusing.prompt(chat_reader("gemma"), retrieval)

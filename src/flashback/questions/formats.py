@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import PromptsError
+from flashback.writing.prompts import read_lines
 
 _EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
 
@@ -128,21 +129,13 @@ def _squad_questions(articles: Any) -> Iterator[Question]:
 
 
 def _json_lines(name: str, text: str) -> Iterator[Question]:
-    lines_of: dict[str | int, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    def read(number: int, line: str) -> Question:
         try:
-            question = _question(number, line)
+            return _question(number, line)
         except ValueError as error:
-            raise PromptsError(f"{name} line {number}: {error}; {_EXPECTED}") from None
-        earlier = lines_of.setdefault(question.id, number)
-        if earlier != number:
-            raise PromptsError(
-                f"{name} line {number}: the id {question.id!r} is that of line {earlier}; expected "
-                "every id once (a line without one has its number)"
-            )
-        yield question
+            raise ValueError(f"{error}; {_EXPECTED}") from None
+
+    return read_lines(name, text.split("\n"), read)
 
 
 def _question(number: int, line: str) -> Question:

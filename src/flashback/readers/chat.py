@@ -87,9 +87,10 @@ class Conversation:
                 f"model {reader.name}: its chat template does not show the first user message as "
                 "it is, so no passage can stand before it; use --pattern append or --frame-before"
             )
-        ids, shown = _cut(reader, whole, head)
+        every = tuple(reader.encode_template(whole))
+        ids, shown = _cut(reader, every, whole, head)
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
-        if not isolated and self.prompt_ids(reader)[: len(reader.bos)] == reader.bos:
+        if not isolated and every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
         return ChatPrompt(ids, replace(retrieval, frame=frame))
 
@@ -120,12 +121,11 @@ def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
     return FrameText(before + INSTRUCTION, after, echo, echo_prompt=False)
 
 
-def _cut(reader: TextReader, whole: str, head: str) -> tuple[Ids, str]:
+def _cut(reader: TextReader, every: Ids, whole: str, head: str) -> tuple[Ids, str]:
     """The ids of a prompt behind its head, and the head's text; together they are the prompt's ids.
 
     A space at the end of a head often belongs to the token behind it.
     """
-    every = tuple(reader.encode_template(whole))
     for shown in (head, head.rstrip(" "), head.rstrip()):
         ids = tuple(reader.encode_template(shown))
         if every[: len(ids)] == ids:
@@ -134,7 +134,9 @@ def _cut(reader: TextReader, whole: str, head: str) -> tuple[Ids, str]:
 
 
 def _with_first_user(messages: Sequence[Message], content: str) -> list[Message]:
-    at = next(number for number, one in enumerate(messages) if one["role"] == "user")
+    at = next((number for number, one in enumerate(messages) if one["role"] == "user"), None)
+    if at is None:
+        raise ChatTemplateError("there is no user message; expected at least one to answer")
     return [*messages[:at], _message("user", content), *messages[at + 1 :]]
 
 

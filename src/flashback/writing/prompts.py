@@ -2,9 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from flashback.errors import PromptsError
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str | int: ...
+
+
+LineT = TypeVar("LineT", str, bytes)
+ItemT = TypeVar("ItemT", bound=_Identified)
 
 
 @dataclass(frozen=True)
@@ -33,25 +44,38 @@ def read_prompts(name: str, content: bytes) -> PromptFile:
     Raises:
         PromptsError: a line is no prompt, an id is there twice, or there is no prompt at all.
     """
-    prompts: list[NumberedPrompt] = []
-    lines_of: dict[str | int, int] = {}
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = _prompt(number, line)
-        except ValueError as error:
-            raise PromptsError(f"{name} line {number}: {error}") from None
-        earlier = lines_of.setdefault(prompt.id, number)
-        if earlier != number:
-            raise PromptsError(
-                f"{name} line {number}: the id {prompt.id!r} is that of line {earlier}; expected "
-                "every id once (a line without one has its number)"
-            )
-        prompts.append(prompt)
+    prompts = list(read_lines(name, content.split(b"\n"), _prompt))
     if not prompts:
         raise PromptsError(f"{name}: found no prompts; expected one in each line, as JSON")
     return PromptFile(name, hashlib.sha256(content).hexdigest(), tuple(prompts))
+
+
+def read_lines(
+    name: str, lines: Iterable[LineT], read: Callable[[int, LineT], ItemT]
+) -> Iterator[ItemT]:
+    """Read every line of a file that has anything on it; each item's `id` may be there once.
+
+    Args:
+        read: makes an item of a line and its number, from 1; raises ValueError for a bad one.
+
+    Raises:
+        PromptsError: a line is bad, or an id is there twice.
+    """
+    lines_of: dict[str | int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = read(number, line)
+        except ValueError as error:
+            raise PromptsError(f"{name} line {number}: {error}") from None
+        earlier = lines_of.setdefault(item.id, number)
+        if earlier != number:
+            raise PromptsError(
+                f"{name} line {number}: the id {item.id!r} is that of line {earlier}; expected "
+                "every id once (a line without one has its number)"
+            )
+        yield item
 
 
 def _prompt(number: int, line: bytes) -> NumberedPrompt:
