@@ -17,7 +17,7 @@ from flashback.errors import FlashBackWarning, ReaderError, UnsupportedReader
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.fingerprint import fingerprint
 from flashback.readers.gguf import open_gguf
-from flashback.readers.gguf_words import gguf_config
+from flashback.readers.gguf_metadata import gguf_config
 from flashback.readers.load import load_reader
 from flashback.readers.reader import Reader
 from gguf_files import (

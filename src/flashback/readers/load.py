@@ -25,7 +25,7 @@ from flashback.readers.gguf import (
     gguf_arguments,
     open_gguf,
 )
-from flashback.readers.gguf_words import gguf_config, gguf_tokenizer
+from flashback.readers.gguf_metadata import gguf_config, gguf_tokenizer
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, in the configuration and tokenizer of transformers.
+"""The metadata of a GGUF file as configuration and tokenizer of transformers.
 
 What transformers makes of a file is compared with the file's own words (its metadata). A word that
 can simply be taken is; any other difference is refused, or said in a warning.
