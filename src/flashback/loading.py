@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
+from flashback.errors import FlashBackWarning
 from flashback.readers.adapted import load_adapted
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
@@ -137,6 +138,8 @@ def load(
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)
     reader, opened = ENGINES[engine](options)
+    if pattern is not None and (note := reader.untrained_for(pattern)):
+        warnings.warn(note, FlashBackWarning, stacklevel=2)
     return Generator(reader, opened, retriever)
 
 

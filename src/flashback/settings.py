@@ -175,9 +175,9 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class FrameText(CheckedSettings):
-    """The text around a passage, special tokens included; None: the reader's marks or default text.
+    """The text around a passage, special tokens included; None: the reader's marks, if any.
 
-    If only one of the two texts is given, the other is that of `DEFAULT_FRAME`.
+    If only one of the two texts is given, the other is that of the pattern's `default_frame`.
     """
 
     before: str | None = None
@@ -199,11 +199,6 @@ class FrameText(CheckedSettings):
     def has_text(self) -> bool:
         """Whether it replaces marking tokens."""
         return self.before is not None or self.after is not None
-
-
-# A bracket rarely comes next in a text, so that a cached frame is not mistaken for text.
-DEFAULT_FRAME = FrameText(" [Reference: ", "]\n\n", 16)
-"""For readers that were not trained with marking tokens."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +235,7 @@ class RetrievalSettings(CheckedSettings):
         (), "Leave out passages of the document of this id (repeatable).", flag="--forbid-document"
     )
     frame: FrameText | None = None
-    """The text around passages; None: the reader's marking tokens, else `DEFAULT_FRAME`."""
+    """The text around passages; None: the reader's marking tokens, else the pattern's."""
 
     @property
     def retrieves(self) -> bool:

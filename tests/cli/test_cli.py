@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ PROMPT = "What pulls at the tides? Moon, moon. Network: "
 """Its words leave the query one by one while the text grows, so that passages change."""
 EXACT = ("--device", "cpu", "--dtype", "float32")
 PATTERNS = ("none", "prepend", "append")
+untrained = pytest.mark.filterwarnings("ignore:.* was not trained for append")
 
 
 class Generate:
@@ -281,6 +283,7 @@ def test_the_json_of_a_generation_holds_what_recomputing_it_takes(
     assert (record["model"], record["pattern"]) == (str(model_folder), "slot")
 
 
+@untrained
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_stride_is_recomputed_by_plain_transformers(
     pattern: str, generate: Generate, model_folder: Path
@@ -296,9 +299,20 @@ def test_every_stride_is_recomputed_by_plain_transformers(
         assert (rows.max(-1).values - chosen).max() <= TOLERANCE
 
 
+@untrained
 def test_appending_reuses_what_prepending_encodes_again(generate: Generate) -> None:
     totals = {name: generate.record("--pattern", name)["totals"] for name in PATTERNS}
     assert totals["none"]["encoded"] < totals["append"]["encoded"] < totals["prepend"]["encoded"]
+
+
+def test_an_untrained_reader_is_warned_of(generate: Generate, model_folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        err = generate("--pattern", "append").err
+    assert err.startswith(
+        f"flashback: warning: {model_folder} was not trained for append: it answers worse, and may "
+        "copy the text around passages; use slot or an adapter (flashback train)\n"
+    )
 
 
 def test_a_prompt_comes_from_standard_input(generate: Generate) -> None:
@@ -357,7 +371,7 @@ def test_sampling_flags_reach_the_result(generate: Generate) -> None:
     record = generate.record(*map(str, words))
     assert record["settings"]["sampling"] == flags
     assert record["tokens"] == generate.record()["tokens"]  # the one most probable token
-    penalised = generate.record("--repetition-penalty", "100")["tokens"]
+    penalised = generate.record("--repetition-penalty", "100", "--ignore-eos")["tokens"]
     assert len(set(penalised)) == len(penalised) == 24
     assert not set(penalised) & set(record["prompt_tokens"])
 
@@ -378,6 +392,7 @@ def test_retrieval_and_stopping_flags_reach_the_result(generate: Generate) -> No
     assert not found & {"moon.md", "snow.txt"}
 
 
+@untrained
 def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_folder: Path) -> None:
     flags = ("--frame-before", " <<", "--frame-after", ">> ", "--echo-tokens", "3")
     record = generate.record("--pattern", "append", *flags)
@@ -403,6 +418,7 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
     assert alone == {"before": encode("<"), "after": encode("]\n\n"), "echo": 16}  # the default
 
 
+@untrained
 def test_a_prompt_too_long_is_cut_from_the_left_if_asked(generate: Generate) -> None:
     long = "The moon. " * 40
     record = generate.record("--pattern", "append", "--truncate", prompt=long)

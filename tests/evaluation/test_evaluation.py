@@ -138,7 +138,8 @@ def shown(arm: Arm, window: Window, cut: Cut, passage: Ids, reader: Reader) -> I
     elif arm.adapter is None and arm.frame is FrameKind.EOS:
         before = (1,)
     elif arm.adapter is None and arm.frame in (FrameKind.TEXT, FrameKind.ECHO):
-        before, after = (tuple(reader.encode(text)) for text in (" [Reference: ", "]\n\n"))
+        texts = {"append": (" [Reference: ", "]\n\n")}.get(arm.pattern, ("Reference: ", "\n\n"))
+        before, after = (tuple(reader.encode(text)) for text in texts)
         echo = 16 if arm.frame is FrameKind.ECHO else 0
     framed = (*before, *passage, *after) if passage else ()
     front = window.ids[: window.bos]

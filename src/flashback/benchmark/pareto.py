@@ -18,7 +18,7 @@ from flashback.benchmark.machine import measured_on
 from flashback.benchmark.report import Report
 from flashback.engines.local import LocalEngine
 from flashback.errors import TrainingError
-from flashback.evaluation.arms import TEXTS, Arm
+from flashback.evaluation.arms import Arm
 from flashback.evaluation.perplexity import Table
 from flashback.evaluation.statistics import Interval
 from flashback.patterns.prompt import Ids
@@ -124,8 +124,7 @@ class Speed:
         return {cell: statistics.median(seconds) for cell, seconds in measured.items()}
 
     def _settings(self, arm: Arm, retrieval: RetrievalSettings) -> Settings:
-        frame = None if arm.adapter is not None else TEXTS.get(arm.frame)
-        own = replace(retrieval, pattern=arm.pattern, frame=frame)
+        own = replace(retrieval, pattern=arm.pattern, frame=arm.frame_text)
         tokens = retrieval.stride + self.timing.new_tokens  # the first stride does not count
         return Settings(own, stopping=StoppingSettings(max_new_tokens=tokens, ignore_eos=True))
 

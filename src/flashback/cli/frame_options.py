@@ -47,8 +47,8 @@ def frame_options(command: Command) -> Command:
         click.option("--frame-after", help="Text after a passage; likewise."),
         click.option(
             "--frame-before",
-            help="Text before a passage, special tokens included; replaces marks, ' [Reference: ' "
-            "and, in a chat, the template's turns.",
+            help="Text before a passage, special tokens included; replaces marks, 'Reference: ' "
+            "(appended: ' [Reference: ') and, in a chat, the template's turns.",
         ),
     ):
         run = option(run)

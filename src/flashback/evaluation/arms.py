@@ -16,7 +16,7 @@ from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
-from flashback.settings import DEFAULT_FRAME, FrameText
+from flashback.settings import FrameText
 
 
 class FrameKind(StrEnum):
@@ -25,22 +25,14 @@ class FrameKind(StrEnum):
     BARE = "bare"
     """Nothing."""
     TEXT = "text"
-    """`DEFAULT_FRAME`, without an echo."""
+    """The pattern's own text, without an echo."""
     ECHO = "text, echo"
-    """`DEFAULT_FRAME` with its echo: the context's last tokens repeated behind an appended
+    """The pattern's own text and echo: the context's last tokens repeated behind an appended
     passage."""
     EOS = "eos"
     """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
     MARKS = "marks"
     """The reader's marking tokens."""
-
-
-TEXTS = {
-    FrameKind.BARE: FrameText("", "", 0),
-    FrameKind.TEXT: replace(DEFAULT_FRAME, echo_tokens=0),
-    FrameKind.ECHO: DEFAULT_FRAME,
-}
-"""The frames that are text."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,17 @@ class Arm:
         echo = ", echo" if echoes and self.echo_tokens else ""
         return f" + {whose}LoRA{marks}{echo}"
 
+    @property
+    def frame_text(self) -> FrameText | None:
+        """Its frame where that is a text."""
+        default = PATTERNS[self.pattern].default_frame
+        texts = {
+            FrameKind.BARE: FrameText("", "", 0),
+            FrameKind.TEXT: replace(default, echo_tokens=0),
+            FrameKind.ECHO: default,
+        }
+        return None if self.adapter is not None else texts.get(self.frame)
+
     def arrangement(self, reader: Reader) -> Arrangement:
         """How this arm arranges passages: with an adapter, as it was trained."""
         return Arrangement(self.pattern, self._frame(reader), reader.forbidden)
@@ -113,7 +116,7 @@ class Arm:
                     f"{reader.name} has no end-of-text token to put before passages"
                 )
             return Frame((int(reader.tokenizer.eos_token_id),))
-        return reader.frame(TEXTS[self.frame], self.pattern)
+        return reader.frame(self.frame_text, self.pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:
         """The examples with this arm's contexts; their targets are the same for every arm."""

@@ -22,7 +22,6 @@ from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import DEFAULT_FRAME
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,8 @@ def evaluate(
 
 
 def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -> list[_Task]:
-    # Frames are made of the default text and the end-of-text token.
-    frames = [asdict(DEFAULT_FRAME), reader.tokenizer.eos_token_id]
-    base = [computation_of(reader.model), reader.placement.dtype_name, frames]
+    eos = reader.tokenizer.eos_token_id  # may be a frame
+    base = [computation_of(reader.model), reader.placement.dtype_name, eos]
     adapters = {arm.adapter: checksums_of(arm.adapter) for arm in arms}
     found = []
     for one in sets:
@@ -139,6 +137,7 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
         for arm in arms:
             identity = identities[PATTERNS[arm.pattern].retrieves]
             own = asdict(replace(arm, adapter=None, label=""))  # a folder may be moved
+            own["frame_text"] = arm.frame_text and asdict(arm.frame_text)
             parts = json.dumps([identity, base, adapters[arm.adapter], own])
             key = hashlib.sha256(parts.encode()).hexdigest()[:32]
             found.append(_Task(arm, one, key))

@@ -9,6 +9,7 @@ Symbols: c context, f frame and echo, p passage tokens.
 from flashback.patterns.cost import StrideShape
 from flashback.patterns.pattern import Boundary, ContextPattern, TargetLayout
 from flashback.patterns.prompt import Prompt
+from flashback.settings import FrameText
 
 
 class Append(ContextPattern):
@@ -19,6 +20,8 @@ class Append(ContextPattern):
     place = "behind the text"
     summary = "passages behind the text: its cache stays valid"
     needs_training = True
+    # A bracket rarely comes next in a text, so that a cached frame is not mistaken for text.
+    default_frame = FrameText(" [Reference: ", "]\n\n", 16)
     echoes = True
     targets = TargetLayout.BRANCHES
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 from flashback.patterns.cost import Pass, StrideShape
 from flashback.patterns.frame import Frame
 from flashback.patterns.prompt import Ids, Prompt
+from flashback.settings import FrameText
 
 
 class TargetLayout(Enum):
@@ -72,6 +73,8 @@ class ContextPattern(ABC):
     """Whether passages are retrieved."""
     needs_training: ClassVar[bool] = False
     """Whether a reader must be trained before it reads passages there well."""
+    default_frame: ClassVar[FrameText] = FrameText("Reference: ", "\n\n", 0)
+    """For readers that were not trained with marking tokens; both texts are given."""
     echoes: ClassVar[bool] = False
     """Whether the frame's echo is used."""
     isolated: ClassVar[bool] = False

@@ -14,10 +14,10 @@ from flashback.errors import ReaderError, SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prompt import Ids
-from flashback.patterns.registry import PATTERNS
+from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.card import AdapterCard
 from flashback.readers.lora_settings import Marks
-from flashback.settings import DEFAULT_FRAME, FrameText, named
+from flashback.settings import AUTO, FrameText, named
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""
@@ -134,9 +134,9 @@ class TextReader:
         return text
 
     def frame(self, text: FrameText | None, pattern: str) -> Frame:
-        """The ids around passages: of the given text, else marks if any, else of a default text.
+        """The ids around passages: of the given text, else marks if any, else of the pattern's.
 
-        A reader whose adapter was trained without marks gets nothing instead of the default text.
+        A reader whose adapter was trained without marks gets nothing instead of the pattern's text.
         An isolated passage in a text frame begins with BOS, as any text of the reader does; a frame
         that has a text for no passage, too, begins the prompt itself, as a chat template does.
         """
@@ -155,11 +155,13 @@ class TextReader:
             return Frame((self.marks[0],), (self.marks[1],), echo)
         if self.adapter is not None:
             return Frame(echo=echo)
-        return self._text_frame(DEFAULT_FRAME, pattern, DEFAULT_FRAME.echo_tokens or 0)
+        default = PATTERNS[pattern].default_frame
+        return self._text_frame(default, pattern, default.echo_tokens or 0)
 
     def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
-        before = DEFAULT_FRAME.before if text.before is None else text.before
-        after = DEFAULT_FRAME.after if text.after is None else text.after
+        default = PATTERNS[pattern].default_frame
+        before = default.before if text.before is None else text.before
+        after = default.after if text.after is None else text.after
         ids = tuple(self.encode_template(before or ""))
         shown = tuple(self.encode_template(text.no_passage))
         if not PATTERNS[pattern].isolated:
@@ -174,6 +176,21 @@ class TextReader:
     def can_have(self, pattern: ContextPattern) -> bool:
         """Whether the model supports a pattern, as far as it is known here."""
         return True
+
+    def untrained_for(self, name: str) -> str | None:
+        """What a user should know if passages are read well only after training; else None.
+
+        Args:
+            name: of a pattern, or `auto`.
+        """
+        if name == AUTO or not PATTERNS[name].needs_training:
+            return None
+        if self.adapter is not None or self.marks is not None:
+            return None
+        return (
+            f"{self.name} was not trained for {name}: it answers worse, and may copy the text "
+            f"around passages; use {best_untrained(self.can_have)} or an adapter (flashback train)"
+        )
 
     def check_pattern(self, name: str) -> None:
         """Refuse a pattern that the model does not support.

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from flashback.corpus.documents import Document
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.scoring.window_settings import Protocol, WindowSettings
-from flashback.settings import DEFAULT_FRAME, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 _STRIDES_TOGETHER = 32
 """Strides per window, where every stride has its own context."""
@@ -153,7 +154,7 @@ def check_positions(
     """Refuse windows that, with passages, do not fit the reader's positions.
 
     Args:
-        frame: f, tokens around passages; None: the longer of the default text and two marks.
+        frame: f, tokens around passages; None: the longer of the pattern's text and two marks.
 
     Raises:
         SettingsError: N + k·m + f positions are more than the reader has.
@@ -161,7 +162,8 @@ def check_positions(
     needed, passages, advice = windows.window_tokens, "", ""
     if retrieval.retrieves:
         if frame is None:
-            frame = max(len(reader.frame(DEFAULT_FRAME, retrieval.pattern)), 2)
+            default = PATTERNS[retrieval.pattern].default_frame
+            frame = max(len(reader.frame(default, retrieval.pattern)), 2)
         needed += retrieval.passages * retrieval.passage_tokens + frame
         passages = (
             f" with {retrieval.passages} x {retrieval.passage_tokens} passage and {frame} frame "

@@ -123,10 +123,12 @@ class Runner:
             self._service.generator.check(ids, self._settings_of(0))
 
     def _warnings(self) -> Iterator[Event]:
-        card = self._service.reader.adapter
-        if card is not None and (found := card.differences(self._request.settings.retrieval)):
+        reader, retrieval = self._service.reader, self._request.settings.retrieval
+        if reader.adapter is not None and (found := reader.adapter.differences(retrieval)):
             message = f"the model's adapter was trained for {'; '.join(found)}"
             yield Incident(0, "warning", message)
+        if note := reader.untrained_for(retrieval.pattern):
+            yield Incident(0, "warning", note)
 
     def _choice(self, number: int, sample: int, ids: Ids) -> Iterator[Event]:
         """One choice: its prompt, if that is echoed, then its continuation.
