@@ -36,9 +36,10 @@ $(PARALLEL): $(STAMP)
 extras: install  ## What some tests are skipped without: lm-eval (the server), numba (its loops).
 	$(PIP) --no-build-isolation -e '.[dev,numba,peers]'
 
-readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers, and test with them: minutes.
+readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers; tests and tables: half an hour.
 	$(BIN)/python scripts/download_readers.py .readers
 	$(BIN)/python -m pytest readers_tests -n 0
+	FLASHBACK=$(BIN)/flashback scripts/reader_answers.sh .readers .readers/answers
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
