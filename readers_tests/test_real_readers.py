@@ -80,7 +80,7 @@ def skip_unless(real: Real, pattern: str) -> None:
 
 def recomputed(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
     """The logits (n, V) that give a stride's tokens, with nothing cached."""
-    if prompt.reserved:
+    if prompt.layout.reserved:
         return block_mask_logits(model, prompt, tokens)
     return recomputed_logits(model, [*prompt.arranged, *tokens[:-1]], len(tokens))
 

@@ -69,6 +69,6 @@ def plain_model(family: str) -> PreTrainedModel:
 def reference(family: str, prompt: Prompt, tokens: Ids) -> Tensor:
     """Logits (n, V) of a stride's tokens, from the same weights on the CPU."""
     model = plain_model(family)
-    if prompt.reserved:
+    if prompt.layout.reserved:
         return block_mask_logits(model, prompt, tokens)
     return recomputed_logits(model, [*prompt.arranged, *tokens[:-1]], len(tokens))

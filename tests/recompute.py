@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flashback.engines.local import LocalEngine
+from flashback.engines.support import support_of
 from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 from flashback.writing.generator import Generation
@@ -97,7 +98,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
     """The logits (T, V) that give `tokens` behind a prompt's segments, from one plain pass."""
     ids = (*prompt.ids, *tokens[:-1])
-    return logits_with_views(model, Prompt.with_views(ids, prompt.views, prompt.reserved))[
+    return logits_with_views(model, Prompt.with_views(ids, prompt.views, prompt.layout))[
         -len(tokens) :
     ]
 
@@ -105,23 +106,27 @@ def block_mask_logits(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[i
 def logits_with_views(model: PreTrainedModel, prompt: Prompt) -> Tensor:
     """The logits (N, V) behind each token of a prompt, from one plain pass.
 
-    Over [context | passage 1 | passage 2 | ...], with explicit positions and a mask: a passage sees
-    itself, a context token sees the context before it and the passage it was computed with.
+    Over [context | sink, passage 1 | sink, passage 2 | ...], with explicit positions and a mask: a
+    passage sees its copy of the sink and itself, a context token sees the context before it and the
+    passage it was computed with.
     """
-    reserved, views = prompt.reserved, prompt.views
+    layout, views, length = prompt.layout, prompt.views, len(prompt.ids)
     ids = [*prompt.ids]
-    length = len(ids)
-    positions = [*range(reserved, reserved + length)]
-    total = length + sum(len(view.passage) for view in views)
+    # Biases by distance count columns, and those of a passage come right before the text.
+    distances = support_of(model).alibi
+    positions = [*range(length)] if distances else [*map(layout.position, range(length))]
+    end = 0 if distances else layout.passage_end
+    total = length + sum(len(layout.sink) + len(view.passage) for view in views)
     seen = torch.zeros(total, total, dtype=torch.bool)
     seen[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
     ends = [*(view.start for view in views[1:]), length]
-    for view, end in zip(views, ends, strict=True):
+    for view, until in zip(views, ends, strict=True):
         size, at = len(view.passage), len(ids)
-        seen[at : at + size, at : at + size] = torch.ones(size, size, dtype=torch.bool).tril()
-        seen[view.start : end, at : at + size] = True
-        ids.extend(view.passage)
-        positions.extend(range(reserved - size, reserved))
+        both = len(layout.sink) + size
+        seen[at : at + both, at : at + both] = torch.ones(both, both, dtype=torch.bool).tril()
+        seen[view.start : until, at + both - size : at + both] = True
+        ids.extend((*layout.sink, *view.passage))
+        positions.extend(range(end - both, end))
     never = torch.finfo(model.dtype).min
     mask = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
     extra = {"position_ids": torch.tensor([positions])}

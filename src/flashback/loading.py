@@ -138,9 +138,13 @@ def load(
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)
     reader, opened = ENGINES[engine](options)
-    if pattern is not None and (note := reader.untrained_for(pattern)):
-        warnings.warn(note, FlashBackWarning, stacklevel=2)
+    _warn_if_untrained(reader, pattern)
     return Generator(reader, opened, retriever)
+
+
+def _warn_if_untrained(reader: TextReader, pattern: str | None) -> None:
+    if note := reader.untrained_for(pattern or AUTO):
+        warnings.warn(note, FlashBackWarning, stacklevel=3)
 
 
 def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:

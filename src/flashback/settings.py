@@ -21,11 +21,7 @@ class Registry(dict[str, T]):
     """Implementations by name, in the order in which they were registered."""
 
     def __init__(self, kind: str) -> None:
-        """Begin without any.
-
-        Args:
-            kind: of the implementations, for messages.
-        """
+        """Begin without any; `kind` is what they are, for messages."""
         super().__init__()
         self.kind = kind
 
@@ -183,12 +179,13 @@ class FrameText(CheckedSettings):
     before: str | None = None
     after: str | None = None
     echo_tokens: int | None = None
-    """How many of the context's last tokens are repeated behind an appended passage: without them,
-    an untrained reader does not find the word that it was writing."""
+    """The context's last tokens that are repeated behind an appended passage."""
     echo_prompt: bool = True
     """Whether tokens of the prompt are repeated, too; if not, those written since."""
     no_passage: str = ""
     """The text where nothing was retrieved."""
+    sink: str = ""
+    """What a passage in a slot is computed behind; empty: BOS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,6 +196,12 @@ class FrameText(CheckedSettings):
     def has_text(self) -> bool:
         """Whether it replaces marking tokens."""
         return self.before is not None or self.after is not None
+
+
+_RECOMPUTE = "e: in a slot, the last tokens computed again where passages are exchanged."
+_HISTORY = (
+    "h: in a slot, the prompt's first tokens that see no passage. 0: BOS alone; chats set it."
+)
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,8 @@ class RetrievalSettings(CheckedSettings):
         128, "m: the tokens a passage is cut to.", low=1, high=_MOST_TOKENS
     )
     passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
+    recompute_tokens: int = setting(16, _RECOMPUTE, low=1, high=_MOST_TOKENS)
+    history_tokens: int = setting(0, _HISTORY, low=0, high=_MOST_TOKENS)
     lookahead: int = setting(
         0,
         "δ: search for the next passage this many tokens before a boundary, while decoding.",

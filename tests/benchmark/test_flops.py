@@ -20,6 +20,7 @@ from flashback.benchmark.flops import (
 from flashback.engines.cache.layers import new_cache
 from flashback.engines.local import LocalEngine
 from flashback.patterns.cost import Pass, StrideShape
+from flashback.patterns.prompt import Layout, PlacedPassage
 from flashback.patterns.registry import PATTERNS
 
 EXACT = [name for name in FAMILIES if name not in ("gemma3", "gemma2", "mistral", "bloom")]
@@ -62,7 +63,7 @@ def test_operations_are_what_pytorch_counts(family: str, one: Pass) -> None:
 def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None:
     engine = eager_engine(family)
     with engine.passes.running(), FlopCounterMode(display=False) as counter:
-        engine.passes.prefill_passage((1,) * 30, 64)
+        engine.passes.prefill_passage(PlacedPassage((1,) * 30, 64))
     shape = Shape.of(engine.model)
     counted = pass_operations(shape, Pass(30, 0, logits=0))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -72,11 +73,12 @@ def test_a_passage_on_its_own_ends_with_its_keys_and_values(family: str) -> None
 @pytest.mark.parametrize("family", [name for name in EXACT if name in JOINED])
 def test_a_passage_beside_the_first_token_that_sees_it(family: str) -> None:
     engine = LocalEngine(tiny_model(family), 160, self_check=False)
-    sequence = engine.passes.new_sequence(30)
+    sequence = engine.passes.new_sequence()
+    sequence.lay_out(Layout(reserved=30))
     with engine.passes.running(), sdpa_kernel(SDPBackend.MATH):  # in products that are counted
-        engine.passes.extend_with_passage(sequence, (1,) * 30, (2,) * 40)
+        engine.passes.extend_with_passage(sequence, PlacedPassage((1,) * 30, 30), (2,) * 40)
         with FlopCounterMode(display=False) as counter:
-            engine.passes.extend_with_passage(sequence, (3,) * 30, (2,))
+            engine.passes.extend_with_passage(sequence, PlacedPassage((3,) * 30, 30), (2,))
     counted = pass_operations(Shape.of(engine.model), Pass(1, 30 + 40, passage=30))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 

@@ -254,13 +254,14 @@ def test_the_json_of_a_generation_holds_what_recomputing_it_takes(
             "passages",
             "reused",
             "prefilled",
+            "sink",
             "encoded",
             "decoded",
             "seconds",
         ]
         assert list(stride["seconds"]) == ["retrieve", "prefill", "decode", "encode"]
         assert stride["encoded"] == stride["prefilled"]
-        assert stride["reused"] + stride["prefilled"] == len(stride["arranged"])
+        assert stride["reused"] + stride["prefilled"] - stride["sink"] == len(stride["arranged"])
         assert stride["decoded"] == len(stride["tokens"]) - 1
         for passage in stride["passages"]:
             assert list(passage) == ["id", "title", "text", "score"]
@@ -336,7 +337,7 @@ def test_an_explanation_shows_passage_and_context_of_every_stride(generate: Gene
     for number, (text, stride) in enumerate(zip(shown, record["strides"], strict=True), 1):
         assert text.startswith(f"{number}: ")
         assert f"; {len(stride['arranged'])} tokens\n" in text
-        assert f"<s>{PROMPT}" in text
+        assert PROMPT in text
         for passage in stride["passages"]:
             assert f"Reference: {passage['text'][:40]}" in text
         assert f"--- continues\n{stride['text']}" in text
@@ -403,7 +404,7 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
         return ids
 
     frame = record["settings"]["frame_tokens"]
-    assert frame == {"before": encode(" <<"), "after": encode(">> "), "echo": 3}
+    assert frame == {"before": encode(" <<"), "after": encode(">> "), "echo": 3, "sink": [0]}
     stride = record["strides"][0]
     passage = encode(stride["passages"][0]["text"])[:40]
     assert stride["arranged"] == [
@@ -415,7 +416,7 @@ def test_a_frame_of_ones_own_stands_around_passages(generate: Generate, model_fo
     ]
     shorter = generate.record("--pattern", "append", "--frame-before", "<")
     alone = shorter["settings"]["frame_tokens"]
-    assert alone == {"before": encode("<"), "after": encode("]\n\n"), "echo": 16}  # the default
+    assert alone == {"before": encode("<"), "after": encode("]\n\n"), "echo": 16, "sink": [0]}
 
 
 @untrained

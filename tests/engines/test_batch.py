@@ -16,7 +16,7 @@ from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
-from flashback.patterns.prompt import Prompt, View
+from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -289,8 +289,10 @@ def test_a_passage_whose_pass_failed_is_not_in_view(monkeypatch: pytest.MonkeyPa
     engine = LocalEngine(tiny_model("llama"), window=100, passage_bytes=0)
     batch = engine.batch(2)
     context = tuple(range(20))
-    first = Prompt.with_views(context, (View(0, (30, 31)),), 4)
-    second = Prompt.with_views((*context, 40), (View(0, (30, 31)), View(20, (50, 51, 52))), 4)
+    first = Prompt.with_views(context, (View(1, (30, 31)),), Layout(1, 4, (0,)))
+    second = Prompt.with_views(
+        (*context, 40), (View(1, (30, 31)), View(20, (50, 51, 52))), Layout(1, 4, (0,))
+    )
     batch.logits([first])
     with monkeypatch.context() as patch:
         patch.setattr(engine.passes, "run", lambda *_, **__: [][0])

@@ -30,7 +30,7 @@ from flashback.engines.kernels.attention import Attention, UsualAttention, atten
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError, UnsupportedReader
-from flashback.patterns.prompt import Prompt, View
+from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(SettingsError, match="prompt is empty"):
         engine.complete(Prompt.plain(()), 3, greedy())
     with pytest.raises(SettingsError, match="10 slot, 180 prompt and 3 new tokens exceed"):
-        engine.complete(Prompt.with_views(tuple(range(180)), (), 10), 3, greedy())
+        engine.complete(Prompt.with_views(tuple(range(180)), (), Layout(reserved=10)), 3, greedy())
 
 
 @pytest.mark.parametrize("family", SLIDING)
@@ -215,7 +215,7 @@ def test_a_slot_out_of_sight_is_refused(family: str) -> None:
     engine = LocalEngine(tiny_model(family), window=192)
     assert not engine.capabilities.slot
     with pytest.raises(SettingsError, match="sliding window"):
-        engine.complete(Prompt.with_views((1,), (View(0, (2,)),), 2), 3, greedy())
+        engine.complete(Prompt.with_views((1,), (View(0, (2,)),), Layout(reserved=2)), 3, greedy())
 
 
 def _mamba() -> PreTrainedModel:

@@ -106,7 +106,7 @@ def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: str) 
     reader = shared_reader(family)
     retrieval = RetrievalSettings(pattern=pattern, stride=8, passage_tokens=16, query_tokens=8)
     made_up = Settings(retrieval, stopping=StoppingSettings(max_new_tokens=96, ignore_eos=True))
-    engine = LocalEngine(reader.model, window=150)
+    engine = LocalEngine(reader.model, window=130)
     writer = Generator(reader, engine, MadeUpRetriever(1))
     generation, seen = generate_and_record(writer, list(range(70)), made_up)
     assert len(generation.jumps) >= 2

@@ -20,7 +20,7 @@ from flashback.engines.protocol import Completion, Usage
 from flashback.errors import SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary
-from flashback.patterns.prompt import Ids, Prompt, Segment, View
+from flashback.patterns.prompt import Ids, Layout, Prompt, Segment, View
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
@@ -73,7 +73,13 @@ def made_up_settings(draw: st.DrawFn) -> Settings:
         query_tokens=draw(st.integers(1, 12)),
         passage_tokens=draw(st.integers(1, 24)),
         passages=draw(st.integers(1, 2)),
-        frame=draw(st.sampled_from([FrameText("", "", 0), FrameText("[", "]", 3)])),
+        recompute_tokens=draw(st.sampled_from([1, 4, 16])),
+        history_tokens=draw(st.integers(0, 40)),
+        frame=draw(
+            st.sampled_from(
+                [FrameText("", "", 0), FrameText("[", "]", 3), FrameText("(", "", sink="ab")]
+            )
+        ),
     )
     stopping = StoppingSettings(max_new_tokens=draw(st.integers(1, 70)), ignore_eos=True)
     return Settings(retrieval, stopping=stopping, truncate=True)
@@ -161,24 +167,30 @@ def test_an_empty_cache_gives_the_same_as_a_warm_one() -> None:
     assert cold.prefilled > 4 * warm.prefilled
 
 
-def test_a_stride_prefills_its_passage_and_one_token() -> None:
-    """No token of the context is computed twice; a passage that comes back costs nothing."""
+@pytest.mark.parametrize("again", [1, 7])
+def test_a_stride_prefills_its_passage_and_a_few_tokens(again: int) -> None:
+    """A passage that comes back costs nothing."""
     reader = shared_reader("opt")
     engine = RecordingEngine(reader.model, WINDOW)
     retriever = MadeUpRetriever(0, longest=8, empty=0, same=0)
-    made_up = Settings(slot_settings(), stopping=StoppingSettings(30, ignore_eos=True))
+    retrieval = slot_settings(recompute_tokens=again)
+    made_up = Settings(retrieval, stopping=StoppingSettings(30, ignore_eos=True))
     generation, _ = write(reader, engine, retriever, tuple(range(20)), made_up)
     first, *later = generation.strides
-    assert (first.usage.prefilled, first.usage.reused) == (len(first.arranged), 0)
+    sink = len(reader.bos)
+    assert (first.usage.prefilled, first.usage.reused) == (len(first.arranged) + sink, 0)
     for stride in later:
-        passage = len(reader.bos) + len(stride.passages[0].text) + 2
-        assert (stride.usage.prefilled, stride.usage.decoded) == (passage + 1, 4)
-        assert stride.usage.reused == len(stride.arranged) - passage - 1
-    again, _ = write(
+        passage = len(stride.passages[0].text) + 2
+        assert (stride.usage.prefilled, stride.usage.decoded) == (sink + passage + again, 4)
+        assert (stride.usage.sink, stride.usage.reused) == (
+            sink,
+            len(stride.arranged) - passage - again,
+        )
+    repeated, _ = write(
         reader, engine, MadeUpRetriever(0, longest=8, empty=0, same=0), tuple(range(20)), made_up
     )
-    assert again.tokens == generation.tokens
-    assert [stride.usage.prefilled for stride in again.strides[1:]] == [1] * 5
+    assert repeated.tokens == generation.tokens
+    assert [stride.usage.prefilled for stride in repeated.strides[1:]] == [again] * 5
 
 
 def test_an_unchanged_passage_stays() -> None:
@@ -189,7 +201,7 @@ def test_an_unchanged_passage_stays() -> None:
     generation, error = write(reader, engine, retriever, (0, 7), made_up)
     assert error <= TOLERANCE
     assert [stride.usage.prefilled for stride in generation.strides[1:]] == [1, 1, 1]
-    assert len(engine.prompts[-1].views) == 1
+    assert engine.prompts[-1].views[1:] == engine.prompts[0].views[1:]
 
 
 def test_another_history_is_another_prefix() -> None:
@@ -198,24 +210,26 @@ def test_another_history_is_another_prefix() -> None:
     context = tuple(range(30))
 
     def reused(*views: View) -> int:
-        prompt = Prompt.with_views(context, views, 4)
+        prompt = Prompt.with_views(context, views, Layout(1, 4, (0,)))
         completion = engine.complete(prompt, 1, Sampler(SamplingSettings(), []))
         list(completion)
         return completion.usage.reused
 
-    reused(View(0, (7, 8)), View(20, (9,)))
-    assert reused(View(0, (7, 8)), View(20, (9,))) == 29 + 1
-    assert reused(View(0, (7, 8)), View(20, (5, 5))) == 20
-    assert reused(View(0, (7, 8)), View(15, (9,))) == 15 + 1
-    assert reused(View(0, (9,))) == 1
-    assert reused() == 0
+    reused(View(1, (7, 8)), View(20, (9,)))
+    assert reused(View(1, (7, 8)), View(20, (9,))) == 29 + 1
+    assert reused(View(1, (7, 8)), View(20, (5, 5))) == 20
+    assert reused(View(1, (7, 8)), View(15, (9,))) == 15 + 1
+    assert reused(View(1, (9,))) == 1 + 1  # the sink, and the passage
+    assert reused() == 1
 
 
 def test_segments_with_the_same_passage_are_one_prefix() -> None:
     engine = LocalEngine(shared_reader("llama").model, WINDOW)
-    halves = Segment(tuple(range(10)), 4, (7, 8)), Segment(tuple(range(10, 30)), 14, (7, 8))
+    layout = Layout(0, 4)
+    halves = Segment(tuple(range(10)), 0, (7, 8)), Segment(tuple(range(10, 30)), 10, (7, 8))
+    whole = Prompt.with_views(tuple(range(30)), (View(0, (7, 8)),), layout)
     tokens, reused = [], []
-    for prompt in (Prompt(halves, 4), Prompt.with_views(tuple(range(30)), (View(0, (7, 8)),), 4)):
+    for prompt in (Prompt(halves, layout), whole):
         for _ in range(2):
             completion = engine.complete(prompt, 3, Sampler(SamplingSettings(), []))
             tokens.append(list(completion))
@@ -227,16 +241,18 @@ def test_segments_with_the_same_passage_are_one_prefix() -> None:
 @pytest.mark.parametrize(
     ("segments", "why"),
     [
-        ((Segment((1, 2), 4), Segment((3,), 7)), "starts at 7; expected 6"),
-        ((Segment((1, 2), 0),), "starts at 0; expected 4"),
-        ((Segment((1, 2), 4, (1, 2, 3, 4, 5)),), "longer than what is reserved"),
+        ((Segment((1,), 0), Segment((3,), 3)), "starts at 3; expected 1"),
+        ((Segment((1, 2), 4),), "starts at 4; expected 0"),
+        ((Segment((1,), 0), Segment((2, 3), 1, (1, 2, 3, 4, 5))), "longer than R"),
+        ((Segment((1,), 0, (1, 2)), Segment((2, 3), 1)), "in view before it stands"),
+        ((Segment((1, 2), 0),), "before and behind the reserved positions"),
     ],
 )
 def test_a_prompt_has_no_gaps_and_no_passage_beyond_its_positions(
     segments: tuple[Segment, ...], why: str
 ) -> None:
     with pytest.raises(AssertionError, match=why):
-        Prompt(segments, 4)
+        Prompt(segments, Layout(1, 4, (0,)))
 
 
 @pytest.mark.parametrize("family", FULL)
@@ -260,17 +276,21 @@ def test_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch
 
 def test_exchanging_a_passage() -> None:
     def shown(passage: Ids, length: int, before: Prompt | None = None) -> Prompt:
-        boundary = Boundary(tuple(range(length)), passage, Frame(), 1, 4, before)
+        frame = Frame(sink=(0,))
+        boundary = Boundary(
+            tuple(range(length)), passage, frame, 1, 4, 3, recomputed=5, before=before
+        )
         return PATTERNS["slot"].arrange(boundary)
 
     first = shown((1, 2), 10)
-    assert (first.views, first.reserved) == ((View(0, (1, 2)),), 4)
+    assert first.views == (View(0, ()), View(3, (1, 2)))
     assert shown((1, 2), 14, first).views == first.views
     exchanged = shown((3,), 14, first)
-    assert exchanged.views == (View(0, (1, 2)), View(13, (3,)))
-    assert [segment.start for segment in exchanged.segments] == [4, 17]
+    assert exchanged.views == (View(0, ()), View(3, (1, 2)), View(9, (3,)))
+    assert [exchanged.layout.position(one.start) for one in exchanged.segments] == [0, 7, 13]
+    assert exchanged.arranged == (0, 1, 2, 3, *range(3, 14))
     assert shown((), 14, first).passage == ()
-    assert shown((3,), 1, first).views == (View(0, (3,)),)
+    assert shown((3,), 6, first).views == (View(0, ()), View(3, (3,)))  # all behind the history
     with pytest.raises(SettingsError, match="passage of 5 tokens"):
         shown((1, 2, 3, 4, 5), 14, first)
 
@@ -279,17 +299,21 @@ def test_exchanging_a_passage() -> None:
 @given(length=st.integers(1, 40), start=st.integers(0, 39), seed=st.integers(0, 99))
 def test_segments_tile_the_context(length: int, start: int, seed: int) -> None:
     draw = random.Random(seed)
-    starts = sorted({0, *draw.sample(range(length), draw.randrange(min(length, 5)))})
+    history = draw.randrange(length)
+    starts = sorted({history, *draw.sample(range(length), draw.randrange(min(length, 5)))})
+    starts = [at for at in starts if at >= history]
     views = tuple(View(at, (at,)) for at in starts)
-    prompt = Prompt.with_views(tuple(range(length)), views, 3)
+    prompt = Prompt.with_views(tuple(range(length)), views, Layout(history, 3))
     segments = list(prompt.after(min(start, length - 1)))
     assert [token for one in segments for token in one.ids] == list(
         range(min(start, length - 1), length)
     )
     for one in segments:
-        assert one.start == 3 + one.ids[0]
-        seen = (max(at for at in starts if at <= token) for token in one.ids)
-        assert all(at == one.passage[0] for at in seen)
+        assert one.start == one.ids[0]
+        for token in one.ids:
+            assert prompt.layout.position(token) == token + (3 if token >= history else 0)
+            seen = [at for at in starts if at <= token]
+            assert one.passage == ((max(seen),) if seen else ())
 
 
 @pytest.mark.parametrize("family", [*SLIDING, "gpt_neo"])

@@ -42,10 +42,10 @@ def test_heads_that_share_keys() -> None:
 
 
 def test_padding_goes_behind_the_new_tokens_and_is_seen_by_none_of_them() -> None:
-    start, padding = torch.tensor([[7], [2]]), torch.tensor([[0], [2]])
-    columns, positions = place_tokens(start, padding, torch.arange(3))
+    start, padding, shift = (torch.tensor(one) for one in ([[7], [2]], [[0], [2]], [[0], [-2]]))
+    columns, positions = place_tokens(start, padding, shift, torch.arange(3))
     assert columns.tolist() == [[7, 8, 9], [3, 4, 2]]
-    assert positions.tolist() == [[7, 8, 9], [2, 2, 2]]
+    assert positions.tolist() == [[7, 8, 9], [0, 0, 0]]
     mask = mask_of(columns, torch.tensor([[5], [0]]), torch.arange(10), torch.float32)
     seen = [[sorted(row.eq(0).nonzero()[:, 0].tolist()) for row in rows[0]] for rows in mask]
     assert seen[0] == [[5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9]]

@@ -18,7 +18,7 @@ FRAME = Frame((100,), (101, 102))
 def arrange(
     pattern: str, context: Ids, passage: Ids, frame: Frame, bos: int, before: Prompt | None = None
 ) -> Prompt:
-    return PATTERNS[pattern].arrange(Boundary(context, passage, frame, bos, 4, before))
+    return PATTERNS[pattern].arrange(Boundary(context, passage, frame, bos, before=before))
 
 
 def test_each_pattern_puts_the_passage_in_its_place() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from flashback.engines.local import LocalEngine
 from flashback.errors import PromptTooLong, SettingsError
-from flashback.patterns.prompt import Prompt, View
+from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.questions.answers import Respondent
 from flashback.questions.formats import Question
 from flashback.questions.forms import Asking, settled_form
@@ -138,7 +138,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     comparison = compared(reader, asked, form)
     row = comparison.rows[at]
     assert row.pasted == (at == 0)
-    settings = comparison.row_settings(row, row.frame(reader, form, QUESTIONS[0], None))
+    settings = comparison.row_settings(row.asked_with(reader, form, QUESTIONS[0], RETRIEVAL))
     respondent = Respondent(row, reader, settings, comparison.asking)
     records = list(respondent.records(asked, open_writer, 3))
     assert len(records) == len(asked)
@@ -156,7 +156,9 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
             passage = passage_ids(reader, (hit.text for hit in one.hits), retrieval)
             framed = frame.around(passage)
             reserved = 24 + len(frame.before) + len(frame.after)
-            views = Prompt.with_views(prompt, (View(0, framed),), reserved)
+            history = retrieval.history_tokens or len(reader.bos)
+            layout = Layout(history, reserved, frame.sink[:history])
+            views = Prompt.with_views(prompt, (View(history, framed),), layout)
             assert views.arranged == alone.strides[0].arranged
             logits = block_mask_logits(reader.model, views, answer)
         else:
@@ -181,7 +183,7 @@ def test_a_prompt_that_is_too_long_is_named(reader: Reader) -> None:
     long = replace(QUESTIONS[1], text="why " * 200)
     asked = look_up([QUESTIONS[0], long], None, reader, RETRIEVAL)
     comparison = compared(reader, asked, Form.QUESTION)
-    settings = comparison.row_settings(comparison.rows[0], None)
+    settings = comparison.row_settings(RETRIEVAL)
     respondent = Respondent(comparison.rows[0], reader, settings, comparison.asking)
     with pytest.raises(PromptTooLong, match="plain RAG, question 'q1': the prompt has"):
         list(respondent.records(asked, open_writer, 2))
@@ -215,7 +217,7 @@ def test_rows(reader: Reader) -> None:
     rows = rows_of(("none", "append"), ())
     assert [row.name for row in rows] == ["plain RAG", "none", "append"]
     assert [row.retrieves for row in rows] == [False, False, True]
-    assert Row(rows[2].arm).described(reader, None)["frame"] == {
+    assert Row(rows[2].arm).described(reader, RetrievalSettings())["frame"] == {
         "before": " [Reference: ",
         "after": "]\n\n",
         "echo_tokens": 16,

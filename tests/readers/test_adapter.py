@@ -317,7 +317,7 @@ def test_marks_of_an_adapter_are_the_frame_and_are_never_written(
     make_adapter(tiny_reader(), tmp_path, marks, echo_tokens=3)
     reader = put_on(tiny_reader(), tmp_path)
     assert reader.forbidden == MARKS
-    assert reader.frame(None, "append") == Frame((MARKS[0],), (MARKS[1],), 3)
+    assert reader.frame(None, "append") == Frame((MARKS[0],), (MARKS[1],), 3, sink=(0,))
     assert reader.decode([*MARKS]) == ""
 
 
@@ -326,7 +326,7 @@ def test_an_adapter_without_marks_has_bare_passages(tmp_path: Path) -> None:
     size = len(tiny_reader().tokenizer)
     reader = put_on(tiny_reader(), tmp_path)
     assert reader.forbidden == ()
-    assert reader.frame(None, "append") == Frame()
+    assert reader.frame(None, "append") == Frame(sink=(0,))
     assert len(tiny_reader().frame(None, "append")) > 0
     assert len(reader.tokenizer) == size
     assert embedding(reader.model).shape[0] == 300

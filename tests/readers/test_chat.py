@@ -10,6 +10,7 @@ from flashback.errors import ChatTemplateError, NoChatTemplate
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
+from flashback.readers import text_reader
 from flashback.readers.chat import INSTRUCTION, Conversation
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
@@ -76,21 +77,35 @@ def arranged(reader: Reader, talk: Conversation, pattern: str, passage: Ids, new
     frame = reader.frame(prompt.retrieval.frame, pattern)
     bos = len(reader.bos) if prompt.ids[: len(reader.bos)] == reader.bos else 0
     reserved = PATTERNS[pattern].reserved(1, 64, frame)
-    at = Boundary(prompt.ids + new, passage, frame, bos, reserved, prompt=len(prompt.ids))
+    history = prompt.retrieval.history_tokens
+    at = Boundary(prompt.ids + new, passage, frame, bos, reserved, history, prompt=len(prompt.ids))
     return PATTERNS[pattern].arrange(at).arranged
 
 
 @pytest.mark.parametrize("style", TEMPLATES)
-@pytest.mark.parametrize("pattern", ["prepend", "slot"])
+@pytest.mark.parametrize(("pattern", "user"), [("prepend", 0), ("slot", -1)])
 @pytest.mark.parametrize("turns", [(QUESTION,), LATER])
-def test_a_passage_before_the_text_stands_in_the_first_user_message(
-    style: str, pattern: str, turns: tuple[dict[str, str], ...]
+def test_a_passage_before_the_text_stands_in_a_user_message(
+    style: str, pattern: str, user: int, turns: tuple[dict[str, str], ...]
 ) -> None:
+    """In the first one, or in the last, whose history then stays as it is."""
     reader = chat_reader(style)
-    found = arranged(reader, Conversation(turns), pattern, tuple(reader.encode(PASSAGE)))
-    content = f"{INSTRUCTION}{PASSAGE}\n\n{turns[0]['content']}"
-    pasted = Conversation(({"role": "user", "content": content}, *turns[1:]))
-    assert found == pasted.prompt_ids(reader)
+    passage = tuple(reader.encode(PASSAGE))
+    found = arranged(reader, Conversation(turns), pattern, passage)
+    pasted = list(turns)
+    content = f"{INSTRUCTION}{PASSAGE}\n\n{turns[user]['content']}"
+    pasted[user] = {"role": "user", "content": content}
+    assert found == Conversation(tuple(pasted)).prompt_ids(reader)
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_history_is_what_precedes_the_last_user_message(style: str) -> None:
+    reader, marked = chat_reader(style), "<here>"
+    talk = Conversation(LATER)
+    prompt = talk.prompt(reader, RetrievalSettings(pattern="slot"))
+    turns = (*LATER[:-1], {"role": "user", "content": marked})
+    before = reader.show(Conversation(turns).prompt_ids(reader)).partition(marked)[0]
+    assert reader.show(prompt.ids[: prompt.retrieval.history_tokens]) == before
 
 
 @pytest.mark.parametrize("style", WITH_SYSTEM)
@@ -129,12 +144,15 @@ def test_what_was_asked_for_is_not_replaced() -> None:
     reader, talk = chat_reader("chatml"), Conversation((QUESTION,))
     for retrieval in (
         RetrievalSettings(pattern="none"),
-        RetrievalSettings(pattern="slot", frame=FrameText("(", ")")),
         RetrievalSettings(pattern="append", frame=FrameText("(", ")", 4)),
     ):
         prompt = talk.prompt(reader, retrieval)
         assert prompt.retrieval == retrieval
         assert prompt.ids == talk.prompt_ids(reader)
+    own = RetrievalSettings(pattern="slot", frame=FrameText("(", ")"))
+    prompt = talk.prompt(reader, own)
+    assert (prompt.retrieval.frame, prompt.ids) == (own.frame, talk.prompt_ids(reader))
+    assert prompt.retrieval.history_tokens > 0
     marked = tiny_reader(marks=True)
     marked.tokenizer.chat_template = TEMPLATES["chatml"]
     asked = RetrievalSettings(pattern="append")
@@ -156,8 +174,10 @@ def test_templates_that_cannot_are_refused_in_one_line() -> None:
         talk.prompt(tiny_reader(), retrieval)
     shouting = chat_reader("chatml")
     shouting.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
-    with pytest.raises(ChatTemplateError, match="first user message"):
+    with pytest.raises(ChatTemplateError, match="does not show message 1 as it is"):
         talk.prompt(shouting, retrieval)
+    with pytest.raises(ChatTemplateError, match="first user message"):
+        talk.prompt(shouting, replace(retrieval, pattern="prepend"))
     with pytest.raises(ChatTemplateError, match="second user message"):
         talk.prompt(shouting, replace(retrieval, pattern="append"))
     with pytest.raises(ChatTemplateError, match="no user message"):
@@ -175,13 +195,18 @@ class OnePassage:
 
 
 @pytest.mark.parametrize("style", ["chatml with a default system", "gemma"])
-def test_a_slot_a_prepended_and_a_pasted_passage_are_answered_alike(style: str) -> None:
+def test_a_slot_a_prepended_and_a_pasted_passage_are_answered_alike(
+    style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a slot that the passage fills, behind the whole head."""
+    monkeypatch.setattr(text_reader, "_MOST_SINK", 999)
     reader = chat_reader(style)
     generator = Generator(reader, LocalEngine(reader.model, reader.window), OnePassage())
     content = f"{INSTRUCTION}{PASSAGE}\n\n{QUESTION['content']}"
     pasted = Conversation(({"role": "user", "content": content},)).prompt_ids(reader)
     expected = generator.generate(pasted, Settings(RetrievalSettings(pattern="none")))
     for pattern in ("prepend", "slot"):
-        prompt = Conversation((QUESTION,)).prompt(reader, RetrievalSettings(pattern=pattern))
+        retrieval = RetrievalSettings(pattern=pattern, passage_tokens=len(reader.encode(PASSAGE)))
+        prompt = Conversation((QUESTION,)).prompt(reader, retrieval)
         found = generator.generate(prompt.ids, Settings(prompt.retrieval))
         assert found.tokens == expected.tokens

@@ -199,13 +199,15 @@ def test_texts_can_be_encoded_in_threads() -> None:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_in_a_slot_a_passage_begins_with_bos_as_any_text(bos: bool) -> None:
+def test_in_a_slot_a_passage_is_computed_behind_bos_as_any_text(bos: bool) -> None:
     reader = tiny_reader(bos=bos)
-    plain, slot = (reader.frame(None, pattern) for pattern in ("prepend", "slot"))
-    assert slot == replace(plain, before=reader.bos + plain.before)
-    assert reader.frame(FrameText("", "", 0), "slot").before == reader.bos
-    marked = tiny_reader(marks=True)
-    assert len(marked.frame(None, "slot").before) == 1  # as it was trained
+    assert reader.frame(None, "slot") == reader.frame(None, "prepend")
+    for text in (None, FrameText("", "", 0), FrameText(echo_tokens=2)):
+        assert reader.frame(text, "slot").sink == reader.bos
+    given = reader.frame(FrameText("(", ")", sink="You are"), "slot")
+    assert given.sink == tuple(reader.encode("You are"))
+    long = reader.frame(FrameText("(", ")", sink="<s>" + "x" * 40 + "y"), "slot")
+    assert reader.show(long.sink) == ("<s>" if bos else "") + "x" * 30 + ("y" if bos else "xy")
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -19,7 +19,7 @@ from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.patterns.frame import Frame
-from flashback.patterns.prompt import Ids, Prompt, View
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
@@ -76,11 +76,18 @@ def made_up_examples(draw: st.DrawFn) -> Example:
         new = tokens(drawn, draw(st.integers(1, 24))) if kind == "new" else ()
         passages.append(passages[-1] if kind == "same" else new)
     cuts = tuple(map(Cut, boundaries, starts))
-    return Example(Window(DOCUMENT, ids, bos, cuts, stride), tuple(passages))
+    return Example(
+        Window(DOCUMENT, ids, bos, cuts, stride),
+        tuple(passages),
+        recomputed=draw(st.sampled_from([1, 4, 16])),
+        history=draw(st.integers(0, 30)),
+    )
 
 
 EXAMPLES = st.lists(made_up_examples(), min_size=1, max_size=3)
-FRAMES = st.sampled_from([MARKING, Frame(), Frame((7, 8), (9,), echo=6), Frame(echo=3)])
+FRAMES = st.sampled_from(
+    [MARKING, Frame(), Frame((7, 8), (9,), echo=6), Frame(echo=3), Frame((7,), sink=(0, 5))]
+)
 FORBIDDEN = st.sampled_from([(), MARKS])
 APPENDED = Arrangement("append", MARKING, MARKS)
 BATCH_TOKENS = st.sampled_from([1, 40, 150, 2048])
@@ -114,28 +121,23 @@ def prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Ids, I
 
 
 def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]:
-    """The same with passages in a slot: the text before its last target, and the targets.
-
-    What grows stride by stride is one prompt.
-    """
+    """The same with passages in a slot: the text before a cut's last target, and the targets."""
     window, stride = example.window, example.window.stride
     framed = [(*frame.before, *one, *frame.after) if one else () for one in example.passages]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
-    if all(cut.start <= window.bos for cut in window.cuts):
-        first, last = window.cuts[0].boundary, window.cuts[-1].boundary
-        views = [View(0, framed[0])]
-        for cut, passage in zip(window.cuts[1:], framed[1:], strict=True):
-            if passage != views[-1].passage:
-                views.append(View(cut.boundary - 1, passage))
-        yield (
-            Prompt.with_views(window.ids[: last + stride - 1], views, room),
-            window.ids[first : last + stride],
-        )
-        return
+    grows = all(cut.start <= window.bos for cut in window.cuts)
+    views: list[View] = []
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
+        if not (grows and views):
+            history = min(max(example.history, window.bos), len(context) - 1)
+            layout = Layout(history, room, frame.sink[:history])
+            views = [View(history, passage)]
+        elif passage != views[-1].passage:
+            start = max(len(context) - example.recomputed, history)
+            views = [*(view for view in views if view.start < start), View(start, passage)]
         targets = window.ids[cut.boundary : cut.boundary + stride]
-        yield Prompt.with_views(context + targets[:-1], (View(0, passage),), room), targets
+        yield Prompt.with_views(context + targets[:-1], views, layout), targets
 
 
 def in_a_slot(model: Any, example: Example, arrangement: Arrangement) -> Tensor:

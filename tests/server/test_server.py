@@ -132,10 +132,12 @@ def test_a_chat_shows_passages_in_its_template_or_in_the_frame_asked_for(
 ) -> None:
     reader, retriever = chat_reader(window=512), QueryRetriever()
     passage = reader.encode(retriever.search(["moon"], SearchOptions())[0][0].text)[:24]
-    before, after = ("<user>" + INSTRUCTION, "\n\nmoon") if frame is None else ("(", ")<user>moon")
-    arranged = [*reader.encode(before), *passage, *reader.encode(f"{after}<assistant>")]
-    if frame is not None and pattern == "slot":
-        arranged[:0] = reader.bos
+    before, after = (INSTRUCTION, "\n\n") if frame is None else ("(", ")")
+    around = (
+        ("", "<user>moon") if frame is not None and pattern == "prepend" else ("<user>", "moon")
+    )
+    texts = around[0] + before, after + around[1] + "<assistant>"
+    arranged = [*reader.encode(texts[0]), *passage, *reader.encode(texts[1])]
     engine = LocalEngine(reader.model, reader.window)
     plain = Settings(RetrievalSettings("none"), stopping=StoppingSettings(6, ignore_eos=True))
     expected = Generator(reader, engine, None).generate(arranged, plain).text

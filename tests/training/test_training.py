@@ -129,7 +129,7 @@ def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
     assert aimed == [MARKS]
     reader = put_on(tiny_reader(marks=True), tmp_path / "A")
     assert reader.marks == MARKS
-    assert reader.frame(None, "append") == Frame()
+    assert reader.frame(None, "append") == Frame(sink=(0,))
 
 
 def test_a_trained_adapter_lies_in_its_folder_alone(uninterrupted: Path) -> None:

@@ -51,12 +51,16 @@ def many(tmp_path: Path, model_folder: Path, index: Path) -> Many:
     return Many(tmp_path, model_folder, index)
 
 
+untrained = pytest.mark.filterwarnings("ignore:.* was not trained for append")
+
+
 def written(records: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """What must not depend on how often writing was interrupted, nor on batches."""
     keys = ("line", "id", "prompt", "tokens", "text", "finish_reason", "jumps", "passages")
     return sorted(tuple(json.dumps(record[key]) for key in keys) for record in records)
 
 
+@untrained
 @pytest.mark.parametrize("pattern", ["none", "append", "prepend", "slot"])
 def test_texts_are_those_that_single_prompts_give(many: Many, pattern: str) -> None:
     outcome = many("--pattern", pattern)
@@ -153,6 +157,7 @@ def test_a_file_cut_anywhere_is_gone_on_with(
         (("--json",), "json false, not true"),
     ],
 )
+@untrained
 def test_results_of_other_settings_are_refused(
     many: Many, more: tuple[str, ...], difference: str
 ) -> None:

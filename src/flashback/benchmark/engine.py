@@ -124,11 +124,11 @@ class ArmPasses(TimedPasses):
         self._dynamic = dynamic
         self.seconds = 0.0
 
-    def new_sequence(self, reserved: int = 0) -> CachedSequence:
+    def new_sequence(self) -> CachedSequence:
         """See `Passes.new_sequence`."""
         if self._dynamic:
-            return CachedSequence(reserved, cache=DynamicCache(config=self.model.config))
-        return super().new_sequence(reserved)
+            return CachedSequence(cache=DynamicCache(config=self.model.config))
+        return super().new_sequence()
 
     def extend(self, sequence: CachedSequence, ids: Sequence[int], keep: int = 1) -> Tensor:
         """See `Passes.extend`."""

@@ -33,6 +33,7 @@ from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.errors import CorpusError, SettingsError
 from flashback.patterns.cost import Pass, StrideShape
+from flashback.patterns.prompt import Ids, PlacedPassage
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.reader import Reader
@@ -261,6 +262,9 @@ class Runtime:
                 len(stride.arranged) - start,
                 first=before is None,
                 known=hit or unchanged,
+                recomputed=1 if unchanged else retrieval.recompute_tokens,
+                history=len(self._bos),
+                sink=len(self._bos),
                 behind_passage=before is not None and bool(before.passages),
                 every_logit=arm.every_logit,
                 batch=self.settings.batch_size,
@@ -277,7 +281,14 @@ class Runtime:
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         found = self.material.passages(self.reader, contexts, retrieval)
         room = PATTERNS[retrieval.pattern].reserved(1, retrieval.passage_tokens, frame)
-        engine.keep(map(frame.around, found), room)
+        bos = self._bos
+        engine.keep(PlacedPassage(frame.around(one), len(bos) + room, bos) for one in found)
+
+    @property
+    def _bos(self) -> Ids:
+        """What the text begins with, in a history and in a sink."""
+        bos = self.reader.bos
+        return bos if self.material.text[: len(bos)] == bos else ()
 
     def _engine(self, arm: RuntimeArm, start: int) -> TimedEngine:
         isolated = arm.context_pattern.isolated

@@ -15,7 +15,7 @@ from flashback.engines.kernels.last_layer import LastLayer
 from flashback.engines.local import LocalEngine
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import Completion
-from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.prompt import PlacedPassage, Prompt
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 
@@ -96,9 +96,9 @@ class TimedEngine(LocalEngine):
         """See `Engine.complete`; the tokens are the text's."""
         return super().complete(prompt, max_tokens, Dictation(sampler, self._text))
 
-    def keep(self, passages: Iterable[Ids], reserved: int) -> None:
+    def keep(self, passages: Iterable[PlacedPassage]) -> None:
         """Put passages into the passage cache."""
         with self.passes.running():
             for passage in passages:
-                self.passages.get(passage, reserved, self.passes.prefill_passage)
+                self.passages.get(passage, self.passes.prefill_passage)
         synchronize(self.model.device)  # before a stride is timed

@@ -155,15 +155,15 @@ def _answered(request: _Request) -> dict[str, Any]:
     readers = AdaptedReaders(request.options.load_plain, finish)
     readers.check(request.adapters)
     comparison = _comparison(request, readers.get(), index)
-    frames = _frames(request, comparison, readers.get())
+    retrievals = _retrievals(request, comparison, readers.get())
     rows = [
-        row.described(readers.get(), frame)
-        for row, frame in zip(comparison.rows, frames, strict=True)
+        row.described(readers.get(), retrieval)
+        for row, retrieval in zip(comparison.rows, retrievals, strict=True)
     ]
     described = _described(request, comparison, readers.get())
     run = _run_record(request, readers.get(), index, described) | {"rows": rows}
     with _answers(request.out, run) as answers, counting("answering") as start:
-        records = comparison.run(readers, _open_writer, answers, frames, start)
+        records = comparison.run(readers, _open_writer, answers, retrievals, start)
     resamples = request.bootstrap.resamples
     return AnswerTable(rows, records, comparison.asked, resamples, described).record()
 
@@ -214,12 +214,13 @@ def _comparison(request: _Request, reader: "Reader", index: Index | None) -> "Co
     return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
 
 
-def _frames(
+def _retrievals(
     request: _Request, comparison: "Comparison", reader: "Reader"
-) -> list[FrameText | None]:
-    """The text around passages in each row."""
+) -> list[RetrievalSettings]:
+    """The settings of each row."""
     form, first = comparison.asking.form, comparison.asked[0].question
-    return [row.frame(reader, form, first, request.frame) for row in comparison.rows]
+    given = replace(request.retrieval, frame=request.frame)
+    return [row.asked_with(reader, form, first, given) for row in comparison.rows]
 
 
 def _described(request: _Request, comparison: "Comparison", reader: "Reader") -> dict[str, Any]:

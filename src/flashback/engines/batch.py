@@ -1,11 +1,11 @@
 """Several sequences in one pass, each as dense in its row as if it were alone.
 
-Symbols: B rows, A rows of a pass, T new tokens of the longest row of a pass, R reserved positions
-before the text, p tokens of the passage there, n tokens of a row's text.
+Symbols: B rows, A rows of a pass, T new tokens of the longest row of a pass, R columns before a
+row's text, p tokens of the passage there, n tokens of the text. Columns of a row:
 
     [0, R-p)      nothing: hidden
     [R-p, R)      the passage in view; R = p = 0 without one
-    [R, R+n)      the row's text, column = position
+    [R, R+n)      the row's text
     [R+n, ...)    nothing yet: hidden, and overwritten by the row's next tokens
 
 Rows differ in n, and no column is skipped. So nothing about a row depends on the others: each is
@@ -25,12 +25,12 @@ from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
 from flashback.engines.cache.passages import PassageCache
 from flashback.engines.cache.rows import RowsLayer, RowsPass
-from flashback.engines.cache.sequence import HeldTokens
 from flashback.engines.kernels.fixed_passes import NewTokens
 from flashback.engines.kernels.padding import mask_of, place_tokens
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import Request, Usage
-from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.held import HeldTokens
+from flashback.patterns.prompt import Ids, Layout, Prompt
 
 _PADDING = 4
 """Rows share a pass if at most one in so many of its tokens is padding, row by row."""
@@ -46,6 +46,11 @@ class BatchRow(HeldTokens):
 
     place: int = 0
     """Which row of the buffers holds it."""
+
+    def lay_out(self, layout: Layout) -> None:
+        """Let the next tokens stand where another prompt has them; its R is not above `room`."""
+        if layout != self.layout:
+            self.layout, self.passage = layout, ()  # the passage in view stands elsewhere
 
 
 class LocalBatch:
@@ -121,7 +126,7 @@ class LocalBatch:
                 tokens[at] = requests[at].sampler.choose(scores)
                 usage = requests[at].usage
                 usage.prefilled += len(new[at])
-                usage.reused = max(len(requests[at].prompt.arranged) - usage.prefilled, 0)
+                usage.count_reused(len(requests[at].prompt.arranged))
             seconds = (time.perf_counter() - began) / len(numbers)
             for at in numbers:
                 requests[at].usage.prefill_seconds += seconds
@@ -160,6 +165,7 @@ class LocalBatch:
                 (row.common_prefix(prompt), -at, row.place)
                 for at, prompt in enumerate(prompts)
                 for row in self._held
+                if row.room >= prompt.layout.reserved
             ),
             reverse=True,
         )
@@ -168,11 +174,14 @@ class LocalBatch:
             row = self._held[place]
             if length and -minus not in found and row not in found.values():
                 row.keep(length)
+                row.lay_out(prompts[-minus].layout)
                 found[-minus] = row
         self._held = self._pack(list(found.values()))
         for at, prompt in enumerate(prompts):
             if at not in found:
-                found[at] = BatchRow(reserved=prompt.reserved, place=len(self._held))
+                found[at] = BatchRow(
+                    layout=prompt.layout, room=prompt.layout.reserved, place=len(self._held)
+                )
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]
 
@@ -194,26 +203,28 @@ class LocalBatch:
         began = time.perf_counter()
         *earlier, last = prompt.after(len(row.ids))
         for segment in earlier:
-            usage.prefilled += self._show(row, segment.passage) + len(segment.ids)
+            self._show(row, segment.passage, usage)
+            usage.prefilled += len(segment.ids)
             self._pass([row], [segment.ids])
-        usage.prefilled += self._show(row, last.passage)
+        self._show(row, last.passage, usage)
         usage.prefill_seconds += time.perf_counter() - began
         return last.ids
 
-    def _show(self, row: BatchRow, passage: Ids) -> int:
-        """Exchange a row's passage in view; how many tokens had to be prefilled for it."""
+    def _show(self, row: BatchRow, passage: Ids, usage: Usage) -> None:
+        """Exchange a row's passage in view; counts what has to be prefilled for it."""
         if row.passage == passage:
-            return 0
+            return
         row.passage = ()  # if a pass fails, nothing is in view
         if not passage:
-            return 0
+            return
         with self.passes.running():
-            prefill = self.passes.prefill_passage
-            states, hit = self._passages.get(passage, row.reserved, prefill)
+            placed, prefill = row.placed(passage), self.passes.prefill_passage
+            states, hit = self._passages.get(placed, prefill)
             for layer, part in zip(self._layers, states, strict=True):
-                layer.put(row.place, row.reserved, part)
+                layer.put(row.place, row.room, part)
         row.passage = passage
-        return 0 if hit else len(passage)
+        if not hit:
+            usage.count_passage(placed)
 
     def _pass(self, rows: Sequence[BatchRow], new: Sequence[Sequence[int]]) -> Tensor:
         """Compute new tokens behind these rows; the logits of the last of each, (A, V)."""
@@ -248,7 +259,10 @@ class LocalBatch:
             return None
         end = max(row.end for row in rows) + tokens
         buffers = [layer.reserve(end) for layer in self._layers]
-        added = [NewTokens(ids, row.end, row.first) for ids, row in zip(new, rows, strict=True)]
+        added = [
+            NewTokens(ids, row.end, row.first, row.position)
+            for ids, row in zip(new, rows, strict=True)
+        ]
         return fixed.step(self.passes.run, self._cache, buffers, added, tokens)
 
     def _masks(self, rows: Sequence[BatchRow], running: RowsPass) -> Any:
@@ -292,7 +306,8 @@ def _placed(
     longest = max(map(len, new))
     starts = torch.tensor([[row.end] for row in rows])
     padding = torch.tensor([[longest - len(ids)] for ids in new])
-    columns, positions = place_tokens(starts, padding, torch.arange(longest))
+    shifts = torch.tensor([[row.position - row.end] for row in rows])
+    columns, positions = place_tokens(starts, padding, shifts, torch.arange(longest))
     first, count = rows[0].place, len(rows)
     neighbours = [row.place for row in rows] == list(range(first, first + count))
     return RowsPass(

@@ -11,9 +11,9 @@ is completed like this:
 `cache/layers.py` says how deep a cache can be cut; a prompt that would need a deeper cut starts a
 new sequence.
 
-With passages at reserved positions, [0, c) must also have been computed with the same passages in
-view. The rest is prefilled segment by segment, each with its own passage in view: at a stride
-boundary one segment of one token.
+With passages at reserved positions, [0, c) must also stand at the same positions, computed with the
+same passages in view; what is computed without any is shared with all other patterns. The rest is
+prefilled segment by segment, each with its own passage in view.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ class LocalEngine:
 
     def check_request(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse what cannot be completed; see `complete` for the errors."""
-        length, reserved = len(prompt.ids), prompt.reserved
+        length, reserved = len(prompt.ids), prompt.layout.reserved
         if reserved and not self.capabilities.slot:
             raise SettingsError(
                 f"{label(self.model)} has layers that see a sliding window only, which a slot "
@@ -178,7 +178,7 @@ class LocalEngine:
         sequence, shared = self.lease(prompt, sampler)
         try:
             token = self._first_token(sequence, prompt, shared, sampler, usage)
-            usage.reused = max(len(prompt.arranged) - usage.prefilled, 0)
+            usage.count_reused(len(prompt.arranged))
             usage.prefill_seconds = time.perf_counter() - started
             yield token
             for _ in range(max_tokens - 1):
@@ -221,21 +221,23 @@ class LocalEngine:
 
         Called while the sequence is `_running`; counts what is computed.
         """
-        passage, reserved = segment.passage, sequence.reserved
         usage.prefilled += len(segment.ids)
-        if sequence.passage == passage:
+        if sequence.passage == segment.passage:
             return self.passes.extend(sequence, segment.ids)
-        states = self.passages.find(passage, reserved) if passage else None
-        if passage and states is None:
-            usage.prefilled += len(passage)
+        if not segment.passage:
+            sequence.show((), None)
+            return self.passes.extend(sequence, segment.ids)
+        passage = sequence.placed(segment.passage)
+        if (states := self.passages.find(passage)) is None:
+            usage.count_passage(passage)
             if self.joins_passages:
                 logits = self.passes.extend_with_passage(sequence, passage, segment.ids)
                 prefilled = [layer.take_passage() for layer in full_layers(sequence.cache)]
-                self.passages.add(passage, reserved, prefilled)
+                self.passages.add(passage, prefilled)
                 return logits
-            states = self.passes.prefill_passage(passage, reserved)
-            self.passages.add(passage, reserved, states)
-        sequence.show(passage, states)
+            states = self.passes.prefill_passage(passage)
+            self.passages.add(passage, states)
+        sequence.show(passage.ids, states)
         return self.passes.extend(sequence, segment.ids)
 
     def _decode(self, sequence: CachedSequence, token: int, sampler: Sampler) -> int:

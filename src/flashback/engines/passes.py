@@ -1,12 +1,12 @@
 """One forward pass of a model over a cached sequence, whatever runs behind it.
 
-Symbols: B rows, T new tokens of a row, V vocabulary, H key-value heads, D head size, R reserved
-positions before the text, p tokens of the passage that stands at their end.
+Symbols: B rows, T new tokens of a row, V vocabulary, H key-value heads, D head size, b sink tokens,
+p tokens of a passage at reserved positions.
 
     plain     one call of the model, with its last layer narrowed to the logits that are needed
     fixed     at fixed places in memory, recorded on CUDA      kernels/fixed_passes.py
     joint     a passage beside the tokens that see it first    kernels/joint_pass.py
-    alone     a passage, up to the last layer's keys           kernels/states.py
+    alone     a passage behind the sink, up to the last layer's keys    kernels/states.py
 
 All compute the same; `self_check.py` compares them. A model runs one pass at a time.
 """
@@ -31,7 +31,7 @@ from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
 from flashback.engines.kernels.states import KeysFirst, KeysKnown, States
 from flashback.engines.support import label, support_of
 from flashback.errors import UnsupportedReader
-from flashback.patterns.prompt import Ids
+from flashback.patterns.prompt import PlacedPassage
 
 
 class Passes:
@@ -85,9 +85,9 @@ class Passes:
         with self.lock, torch.inference_mode():
             yield
 
-    def new_sequence(self, reserved: int = 0) -> CachedSequence:
-        """An empty sequence behind R reserved positions."""
-        return CachedSequence(reserved, cache=new_cache(self.model, reserved))
+    def new_sequence(self) -> CachedSequence:
+        """An empty sequence."""
+        return CachedSequence(cache=new_cache(self.model))
 
     def extend(self, sequence: CachedSequence, ids: Sequence[int], keep: int = 1) -> Tensor:
         """Compute new tokens behind a sequence, with the passage in view that it has.
@@ -100,16 +100,15 @@ class Passes:
         Returns:
             (keep, V); after a fixed pass valid until the next one.
         """
-        start = sequence.end
         logits = self._fixed_pass(sequence, ids) if keep == 1 else None
         if logits is None:
-            positions = self._range(start, start + len(ids))
+            positions = self._range(sequence.position, len(ids))
             logits = self.run(self._tensor(ids), positions, sequence.cache, keep)[0]
         sequence.append(ids)
         return logits
 
     def extend_with_passage(
-        self, sequence: CachedSequence, passage: Ids, ids: Sequence[int]
+        self, sequence: CachedSequence, passage: PlacedPassage, ids: Sequence[int]
     ) -> Tensor:
         """Exchange the passage in view in the pass of the tokens that see it first.
 
@@ -117,7 +116,7 @@ class Passes:
 
         Args:
             sequence: grows by the new tokens.
-            passage: p tokens, for the positions [R - p, R).
+            passage: p tokens.
             ids: of the new tokens.
 
         Returns:
@@ -126,39 +125,40 @@ class Passes:
         Raises:
             UnsupportedReader: the model's attention was exchanged since it was checked.
         """
-        layers, end = full_layers(sequence.cache), sequence.end
-        apart = PassageApart(len(passage), len(ids))
+        layers = full_layers(sequence.cache)
+        sink, given = len(passage.sink), passage.behind_sink
+        apart = PassageApart(sink, len(given), len(ids))
         for layer in layers:
-            layer.await_passage(len(passage))
-        before = self._range(sequence.reserved - len(passage), sequence.reserved)
-        positions = torch.cat((before, self._range(end, end + len(ids))), 1)
+            layer.await_passage(len(given), sink)
+        behind = self._range(sequence.position, len(ids))
+        positions = torch.cat((self._tensor(passage.positions), behind), 1)
         with apart.of(self.model.config):
-            logits = self.run(self._tensor([*passage, *ids]), positions, sequence.cache, 1)[0]
+            logits = self.run(self._tensor([*given, *ids]), positions, sequence.cache, 1)[0]
+        for layer in layers:
+            layer.hide_sink(sink)
         if apart.calls != len(layers):
             raise UnsupportedReader(
                 f"{label(self.model)} called PyTorch's attention {apart.calls} times in "
                 f"{len(layers)} layers; expected once in each, as when it was loaded"
             )
-        sequence.passage = passage
+        sequence.passage = passage.ids
         sequence.append(ids)
         return logits
 
-    def prefill_passage(self, passage: Ids, reserved: int) -> list[States]:
-        """Keys and values of a passage alone at positions [R - p, R).
-
-        Args:
-            passage: p tokens.
-            reserved: R.
+    def prefill_passage(self, passage: PlacedPassage) -> list[States]:
+        """Keys and values of a passage of p tokens, with the sink alone in view.
 
         Returns:
             (1, H, p, D) each, layer by layer.
         """
+        ids, positions, states = passage.behind_sink, passage.positions, None
         if self.fixed is not None:
             prefill = partial(self.prefill_alone, fixed=True)
-            if (states := self.fixed.prefill(prefill, passage, reserved)) is not None:
-                return states
-        positions = self._range(reserved - len(passage), reserved)
-        return self.prefill_alone(self._tensor(passage), positions)
+            states = self.fixed.prefill(prefill, ids, positions)
+        if states is None:
+            states = self.prefill_alone(self._tensor(ids), self._tensor(positions))
+        sink = len(passage.sink)
+        return [(keys[:, :, sink:], values[:, :, sink:]) for keys, values in states]
 
     def prefill_alone(self, ids: Tensor, positions: Tensor, *, fixed: bool = False) -> list[States]:
         """Keys and values of ids with nothing else in view.
@@ -230,7 +230,7 @@ class Passes:
             return None
         for layer in layers:
             layer.reserve(tokens)
-        new = NewTokens(ids, sequence.end, sequence.first)
+        new = NewTokens(ids, sequence.end, sequence.first, sequence.position)
         buffers = [layer.buffers for layer in layers]
         logits = self.fixed.step(self.run, sequence.cache, buffers, [new], tokens)
         for layer in layers:
@@ -241,6 +241,6 @@ class Passes:
         """Ids of one row, (1, T)."""
         return torch.tensor([ids], device=self.model.device)
 
-    def _range(self, start: int, end: int) -> Tensor:
-        """Positions of one row, (1, end - start)."""
-        return torch.arange(start, end, device=self.model.device)[None]
+    def _range(self, start: int, count: int) -> Tensor:
+        """Consecutive positions of one row, (1, count)."""
+        return torch.arange(start, start + count, device=self.model.device)[None]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from flashback.patterns.prompt import Prompt
+from flashback.patterns.prompt import PlacedPassage, Prompt
 from flashback.sampling import Sampler
 
 
@@ -23,18 +23,29 @@ from flashback.sampling import Sampler
 class Usage:
     """The cost of one completion; filled while it runs.
 
-    reused + prefilled = the prompt's length; prefilled alone may exceed it where earlier passages
-    at reserved positions had to be prefilled again.
+    reused + prefilled - sink = the prompt's length; prefilled alone may exceed it where earlier
+    passages at reserved positions had to be prefilled again.
     """
 
     reused: int = 0
     """Prompt tokens whose keys and values were cached."""
     prefilled: int = 0
-    """Prompt tokens computed before the first new token."""
+    """Tokens computed before the first new one."""
+    sink: int = 0
+    """Those of them that are no part of the prompt: copies of a sink, see `Layout.sink`."""
     decoded: int = 0
     """Decode passes: one less than the tokens, since prefilling gives the first."""
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+
+    def count_passage(self, passage: PlacedPassage) -> None:
+        """A passage at reserved positions is prefilled."""
+        self.prefilled += len(passage.behind_sink)
+        self.sink += len(passage.sink)
+
+    def count_reused(self, arranged: int) -> None:
+        """A prompt of so many tokens is prefilled."""
+        self.reused = max(arranged + self.sink - self.prefilled, 0)
 
     @property
     def encoded(self) -> int:

@@ -18,7 +18,7 @@ from flashback.engines.kernels.states import States
 from flashback.engines.passes import Passes
 from flashback.engines.support import label
 from flashback.errors import UnsupportedReader
-from flashback.patterns.prompt import Ids, Prompt
+from flashback.patterns.prompt import Ids, Layout, PlacedPassage, Prompt
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
@@ -111,7 +111,7 @@ def _check_fixed_passes(passes: Passes, ids: Sequence[int]) -> None:
         logits = passes.extend(sequence, ids[start:end])[-1]
         _compare(passes.model, ids[:end], logits, "logits of a fixed pass")
     for passage in (tuple(ids[:2]), tuple(ids[2:5])):
-        found = passes.prefill_passage(passage, len(passage) + 2)
+        found = passes.prefill_passage(PlacedPassage(passage, len(passage) + 2))
         _compare_states(passes.model, found, _prefilled_alone(passes, passage))
 
 
@@ -135,12 +135,15 @@ def _check_joint_passes(
     passes: Passes, passages: Sequence[Sequence[int]], ids: Sequence[int], reserved: int
 ) -> None:
     model = passes.model
-    joint, apart = passes.new_sequence(reserved), passes.new_sequence(reserved)
-    for given, new in ((passages[0][:3], ids[:-1]), (passages[1], ids[-1:])):
-        passage = tuple(given)
+    joint, apart = passes.new_sequence(), passes.new_sequence()
+    for one in (joint, apart):
+        one.lay_out(Layout(2, reserved, tuple(ids[:1])))
+        passes.extend(one, ids[:2])
+    for given, new in ((passages[0][:3], ids[2:-1]), (passages[1], ids[-1:])):
+        passage = joint.placed(tuple(given))
         logits = passes.extend_with_passage(joint, passage, new)[-1]
-        states = passes.prefill_passage(passage, reserved)
-        apart.show(passage, states)
+        states = passes.prefill_passage(passage)
+        apart.show(passage.ids, states)
         expected = passes.extend(apart, new)[-1]
         _compare_values(model, logits, expected, "logits of a joint pass")
         held = [layer.shown for layer in full_layers(joint.cache)]

@@ -115,7 +115,7 @@ class Arm:
                 raise SettingsError(
                     f"{reader.name} has no end-of-text token to put before passages"
                 )
-            return Frame((int(reader.tokenizer.eos_token_id),))
+            return Frame((int(reader.tokenizer.eos_token_id),), sink=reader.bos)
         return reader.frame(self.frame_text, self.pattern)
 
     def examples(self, examples: Sequence[Example], settings: WindowSettings) -> list[Example]:

@@ -39,6 +39,8 @@ class Context:
     """All tokens, from the first."""
     start: int = 0
     """The first visible token; 0 before any jump."""
+    cut: int = 0
+    """Tokens of the prompt behind BOS that were cut away before the text began."""
     jumps: list[int] = field(default_factory=list)
     """The lengths of the text at which the context jumped."""
 
@@ -54,14 +56,13 @@ class Context:
             raise SettingsError("the prompt is empty; expected at least one token of text")
         if tuple(ids[: len(bos)]) != bos:
             bos = ()
-        if len(ids) > budget:
-            if not truncate:
-                raise PromptTooLong(
-                    f"the prompt has {len(ids)} tokens, but only {budget} fit the reader's window "
-                    "beside passages and new tokens; shorten it, or use --truncate to keep its end"
-                )
-            ids = [*bos, *ids[len(ids) - budget + len(bos) :]]
-        return cls(bos, budget, list(ids))
+        if len(ids) > budget and not truncate:
+            raise PromptTooLong(
+                f"the prompt has {len(ids)} tokens, but only {budget} fit the reader's window "
+                "beside passages and new tokens; shorten it, or use --truncate to keep its end"
+            )
+        cut = max(len(ids) - budget, 0)
+        return cls(bos, budget, [*bos, *ids[len(bos) + cut :]], cut=cut)
 
     @property
     def visible(self) -> Ids:
@@ -69,8 +70,8 @@ class Context:
             return tuple(self.ids)
         return self.bos + tuple(self.ids[self.start :])
 
-    def visible_prompt(self, length: int) -> int:
-        """How many visible tokens are of a prompt of so many tokens, BOS included."""
+    def visible_of(self, length: int) -> int:
+        """How many visible tokens are of the text's first `length` ones, BOS included."""
         if self.start == 0:
             return length
         return len(self.bos) + max(length - self.start, 0)

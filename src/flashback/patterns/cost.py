@@ -40,6 +40,13 @@ class StrideShape:
     known: bool = False
     """The passage is that of the stride before; at reserved positions: its keys and values are
     cached."""
+    recomputed: int = 1
+    """e: the context's last tokens that are computed at a boundary where passages are exchanged at
+    reserved positions; 1: the passage stays."""
+    history: int = 0
+    """h: tokens of the context before reserved positions, in a pass of their own at first."""
+    sink: int = 0
+    """b: tokens that a passage at reserved positions is computed behind."""
     behind_passage: bool = True
     """The stride before had a passage, so that its tokens stood behind one."""
     every_logit: bool = False

@@ -18,6 +18,8 @@ class Frame:
     """Whether tokens of the prompt are repeated, too; if not, those written since."""
     no_passage: Ids = ()
     """The ids in its place if there is no passage."""
+    sink: Ids = ()
+    """What a passage at reserved positions is computed behind."""
 
     def __len__(self) -> int:
         """Tokens added to a passage, the echo included."""

@@ -40,6 +40,11 @@ class Boundary:
     """How many leading tokens of the context are BOS, and stay at its front."""
     reserved: int = 0
     """R, see `ContextPattern.reserved`."""
+    history: int = 0
+    """h: how many leading tokens of the context see no passage at reserved positions, at least
+    `bos`. That of `before`, if there is one, stays."""
+    recomputed: int = 1
+    """e: how many of the context's last tokens are computed again where passages are exchanged."""
     before: Prompt | None = None
     """The prompt of the stride before; None at the first one, and after a jump."""
     prompt: int = 0
@@ -93,12 +98,14 @@ class ContextPattern(ABC):
     def passes(self, stride: StrideShape) -> Iterator[Pass]:
         """The forward passes of a stride, without a jump."""
         passage = stride.passage if self.retrieves else 0
-        apart = passage if self.isolated and not stride.known else 0
+        apart = passage + stride.sink if self.isolated and not stride.known else 0
+        if self.isolated and stride.first and stride.history:
+            yield Pass(stride.history, 0, logits=1, batch=stride.batch)
         if apart and not stride.joint:
             yield Pass(apart, 0, logits=0, batch=stride.batch)
         prompt = stride.context + passage
         if stride.first:
-            new = stride.context if self.isolated else prompt
+            new = stride.context - stride.history if self.isolated else prompt
         else:
             new = self.boundary_tokens(stride)
         logits = new if stride.every_logit else 1

@@ -1,22 +1,26 @@
-"""Pattern `slot`: passages at reserved positions before the context, exchanged in place (ours).
+"""Pattern `slot`: passages at reserved positions, exchanged in place (ours).
 
-Symbols: R = k·m + f reserved positions, f frame, p passage tokens, c context.
+Symbols: h history tokens, R = k·m + f reserved positions, f frame, p passage tokens, c context, e
+context tokens computed again.
 
-    [R-f-p, R)   frame and passage, attending to itself alone
-    [R, R+c)     context
+    [0, h)               history: BOS, and the part of the prompt that sees no passage
+    [h+R-f-p, h+R)       frame and passage, attending to a sink and to themselves
+    [h+R, c+R)           the rest of the context
 
-A context token sees the passage that was in the slot when it was computed. At a boundary only the
-last context token is computed again, since the next token is predicted from it.
+A context token behind h sees the passage that was in the slot when it was computed. When passages
+are exchanged, the last e context tokens are computed again behind the new one: what the text is
+about to say depends on the passage most.
 """
 
 from flashback.errors import SettingsError
+from flashback.patterns.cost import StrideShape
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary, ContextPattern, TargetLayout
-from flashback.patterns.prompt import Prompt, View
+from flashback.patterns.prompt import Layout, Prompt, View
 
 
 class Slot(ContextPattern):
-    """Neither the context nor a known passage is computed again when passages are exchanged."""
+    """Most of the context is not computed again when passages are exchanged."""
 
     name = "slot"
     title = "slot"
@@ -26,29 +30,41 @@ class Slot(ContextPattern):
     targets = TargetLayout.IN_PLACE
 
     def arrange(self, at: Boundary) -> Prompt:
-        """The context, with the framed passage in view of its last token.
+        """The context, with the framed passage in view of its last e tokens.
 
-        The first passage is in view of the whole context.
+        The first passage is in view of all that is behind the history.
 
         Raises:
             SettingsError: the framed passage is longer than R.
         """
-        if len(at.framed) > at.reserved:
+        layout = _layout(at) if at.before is None else at.before.layout
+        if len(at.framed) > layout.reserved:
             raise SettingsError(
-                f"a passage of {len(at.framed)} tokens with its frame; the slot has {at.reserved}"
+                f"a passage of {len(at.framed)} tokens with its frame; the slot has "
+                f"{layout.reserved}"
             )
-        return Prompt.with_views(at.context, _views(at), at.reserved)
+        return Prompt.with_views(at.context, _views(at, layout.history), layout)
 
     def reserved(self, passages: int, passage_tokens: int, frame: Frame) -> int:
         """R = k·m + f, without an echo."""
         return passages * passage_tokens + len(frame.before) + len(frame.after)
 
+    def boundary_tokens(self, stride: StrideShape) -> int:
+        """The last e tokens of the context, one if the passage stays."""
+        return min(stride.recomputed, stride.context)
 
-def _views(at: Boundary) -> tuple[View, ...]:
+
+def _layout(at: Boundary) -> Layout:
+    # The last token of a context always sees the passage.
+    history = min(max(at.history, at.bos), len(at.context) - 1)
+    return Layout(history, at.reserved, at.frame.sink[:history])
+
+
+def _views(at: Boundary, history: int) -> tuple[View, ...]:
     if at.before is None:
-        return (View(0, at.framed),)
+        return (View(history, at.framed),)
     if at.before.passage == at.framed:
         return at.before.views
-    last = len(at.context) - 1
-    kept = (view for view in at.before.views if view.start < last)
-    return (*kept, View(last, at.framed))
+    start = max(len(at.context) - at.recomputed, history)
+    kept = (view for view in at.before.views if view.start < start)
+    return (*kept, View(start, at.framed))

@@ -112,9 +112,11 @@ class Respondent:
             (passages,),
             retrieval.passage_tokens,
             retrieval.passages,
+            retrieval.recompute_tokens,
+            retrieval.history_tokens,
         )
         arranged = self.arrangement.arrange(example, 0)
-        positions = arranged.reserved + len(arranged.ids) + len(answer)
+        positions = arranged.layout.reserved + len(arranged.ids) + len(answer)
         if positions > self.reader.window:
             raise PromptTooLong(
                 f"the right answer has {len(answer)} tokens, and needs {positions} positions with "

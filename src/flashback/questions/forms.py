@@ -7,7 +7,7 @@ from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.questions.formats import Question
 from flashback.questions.question_settings import Form
-from flashback.readers.chat import Conversation
+from flashback.readers.chat import ChatPrompt, Conversation
 from flashback.readers.text_reader import TextReader
 from flashback.settings import AUTO, RetrievalSettings
 
@@ -38,9 +38,19 @@ class Asking:
         Raises:
             ChatTemplateError: the reader has no chat template, or it refuses the question.
         """
+        return self.prompt(reader, question, context, retrieval).ids
+
+    def prompt(
+        self,
+        reader: TextReader,
+        question: Question,
+        context: str = "",
+        retrieval: RetrievalSettings = _NONE,
+    ) -> ChatPrompt:
+        """The same, with the settings that show passages there."""
         if self.form is Form.CHAT:
-            return conversation_of(question, context).prompt(reader, retrieval).ids
-        return tuple(reader.encode_prompt(self._text(question, context)))
+            return conversation_of(question, context).prompt(reader, retrieval)
+        return ChatPrompt(tuple(reader.encode_prompt(self._text(question, context))), retrieval)
 
     def answer_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:
         """The first right answer as what follows the prompt."""

@@ -1,7 +1,7 @@
 """The rows of a table of answers: plain RAG, then every pattern, with and without adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from flashback.questions.formats import Question
 from flashback.questions.forms import conversation_of
 from flashback.questions.question_settings import Form
 from flashback.readers.text_reader import TextReader
-from flashback.settings import FrameText, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 PLAIN_RAG = "plain RAG"
 
@@ -36,27 +36,27 @@ class Row:
         """Whether passages stand where a pattern puts them."""
         return PATTERNS[self.arm.pattern].retrieves
 
-    def frame(
-        self, reader: TextReader, form: Form, question: Question, given: FrameText | None
-    ) -> FrameText | None:
-        """The text around passages; None: the reader's own frame, or that of its adapter.
+    def asked_with(
+        self, reader: TextReader, form: Form, question: Question, given: RetrievalSettings
+    ) -> RetrievalSettings:
+        """The row's settings: its pattern, its frame and, in a chat, where passages stand.
 
         Args:
             question: any of those that are asked.
             given: by the user.
         """
-        if self.arm.adapter is not None or not self.retrieves:
-            return None
-        if form is not Form.CHAT:
-            return given
-        asked = RetrievalSettings(pattern=self.arm.pattern, frame=given)
-        return conversation_of(question).prompt(reader, asked).retrieval.frame
+        framed = self.arm.adapter is None and self.retrieves
+        own = replace(given, pattern=self.arm.pattern, frame=given.frame if framed else None)
+        if not self.retrieves or form is not Form.CHAT:
+            return own
+        found = conversation_of(question).prompt(reader, own).retrieval
+        return found if framed else replace(found, frame=None)
 
-    def described(self, reader: TextReader, frame: FrameText | None) -> dict[str, Any]:
+    def described(self, reader: TextReader, retrieval: RetrievalSettings) -> dict[str, Any]:
         """The row as plain data, with the frame as a reader without an adapter sees it."""
         shown = None
         if self.retrieves and self.arm.adapter is None:
-            around = reader.frame(frame, self.arm.pattern)
+            around = reader.frame(retrieval.frame, self.arm.pattern)
             shown = {
                 "before": reader.show(around.before),
                 "after": reader.show(around.after),

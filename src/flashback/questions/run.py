@@ -9,7 +9,7 @@ from flashback.questions.answers import OpenWriter, Respondent
 from flashback.questions.forms import Asking
 from flashback.questions.passages import Asked
 from flashback.questions.rows import Row
-from flashback.settings import FrameText, Settings
+from flashback.settings import RetrievalSettings, Settings
 
 NUMBER = "number"
 """The member of a record that numbers it: row after row, question after question, from 1."""
@@ -55,14 +55,14 @@ class Comparison:
         readers: AdaptedReaders,
         open_writer: OpenWriter,
         answers: Answers,
-        frames: Sequence[FrameText | None],
+        retrievals: Sequence[RetrievalSettings],
         start: Callable[[int], Callable[[], None]],
     ) -> list[list[Record]]:
         """Every row's records, in the order of the questions.
 
         Args:
             answers: those kept are not computed again.
-            frames: the text around passages in each row.
+            retrievals: of each row, see `Row.asked_with`.
             start: called with the number of answers to come; returns what is called after each.
 
         Raises:
@@ -76,10 +76,10 @@ class Comparison:
             found[record[NUMBER]] = record
             on_answer()
 
-        for at, (row, frame) in enumerate(zip(self.rows, frames, strict=True)):
+        for at, (row, retrieval) in enumerate(zip(self.rows, retrievals, strict=True)):
             left = [number for number in self._numbers(at) if number not in found]
             if left:
-                settings = self.row_settings(row, frame)
+                settings = self.row_settings(retrieval)
                 # The reader of one row is let go before another one is loaded.
                 reader = readers.get(row.arm.adapter)
                 respondent = Respondent(row, reader, settings, self.asking)
@@ -88,15 +88,10 @@ class Comparison:
                 del respondent
         return [[found[number] for number in self._numbers(at)] for at in range(len(self.rows))]
 
-    def row_settings(self, row: Row, frame: FrameText | None) -> Settings:
-        """The settings of one row: its pattern and frame, the whole answer in one stride."""
-        retrieval = replace(
-            self.settings.retrieval,
-            pattern=row.arm.pattern,
-            stride=self.settings.stopping.max_new_tokens,
-            frame=frame,
-        )
-        return replace(self.settings, retrieval=retrieval)
+    def row_settings(self, retrieval: RetrievalSettings) -> Settings:
+        """The settings of one row: the whole answer in one stride."""
+        stride = self.settings.stopping.max_new_tokens
+        return replace(self.settings, retrieval=replace(retrieval, stride=stride))
 
     def _numbers(self, row: int) -> range:
         first = row * len(self.asked) + 1

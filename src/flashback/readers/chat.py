@@ -5,6 +5,7 @@ What a template looks like is found by rendering it, never by its name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from flashback.errors import ChatTemplateError, NoChatTemplate
@@ -63,24 +64,39 @@ class Conversation:
             ChatTemplateError: see `prompt_ids`.
         """
         pattern, asked = PATTERNS[retrieval.pattern], retrieval.frame
-        if (
-            not pattern.retrieves
-            or (asked is not None and asked.has_text and not _in_turns(asked))
+        if pattern.isolated:
+            return self._shown_in_place(reader, retrieval)
+        own = (
+            (asked is not None and asked.has_text and not _in_turns(asked))
             or reader.adapter is not None
             or reader.marks is not None
-        ):
+        )
+        if own or not pattern.retrieves:
             return ChatPrompt(self.prompt_ids(reader), retrieval)
         if pattern.echoes:
             frame = _frame_behind(reader, asked)
             return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
-        return self._shown_before(reader, retrieval, isolated=pattern.isolated)
+        return self._shown_before(reader, retrieval)
 
-    def _shown_before(
-        self, reader: TextReader, retrieval: RetrievalSettings, *, isolated: bool
-    ) -> ChatPrompt:
+    def _shown_in_place(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
+        """Put passages where the last user message begins; the turns before it are history."""
+        ids = self.prompt_ids(reader)
+        _, last = _ends(self.messages)
+        head = _before(reader, self.messages, last)
+        pairs = zip(reader.encode_template(head), ids, strict=False)
+        history = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if reader.adapter is None and reader.marks is None:
+            asked = retrieval.frame or FrameText()
+            frame = asked if asked.has_text else FrameText(INSTRUCTION, _BEHIND, 0)
+            sink = asked.sink or _before(reader, [_message("user", "")], 0)
+            retrieval = replace(retrieval, frame=replace(frame, sink=sink))
+        return ChatPrompt(ids, replace(retrieval, history_tokens=history))
+
+    def _shown_before(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Cut the prompt where the first user message begins: a passage goes there."""
         whole = _rendered(reader, self.messages)
-        probed = _rendered(reader, _with_first_user(self.messages, _PROBES[0]))
+        at, _ = _ends(self.messages)
+        probed = _rendered(reader, _with_content(self.messages, at, _PROBES[0]))
         head, found, tail = probed.partition(_PROBES[0])
         if not found or not whole.startswith(head) or not whole.endswith(tail):
             raise ChatTemplateError(
@@ -90,7 +106,7 @@ class Conversation:
         every = tuple(reader.encode_template(whole))
         ids, shown = _cut(reader, every, whole, head)
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
-        if not isolated and every[: len(reader.bos)] == reader.bos:
+        if every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
         return ChatPrompt(ids, replace(retrieval, frame=frame))
 
@@ -133,10 +149,27 @@ def _cut(reader: TextReader, every: Ids, whole: str, head: str) -> tuple[Ids, st
     return tuple(reader.encode_template(whole.removeprefix(head))), head
 
 
-def _with_first_user(messages: Sequence[Message], content: str) -> list[Message]:
-    at = next((number for number, one in enumerate(messages) if one["role"] == "user"), None)
-    if at is None:
+def _before(reader: TextReader, messages: Sequence[Message], message: int) -> str:
+    """What the template puts before the content of a user message."""
+    probed = _with_content(messages, message, _PROBES[0])
+    head, found, _ = _rendered(reader, probed).partition(_PROBES[0])
+    if not found:
+        raise ChatTemplateError(
+            f"model {reader.name}: its chat template does not show message {message + 1} as it is, "
+            "so no passage can stand before it; use --pattern append or prepend"
+        )
+    return head
+
+
+def _ends(messages: Sequence[Message]) -> tuple[int, int]:
+    """The numbers of the first and the last user message."""
+    users = [number for number, one in enumerate(messages) if one["role"] == "user"]
+    if not users:
         raise ChatTemplateError("there is no user message; expected at least one to answer")
+    return users[0], users[-1]
+
+
+def _with_content(messages: Sequence[Message], at: int, content: str) -> list[Message]:
     return [*messages[:at], _message("user", content), *messages[at + 1 :]]
 
 

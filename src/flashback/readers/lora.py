@@ -86,7 +86,7 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     before, after = ((marks[0],), (marks[1],)) if marks else ((), ())
-    frame = Frame(before, after, settings.echo_tokens)
+    frame = Frame(before, after, settings.echo_tokens, sink=reader.bos)
     model = wrap(reader.model, config)
     use_marking_rows(model)
     config.base_model_name_or_path = reader.name  # PEFT takes the folder it was loaded from

@@ -21,6 +21,8 @@ from flashback.settings import AUTO, FrameText, named
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""
+_MOST_SINK = 32
+"""Tokens of a sink: they are computed again with every passage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +139,14 @@ class TextReader:
         """The ids around passages: of the given text, else marks if any, else of the pattern's.
 
         A reader whose adapter was trained without marks gets nothing instead of the pattern's text.
-        An isolated passage in a text frame begins with BOS, as any text of the reader does; a frame
-        that has a text for no passage, too, begins the prompt itself, as a chat template does.
         """
-        own = self._own_frame(pattern)
+        own = replace(self._own_frame(pattern), sink=self.bos)
         if text is None:
             return own
-        echo = own.echo if text.echo_tokens is None else text.echo_tokens
-        if text.has_text:
-            return self._text_frame(text, pattern, echo)
-        return replace(own, echo=echo, echo_prompt=text.echo_prompt)
+        own = replace(own, sink=self._sink(text.sink), echo_prompt=text.echo_prompt)
+        if text.echo_tokens is not None:
+            own = replace(own, echo=text.echo_tokens)
+        return self._text_frame(text, pattern, own) if text.has_text else own
 
     def _own_frame(self, pattern: str) -> Frame:
         echo = 0 if self.adapter is None else self.adapter.echo_tokens
@@ -156,19 +156,26 @@ class TextReader:
         if self.adapter is not None:
             return Frame(echo=echo)
         default = PATTERNS[pattern].default_frame
-        return self._text_frame(default, pattern, default.echo_tokens or 0)
+        return self._text_frame(default, pattern, Frame(echo=default.echo_tokens or 0))
 
-    def _text_frame(self, text: FrameText, pattern: str, echo: int) -> Frame:
+    def _text_frame(self, text: FrameText, pattern: str, own: Frame) -> Frame:
+        """A frame with other ids around passages."""
         default = PATTERNS[pattern].default_frame
         before = default.before if text.before is None else text.before
         after = default.after if text.after is None else text.after
-        ids = tuple(self.encode_template(before or ""))
-        shown = tuple(self.encode_template(text.no_passage))
-        if not PATTERNS[pattern].isolated:
-            ids, shown = self._without_bos(ids), self._without_bos(shown)  # the context keeps it
-        elif not shown:
-            ids = self.bos + ids
-        return Frame(ids, tuple(self.encode_template(after or "")), echo, text.echo_prompt, shown)
+        # BOS stays with the context, or the sink.
+        parts = (before or "", after or "", text.no_passage)
+        ids, behind, shown = (self._without_bos(tuple(self.encode_template(one))) for one in parts)
+        return replace(own, before=ids, after=behind, no_passage=shown)
+
+    def _sink(self, text: str) -> Ids:
+        """The ids that a passage in a slot is computed behind; of a long text BOS and the end."""
+        if not text:
+            return self.bos
+        ids = tuple(self.encode_template(text))
+        rest = self._without_bos(ids)
+        front = ids[: len(ids) - len(rest)]
+        return front + rest[max(len(ids) - _MOST_SINK, 0) :]
 
     def _without_bos(self, ids: Ids) -> Ids:
         return ids[len(self.bos) :] if ids[: len(self.bos)] == self.bos else ids

@@ -3,6 +3,7 @@
 Knows token ids. Knows nothing of models.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +25,10 @@ class Example:
     """m: the most tokens of a passage, which decides how many positions are reserved."""
     most_passages: int = 1
     """k: the most passages of a cut; likewise."""
+    recomputed: int = 1
+    """e: how many tokens before a cut are computed again where passages are exchanged in place."""
+    history: int = 0
+    """h: how many of a context's first tokens see no passage at reserved positions."""
 
     @property
     def prompts_grow(self) -> bool:
@@ -51,10 +56,25 @@ class Arrangement:
         """
         window = example.window
         context, passage = window.context(window.cuts[at]), example.passages[at]
-        reserved = self.reserved(example)
-        prompt = min(window.cuts[0].boundary, len(context))  # the text before the first stride
-        boundary = Boundary(context, passage, self.frame, window.bos, reserved, before, prompt)
+        boundary = Boundary(
+            context,
+            passage,
+            self.frame,
+            window.bos,
+            self.reserved(example),
+            example.history,
+            example.recomputed,
+            before,
+            min(window.cuts[0].boundary, len(context)),  # the text before the first stride
+        )
         return PATTERNS[self.pattern].arrange(boundary)
+
+    def prompts(self, example: Example) -> Iterator[Prompt]:
+        """Those of all cuts, each continuing the one before if the cuts do."""
+        prompt = None
+        for at in range(len(example.window.cuts)):
+            prompt = self.arrange(example, at, prompt if example.prompts_grow else None)
+            yield prompt
 
     def reserved(self, example: Example) -> int:
         """R: positions before the text for passages that are exchanged in place; else 0."""
@@ -64,15 +84,3 @@ class Arrangement:
         longest = max(len(self.frame.around(passage)) for passage in example.passages)
         reserved = pattern.reserved(example.most_passages, example.passage_tokens, self.frame)
         return max(reserved, longest)
-
-    def whole(self, example: Example) -> Prompt:
-        """All cuts as one prompt, up to the last target: its segments name what each token sees.
-
-        For cuts that continue each other (`Example.prompts_grow`).
-        """
-        window, prompt = example.window, None
-        for at in range(len(window.cuts)):
-            prompt = self.arrange(example, at, prompt)
-        assert prompt is not None
-        ids = window.ids[: window.cuts[-1].boundary + window.stride - 1]
-        return Prompt.with_views(ids, prompt.views, prompt.reserved)

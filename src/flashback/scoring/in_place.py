@@ -1,10 +1,10 @@
 """Log-probabilities of targets whose passages are exchanged at reserved positions.
 
-As in generation, every passage is prefilled on its own, here in ordinary batches; then the window
-segment by segment, each on the keys and values of its passage and of the segments before. No token
-is computed twice, and no model needs a mask for it.
+As in generation, every passage is prefilled on its own behind the sink, here in ordinary batches;
+then the window segment by segment, each on the keys and values of its passage and of the text
+before it. No model needs a mask for it.
 
-Symbols: R reserved positions, s stride, V vocabulary.
+Symbols: s stride, V vocabulary.
 """
 
 from typing import Any
@@ -14,50 +14,85 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flashback.engines.kernels.states import States
-from flashback.patterns.prompt import Ids
+from flashback.patterns.held import HeldTokens
+from flashback.patterns.prompt import Ids, PlacedPassage, Prompt
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.model import ScoringModel, Steps, cache_of, joined, part, states_of
 from flashback.scoring.sequences import TargetSequence, batches, padded
+
+Prefilled = dict[PlacedPassage, list[States]]
 
 
 def log_probs_in_place(
     model: ScoringModel, example: Example, arrangement: Arrangement, batch_tokens: int
 ) -> Steps[Tensor]:
-    """Log-probabilities (cuts, s) of an example whose cuts continue each other.
+    """Log-probabilities (cuts, s) of an example's targets.
 
     Args:
         batch_tokens: the most tokens of a batch of passages.
     """
-    window, prompt = example.window, arrangement.whole(example)
-    passages = {segment.passage for segment in prompt.segments} - {()}
-    prefilled = yield from _prefilled(model, passages, prompt.reserved, batch_tokens)
-    first = window.cuts[0].boundary
-    context: list[States] = []
-    logits = []
-    for segment in prompt.segments:
-        cache = cache_of(joined(prefilled.get(segment.passage, []), context))
-        start = segment.start - prompt.reserved
-        keep = start + len(segment.ids) - max(start, first - 1)
-        logits.append(model.extend(cache, segment.ids, segment.start, keep))
-        context = part(states_of(cache), slice(len(segment.passage), None))
-        yield
-    targets = window.ids[first : first + len(window.cuts) * window.stride]
-    log_probs = model.log_probs(torch.cat(logits, 1), [targets], arrangement.forbidden)
-    rows: Tensor = log_probs[0].unflatten(0, (-1, window.stride))
-    return rows
+    window, prompts = example.window, list(arrangement.prompts(example))
+    passages = {
+        prompt.placed(segment.passage)
+        for prompt in prompts
+        for segment in prompt.segments
+        if segment.passage
+    }
+    prefilled = yield from _prefilled(model, passages, batch_tokens)
+    text = _Text(model, prefilled)
+    logits, targets = [], [window.targets(cut) for cut in window.cuts]
+    for prompt, own in zip(prompts, targets, strict=True):
+        logits.append((yield from text.logits(prompt, own)))
+    return model.log_probs(torch.cat(logits), targets, arrangement.forbidden)
 
 
-def _prefilled(
-    model: ScoringModel, passages: set[Ids], reserved: int, tokens: int
-) -> Steps[dict[Ids, list[States]]]:
-    """Keys and values of passages, each on its own at the last of the reserved positions.
+class _Text(HeldTokens):
+    """The text's keys and values so far, and what was in view when they were computed."""
+
+    def __init__(self, model: ScoringModel, prefilled: Prefilled) -> None:
+        super().__init__()
+        self._model = model
+        self._prefilled = prefilled
+        self._states: list[States] = []
+
+    def logits(self, prompt: Prompt, targets: Ids) -> Steps[Tensor]:
+        """Logits (1, s, V) that give the targets behind a prompt."""
+        shared = self.common_prefix(prompt)
+        self.keep(shared)
+        self._states = part(self._states, slice(shared))
+        self.layout = prompt.layout
+        whole = Prompt.with_views(prompt.ids + targets[:-1], prompt.views, prompt.layout)
+        keep = len(targets)
+        found: list[Tensor] = []
+        for segment in whole.after(shared):
+            self.passage = segment.passage
+            found.append(self._extend(prompt, segment.ids, min(keep, len(segment.ids))))
+            yield
+        return torch.cat(found, 1)[:, -keep:]
+
+    def _extend(self, prompt: Prompt, ids: Ids, keep: int) -> Tensor:
+        """Compute tokens behind the text: the logits of the last ones, (1, keep, V)."""
+        passage = self._prefilled[prompt.placed(self.passage)] if self.passage else []
+        cache = cache_of(joined(passage, self._states))
+        logits = self._model.extend(cache, ids, self.position, keep)
+        self._states = part(states_of(cache), slice(len(self.passage), None))
+        self.append(ids)
+        return logits
+
+
+def _prefilled(model: ScoringModel, passages: set[PlacedPassage], tokens: int) -> Steps[Prefilled]:
+    """Keys and values of passages, each on its own behind the sink.
 
     Args:
-        reserved: R.
         tokens: the most of a batch.
     """
-    found: dict[Ids, list[States]] = {}
-    for batch in batches((TargetSequence((), ids, ()) for ids in sorted(passages)), tokens):
+    found: Prefilled = {}
+    ordered = sorted(passages, key=lambda one: (one.ids, one.sink, one.end))
+    rows = (
+        TargetSequence(((number, 0),), one.behind_sink, ()) for number, one in enumerate(ordered)
+    )
+    for batch in batches(rows, tokens):
+        some = [ordered[row.at[0][0]] for row in batch]
         ids, mask = padded([row.ids for row in batch], [0] * len(batch))
         cache = DynamicCache()
         inputs: dict[str, Any] = {
@@ -66,12 +101,12 @@ def _prefilled(
             "attention_mask": mask.to(model.device),
         }
         if model.takes_positions:
-            positions = torch.arange(reserved - ids.shape[1], reserved, device=model.device)
-            inputs["position_ids"] = positions.expand(len(batch), -1)
+            positions = [
+                [0] * (ids.shape[1] - len(one.positions)) + [*one.positions] for one in some
+            ]
+            inputs["position_ids"] = torch.tensor(positions, device=model.device)
         model.logits(ids.to(model.device), 1, inputs)
         states = states_of(cache)
-        found |= {
-            row.ids: part(states, slice(-len(row.ids), None), at) for at, row in enumerate(batch)
-        }
+        found |= {one: part(states, slice(-len(one.ids), None), at) for at, one in enumerate(some)}
         yield
     return found

@@ -205,8 +205,8 @@ def examples_of(
     settings: RetrievalSettings,
 ) -> list[Example]:
     """Examples made of windows and their hits."""
-    limits = settings.passage_tokens, settings.passages
+    limits = settings.passage_tokens, settings.passages, settings.recompute_tokens
     return [
-        Example(window, one.passages(reader, settings), *limits)
+        Example(window, one.passages(reader, settings), *limits, settings.history_tokens)
         for window, one in zip(windows, found, strict=True)
     ]

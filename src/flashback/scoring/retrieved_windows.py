@@ -139,7 +139,14 @@ def _strides(strides: Sequence[int]) -> str:
 def _asked(settings: RetrievalSettings, passages: int) -> RetrievalSettings:
     """The settings that decide a lookup: equal for those that share one."""
     return replace(
-        settings, pattern=AUTO, stride=1, passage_tokens=1, passages=passages, frame=None
+        settings,
+        pattern=AUTO,
+        stride=1,
+        passage_tokens=1,
+        passages=passages,
+        recompute_tokens=1,
+        history_tokens=0,
+        frame=None,
     )
 
 

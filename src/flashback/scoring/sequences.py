@@ -23,8 +23,6 @@ class TargetSequence:
     targets: Ids
     seen: int = 0
     """How many positions of a shared cache come before it."""
-    first: int = 0
-    """The position of its first token, if nothing comes before it."""
 
 
 def batches(sequences: Iterable[TargetSequence], tokens: int) -> Iterator[list[TargetSequence]]:

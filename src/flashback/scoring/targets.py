@@ -92,7 +92,7 @@ class TargetScorer:
         for number, example in enumerate(examples):
             if branches and example.window.shares_context:
                 scores |= yield from self._branches(number, example, arrangement)
-            elif in_place and example.prompts_grow:
+            elif in_place:
                 rows = yield from log_probs_in_place(
                     self._model, example, arrangement, self._batch_tokens
                 )
@@ -132,8 +132,7 @@ class TargetScorer:
         device, seen = self._model.device, mask.shape[1] - ids.shape[1]
         inputs: dict[str, Any] = {"attention_mask": mask.to(device)}
         if self._model.takes_positions:
-            firsts = torch.tensor([[row.first] for row in rows])
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, seen:] + firsts
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, seen:]
             inputs["position_ids"] = positions.to(device)
         if context is not None and seen:
             shared = part(states_of(context), slice(seen))
@@ -174,9 +173,7 @@ def _sequences(number: int, example: Example, arrangement: Arrangement) -> Itera
             continue
         if row is not None:
             yield row
-        # At reserved positions, a passage shorter than R stands at their end.
-        first = prompt.reserved - len(prompt.passage)
-        row = TargetSequence(((number, at),), ids + targets[:-1], targets, first=first)
+        row = TargetSequence(((number, at),), ids + targets[:-1], targets)
     if row is not None:
         yield row
 

@@ -127,7 +127,10 @@ class Runner:
         if reader.adapter is not None and (found := reader.adapter.differences(retrieval)):
             message = f"the model's adapter was trained for {'; '.join(found)}"
             yield Incident(0, "warning", message)
-        if note := reader.untrained_for(retrieval.pattern):
+        chosen = (
+            retrieval.pattern != self._service.defaults.pattern
+        )  # else it was said at the start
+        if chosen and (note := reader.untrained_for(retrieval.pattern)):
             yield Incident(0, "warning", note)
 
     def _choice(self, number: int, sample: int, ids: Ids) -> Iterator[Event]:

@@ -77,6 +77,7 @@ def settings_record(reader: TextReader, settings: Settings) -> dict[str, Any]:
                 "before": list(frame.before),
                 "after": list(frame.after),
                 "echo": frame.echo,
+                "sink": list(frame.sink),
             },
             "adapter": None if reader.adapter is None else adapter_record(reader.adapter),
         }
@@ -114,6 +115,7 @@ def _stride_record(stride: Stride) -> dict[str, Any]:
         ],
         "reused": stride.usage.reused,
         "prefilled": stride.usage.prefilled,
+        "sink": stride.usage.sink,
         "encoded": stride.usage.prefilled,  # the former name, for one version
         "decoded": stride.usage.decoded,
         "seconds": {

@@ -100,7 +100,7 @@ class Text:
     context: Context
     sampler: Sampler
     reserved: int = 0
-    """R: positions reserved before the text, for patterns that need them."""
+    """R: positions reserved for passages, for patterns that need them."""
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
@@ -111,6 +111,7 @@ class Text:
 
     def __post_init__(self) -> None:
         self.prompt_tokens: Ids = tuple(self.context.ids)
+        self._history = max(self.settings.retrieval.history_tokens - self.context.cut, 0)
         self._detokenizer = Detokenizer(self.reader, self.context.ids)
         self._stops = StopFinder(self.settings.stopping.stop)
         self._left = self.settings.stopping.max_new_tokens
@@ -148,17 +149,19 @@ class Text:
 
     def arrange(self, hits: Sequence[Hit]) -> Prompt:
         """The prompt of the stride: the retrieved passages where the pattern puts them."""
-        context = self.context
+        context, retrieval = self.context, self.settings.retrieval
         boundary = Boundary(
             context.visible,
-            passage_ids(self.reader, (hit.text for hit in hits), self.settings.retrieval),
+            passage_ids(self.reader, (hit.text for hit in hits), retrieval),
             self.frame,
             len(context.bos),
             self.reserved,
+            context.visible_of(self._history),
+            retrieval.recompute_tokens,
             self._before,
-            context.visible_prompt(len(self.prompt_tokens)),
+            context.visible_of(len(self.prompt_tokens)),
         )
-        prompt = PATTERNS[self.settings.retrieval.pattern].arrange(boundary)
+        prompt = PATTERNS[retrieval.pattern].arrange(boundary)
         self._before, self._hits = prompt, tuple(hits)
         return prompt
 

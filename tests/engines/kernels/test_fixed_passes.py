@@ -28,7 +28,7 @@ from flashback.engines.kernels.fixed_passes import (
 from flashback.engines.kernels.states import States
 from flashback.engines.local import LocalEngine
 from flashback.engines.self_check import has_fixed_batches
-from flashback.patterns.prompt import Prompt
+from flashback.patterns.prompt import PlacedPassage, Prompt
 from flashback.patterns.registry import PATTERNS
 from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
@@ -193,7 +193,7 @@ def test_a_thread_records_only_what_it_ran_before() -> None:
 
     def prefill() -> None:
         with engine.passes.running():
-            fixed.prefill(engine.passes.prefill_alone, passage, 48)
+            fixed.prefill(engine.passes.prefill_alone, passage, range(8, 48))
         prepared.add(threading.current_thread())
 
     prefill()
@@ -210,7 +210,7 @@ def test_few_lengths_of_passages_are_kept() -> None:
     assert engine.passes.fixed is not None
     with engine.passes.running():
         for length in (5, 20, 40, 60, 80, 20):
-            engine.passes.prefill_passage(tuple(range(length)), 100)
+            engine.passes.prefill_passage(PlacedPassage(tuple(range(length)), 100))
     assert list(engine.passes.fixed._prefills) == [48, 64, 80, 32]
     engine.forget()
     assert not engine.passes.fixed._prefills

@@ -15,13 +15,14 @@ from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.states import States
 from flashback.engines.local import LocalEngine
 from flashback.errors import UnsupportedReader
-from flashback.patterns.prompt import Ids, Prompt, View
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
 RESERVED = 12
+LAYOUT = Layout(3, RESERVED, (17, 18))
 PIECES: tuple[tuple[Ids, Ids], ...] = (
-    ((5, 6, 7), tuple(range(20, 40))),  # nothing cached, several tokens behind the passage
+    ((5, 6, 7), tuple(range(20, 40))),  # several tokens behind the passage
     ((8, 9, 10, 11, 12, 13, 14), (41,)),  # a boundary
     ((15,), (42, 43, 44)),
     (tuple(range(50, 62)), (45,)),  # the whole slot
@@ -32,14 +33,23 @@ def engine_of(family: str) -> LocalEngine:
     return LocalEngine(tiny_model(family), 100, self_check=False)
 
 
+def begun(engine: LocalEngine) -> CachedSequence:
+    """A history of three tokens, two of them seen by passages."""
+    sequence = engine.passes.new_sequence()
+    sequence.lay_out(LAYOUT)
+    with engine.passes.running():
+        engine.passes.extend(sequence, (17, 18, 19))
+    return sequence
+
+
 def joint(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
     with engine.passes.running():
-        return engine.passes.extend_with_passage(sequence, passage, ids)
+        return engine.passes.extend_with_passage(sequence, sequence.placed(passage), ids)
 
 
 def apart(engine: LocalEngine, sequence: CachedSequence, passage: Ids, ids: Ids) -> Tensor:
     with engine.passes.running():
-        sequence.show(passage, engine.passes.prefill_passage(passage, RESERVED))
+        sequence.show(passage, engine.passes.prefill_passage(sequence.placed(passage)))
         return engine.passes.extend(sequence, ids)
 
 
@@ -56,7 +66,7 @@ def assert_same(found: Sequence[States], expected: Sequence[States]) -> None:
 @pytest.mark.parametrize("family", JOINED)
 def test_logits_and_slots_are_those_of_two_passes(family: str) -> None:
     engine = engine_of(family)
-    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
+    one, two = begun(engine), begun(engine)
     for passage, ids in PIECES:
         logits, expected = joint(engine, one, passage, ids), apart(engine, two, passage, ids)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
@@ -84,7 +94,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
     more |= {"num_key_value_heads": groups}
     engine = LocalEngine(tiny_model("llama", **more), 100, self_check=False)
     assert engine.joins_passages
-    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
+    one, two = begun(engine), begun(engine)
     for length in range(1, RESERVED + 1):
         for new in ((40 + length,), (60 + length, 61)):
             passage = tuple(range(3, 3 + length))
@@ -95,7 +105,7 @@ def test_queries_that_share_keys_are_not_taken_for_tokens(heads: int, groups: in
 def test_slots_in_bfloat16_are_those_of_two_passes() -> None:
     engine = LocalEngine(tiny_model("llama").bfloat16(), 100)
     assert engine.joins_passages
-    one, two = engine.passes.new_sequence(RESERVED), engine.passes.new_sequence(RESERVED)
+    one, two = begun(engine), begun(engine)
     for passage, ids in PIECES:
         joint(engine, one, passage, ids)
         apart(engine, two, passage, ids)
@@ -124,9 +134,10 @@ def test_attention_that_is_not_pytorchs_is_noticed_at_any_time() -> None:
     model.set_attn_implementation("sdpa")
     engine = LocalEngine(model, 100)
     assert engine.joins_passages
+    one = begun(engine)
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedReader, match="called PyTorch's attention 0 times in 2 layers"):
-        joint(engine, engine.passes.new_sequence(RESERVED), *PIECES[0])
+        joint(engine, one, *PIECES[0])
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -142,7 +153,7 @@ def test_positions_that_depend_on_the_context_keep_a_passage_apart(kind: str) ->
 def test_a_pass_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama")
     assert engine.joins_passages
-    prompt = Prompt.with_views(tuple(range(20, 40)), (View(0, (1, 2, 3)),), RESERVED)
+    prompt = Prompt.with_views(tuple(range(20, 40)), (View(3, (1, 2, 3)),), LAYOUT)
 
     def complete() -> list[int]:
         return list(engine.complete(prompt, 4, Sampler(SamplingSettings(), [])))
@@ -174,20 +185,19 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(engine.passes, "run", counting)
     context = tuple(range(20, 60))
-    views = (View(0, (1, 2)), View(30, (3, 4, 5)), View(39, ()))
-    completion = engine.complete(
-        Prompt.with_views(context, views, 4), 2, Sampler(SamplingSettings(), [])
-    )
+    views = (View(1, (1, 2)), View(30, (3, 4, 5)), View(39, ()))
+    prompt = Prompt.with_views(context, views, Layout(1, 4, (0,)))
+    completion = engine.complete(prompt, 2, Sampler(SamplingSettings(), []))
     list(completion)
-    assert passes == [2 + 30, 3 + 9, 1, 1]
-    assert completion.usage.prefilled == 2 + 30 + 3 + 9 + 1
+    assert passes == [1, 2 + 29, 3 + 9, 1, 1]
+    assert completion.usage.prefilled == 1 + 2 + 29 + 3 + 9 + 1
     # Both passages are kept, and not as parts of a cache that goes on.
-    kept = engine.passages.find((1, 2), 4)
+    kept = engine.passages.find(prompt.placed((1, 2)))
     assert kept is not None
     with engine.passes.running():
-        assert_same(kept, engine.passes.prefill_passage((1, 2), 4))
+        assert_same(kept, engine.passes.prefill_passage(prompt.placed((1, 2))))
     assert engine.passages.count.prefilled == 2
-    assert engine.passages.find((3, 4, 5), 4) is not None
+    assert engine.passages.find(prompt.placed((3, 4, 5))) is not None
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -197,9 +207,9 @@ def test_a_passage_that_is_kept_holds_nothing_else_in_memory(family: str, length
     engine = LocalEngine(tiny_model(family), 180, self_check=False)
     assert engine.joins_passages
     passage, context = tuple(range(3, 35)), tuple(range(40, 40 + length))
-    prompt = Prompt.with_views(context, (View(0, passage),), 32)
+    prompt = Prompt.with_views(context, (View(0, passage),), Layout(reserved=32))
     list(engine.complete(prompt, 1, Sampler(SamplingSettings(), [])))
-    states = engine.passages.find(passage, 32)
+    states = engine.passages.find(prompt.placed(passage))
     assert states is not None
     held = {part.untyped_storage().data_ptr(): part for pair in states for part in pair}
     bytes_held = sum(part.untyped_storage().nbytes() for part in held.values())
@@ -216,7 +226,7 @@ def test_other_threads_keep_their_attention() -> None:
         return found
 
     expected = logits()
-    apart = PassageApart(3, 2)
+    apart = PassageApart(0, 3, 2)
     with apart.of(model.config):
         with ThreadPoolExecutor(1) as pool:
             assert torch.equal(pool.submit(logits).result(), expected)

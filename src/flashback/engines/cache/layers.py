@@ -3,10 +3,10 @@
 transformers' own dynamic layers concatenate at every token, which copies the whole cache every
 time. These keep keys and values in a buffer with spare capacity.
 
-Symbols: B batch, H key-value heads, D head size, n tokens of the text, W sliding window, R reserved
-positions before the text, p tokens of the passage there.
+Symbols: B batch, H key-value heads, D head size, n tokens of the text, W sliding window, R columns
+before the text, p tokens of the passage there. Columns are not positions, which keys hold already.
 
-    full attention     holds [-R, n): the reserved positions, and behind them the text
+    full attention     holds [-R, n): room for a passage, and behind it the text
     sliding window     holds [first, n); a token at n sees [n - (W-1), n)
 
 **The passage.** It is written to [-p, 0), and the model is shown [-p, n): an ordinary cache of
@@ -42,8 +42,8 @@ def capacity_for(positions: int) -> int:
 class _Buffer:
     """Keys and values (B, H, capacity, D) of the positions [first, end)."""
 
-    def __init__(self, reserved: int = 0) -> None:
-        self.first = -reserved
+    def __init__(self) -> None:
+        self.first = 0
         self.end = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
@@ -55,6 +55,14 @@ class _Buffer:
             self._move((keys, values), new, max(self.first, droppable))
         self._write(self.end, keys, values)
         self.end += new
+
+    def make_room(self, columns: int) -> None:
+        """Hold at least so many columns before position 0."""
+        if -columns >= self.first:
+            return
+        if self._keys is not None:
+            self._move(self.held, 0, -columns)
+        self.first = -columns
 
     def put(self, keys: Tensor, values: Tensor) -> None:
         """Write (B, H, p, D) right before position 0."""
@@ -108,8 +116,9 @@ class _Buffer:
             for states in like
         ]
         if self._keys is not None:
-            for buffer, states in zip(larger, self.view(first), strict=True):
-                buffer[:, :, :held] = states
+            kept = max(first, self.first)
+            for buffer, states in zip(larger, self.view(kept), strict=True):
+                buffer[:, :, kept - first : held] = states
         self._keys, self._values = larger
         self.first = first
 
@@ -117,13 +126,15 @@ class _Buffer:
 class BufferedLayer(DynamicLayer):
     """Full attention, in a buffer."""
 
-    def __init__(self, reserved: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._buffer = _Buffer(reserved)
+        self._buffer = _Buffer()
         self._passage = 0
         """p: tokens of the passage in view."""
         self._awaited = 0
-        """Tokens of the passage that the next keys and values begin with."""
+        """Tokens of the sink and the passage that the next keys and values begin with."""
+        self._sink = 0
+        """Those of the sink among them."""
         self._prefilled: States | None = None
         """The passage as the last of these passes computed it."""
 
@@ -135,8 +146,9 @@ class BufferedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if self._awaited:
             at, self._awaited = self._awaited, 0
-            self._prefilled = key_states[:, :, :at], value_states[:, :, :at]
-            self.show(self._prefilled)
+            self.show((key_states[:, :, :at], value_states[:, :, :at]))
+            passage = slice(self._sink, at)
+            self._prefilled = key_states[:, :, passage], value_states[:, :, passage]
             key_states, value_states = key_states[:, :, at:], value_states[:, :, at:]
         self._buffer.append(key_states, value_states, droppable=self._buffer.first)
         return self._buffer.view(-self._passage)
@@ -154,10 +166,23 @@ class BufferedLayer(DynamicLayer):
             self._buffer.put(*states)
             self._passage = states[0].shape[-2]
 
-    def await_passage(self, tokens: int) -> None:
-        """Show no passage; the first `tokens` of the next keys and values will be one."""
+    def make_room(self, columns: int) -> None:
+        """Hold at least so many columns for passages."""
+        self._buffer.make_room(columns)
+
+    def await_passage(self, tokens: int, sink: int = 0) -> None:
+        """Show no passage; the next keys and values begin with one.
+
+        Args:
+            tokens: of sink and passage.
+            sink: the first of them.
+        """
         self.show(None)
-        self._awaited, self._prefilled = tokens, None
+        self._awaited, self._sink, self._prefilled = tokens, sink, None
+
+    def hide_sink(self, tokens: int) -> None:
+        """Show the passage without the sink that it was computed behind."""
+        self._passage -= tokens
 
     def take_passage(self) -> States:
         """The passage that was awaited, (B, H, p, D) each: parts of what its pass computed."""
@@ -172,7 +197,7 @@ class BufferedLayer(DynamicLayer):
 
     @property
     def buffers(self) -> States:
-        """The buffers, (B, H, capacity, D) each: column R + i holds the text's token i."""
+        """The buffers, (B, H, capacity, D) each: behind the room for passages, the text."""
         return self._buffer.held
 
     def reserve(self, new: int) -> None:
@@ -248,22 +273,23 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 _BUFFERED = (BufferedLayer, BufferedSlidingLayer)
 
 
-def new_cache(model: PreTrainedModel, reserved: int = 0) -> DynamicCache:
-    """An empty cache of buffered layers for a model all of whose layers are cuttable.
-
-    Args:
-        reserved: R, positions before the text; above 0 for full attention only.
-    """
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of buffered layers for a model all of whose layers are cuttable."""
     cache = DynamicCache(config=model.config)
-    cache.layers = [_buffered(layer, reserved) for layer in cache.layers]
+    cache.layers = [_buffered(layer) for layer in cache.layers]
     return cache
 
 
-def _buffered(layer: object, reserved: int) -> Any:
+def _buffered(layer: object) -> Any:
     if isinstance(layer, DynamicSlidingWindowLayer):
-        assert reserved == 0
         return BufferedSlidingLayer(layer.sliding_window)
-    return BufferedLayer(reserved) if isinstance(layer, DynamicLayer) else layer
+    return BufferedLayer() if isinstance(layer, DynamicLayer) else layer
+
+
+def make_room(cache: DynamicCache, columns: int) -> None:
+    """Hold at least so many columns for passages; in models with full attention only."""
+    for layer in full_layers(cache):
+        layer.make_room(columns)
 
 
 def cache_reaches(cache: DynamicCache, length: int) -> bool:

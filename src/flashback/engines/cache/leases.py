@@ -43,27 +43,28 @@ class Leases:
         self,
         prompt: Prompt,
         writer: Sampler | None,
-        new_sequence: Callable[[int], CachedSequence],
+        new_sequence: Callable[[], CachedSequence],
     ) -> tuple[CachedSequence, int]:
         """Lease the sequence that shares most with a prompt, cut to what it shares.
 
         Args:
             writer: the text's sampler, which identifies texts that are written by turns.
-            new_sequence: starts one with so many reserved positions.
+            new_sequence: starts an empty one.
 
         Returns:
-            The sequence, and how many tokens of the prompt it holds.
+            The sequence, laid out as the prompt, and how many tokens of it it holds.
         """
         with self._lock:
             own = [one for one in self.idle if self._is_own(one, writer)]
             sequence, shared = self._found(prompt, own) or (None, 0)
             if sequence is None:
-                sequence = self._emptied(prompt, own) or new_sequence(prompt.reserved)
+                sequence = self._emptied(prompt, own) or new_sequence()
             self.idle = [
                 one for one in self.idle if one not in own
             ]  # the writer's text has its sequence
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
+            sequence.lay_out(prompt.layout)
             self.taken.append(sequence)
             return sequence, shared
 
@@ -117,12 +118,12 @@ class Leases:
 
     def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence | None:
         """A sequence that would soon be evicted, for its buffers; no longer idle."""
-        reserved, candidates = prompt.reserved, list(own)
+        candidates = list(own)
         if self._bytes is None and len(self.idle) >= self._limit:
             candidates += self.idle[:1]
         for one in candidates:
-            oversized = cache_is_oversized(one.cache, reserved + len(prompt.ids))
-            if one.reserved == reserved and one.reaches(0) and not oversized:
+            oversized = cache_is_oversized(one.cache, prompt.layout.reserved + len(prompt.ids))
+            if one.reaches(0) and not oversized:
                 self.idle.remove(one)
                 return one
         return None

@@ -1,6 +1,6 @@
 """Keys and values of passages, kept within a byte budget: a cache hit costs nothing.
 
-They depend on nothing but the reader, the passage and the reserved positions.
+They depend on nothing but the reader, the passage, the sink that it sees, and its positions.
 """
 
 from collections import OrderedDict
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flashback.engines.kernels.states import States
-from flashback.patterns.prompt import Ids
+from flashback.patterns.prompt import PlacedPassage
 
-Key = tuple[Ids, int]
-"""A passage with its frame, and R."""
-Prefill = Callable[[Ids, int], list[States]]
+Prefill = Callable[[PlacedPassage], list[States]]
 """`Passes.prefill_passage`."""
 
 _FEW = 8
@@ -45,34 +43,33 @@ class PassageCache:
         self.budget = budget
         self.bytes = 0
         self.count = PassageCount()
-        self._states: OrderedDict[Key, list[States]] = OrderedDict()
+        self._states: OrderedDict[PlacedPassage, list[States]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._states)
 
-    def get(self, passage: Ids, reserved: int, prefill: Prefill) -> tuple[list[States], bool]:
+    def get(self, passage: PlacedPassage, prefill: Prefill) -> tuple[list[States], bool]:
         """A passage's keys and values, (1, H, p, D) by layer, and whether that was a cache hit."""
-        if (found := self.find(passage, reserved)) is not None:
+        if (found := self.find(passage)) is not None:
             return found, True
-        states = prefill(passage, reserved)
-        self.add(passage, reserved, states)
+        states = prefill(passage)
+        self.add(passage, states)
         return states, False
 
-    def find(self, passage: Ids, reserved: int) -> list[States] | None:
+    def find(self, passage: PlacedPassage) -> list[States] | None:
         """A passage's keys and values, (1, H, p, D) by layer; None: they are not cached."""
-        key = (passage, reserved)
-        if (states := self._states.get(key)) is not None:
-            self._states.move_to_end(key)
+        if (states := self._states.get(passage)) is not None:
+            self._states.move_to_end(passage)
             self.count.hits += 1
         return states
 
-    def add(self, passage: Ids, reserved: int, states: list[States]) -> None:
+    def add(self, passage: PlacedPassage, states: list[States]) -> None:
         """Keep a prefilled passage; parts of something much larger are copied."""
         self.count.prefilled += 1
-        key, size = (passage, reserved), size_of(states)
-        if key in self._states or size > self.budget:
+        size = size_of(states)
+        if passage in self._states or size > self.budget:
             return
-        self._states[key] = [
+        self._states[passage] = [
             (_without_rest(keys), _without_rest(values)) for keys, values in states
         ]
         self.bytes += size

@@ -9,7 +9,7 @@ CUDA graph replays all of them at once, but only with the same shapes at the sam
 
 Symbols: B rows, T tokens of a row in a pass, H key-value heads, D head size, K columns.
 
-Column i of a row holds position i: the reserved positions first, the text behind them. T is the
+The columns of a row hold a passage first, and the text behind it. T is the
 number of new tokens, rounded up; `padding.py` says where padding goes. K is an eighth or 256 more
 than is needed, if the buffers have that.
 
@@ -59,9 +59,11 @@ class NewTokens:
 
     ids: Sequence[int]
     start: int
-    """R + n, the column of the first."""
+    """The column of the first."""
     first: int
-    """R - p, the first column in view."""
+    """The first column in view."""
+    position: int
+    """Of the first; the others follow."""
 
 
 class _FixedLayer(DynamicLayer):
@@ -171,7 +173,7 @@ class FixedPass:
         self._dtype, device = buffers[0][0].dtype, buffers[0][0].device
         self._places = torch.arange(tokens, device=device)
         self._numbers = torch.arange(columns, device=device)
-        self._repeated = _Repeated((rows, tokens + 3), device, recorder)
+        self._repeated = _Repeated((rows, tokens + 4), device, recorder)
 
     def serves(self, buffers: Sequence[States], end: int) -> bool:
         """Whether the buffers are still where they were, and `end` columns are among K."""
@@ -190,12 +192,13 @@ class FixedPass:
 
     def _numbers_of(self, row: NewTokens) -> list[int]:
         padding = self.tokens - len(row.ids)
-        return [*[0] * padding, *row.ids, row.start, row.first, padding]
+        shift = row.position - row.start
+        return [*[0] * padding, *row.ids, row.start, row.first, padding, shift]
 
     def _pass(self, run: Run, buffers: Sequence[States], inputs: Tensor) -> Tensor:
         ids = inputs[:, : self.tokens]
-        start, first, padding = inputs[:, self.tokens :].split(1, dim=1)
-        columns, positions = place_tokens(start, padding, self._places)
+        start, first, padding, shift = inputs[:, self.tokens :].split(1, dim=1)
+        columns, positions = place_tokens(start, padding, shift, self._places)
         mask = mask_of(columns, first, self._numbers, self._dtype)
         cache = DynamicCache()
         cache.layers = [_FixedLayer(pair, columns, self.columns) for pair in buffers]
@@ -209,14 +212,15 @@ class _FixedPrefill:
         self._tokens = tokens
         self._repeated = _Repeated((2, tokens), device, recorder)
 
-    def __call__(self, prefill: Prefill, passage: Sequence[int], reserved: int) -> list[States]:
-        ids = [*passage, *[0] * (self._tokens - len(passage))]
-        start = reserved - len(passage)
-        positions = [min(start + i, reserved - 1) for i in range(self._tokens)]
+    def __call__(
+        self, prefill: Prefill, ids: Sequence[int], positions: Sequence[int]
+    ) -> list[States]:
+        padding = self._tokens - len(ids)
+        padded = [[*ids, *[0] * padding], [*positions, *[positions[-1]] * padding]]
         states: list[States] = self._repeated(
-            [ids, positions], lambda inputs: prefill(inputs[:1], inputs[1:])
+            padded, lambda inputs: prefill(inputs[:1], inputs[1:])
         )
-        held = len(passage)  # copied, since the next passage is written over it
+        held = len(ids)  # copied, since the next passage is written over it
         return [(keys[:, :, :held].clone(), values[:, :, :held].clone()) for keys, values in states]
 
 
@@ -280,10 +284,10 @@ class FixedPasses:
         return known(run, buffers, rows)
 
     def prefill(
-        self, prefill: Prefill, passage: Sequence[int], reserved: int
+        self, prefill: Prefill, ids: Sequence[int], positions: Sequence[int]
     ) -> list[States] | None:
-        """Keys and values of a passage that ends at R, (1, H, p, D) each; None: it is too long."""
-        tokens = self.tokens(len(passage))
+        """Keys and values of a passage of T tokens, (1, H, T, D) each; None: it is too long."""
+        tokens = self.tokens(len(ids))
         if tokens is None:
             return None
         known = self._prefills.pop(tokens, None)
@@ -292,7 +296,7 @@ class FixedPasses:
         self._prefills[tokens] = known
         if len(self._prefills) > _PREFILLS:
             self._prefills.popitem(last=False)
-        return known(prefill, passage, reserved)
+        return known(prefill, ids, positions)
 
     def forget(self) -> None:
         """Drop all that is recorded of passages; that of a cache goes with the cache."""

@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 
 
-def place_tokens(start: Tensor, padding: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def place_tokens(
+    start: Tensor, padding: Tensor, shift: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
     """Columns and positions of the tokens of a pass, (A, T) each.
 
-    A token's position is its column; padding has the position of the row's last token, since the
-    columns behind it may be outside of the model's window.
+    Padding has the position of the row's last token, since those behind it may be outside of the
+    model's window.
 
     Args:
         start: the column of each row's first new token, (A, 1).
         padding: how many tokens of each row are padding, (A, 1).
+        shift: the position of each row's first new token less its column, (A, 1).
         tokens: 0, 1, ..., T - 1, (T,); on the device of the others.
     """
     count = len(tokens)
     columns = start + (tokens - padding).remainder(count)
-    last = (start + count - padding - 1).clamp_min(0)
-    return columns, torch.minimum(columns, last)
+    last = start + count - padding - 1
+    return columns, (torch.minimum(columns, last) + shift).clamp_min(0)
 
 
 def mask_of(

@@ -1,0 +1,129 @@
+"""What an exchange of passages in a slot costs: -log p of right answers, against prepending.
+
+    python scripts/exchanged_passages.py QUESTIONS.jsonl --model MODEL [--form chat] [--limit 300]
+
+Each question has its own passage in view when it is answered. In the rows "after", it was computed
+with another one in view first: that of another question (unrelated), or its own with the answer
+replaced by another question's (counterfactual). e is how many tokens were computed again.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from flashback.corpus.documents import Document
+from flashback.patterns.prompt import Ids
+from flashback.questions.formats import Question, read_questions
+from flashback.questions.forms import Asking, settled_form
+from flashback.readers.load import load_reader
+from flashback.readers.passages import passage_ids
+from flashback.readers.reader import Reader
+from flashback.scoring.examples import Arrangement, Example
+from flashback.scoring.targets import TargetScorer
+from flashback.scoring.windows import Cut, Window
+from flashback.settings import RetrievalSettings
+
+AGAIN = (1, 16)
+"""e: as few as there can be, and the default."""
+
+
+class Measurement:
+    """Questions asked of one reader in one form."""
+
+    def __init__(self, reader: Reader, asking: Asking, passage_tokens: int) -> None:
+        self._reader = reader
+        self._asking = asking
+        self._tokens = passage_tokens
+        self._scorer = TargetScorer(reader.model)
+
+    @torch.no_grad()
+    def nats(
+        self, question: Question, pattern: str, passages: Sequence[str], again: int = 1
+    ) -> float:
+        """-log p of the right answer, for each of its tokens.
+
+        Args:
+            passages: in view one after the other, the last one when it is answered.
+            again: e.
+        """
+        asked = RetrievalSettings(pattern, passage_tokens=self._tokens, recompute_tokens=again)
+        prompt = self._asking.prompt(self._reader, question, retrieval=asked)
+        retrieval = prompt.retrieval
+        frame = self._reader.frame(retrieval.frame, pattern)
+        answer = self._asking.answer_ids(self._reader, question)
+        shown = [passage_ids(self._reader, [one], retrieval) for one in passages]
+        example = self._example(prompt.ids, answer, shown, retrieval)
+        arrangement = Arrangement(pattern, frame, self._reader.forbidden)
+        (log_probs,) = self._scorer.log_probs([example], arrangement)
+        return -float(log_probs[-1].mean())
+
+    def _example(
+        self, prompt: Ids, answer: Ids, passages: Sequence[Ids], retrieval: RetrievalSettings
+    ) -> Example:
+        """A stride that ends with the prompt for every passage but the last, then the answer's."""
+        bos = len(self._reader.bos) if prompt[: len(self._reader.bos)] == self._reader.bos else 0
+        ends = range(len(prompt) - len(answer) * (len(passages) - 1), len(prompt) + 1, len(answer))
+        window = Window(
+            Document("", "", ""), prompt + answer, bos, tuple(map(Cut, ends)), len(answer)
+        )
+        return Example(
+            window,
+            tuple(passages),
+            self._tokens,
+            recomputed=retrieval.recompute_tokens,
+            history=retrieval.history_tokens,
+        )
+
+
+def rows(measured: Measurement, question: Question, other: Question) -> dict[str, float]:
+    """All rows of one question."""
+    passage, wrong = question.passage or "", other.passage or ""
+    altered = passage.replace(question.answers[0], other.answers[0])
+    found = {
+        "none": measured.nats(question, "none", [passage]),
+        "prepend": measured.nats(question, "prepend", [passage]),
+        "slot": measured.nats(question, "slot", [passage]),
+    }
+    for kind, before in (("unrelated", wrong), ("counterfactual", altered)):
+        for again in AGAIN:
+            nats = measured.nats(question, "slot", [before, passage], again)
+            found[f"slot after {kind}, e = {again}"] = nats
+    return found
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--form", default="auto")
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--passage-tokens", type=int, default=256)
+    given = parser.parse_args()
+    reader = load_reader(given.model, dtype="float32")
+    file = read_questions(given.file)
+    usable = [one for one in file.questions if one.answers[0] in (one.passage or "")]
+    questions = replace(file, questions=tuple(usable)).sample(given.limit, 0)
+    asking = Asking(settled_form(given.form, reader, questions))
+    measured = Measurement(reader, asking, given.passage_tokens)
+    table: dict[str, list[float]] = {}
+    for at, question in enumerate(track(questions, "scoring")):
+        for name, nats in rows(measured, question, questions[at - 1]).items():
+            table.setdefault(name, []).append(nats)
+    print(f"{given.model}, {asking.form}, float32, {len(questions)} questions")
+    for name, values in table.items():
+        pairs = zip(values, table["prepend"], strict=True)
+        differences = [value - prepended for value, prepended in pairs]
+        spread = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
+        mean, against = statistics.mean(values), statistics.mean(differences)
+        print(f"{name:35} {mean:6.3f}  {against:+.3f} (± {spread:.3f})")
+
+
+if __name__ == "__main__":
+    main()

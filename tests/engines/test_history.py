@@ -1,0 +1,129 @@
+"""What was computed without a passage is shared: by turns, by requests, by patterns."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from families import FAMILIES, SLIDING, tiny_model
+from flashback.engines.cache.layers import full_layers
+from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import Completion
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
+from flashback.readers.chat import Conversation
+from flashback.sampling import Sampler
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+from flashback.writing.generator import Generation, Generator
+from tiny_readers import MadeUpRetriever, tiny_reader
+
+FULL = tuple(family for family in FAMILIES if family not in SLIDING)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = tuple(range(20, 60))
+
+
+def in_a_slot(
+    ids: Ids, history: int, *passages: Ids, reserved: int = 8, sink: Ids = (20,)
+) -> Prompt:
+    views = [View(history + 3 * number, passage) for number, passage in enumerate(passages)]
+    return Prompt.with_views(ids, views, Layout(history, reserved, sink))
+
+
+def complete(engine: LocalEngine, prompt: Prompt, tokens: int = 2) -> Completion:
+    completion = engine.complete(prompt, tokens, Sampler(SamplingSettings(), []))
+    list(completion)
+    return completion
+
+
+@pytest.mark.parametrize("family", FULL)
+def test_a_history_is_the_cache_of_a_prompt_without_passages(family: str) -> None:
+    """Bit by bit."""
+    found = []
+    for prompt in (Prompt.plain(TEXT[:30]), in_a_slot(TEXT, 30, (3, 4, 5), (6, 7))):
+        engine = LocalEngine(tiny_model(family), 120, self_check=False)
+        complete(engine, prompt, 1)
+        (sequence,) = engine.leases.idle
+        room = sequence.room
+        found.append(
+            [
+                part[:, :, room : room + 30].clone()
+                for layer in full_layers(sequence.cache)
+                for part in layer.buffers
+            ]
+        )
+    for plain, history in zip(*found, strict=True):
+        assert torch.equal(plain, history)
+
+
+@pytest.mark.parametrize("family", FULL)
+def test_patterns_share_what_saw_no_passage(family: str) -> None:
+    engine = LocalEngine(tiny_model(family), 120)
+    complete(engine, Prompt.plain(TEXT[:30]))
+    assert complete(engine, in_a_slot(TEXT, 25, (3, 4))).usage.reused == 25
+    # Other passages, another R, another sink: the history is the same.
+    assert complete(engine, in_a_slot(TEXT, 25, (9, 4), reserved=30)).usage.reused == 25
+    assert complete(engine, in_a_slot(TEXT, 25, (9, 4), sink=(20, 21))).usage.reused == 25
+    # A longer one keeps the shorter one; nothing that saw a passage is kept.
+    assert complete(engine, in_a_slot(TEXT, 35, (9, 4))).usage.reused == 25
+    assert complete(engine, Prompt.plain(TEXT)).usage.reused == 35
+
+
+def test_a_shorter_history_is_no_shorter_prefix() -> None:
+    """Tokens behind it would stand elsewhere."""
+    engine = LocalEngine(tiny_model("llama"), 120)
+    complete(engine, in_a_slot(TEXT, 30, (3, 4)))
+    assert complete(engine, in_a_slot(TEXT, 10, (3, 4))).usage.reused == 10
+
+
+def test_a_beginning_that_another_request_holds_is_copied() -> None:
+    engine = LocalEngine(tiny_model("llama"), 120, idle_bytes=1 << 30)
+    held = engine.complete(in_a_slot(TEXT, 25, (3, 4)), 5, Sampler(SamplingSettings(), []))
+    first = next(held.tokens)
+    other = complete(engine, in_a_slot((*TEXT[:25], 7, 8, 9), 25, (5, 6)))
+    assert other.usage.reused == 25
+    rest = [first, *held.tokens]
+    alone = engine.complete(in_a_slot(TEXT, 25, (3, 4)), 5, Sampler(SamplingSettings(), []))
+    assert list(alone.tokens) == rest
+
+
+def talk(generator: Generator, questions: Sequence[str]) -> list[tuple[Generation, int]]:
+    """The answers of a conversation, each with the tokens of its message and the last exchange."""
+    reader, found, turns, before = generator.reader, [], [], 0
+    for question in questions:
+        turns.append({"role": "user", "content": question})
+        prompt = Conversation(tuple(turns)).prompt(
+            reader, RetrievalSettings(pattern="slot", stride=6, passage_tokens=16)
+        )
+        settings = Settings(prompt.retrieval, stopping=StoppingSettings(18, ignore_eos=True))
+        answer = generator.generate(prompt.ids, settings)
+        found.append((answer, len(prompt.ids) - before))
+        before = prompt.retrieval.history_tokens
+        turns.append({"role": "assistant", "content": answer.text})
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_turn_prefills_the_last_exchange_and_its_own_message(family: str) -> None:
+    """However long the conversation is, with another passage in every turn."""
+    reader = tiny_reader(family, window=1200)
+    reader.tokenizer.chat_template = CHATML
+    generator = Generator(
+        reader, LocalEngine(reader.model, reader.window), MadeUpRetriever(0, empty=0, same=0)
+    )
+    answers = talk(generator, [f"Question {number}?" for number in range(9)])
+    frame = reader.frame(
+        Conversation(({"role": "user", "content": "x"},))
+        .prompt(reader, RetrievalSettings(pattern="slot"))
+        .retrieval.frame,
+        "slot",
+    )
+    passage = 16 + len(frame) + len(frame.sink)
+    for answer, new in answers[1:]:
+        first, *later = answer.strides
+        assert first.usage.prefilled <= new + passage
+        assert all(stride.usage.prefilled <= passage + 16 for stride in later)
+    prefilled = [answer.strides[0].usage.prefilled for answer, _ in answers]
+    assert max(prefilled[1:]) - min(prefilled[1:]) < 40
+    assert answers[-1][0].strides[0].usage.reused > 2 * prefilled[-1]
