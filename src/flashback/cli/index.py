@@ -10,12 +10,15 @@ import click
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
-from flashback.retrieval.bm25 import IndexSettings
+from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
 from flashback.settings import RetrievalSettings
+
+_WORTH_SAYING = 0.01
+"""The share of a corpus about which a note is printed."""
 
 
 class _BuildByDefault(click.Group):
@@ -86,6 +89,7 @@ def build(
             corpus, out, settings, report, overwrite=overwrite, progress=progress
         )
     print_report(report)
+    _print_notes(out, manifest)
     _print_manifest(out, manifest, as_json)
 
 
@@ -113,6 +117,23 @@ def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
         f"{folder}: {counts.get('passages', 0):,} passages of {counts.get('documents', 0):,} "
         f"documents ({repeated:,} repeated ones left out), {manifest.bytes / 1e6:.1f} MB"
     )
+
+
+def _print_notes(folder: Path, manifest: Manifest) -> None:
+    """What a user should know about what was made."""
+    counts = manifest.content.counts
+    if dropped := counts.get("near_duplicates", 0):
+        notes.print(
+            f"near-identical passages, left out: {dropped:,}, listed in "
+            f"{folder / manifest.data / NEAR_DUPLICATES}",
+            markup=False,
+        )
+    share = counts.get("letters_without_stems", 0) / (counts.get("letters", 0) or 1)
+    if share >= _WORTH_SAYING:
+        notes.print(
+            f"{share:.0%} of the text is in scripts without stemming: its words are found only in "
+            "the form in which they are written"
+        )
 
 
 @click.command(short_help="Search an index.")

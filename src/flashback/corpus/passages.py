@@ -1,16 +1,12 @@
-"""Documents to passages: sentence-aware cuts of about `words` words, near-identical ones once.
+"""Documents to passages: sentence-aware cuts of about `words` words.
 
 Passages are kept as text; the reader's own tokenizer cuts them to m tokens when they are arranged,
 so that one index serves every reader.
 """
 
 import re
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
-
-from rensa import RMinHash
 
 from flashback.corpus.documents import Document
 
@@ -19,7 +15,6 @@ DEFAULT_WORDS = 100
 
 _SENTENCE = re.compile(r".+?(?:[.!?][\"')\]]*(?=\s)|\n[ \t]*\n|\Z)\s*", re.DOTALL)
 _WORD = re.compile(r"\S+\s*")
-_TERM = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -64,49 +59,3 @@ def cut_documents(documents: Iterable[Document], words: int = DEFAULT_WORDS) -> 
         for text in cut(document.text, words):
             yield Passage(f"{document.id}#{number}", document.id, document.title, text)
             number += 1
-
-
-class NearDuplicates:
-    """Remembers which texts were seen, up to small edits, in bounded memory.
-
-    MinHash (Broder 1997) over 3-word shingles, `BANDS` bands of `ROWS` values: a text is taken for
-    a repetition when one band repeats, which at Jaccard similarity J happens with probability
-    1 - (1 - J^ROWS)^BANDS: 0.99 at 0.98, 0.56 at 0.9, 0.01 at 0.7. The bands live in a temporary
-    SQLite database that spills to disk.
-    """
-
-    BANDS = 4
-    ROWS = 16
-
-    def __init__(self) -> None:
-        self._seen = sqlite3.connect("", isolation_level=None)
-        self._seen.execute("PRAGMA journal_mode = OFF")
-        self._seen.execute("CREATE TABLE seen (band INTEGER PRIMARY KEY) WITHOUT ROWID")
-        self._seen.execute("BEGIN")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._seen.close()
-
-    def seen_before(self, text: str) -> bool:
-        """Whether a text near-identical to this one was given before; remembers this one."""
-        bands = self._bands(text)
-        marks = ",".join("?" * len(bands))
-        query = f"SELECT 1 FROM seen WHERE band IN ({marks}) LIMIT 1"
-        if self._seen.execute(query, bands).fetchone():
-            return True
-        self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(b,) for b in bands])
-        return False
-
-    def _bands(self, text: str) -> list[int]:
-        terms = _TERM.findall(text.lower()) or [text]
-        shingles = [" ".join(terms[i : i + 3]) for i in range(max(1, len(terms) - 2))]
-        sketch = RMinHash(num_perm=self.BANDS * self.ROWS, seed=0)
-        sketch.update(shingles)
-        digest = sketch.digest()
-        return [
-            hash((band, *digest[band * self.ROWS : (band + 1) * self.ROWS]))
-            for band in range(self.BANDS)
-        ]
