@@ -28,7 +28,7 @@ _COUNTS_OR_DENIES = re.compile(
     r"ninth|tenth|once|twice|half|quarter|double|single|both|none|no|not|never|without)\b"
 )
 _TABLES = """
-CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text);
+CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading);
 CREATE TABLE known (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
 CREATE TABLE copy (number INTEGER, id, document, UNIQUE (number, document));
 CREATE TABLE band (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID;
@@ -90,7 +90,7 @@ class Spool:
             return
         self.stored += 1
         row = (self.stored, *astuple(passage))
-        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def __iter__(self) -> Iterator[Stored]:
         copies = "SELECT id, document FROM copy WHERE number = ? AND document != ? ORDER BY rowid"

@@ -5,7 +5,6 @@ go through one analysis (`analysis.py`); what is shown is the text as it was.
 """
 
 import contextlib
-import json
 import platform
 import sqlite3
 import textwrap
@@ -14,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import tantivy
 
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.duplicates import Spool, Stored
-from flashback.corpus.passages import DEFAULT_WORDS, Passage
+from flashback.corpus.duplicates import Spool
+from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
 from flashback.files import temporary_folder
 from flashback.retrieval import analysis
@@ -32,6 +30,7 @@ from flashback.retrieval.index_folder import (
     read_manifest,
 )
 from flashback.retrieval.protocol import Hit
+from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
 from flashback.settings import (
     CheckedSettings,
     SearchOptions,
@@ -44,14 +43,20 @@ NEAR_DUPLICATES = "near-duplicates.jsonl"
 """In an index's data folder: what was left out as near-identical, a line for each."""
 _HEAP_BYTES = 128_000_000
 _MAX_QUERY_TERMS = 1024
+_SAMPLE = 256
+"""Passages that stand for all of an index."""
 
 
 @dataclass(frozen=True)
 class IndexSettings(CheckedSettings):
     """How passages are made and indexed."""
 
-    passage_words: int = setting(
-        DEFAULT_WORDS, "Words per passage; 100 are about 128 tokens.", low=1, high=100_000
+    passage_words: int = setting(DEFAULT_WORDS, "Words per passage at most.", low=1, high=100_000)
+    passage_tokens: int = setting(
+        DEFAULT_TOKENS,
+        "m: tokens per passage at most, its title included, so that a reader can show all of it.",
+        low=1,
+        high=100_000,
     )
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
     deduplicate: bool = setting(
@@ -70,17 +75,6 @@ class IndexSettings(CheckedSettings):
                 "--drop-near-duplicates with --no-deduplicate: equal passages cannot be kept where "
                 "similar ones are left out; give one of the two"
             )
-
-
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("document", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_bytes_field("text", stored=True)
-    builder.add_bytes_field("sharers", stored=True)
-    builder.add_text_field("terms", tokenizer_name=analysis.NAME, index_option="freq")
-    return builder.build()
 
 
 def build_index(
@@ -131,9 +125,11 @@ def build_index(
 def _write(data: Path, spool: Spool, settings: IndexSettings) -> dict[str, int]:
     """Write the search library's files and the list of what was left out; what was counted."""
     letters = unstemmed = 0
+    every = -(-spool.stored // _SAMPLE)
     with _writing(data) as writer:
-        for stored in spool:
-            record, terms = _record(stored, settings)
+        for number, stored in enumerate(spool):
+            sampled = number % every == 0
+            record, terms = record_of(stored, titled=settings.title, sampled=sampled)
             writer.add_document(record)
             letters += len(terms) - terms.count(" ")
             unstemmed += analysis.without_stems(terms)
@@ -161,7 +157,7 @@ def _readable_errors(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
     """A writer whose threads have ended when the block is left, so that none writes any more."""
-    index = tantivy.Index(_schema(), path=str(data))
+    index = tantivy.Index(schema(), path=str(data))
     index.register_tokenizer(analysis.NAME, analysis.analyzer())
     # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
     writer = index.writer(_HEAP_BYTES, num_threads=1)
@@ -169,27 +165,6 @@ def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
         yield writer
     finally:
         writer.wait_merging_threads()
-
-
-def _record(stored: Stored, settings: IndexSettings) -> tuple[tantivy.Document, str]:
-    """A passage as a record of the index, and its terms."""
-    passage = stored.passage
-    text = passage.text
-    if settings.title and passage.title:
-        text = f"{passage.title}\n{text}"
-    record = tantivy.Document()
-    record.add_text("id", passage.id)
-    # Forbidding a document must hide what it alone has: what others share is looked at when found.
-    if stored.copies:
-        sharers = [(passage.id, passage.document_id), *stored.copies]
-        record.add_bytes("sharers", json.dumps(sharers).encode())
-    else:
-        record.add_text("document", passage.document_id)
-    record.add_text("title", passage.title)
-    record.add_bytes("text", text.encode())
-    terms = analysis.terms(text)
-    record.add_text("terms", terms)
-    return record, terms
 
 
 def _nothing_found(report: CorpusReport) -> str:
@@ -266,6 +241,17 @@ class BM25Index:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
+    def sample(self) -> list[str]:
+        """The texts of up to 256 passages, spread evenly over the index.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with _readable_damage(self.folder):
+            query = self._term(SAMPLED, SAMPLED)
+            found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
+            return [text_of(self._searcher.doc(at)) for _, at in found]
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 
@@ -318,29 +304,7 @@ class BM25Index:
         return query if weight == 1.0 else tantivy.Query.boost_query(query, weight)
 
     def _hit(self, score: float, at: tantivy.DocAddress, options: SearchOptions) -> Hit | None:
-        """A hit as the first document has it that is not forbidden; None if all are."""
-        record = self._searcher.doc(at)
-        names = _sharers(record)
-        allowed = [name for name in names if name[1] not in options.forbid_documents]
-        if not allowed:
-            return None
-        text = _bytes(record, "text").decode()
-        return Hit(*allowed[0], str(record.get_first("title")), text, float(score))
-
-
-def _sharers(record: tantivy.Document) -> list[tuple[str, str]]:
-    """Id and document id of a passage in each document that has it."""
-    if record.get_first("sharers") is not None:
-        shared = json.loads(_bytes(record, "sharers"))
-        return [(str(identifier), str(document)) for identifier, document in shared]
-    return [(str(record.get_first("id")), str(record.get_first("document")))]
-
-
-def _bytes(record: tantivy.Document, field: str) -> bytes:
-    value: Any = record.get_first(field)
-    if value is None:
-        raise ValueError(f"a record has no {field!r}")
-    return bytes(value)
+        return hit_of(self._searcher.doc(at), float(score), options)
 
 
 def _storable(text: str) -> str:
