@@ -656,3 +656,22 @@ def test_near_identical_passages_are_left_out_and_listed_only_when_asked(tmp_pat
 def test_equal_passages_cannot_be_kept_where_similar_ones_are_left_out() -> None:
     with pytest.raises(SettingsError, match="--drop-near-duplicates with --no-deduplicate"):
         IndexSettings(deduplicate=False, drop_near_duplicates=True)
+
+
+def test_a_sample_is_spread_evenly_over_the_index(tmp_path: Path) -> None:
+    for count, step in ((5, 1), (256, 1), (257, 2), (1000, 4)):
+        passages = [Passage(f"{n}#0", str(n), "", f"alpha beta{n}") for n in range(count)]
+        build(tmp_path / str(count), passages)
+        sample = BM25Index.open(tmp_path / str(count)).sample()
+        assert sample == [f"alpha beta{n}" for n in range(0, count, step)]
+
+
+def test_of_a_long_title_the_beginning_is_shown_and_all_is_searched(tmp_path: Path) -> None:
+    passages = [
+        Passage("a#0", "a", "Zebra crossing", "Striped.", "Zebra"),
+        Passage("b#0", "b", "", "x"),
+    ]
+    build(tmp_path / "IDX", passages)
+    for query in ("zebra", "crossing", "striped"):
+        [[hit]] = BM25Index.open(tmp_path / "IDX").search([query], SearchOptions())
+        assert (hit.text, hit.title) == ("Zebra\nStriped.", "Zebra crossing")

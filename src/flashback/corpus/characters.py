@@ -17,7 +17,7 @@ def best_break(text: str) -> int:
     for pattern in _BREAKS:
         if ends := [match.end() for match in pattern.finditer(text, half)]:
             return ends[-1]
-    return whole_characters(text, half, len(text) - 1)
+    return whole_characters(text, 0, len(text) - 1)
 
 
 def whole_characters(text: str, begin: int, end: int) -> int:
@@ -27,15 +27,17 @@ def whole_characters(text: str, begin: int, end: int) -> int:
     """
     end = max(end, begin + 1)
     for at in range(end, begin, -1):
-        if at >= len(text) or _is_between_characters(text, at):
+        if at >= len(text) or _is_between_characters(text, begin, at):
             return at
     return end
 
 
-def _is_between_characters(text: str, at: int) -> bool:
-    """Grapheme boundaries (Unicode annex 29), but for rare scripts."""
+def _is_between_characters(text: str, begin: int, at: int) -> bool:
+    """Grapheme boundaries (Unicode annex 29), but for rare scripts; `begin` is one."""
     before, after = text[at - 1], text[at]
     if unicodedata.category(after)[0] == "M" or _EXTENDS.match(after) or before == "\u200d":
         return False
-    flags = _FLAG.search(text, max(0, at - 64), at)  # two letters make a flag
-    return flags is None or len(flags[0]) % 2 == 0 or not _FLAG.match(after)
+    if not _FLAG.match(after):
+        return True
+    flags = _FLAG.search(text, begin, at)  # two letters make a flag
+    return flags is None or len(flags[0]) % 2 == 0

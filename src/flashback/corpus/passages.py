@@ -31,7 +31,8 @@ _SENTENCE = re.compile(
     re.DOTALL,
 )
 _WORD = re.compile(r"\S+")
-_ESTIMATED = re.compile(r"[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|\s*[^A-Za-z\s]|\s{1,4}(?=\s)|\n")
+_NO_SPACE = re.compile(r"\S")
+_ESTIMATED = re.compile(r"[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|[^A-Za-z\s]|\n|\s{4}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def estimated_ends(text: str) -> list[int]:
     return [
         match.end()
         for match in _ESTIMATED.finditer(text)
-        for _ in range(1 if match[0].isascii() else len(match[0].strip().encode()))
+        for _ in range(1 if match[0].isascii() else len(match[0].encode()))
     ]
 
 
@@ -96,7 +97,8 @@ def cut(
     """
     size = max(_WINDOW, 4 * limit.characters)
     start = 0
-    while start < len(text):
+    while (found := _NO_SPACE.search(text, start)) is not None:
+        start = found.start()
         window = _Window(text[start : start + size], words, limit, heading)
         is_last = start + size >= len(text)
         begin = 0
@@ -125,7 +127,7 @@ class _Window:
     def pieces(self, is_last: bool) -> Iterator[tuple[int, int]]:
         """Begin and end of each piece; those that more text could change only if there is none."""
         start = 0
-        while (found := _WORD.search(self.text, start)) is not None:
+        while (found := _NO_SPACE.search(self.text, start)) is not None:
             start, reach = self._piece(found.start())
             if reach >= len(self.text) and not is_last:
                 return
