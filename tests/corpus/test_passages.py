@@ -120,7 +120,7 @@ def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("limit", [LETTERS, TokenLimit(), TokenLimit(24)], ids=str)
+@pytest.mark.parametrize("limit", [LETTERS, TokenLimit(), TokenLimit(24)], ids=["20", "128", "24"])
 @pytest.mark.parametrize("name", UNBROKEN)
 def test_text_without_spaces_is_bounded_and_whole(name: str, limit: TokenLimit) -> None:
     text = UNBROKEN[name]

@@ -2,12 +2,14 @@
 
 import base64
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import Passage
+from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackWarning
 from flashback.loading import load
 from flashback.readers.load import MINI, load_token_ends, shipped
@@ -15,8 +17,9 @@ from flashback.readers.passages import passage_ids, unseen_note
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.indexing import index_corpus
-from flashback.settings import RetrievalSettings, SearchOptions
-from tiny_readers import tiny_reader
+from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.writing.generator import Generator
+from tiny_readers import MadeUpRetriever, tiny_reader
 
 MAIL = base64.b64encode(random.Random(0).randbytes(300_000)).decode()
 TEXTS = {
@@ -96,3 +99,28 @@ def test_loading_says_if_an_index_was_cut_for_a_reader_with_fewer_tokens(tmp_pat
     with pytest.warns(FlashBackWarning, match="3 of 3 passages looked at are longer than the 128"):
         load(MINI, tmp_path / "long")
     load(MINI, tmp_path / "long", passage_tokens=4000)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_seconds_of_a_stride_include_tokenizing_its_passages(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    now = [0.0]
+    reader = tiny_reader()
+    plain = type(reader).encode
+
+    def encode(self: TextReader, text: str) -> list[int]:
+        now[0] += 1.0
+        return plain(self, text)
+
+    writer = Generator(reader, LocalEngine(reader.model, reader.window), MadeUpRetriever())
+    retrieval = RetrievalSettings("append", stride=4, query_tokens=8, passage_tokens=8)
+    settings = Settings(retrieval, stopping=StoppingSettings(12, ignore_eos=True))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(type(reader), "encode", encode)
+    texts = writer.generate_batch([[5] * 9, [7] * 9], settings, batch_size=batch_size)
+    strides = [stride for text in texts for stride in text.strides]
+    passages = sum(len(stride.passages) for stride in strides)
+    assert passages > 0
+    assert sum(stride.retrieve_seconds for stride in strides) == passages
+    assert sum(text.seconds for text in texts) == passages
