@@ -58,6 +58,9 @@ class WordIndex:
     def __len__(self) -> int:
         return len(self._passages)
 
+    def sample(self) -> list[str]:
+        return self._passages
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         return [self._one(set(query.lower().split()), options) for query in queries]
 

@@ -1,7 +1,7 @@
 """Load a reader, its adapter, an engine and an index in one call."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from flashback.readers.adapted import load_adapted
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
+from flashback.readers.passages import unseen_note
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.kinds import open_index
+from flashback.retrieval.kinds import Index, open_index
 from flashback.settings import (
     AUTO,
     PATTERNS,
     CheckedSettings,
     Registry,
+    RetrievalSettings,
     Weights,
     check_number,
     check_type,
@@ -103,6 +105,7 @@ def load(
     trust_remote_code: bool = False,
     weights: str = Weights.FULL,
     memory_bytes: int | None = None,
+    passage_tokens: int = RetrievalSettings.passage_tokens,
     quantize: str | None = None,
     decode_kernel: str | None = None,
 ) -> Generator:
@@ -121,6 +124,7 @@ def load(
             float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
         memory_bytes: keys and values kept between requests, a quarter of them for passages; None:
             those of the last text, and 256 MiB of passages.
+        passage_tokens: m, of which is said if passages of the index are longer.
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
@@ -138,13 +142,19 @@ def load(
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)
     reader, opened = ENGINES[engine](options)
-    _warn_if_untrained(reader, pattern)
+    for note in _notes(reader, pattern, retriever, passage_tokens):
+        warnings.warn(note, FlashBackWarning, stacklevel=2)
     return Generator(reader, opened, retriever)
 
 
-def _warn_if_untrained(reader: TextReader, pattern: str | None) -> None:
-    if note := reader.untrained_for(pattern or AUTO):
-        warnings.warn(note, FlashBackWarning, stacklevel=3)
+def _notes(
+    reader: TextReader, pattern: str | None, retriever: Index | None, passage_tokens: int
+) -> Iterator[str]:
+    """What a user should know about a reader, and about an index shown to it."""
+    if pattern is not None and (note := reader.untrained_for(pattern)):
+        yield note
+    if retriever is not None and (note := unseen_note(reader, retriever.sample(), passage_tokens)):
+        yield note
 
 
 def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:

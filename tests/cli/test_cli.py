@@ -115,8 +115,10 @@ def test_settings_of_an_index_reach_its_passages(notes: Path, tmp_path: Path) ->
     manifest = run("index", notes, "--out", tmp_path / "IDX", "--json", *flags).record
     assert manifest["content"]["settings"] == {
         "passage_words": 5,
+        "passage_tokens": 128,
         "title": False,
         "deduplicate": False,
+        "drop_near_duplicates": False,
     }
     hits = run("search", tmp_path / "IDX", "moon", "--json").record["hits"]
     assert [hit["text"] for hit in hits] == ["The tides follow the moon,"]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -328,3 +329,27 @@ def test_progress_adds_up_to_the_size_of_the_files(tmp_path: Path, compressed: b
         pass
     assert sum(steps) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert min(steps) >= 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "whole"),
+    [
+        ("word ", r"(word )+"),
+        ("A sentence ends here. ", r"(A sentence ends here\. )+"),
+        ("守卫打开大门。", "(守卫打开大门。)+"),
+        ("e\u0301", "(e\u0301)+"),
+        ("🇩🇪🇫🇷", "(🇩🇪|🇫🇷)+"),
+        ("A line\nof a\n\nparagraph\n\n", r"(paragraph\n\n|A line\nof a\n\n)+"),
+    ],
+)
+def test_blocks_of_a_long_line_end_between_sentences_words_or_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, whole: str
+) -> None:
+    text = unit * 400
+    path = write(tmp_path / "a.txt", text)
+    for block in range(50, 60):
+        monkeypatch.setattr(documents_module, "BLOCK_BYTES", block)
+        blocks = [document.text for document in read(path)[0]]
+        assert len(blocks) > 5
+        assert "".join(blocks) == text
+        assert all(re.fullmatch(whole, one) for one in blocks)

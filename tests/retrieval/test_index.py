@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from flashback.corpus.documents import BadRecord, CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
-from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
+from flashback.retrieval.bm25 import NEAR_DUPLICATES, BM25Index, IndexSettings, build_index
 from flashback.retrieval.index_folder import MANIFEST, Manifest, read_manifest, verify
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.protocol import Hit
@@ -280,8 +280,11 @@ def test_the_manifest_says_what_was_counted_and_how_the_index_was_made(tmp_path:
         "documents": 4,
         "passages": 4,
         "repeated_passages": 4,
+        "near_duplicates": 0,
         "bad_records": 2,
         "ignored_files": 3,
+        "letters": 145,
+        "letters_without_stems": 0,
     }
     assert len(steps) == 8
     assert manifest.content.settings == dataclasses.asdict(asked)
@@ -432,8 +435,8 @@ def test_opening_leaves_nothing_though_the_library_writes_late(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 2, but this version reads format 1"),
-        ({"format": None}, "format None, but this version reads format 1"),
+        ({"format": 1}, "format 1, but this version reads format 2"),
+        ({"format": None}, "format None, but this version reads format 2"),
         ({"data": "../elsewhere"}, "names '../elsewhere', which is no file"),
         ({"data": "/etc"}, "names '/etc', which is no file"),
         ({"data": ".."}, "names '..', which is no file"),
@@ -584,3 +587,91 @@ def test_a_failure_while_overwriting_leaves_the_old_index(
     assert listing(folder) == before
     assert len(list(folder.iterdir())) == 2
     assert found(BM25Index.open(folder), "dog") == ["dogs"]
+
+
+# Copies
+
+
+SHARED = [
+    Passage("a#3", "a", "Moon", "The tides follow the moon."),
+    Passage("b#0", "b", "Moon", "The  tides\nfollow the moon."),
+    Passage("c#1", "c", "Moon", "The tides follow the moon. "),
+    Passage("c#2", "c", "Sun", "The tides follow the sun, too."),
+    Passage("d#0", "d", "Moon", "The tides follow the moon!"),
+]
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "left"),
+    [
+        ((), ["a#3", "c#2", "d#0"]),
+        (("a",), ["b#0", "c#2", "d#0"]),
+        (("b",), ["a#3", "c#2", "d#0"]),
+        (("c",), ["a#3", "d#0"]),
+        (("a", "b"), ["c#1", "c#2", "d#0"]),
+        (("a", "b", "c"), ["d#0"]),
+        (("a", "b", "c", "d"), []),
+    ],
+)
+def test_a_shared_passage_is_found_while_one_of_its_documents_is_allowed(
+    tmp_path: Path, forbidden: tuple[str, ...], left: list[str]
+) -> None:
+    manifest = build(tmp_path / "IDX", SHARED)
+    assert manifest.content.counts["passages"] == 3
+    index = BM25Index.open(tmp_path / "IDX")
+    for k in (1, 2, 10):
+        options = SearchOptions(k=k, forbid_documents=forbidden)
+        hits = index.search(["tides moon"], options)[0]
+        assert {hit.id for hit in hits} <= set(left)
+        assert len(hits) == min(k, len(left))
+    assert found(index, "tides", forbid_titles=("Moon",)) == ["c"]
+
+
+def test_many_shared_passages_of_forbidden_documents_hide_no_other(tmp_path: Path) -> None:
+    passages = [
+        Passage(f"{name}#{n}", name, "", f"alpha {n}") for n in range(50) for name in ("a", "b")
+    ]
+    build(tmp_path / "IDX", [*passages, Passage("c#0", "c", "", "alpha and much that is longer")])
+    index = BM25Index.open(tmp_path / "IDX")
+    assert found(index, "alpha", k=1, forbid_documents=("a", "b")) == ["c"]
+    assert found(index, "alpha", k=2, forbid_documents=("a",)) == ["b", "b"]
+    assert found(index, "alpha", k=1, forbid_documents=("a", "b"), min_score=100.0) == []
+
+
+def test_near_identical_passages_are_left_out_and_listed_only_when_asked(tmp_path: Path) -> None:
+    words = " ".join(f"w{chr(97 + n)}x" for n in range(26))
+    texts = {"one": words, "two": words.upper()}
+    passages = [Passage(f"{name}#0", name, "", text) for name, text in texts.items()]
+    kept = build(tmp_path / "kept", passages)
+    assert kept.content.counts["near_duplicates"] == 0
+    assert found(BM25Index.open(tmp_path / "kept"), "wax") == ["one", "two"]
+    manifest = build(tmp_path / "IDX", passages, drop_near_duplicates=True)
+    assert manifest.content.counts["near_duplicates"] == 1
+    listed = tmp_path / "IDX" / manifest.data / NEAR_DUPLICATES
+    assert json.loads(listed.read_text("utf-8"))["similar_to"] == "one#0"
+    verify(tmp_path / "IDX")
+    assert found(BM25Index.open(tmp_path / "IDX"), "wax") == ["one"]
+
+
+def test_equal_passages_cannot_be_kept_where_similar_ones_are_left_out() -> None:
+    with pytest.raises(SettingsError, match="--drop-near-duplicates with --no-deduplicate"):
+        IndexSettings(deduplicate=False, drop_near_duplicates=True)
+
+
+def test_a_sample_is_spread_evenly_over_the_index(tmp_path: Path) -> None:
+    for count, step in ((5, 1), (256, 1), (257, 2), (1000, 4)):
+        passages = [Passage(f"{n}#0", str(n), "", f"alpha beta{n}") for n in range(count)]
+        build(tmp_path / str(count), passages)
+        sample = BM25Index.open(tmp_path / str(count)).sample()
+        assert sample == [f"alpha beta{n}" for n in range(0, count, step)]
+
+
+def test_of_a_long_title_the_beginning_is_shown_and_all_is_searched(tmp_path: Path) -> None:
+    passages = [
+        Passage("a#0", "a", "Zebra crossing", "Striped.", "Zebra"),
+        Passage("b#0", "b", "", "x"),
+    ]
+    build(tmp_path / "IDX", passages)
+    for query in ("zebra", "crossing", "striped"):
+        [[hit]] = BM25Index.open(tmp_path / "IDX").search([query], SearchOptions())
+        assert (hit.text, hit.title) == ("Zebra\nStriped.", "Zebra crossing")

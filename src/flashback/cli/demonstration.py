@@ -27,7 +27,7 @@ from flashback.evaluation.evaluate import EvaluationSet, StartScoring, evaluate
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder, load_adapted
 from flashback.readers.inference import for_inference
-from flashback.readers.load import MINI, load_reader
+from flashback.readers.load import MINI, load_reader, load_token_ends
 from flashback.readers.reader import Reader
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.retrieval.kinds import Index, open_index
@@ -89,7 +89,9 @@ def open_or_build_index(progress: ProgressStart) -> tuple[Index, bool]:
     try:
         return open_index(folder), False
     except IndexFolderError:
-        index_corpus([f"{NAME}:train"], folder, overwrite=True, progress=progress)
+        ends = load_token_ends(MINI)
+        names = [f"{NAME}:train"]
+        index_corpus(names, folder, overwrite=True, progress=progress, token_ends=ends)
         return open_index(folder), True
 
 

@@ -10,12 +10,16 @@ import click
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
-from flashback.retrieval.bm25 import IndexSettings
+from flashback.corpus.passages import TokenEnds, estimated_ends
+from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
 from flashback.settings import RetrievalSettings
+
+_WORTH_SAYING = 0.01
+"""The share of a corpus about which a note is printed."""
 
 
 class _BuildByDefault(click.Group):
@@ -67,14 +71,29 @@ def index() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--strict", is_flag=True, help="Refuse bad records instead of skipping them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option(
+    "--model",
+    default="flashback-mini",
+    show_default=True,
+    help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
+)
 @options_of(IndexSettings)
 def build(
-    corpus: tuple[str, ...], out: Path, overwrite: bool, strict: bool, as_json: bool, **values: Any
+    corpus: tuple[str, ...],
+    out: Path,
+    overwrite: bool,
+    strict: bool,
+    as_json: bool,
+    model: str,
+    **values: Any,
 ) -> None:
     """Read a corpus, cut it into passages and index them (the default command).
 
+    Passages are cut so that the reader can show all of them: at ends of sentences if possible, else
+    between words, else between characters. Name the reader that will be written with.
+
     \b
-    flashback index build notes/ --out IDX --passage-words 200
+    flashback index build notes/ --out IDX --model smollm2
     flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
     """
     if out == Path():  # what an unset shell variable gives
@@ -83,10 +102,29 @@ def build(
     report = CorpusReport(strict=strict)
     with indexing_progress() as progress:
         manifest = index_corpus(
-            corpus, out, settings, report, overwrite=overwrite, progress=progress
+            corpus,
+            out,
+            settings,
+            report,
+            overwrite=overwrite,
+            progress=progress,
+            token_ends=_token_ends(model),
         )
     print_report(report)
+    _print_notes(out, manifest)
     _print_manifest(out, manifest, as_json)
+
+
+def _token_ends(model: str) -> TokenEnds:
+    """Where tokens end; loaded before a corpus is read."""
+    if model == "none":
+        return estimated_ends
+    from flashback.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    from flashback.readers.load import load_token_ends
+
+    return load_token_ends(model)
 
 
 @index.command(short_help="Check an index against its checksums.")
@@ -113,6 +151,23 @@ def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
         f"{folder}: {counts.get('passages', 0):,} passages of {counts.get('documents', 0):,} "
         f"documents ({repeated:,} repeated ones left out), {manifest.bytes / 1e6:.1f} MB"
     )
+
+
+def _print_notes(folder: Path, manifest: Manifest) -> None:
+    """What a user should know about what was made."""
+    counts = manifest.content.counts
+    if dropped := counts.get("near_duplicates", 0):
+        notes.print(
+            f"near-identical passages, left out: {dropped:,}, listed in "
+            f"{folder / manifest.data / NEAR_DUPLICATES}",
+            markup=False,
+        )
+    share = counts.get("letters_without_stems", 0) / (counts.get("letters", 0) or 1)
+    if share >= _WORTH_SAYING:
+        notes.print(
+            f"{share:.0%} of the text is in scripts without stemming: its words are found only in "
+            "the form in which they are written"
+        )
 
 
 @click.command(short_help="Search an index.")

@@ -78,6 +78,7 @@ def serve(
         pattern=defaults.pattern,
         weights=weights,
         memory_bytes=settings.memory * MIB,
+        passage_tokens=defaults.passage_tokens,
         **options.placed,
     )
     _serve(generator, settings, defaults, bound)

@@ -60,6 +60,7 @@ class WritingRequest:
             adapter=self.adapter,
             pattern=retrieval.pattern,
             weights=weights,
+            passage_tokens=retrieval.passage_tokens,
             **options.placed,
         )
         settings = writer.settled(self.settings)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from flashback.corpus.characters import best_break
 from flashback.errors import CorpusError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -252,8 +253,10 @@ def _blocks(lines: Iterator[str]) -> Iterator[str]:
         block.append(line)
         size += len(line)
         if size >= BLOCK_BYTES:
-            yield "".join(block)
-            block, size = [], 0
+            text = "".join(block)
+            end = best_break(text)
+            yield text[:end]
+            block, size = [text[end:]], len(text) - end
     yield "".join(block)
 
 

@@ -1,25 +1,38 @@
-"""Documents to passages: sentence-aware cuts of about `words` words, near-identical ones once.
+"""Documents to passages: as many sentences as fit a number of words, tokens and characters.
 
-Passages are kept as text; the reader's own tokenizer cuts them to m tokens when they are arranged,
-so that one index serves every reader.
+Passages are kept as text. They are cut so that the reader that they are shown to can show all of
+them: by its own tokenizer, if that is known, else by an estimate that errs on the safe side.
 """
 
 import re
-import sqlite3
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import groupby
 
-from rensa import RMinHash
-
+from flashback.corpus.characters import whole_characters
 from flashback.corpus.documents import Document
 
 DEFAULT_WORDS = 100
-"""About 128 tokens of English (the paper's m)."""
+DEFAULT_TOKENS = 128
+"""The paper's m."""
+_CHARACTERS_PER_TOKEN = 16
+"""No passage has more, whatever a tokenizer says of spaces or rare words."""
+_WINDOW = 1 << 16
+"""Characters that are looked at together; a multiple of a passage's."""
+_APART = 8
+"""Tokens by which a text may become longer when it is cut out; in practice up to 3."""
 
-_SENTENCE = re.compile(r".+?(?:[.!?][\"')\]]*(?=\s)|\n[ \t]*\n|\Z)\s*", re.DOTALL)
-_WORD = re.compile(r"\S+\s*")
-_TERM = re.compile(r"\w+")
+TokenEnds = Callable[[str], Sequence[int]]
+"""For a text, the character behind the last one of each of its tokens, in order."""
+
+_SENTENCE = re.compile(
+    r".+?(?:[.!?…؟۔।॥።။។][\"'”’»)\]]*(?=\s)|[。！？｡][\"'”’»)\]」』）】]*|\n[ \t]*\n|\Z)\s*",
+    re.DOTALL,
+)
+_WORD = re.compile(r"\S+")
+_NO_SPACE = re.compile(r"\S")
+_ESTIMATED = re.compile(r"[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|[^A-Za-z\s]|\n|\s{4}")
 
 
 @dataclass(frozen=True)
@@ -30,83 +43,159 @@ class Passage:
     document_id: str
     title: str
     text: str
+    heading: str | None = None
+    """What is shown of a title that is too long; None: all of it."""
 
 
-def cut(text: str, words: int) -> Iterator[str]:
-    """Cut `text` into pieces of at most `words` words, between sentences where that is possible.
+def estimated_ends(text: str) -> list[int]:
+    """Token ends for a reader that is not known: more tokens than most readers make of a text.
 
-    No word is lost, repeated or moved: the pieces' words, in order, are the text's.
+    A token for every 3 letters, every 2 capitals, every digit, sign and line; outside of ASCII one
+    for every byte, as small vocabularies have them.
     """
-    piece, size = "", 0
-    for sentence in _SENTENCE.findall(text):
-        length = len(sentence.split())
-        if size and size + length > words:
-            yield piece.strip()
-            piece, size = "", 0
-        if length > words:  # a sentence longer than a passage is cut between words
-            tokens = _WORD.findall(sentence.lstrip())
-            rest = (length - 1) // words * words
-            for start in range(0, rest, words):
-                yield "".join(tokens[start : start + words]).strip()
-            sentence, length = "".join(tokens[rest:]), length - rest
-        piece += sentence
-        size += length
-    if size:
-        yield piece.strip()
+    if text.isascii():
+        return [match.end() for match in _ESTIMATED.finditer(text)]
+    return [
+        match.end()
+        for match in _ESTIMATED.finditer(text)
+        for _ in range(1 if match[0].isascii() else len(match[0].encode()))
+    ]
 
 
-def cut_documents(documents: Iterable[Document], words: int = DEFAULT_WORDS) -> Iterator[Passage]:
-    """Stream the passages of a stream of documents, numbered within each document."""
-    current, number = None, 0
-    for document in documents:
-        if document.id != current:
-            current, number = document.id, 0
-        for text in cut(document.text, words):
-            yield Passage(f"{document.id}#{number}", document.id, document.title, text)
-            number += 1
+@dataclass(frozen=True)
+class TokenLimit:
+    """How many tokens a passage may have, its title included, and how they are counted."""
+
+    tokens: int = DEFAULT_TOKENS
+    ends: TokenEnds = estimated_ends
+
+    def fits(self, text: str) -> bool:
+        """Whether a text has no more."""
+        return len(text) <= self.characters and len(self.ends(text)) <= self.tokens
+
+    @property
+    def characters(self) -> int:
+        """The bound in characters."""
+        return _CHARACTERS_PER_TOKEN * self.tokens
 
 
-class NearDuplicates:
-    """Remembers which texts were seen, up to small edits, in bounded memory.
+DEFAULT_LIMIT = TokenLimit()
 
-    MinHash (Broder 1997) over 3-word shingles, `BANDS` bands of `ROWS` values: a text is taken for
-    a repetition when one band repeats, which at Jaccard similarity J happens with probability
-    1 - (1 - J^ROWS)^BANDS: 0.99 at 0.98, 0.56 at 0.9, 0.01 at 0.7. The bands live in a temporary
-    SQLite database that spills to disk.
+
+def cut(
+    text: str, words: int = DEFAULT_WORDS, limit: TokenLimit = DEFAULT_LIMIT, heading: str = ""
+) -> Iterator[str]:
+    """Cut `text` into pieces that fit, between sentences where that is possible.
+
+    Else between words, else between characters as readers see them. No character but white space
+    is lost, repeated or moved.
+
+    Args:
+        words: in a piece at most, between white space.
+        limit: of a piece with its heading.
+        heading: what will stand on a line before each piece.
     """
+    size = max(_WINDOW, 4 * limit.characters)
+    start = 0
+    while (found := _NO_SPACE.search(text, start)) is not None:
+        start = found.start()
+        window = _Window(text[start : start + size], words, limit, heading)
+        is_last = start + size >= len(text)
+        begin = 0
+        for begin, end in window.pieces(is_last):
+            yield window.text[begin:end].strip()
+            begin = end
+        if is_last:
+            return
+        start += begin
 
-    BANDS = 4
-    ROWS = 16
 
-    def __init__(self) -> None:
-        self._seen = sqlite3.connect("", isolation_level=None)
-        self._seen.execute("PRAGMA journal_mode = OFF")
-        self._seen.execute("CREATE TABLE seen (band INTEGER PRIMARY KEY) WITHOUT ROWID")
-        self._seen.execute("BEGIN")
+class _Window:
+    """A stretch of text, and where its sentences, words and tokens end."""
 
-    def __enter__(self) -> Self:
-        return self
+    def __init__(self, text: str, words: int, limit: TokenLimit, heading: str) -> None:
+        self.text = text
+        self._limit = limit
+        self._heading = f"{heading}\n" if heading else ""
+        self._room = max(1, limit.tokens - len(limit.ends(self._heading)))
+        self._words = words
+        matches = _SENTENCE.finditer(text)
+        self._sentence_ends = [one.start() + len(one[0].rstrip()) for one in matches]
+        self._word_ends = [one.end() for one in _WORD.finditer(text)]
+        self._token_ends = limit.ends(text)
 
-    def __exit__(self, *_: object) -> None:
-        self._seen.close()
+    def pieces(self, is_last: bool) -> Iterator[tuple[int, int]]:
+        """Begin and end of each piece; those that more text could change only if there is none."""
+        start = 0
+        while (found := _NO_SPACE.search(self.text, start)) is not None:
+            start, reach = self._piece(found.start())
+            if reach >= len(self.text) and not is_last:
+                return
+            yield found.start(), start
 
-    def seen_before(self, text: str) -> bool:
-        """Whether a text near-identical to this one was given before; remembers this one."""
-        bands = self._bands(text)
-        marks = ",".join("?" * len(bands))
-        query = f"SELECT 1 FROM seen WHERE band IN ({marks}) LIMIT 1"
-        if self._seen.execute(query, bands).fetchone():
-            return True
-        self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(b,) for b in bands])
-        return False
+    def _piece(self, begin: int) -> tuple[int, int]:
+        """The end of the piece that begins there, and how far it might have reached."""
+        room = self._room
+        while True:
+            reach = min(
+                self._nth(self._word_ends, begin, self._words),
+                self._nth(self._token_ends, begin, room),
+                begin + self._limit.characters - len(self._heading),
+            )
+            end = self._boundary(begin, reach)
+            excess = self._excess(begin, end)
+            if excess <= 0 or room == 1:
+                return end, reach
+            room = max(1, room - excess)
 
-    def _bands(self, text: str) -> list[int]:
-        terms = _TERM.findall(text.lower()) or [text]
-        shingles = [" ".join(terms[i : i + 3]) for i in range(max(1, len(terms) - 2))]
-        sketch = RMinHash(num_perm=self.BANDS * self.ROWS, seed=0)
-        sketch.update(shingles)
-        digest = sketch.digest()
-        return [
-            hash((band, *digest[band * self.ROWS : (band + 1) * self.ROWS]))
-            for band in range(self.BANDS)
-        ]
+    def _excess(self, begin: int, end: int) -> int:
+        """By how many tokens a piece is too long; it is counted anew where that may be."""
+        ends = self._token_ends
+        if bisect_right(ends, end) - bisect_right(ends, begin) + _APART <= self._room:
+            return 0
+        piece = self._heading + self.text[begin:end].strip()
+        return len(self._limit.ends(piece)) - self._limit.tokens
+
+    def _nth(self, ends: Sequence[int], begin: int, count: int) -> int:
+        at = bisect_right(ends, begin) + count - 1
+        return ends[at] if at < len(ends) else len(self.text)
+
+    def _boundary(self, begin: int, reach: int) -> int:
+        """The best end of a piece that may reach that far."""
+        if reach >= len(self.text):
+            return len(self.text)
+        for ends in (self._sentence_ends, self._word_ends):
+            at = bisect_right(ends, reach)
+            if at and ends[at - 1] > begin:
+                return ends[at - 1]
+        return whole_characters(self.text, begin, reach)
+
+
+def heading_of(title: str, limit: TokenLimit) -> str | None:
+    """What is shown of a title: at most half of the tokens; None: all of it."""
+    half = TokenLimit(limit.tokens // 2, limit.ends)
+    if half.fits(f"{title}\n"):
+        return None
+    return next(cut(title, len(title), half), "") if half.tokens else ""
+
+
+def cut_documents(
+    documents: Iterable[Document],
+    words: int = DEFAULT_WORDS,
+    limit: TokenLimit = DEFAULT_LIMIT,
+    *,
+    titled: bool = True,
+) -> Iterator[Passage]:
+    """Stream the passages of a stream of documents, numbered within each document.
+
+    Args:
+        titled: the title will stand before each passage, and takes of its tokens.
+    """
+    for identifier, parts in groupby(documents, key=lambda document: document.id):
+        number = 0
+        for part in parts:
+            heading = heading_of(part.title, limit) if titled else ""
+            shown = part.title if heading is None else heading
+            for text in cut(part.text, words, limit, shown):
+                yield Passage(f"{identifier}#{number}", identifier, part.title, text, heading)
+                number += 1

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -120,6 +120,28 @@ def _tokenizer(source: Source, trust_remote_code: bool) -> Tokenizer:
             source.path, trust_remote_code=trust_remote_code
         )
         return found
+
+
+def load_token_ends(name: str, trust_remote_code: bool = False) -> Callable[[str], list[int]]:
+    """Where the tokens of a text end, as a reader cuts it; only its tokenizer is loaded.
+
+    Raises:
+        ReaderError: it is missing, or does not say where its tokens stand.
+    """
+    backend: Any = getattr(_tokenizer(locate(name), trust_remote_code), "backend_tokenizer", None)
+    if backend is None:
+        raise ReaderError(
+            f"model {name}: its tokenizer does not say where its tokens stand; expected a fast "
+            "tokenizer, or the model none, which estimates"
+        )
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # in a corpus they are text like any other
+
+    def ends(text: str) -> list[int]:
+        return [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
+
+    return ends
 
 
 def _model(

@@ -1,7 +1,7 @@
 """BM25 over passages with tantivy: built streaming, memory-mapped when searched.
 
 BM25 with k1 = 1.2 and b = 0.75 (Robertson and Zaragoza 2009), tantivy's constants. Text and queries
-go through one analysis: words, lower case, no English stop words, Porter stems.
+go through one analysis (`analysis.py`); what is shown is the text as it was.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from pathlib import Path
 import tantivy
 
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.passages import DEFAULT_WORDS, NearDuplicates, Passage
+from flashback.corpus.duplicates import Spool
+from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
 from flashback.files import temporary_folder
+from flashback.retrieval import analysis
 from flashback.retrieval.index_folder import (
     Content,
     Manifest,
@@ -28,6 +30,7 @@ from flashback.retrieval.index_folder import (
     read_manifest,
 )
 from flashback.retrieval.protocol import Hit
+from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
 from flashback.settings import (
     CheckedSettings,
     SearchOptions,
@@ -36,41 +39,42 @@ from flashback.settings import (
 )
 
 KIND = "bm25"
-_ANALYSIS = "flashback_english"
+NEAR_DUPLICATES = "near-duplicates.jsonl"
+"""In an index's data folder: what was left out as near-identical, a line for each."""
 _HEAP_BYTES = 128_000_000
 _MAX_QUERY_TERMS = 1024
+_SAMPLE = 256
+"""Passages that stand for all of an index."""
 
 
 @dataclass(frozen=True)
 class IndexSettings(CheckedSettings):
     """How passages are made and indexed."""
 
-    passage_words: int = setting(
-        DEFAULT_WORDS, "Words per passage; 100 are about 128 tokens.", low=1, high=100_000
+    passage_words: int = setting(DEFAULT_WORDS, "Words per passage at most.", low=1, high=100_000)
+    passage_tokens: int = setting(
+        DEFAULT_TOKENS,
+        "m: tokens per passage at most, its title included, so that a reader can show all of it.",
+        low=1,
+        high=100_000,
     )
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
-    deduplicate: bool = setting(True, "Store near-identical passages once.")
+    deduplicate: bool = setting(
+        True, "Store passages once whose title and text are equal; their documents stay findable."
+    )
+    drop_near_duplicates: bool = setting(
+        False,
+        "Leave out, and list, near-identical passages, too: over 0.9 of their 3-word sequences are "
+        "the same, and title, numbers and symbols are equal.",
+    )
 
-
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("document", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("text", stored=True, tokenizer_name=_ANALYSIS, index_option="freq")
-    return builder.build()
-
-
-def _analyzer() -> tantivy.TextAnalyzer:
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in (
-        tantivy.Filter.remove_long(64),
-        tantivy.Filter.lowercase(),
-        tantivy.Filter.stopword("english"),
-        tantivy.Filter.stemmer("english"),
-    ):
-        builder = builder.filter(step)
-    return builder.build()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drop_near_duplicates and not self.deduplicate:
+            raise SettingsError(
+                "--drop-near-duplicates with --no-deduplicate: equal passages cannot be kept where "
+                "similar ones are left out; give one of the two"
+            )
 
 
 def build_index(
@@ -93,29 +97,47 @@ def build_index(
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
     """
-    stored = repeated = 0
-    with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        with _writing(data) as writer, NearDuplicates() as duplicates:
-            for passage in passages:
-                on_passage()
-                if settings.deduplicate and duplicates.seen_before(passage.text):
-                    repeated += 1
-                    continue
-                writer.add_document(_record(passage, settings))
-                stored += 1
-            if not stored:
-                raise CorpusError(_nothing_found(report))
-            writer.commit()
+    once, near = settings.deduplicate, settings.drop_near_duplicates
+    with (
+        _readable_errors(folder),
+        new_version(folder, overwrite=overwrite) as data,
+        Spool(once=once, near=near) as spool,
+    ):
+        for passage in passages:
+            on_passage()
+            spool.add(passage)
+        if not spool.stored:
+            raise CorpusError(_nothing_found(report))
         counts = {
             "documents": report.documents,
-            "passages": stored,
-            "repeated_passages": repeated,
+            "passages": spool.stored,
+            "repeated_passages": spool.repeated,
+            "near_duplicates": spool.dropped,
             "bad_records": report.bad_records,
             "ignored_files": report.ignored_files,
         }
+        counts |= _write(data, spool, settings)
         versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
         content = Content(KIND, counts, asdict(settings), versions)
         return publish(folder, data, content)
+
+
+def _write(data: Path, spool: Spool, settings: IndexSettings) -> dict[str, int]:
+    """Write the search library's files and the list of what was left out; what was counted."""
+    letters = unstemmed = 0
+    every = -(-spool.stored // _SAMPLE)
+    with _writing(data) as writer:
+        for number, stored in enumerate(spool):
+            sampled = number % every == 0
+            record, terms = record_of(stored, titled=settings.title, sampled=sampled)
+            writer.add_document(record)
+            letters += len(terms) - terms.count(" ")
+            unstemmed += analysis.without_stems(terms)
+        writer.commit()
+    if spool.dropped:
+        lines = (f"{line}\n" for line in spool.reasons())
+        (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
+    return {"letters": letters, "letters_without_stems": unstemmed}
 
 
 @contextlib.contextmanager
@@ -135,26 +157,14 @@ def _readable_errors(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
     """A writer whose threads have ended when the block is left, so that none writes any more."""
-    index = tantivy.Index(_schema(), path=str(data))
-    index.register_tokenizer(_ANALYSIS, _analyzer())
+    index = tantivy.Index(schema(), path=str(data))
+    index.register_tokenizer(analysis.NAME, analysis.analyzer())
     # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
     writer = index.writer(_HEAP_BYTES, num_threads=1)
     try:
         yield writer
     finally:
         writer.wait_merging_threads()
-
-
-def _record(passage: Passage, settings: IndexSettings) -> tantivy.Document:
-    text = passage.text
-    if settings.title and passage.title:
-        text = f"{passage.title}\n{text}"
-    record = tantivy.Document()
-    record.add_text("id", passage.id)
-    record.add_text("document", passage.document_id)
-    record.add_text("title", passage.title)
-    record.add_text("text", text)
-    return record
 
 
 def _nothing_found(report: CorpusReport) -> str:
@@ -190,7 +200,7 @@ def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
             if not name.endswith(".lock"):
                 (links / name).symlink_to((folder / manifest.data / name).resolve())
         index = tantivy.Index.open(str(links))
-        index.register_tokenizer(_ANALYSIS, _analyzer())
+        index.register_tokenizer(analysis.NAME, analysis.analyzer())
         index.config_reader(reload_policy="manual")  # maps the files; nothing is reloaded later
         index.searcher()
         return index
@@ -204,7 +214,7 @@ class BM25Index:
         self.manifest = manifest
         self._schema = index.schema
         self._searcher = index.searcher()
-        self._analyzer = _analyzer()
+        self._analyzer = analysis.analyzer()
 
     @classmethod
     def open(cls, folder: str | Path) -> "BM25Index":
@@ -231,16 +241,16 @@ class BM25Index:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
-    def texts(self) -> list[str]:
-        """The text of every passage.
+    def sample(self) -> list[str]:
+        """The texts of up to 256 passages, spread evenly over the index.
 
         Raises:
             IndexFolderError: the index turns out to be damaged.
         """
         with _readable_damage(self.folder):
-            query = tantivy.Query.all_query()
-            found = self._searcher.search(query, limit=len(self), count=False).hits
-            return [self._hit(score, at).text for score, at in found]
+            query = self._term(SAMPLED, SAMPLED)
+            found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
+            return [text_of(self._searcher.doc(at)) for _, at in found]
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
@@ -258,11 +268,26 @@ class BM25Index:
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
-        terms = Counter(self._analyzer.analyze(_storable(text)))
-        if not terms:
+        query = self._query(_storable(text), options)
+        if query is None:
             return []
+        limit = min(options.k, len(self))  # tantivy reserves memory for as many
+        with _readable_damage(self.folder):
+            while True:
+                best = self._searcher.search(query, limit=limit, count=False).hits
+                good = [(score, at) for score, at in best if score >= options.min_score]
+                hits = [hit for one in good if (hit := self._hit(*one, options)) is not None]
+                if len(hits) >= options.k or len(good) < limit or limit == len(self):
+                    return hits[: options.k]
+                limit = min(2 * limit, len(self))  # some are shared by forbidden documents alone
+
+    def _query(self, text: str, options: SearchOptions) -> tantivy.Query | None:
+        """The query for a text; None if it has no words."""
+        terms = Counter(self._analyzer.analyze(analysis.terms(text, query=True)))
+        if not terms:
+            return None
         clauses = [
-            (tantivy.Occur.Should, self._term("text", term, float(count)))
+            (tantivy.Occur.Should, self._term("terms", term, float(count)))
             for term, count in terms.most_common(_MAX_QUERY_TERMS)
         ]
         # A boolean query of exclusions alone matches nothing, so the terms stand in their own.
@@ -271,24 +296,15 @@ class BM25Index:
             *(self._term("title", title) for title in options.forbid_titles),
             *(self._term("document", document) for document in options.forbid_documents),
         ]
-        if forbidden:
-            query = query.and_must_not_match(*forbidden)
-        limit = min(options.k, len(self))  # tantivy reserves memory for as many
-        with _readable_damage(self.folder):
-            found = self._searcher.search(query, limit=limit, count=False).hits
-            return [self._hit(score, at) for score, at in found if score >= options.min_score]
+        return query.and_must_not_match(*forbidden) if forbidden else query
 
     def _term(self, field: str, value: str, weight: float = 1.0) -> tantivy.Query:
-        option = "freq" if field == "text" else "basic"
+        option = "freq" if field == "terms" else "basic"
         query = tantivy.Query.term_query(self._schema, field, _storable(value), option)
         return query if weight == 1.0 else tantivy.Query.boost_query(query, weight)
 
-    def _hit(self, score: float, at: tantivy.DocAddress) -> Hit:
-        record = self._searcher.doc(at)
-        identifier, document, title, text = (
-            str(record.get_first(name)) for name in ("id", "document", "title", "text")
-        )
-        return Hit(identifier, document, title, text, float(score))
+    def _hit(self, score: float, at: tantivy.DocAddress, options: SearchOptions) -> Hit | None:
+        return hit_of(self._searcher.doc(at), float(score), options)
 
 
 def _storable(text: str) -> str:

@@ -27,7 +27,7 @@ from flashback.files import (
 )
 
 MANIFEST = "flashback-index.json"
-FORMAT = 1
+FORMAT = 2
 _DATA_PREFIX = "flashback-data-"
 
 

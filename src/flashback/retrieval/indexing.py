@@ -18,7 +18,7 @@ from flashback.corpus.paper_datasets import (
     find_data_files,
     read_data_files,
 )
-from flashback.corpus.passages import cut_documents
+from flashback.corpus.passages import TokenEnds, TokenLimit, cut_documents, estimated_ends
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
@@ -143,6 +143,7 @@ def index_corpus(
     *,
     overwrite: bool = False,
     progress: ProgressStart = lambda _: (lambda _: None, lambda: None),
+    token_ends: TokenEnds = estimated_ends,
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
 
@@ -152,6 +153,8 @@ def index_corpus(
         folder: of the index to make.
         report: filled with counts of documents, bad records and ignored files.
         progress: starts a progress bar.
+        token_ends: counts the tokens of passages as the reader does that they will be shown to, see
+            `load_token_ends`; without it, an estimate errs on the safe side.
 
     Raises:
         SettingsError: an argument is of a wrong type.
@@ -167,7 +170,9 @@ def index_corpus(
     listed = [names] if isinstance(names, str | Path) else names
     corpus = open_corpus([str(name) for name in listed], report)
     advance, on_passage = progress(corpus.bytes)
-    passages = cut_documents(corpus.read(advance), settings.passage_words)
+    limit = TokenLimit(settings.passage_tokens, token_ends)
+    documents = corpus.read(advance)
+    passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
     return build_index(
         folder, passages, settings, report, overwrite=overwrite, on_passage=on_passage
     )

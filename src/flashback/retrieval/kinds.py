@@ -24,6 +24,10 @@ class Index(Retriever, Protocol):
         """Passages."""
         ...
 
+    def sample(self) -> list[str]:
+        """The texts of some passages that stand for all, as a reader gets them."""
+        ...
+
 
 KINDS: Registry[Callable[[Path], Index]] = Registry("index kind")
 """By the `kind` of a folder's manifest: opens the folder."""

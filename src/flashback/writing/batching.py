@@ -41,11 +41,11 @@ def _write_stride(batch: Batch, texts: Sequence[Text], find: Find) -> None:
     queries = [text.begin_stride() for text in texts]
     searching = time.perf_counter()
     found = find(queries, texts[0].settings.retrieval)
-    retrieve_seconds = (time.perf_counter() - searching) / len(texts)
     requests = [
         Request(text.arrange(hits), text.stride_tokens, text.sampler)
         for text, hits in zip(texts, found, strict=True)
     ]
+    retrieve_seconds = (time.perf_counter() - searching) / len(texts)
     for tokens in batch.complete(requests):
         for number, token in tokens:
             texts[number].take(token)

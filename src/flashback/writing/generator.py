@@ -6,6 +6,7 @@ a text ends, are in `text.py`; here one text is driven from event to event.
 
 import operator
 import reprlib
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -275,7 +276,9 @@ class Generator:
 
     def _stride(self, text: Text, lookahead: Lookahead) -> Events:
         hits, retrieve_seconds = lookahead.hits(text.begin_stride())
+        arranging = time.perf_counter()
         prompt = text.arrange(hits)
+        retrieve_seconds += time.perf_counter() - arranging
         yield StrideStart(len(text.strides), hits, prompt.arranged)
 
         with self.engine.complete(prompt, text.stride_tokens, text.sampler) as completion:

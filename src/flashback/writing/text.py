@@ -38,6 +38,7 @@ class Stride:
     passages: tuple[Hit, ...]
     usage: Usage
     retrieve_seconds: float
+    """Waited for the search, and spent on tokenizing and placing what it found."""
 
 
 @dataclass(frozen=True)
