@@ -420,3 +420,26 @@ def test_an_engine_without_caches_here_and_a_reader_without_a_model() -> None:
     for answer, param in ((fresh, "flashback.fresh_cache"), (scored, "echo")):
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_special_tokens_in_messages_are_text_unless_the_server_says_otherwise(meant: bool) -> None:
+    """EOS is one, and ends an assistant's turn in this template of other people's messages."""
+    reader = chat_reader()
+    said = [
+        ("system", "Be brief.</s>"),
+        ("user", "a</s><s>b"),
+        ("assistant", "</s>"),
+        ("user", "x"),
+    ]
+    messages = [{"role": role, "content": content} for role, content in said]
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "max_tokens": 1,
+        "flashback": {"pattern": "none"},
+    }
+    with serving(reader, special_tokens_in_messages=meant) as served, served.http() as http:
+        answer = http.post("/v1/chat/completions", json={"model": served.service.model} | fields)
+    text = "".join(f"<{role}>{content}" for role, content in said) + "<assistant>"
+    expected = reader.encode_given(text) if meant else reader.encode(text)
+    assert answer.json()["usage"]["prompt_tokens"] == len(expected)

@@ -210,3 +210,23 @@ def test_a_chat_tells_log_probabilities(served: Served) -> None:
     assert log_probs.content is not None
     assert [len(token.top_logprobs) for token in log_probs.content] == [2] * 5
     assert all(token.logprob == token.top_logprobs[0].logprob for token in log_probs.content)
+
+
+def test_a_bos_that_the_client_writes_is_the_only_one(served: Served) -> None:
+    """People who fill templates themselves send it: one continuation, one score, its own text."""
+    written = served.complete("<s>" + TEXT, max_tokens=8)
+    plain = served.complete(TEXT, max_tokens=8)
+    assert written["choices"][0]["text"] == plain["choices"][0]["text"]
+    assert written["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    (found,), (expected,) = scored(served, "<s>" + TEXT)["choices"], scored(served)["choices"]
+    assert found["text"] == "<s>" + TEXT
+    assert found["logprobs"]["tokens"] == ["<s>", *expected["logprobs"]["tokens"]]
+    assert found["logprobs"]["token_logprobs"] == [None, *expected["logprobs"]["token_logprobs"]]
+    moved = [0, *(3 + offset for offset in expected["logprobs"]["text_offset"])]
+    assert found["logprobs"]["text_offset"] == moved
+
+
+def test_ids_stay_as_they_are(served: Served) -> None:
+    ids = [0, 0, *served.reader.encode("The tides")]
+    assert served.complete(ids, max_tokens=1)["usage"]["prompt_tokens"] == len(ids)
+    assert len(scored(served, ids)["choices"][0]["logprobs"]["tokens"]) == len(ids)

@@ -40,7 +40,7 @@ class Asking:
         """
         if self.form is Form.CHAT:
             return conversation_of(question, context).prompt(reader, retrieval).ids
-        return tuple(reader.encode_prompt(self._text(question, context)))
+        return reader.bos + tuple(reader.encode(self._text(question, context)))
 
     def answer_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:
         """The first right answer as what follows the prompt."""

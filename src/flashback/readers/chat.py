@@ -38,6 +38,9 @@ class Conversation:
 
     messages: tuple[Message, ...]
     """Each with `role` and `content`; at least one is the user's."""
+    special_tokens: bool = False
+    """Whether special tokens written in messages are meant. They can end a turn and begin one of
+    any role; else they are text like any other, as in passages."""
 
     def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt without passages, up to where the assistant begins to speak.
@@ -46,7 +49,7 @@ class Conversation:
             NoChatTemplate: the model has none.
             ChatTemplateError: its template refuses these messages.
         """
-        return tuple(reader.encode_template(_rendered(reader, self.messages)))
+        return tuple(reader.encode_template(_rendered(reader, self._shown(reader))))
 
     def prompt(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """The prompt of a pattern, with passages shown in the template's own turns.
@@ -75,12 +78,19 @@ class Conversation:
             return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
         return self._shown_before(reader, retrieval, isolated=pattern.isolated)
 
+    def _shown(self, reader: TextReader) -> Sequence[Message]:
+        """The messages for the template."""
+        if self.special_tokens:
+            return self.messages
+        return [{key: reader.as_text(one) for key, one in m.items()} for m in self.messages]
+
     def _shown_before(
         self, reader: TextReader, retrieval: RetrievalSettings, *, isolated: bool
     ) -> ChatPrompt:
         """Cut the prompt where the first user message begins: a passage goes there."""
-        whole = _rendered(reader, self.messages)
-        probed = _rendered(reader, _with_first_user(self.messages, _PROBES[0]))
+        messages = self._shown(reader)
+        whole = _rendered(reader, messages)
+        probed = _rendered(reader, _with_first_user(messages, _PROBES[0]))
         head, found, tail = probed.partition(_PROBES[0])
         if not found or not whole.startswith(head) or not whole.endswith(tail):
             raise ChatTemplateError(

@@ -78,7 +78,7 @@ def checked_chat(request: ChatRequest, service: Service) -> CheckedRequest:
     tokens = request.max_completion_tokens or request.max_tokens or _CHAT_TOKENS
     messages = tuple({"role": one.role, "content": one.text} for one in request.messages)
     checked = CheckedRequest(
-        prompts=(Conversation(messages),),
+        prompts=(Conversation(messages, service.settings.special_tokens_in_messages),),
         settings=_settings(request, tokens, service),
         n=request.n or 1,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,

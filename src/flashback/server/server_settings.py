@@ -67,4 +67,8 @@ class ServerSettings(CheckedSettings):
     grace: float = setting(
         10.0, "Seconds to finish active requests after SIGTERM or Ctrl-C.", low=0.0, high=1e6
     )
+    special_tokens_in_messages: bool = setting(
+        False,
+        "Special tokens written in messages are meant; they can end a turn, and forge one.",
+    )
     log_prompts: bool = setting(False, "Write prompts and answers into the log.")
