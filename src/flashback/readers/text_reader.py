@@ -15,6 +15,7 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS, best_untrained
+from flashback.readers.byte_tokens import ByteTokens
 from flashback.readers.card import AdapterCard
 from flashback.readers.lora_settings import Marks
 from flashback.readers.special_tokens import MARK, SpecialTokens
@@ -153,7 +154,14 @@ class TextReader:
         """Ids to text, special tokens and marks included, for people who debug."""
         return self._decoded(list(ids), skip_special=False)
 
+    @cached_property
+    def byte_tokens(self) -> ByteTokens:
+        """The tokens that are one byte each, if the tokenizer is of that kind."""
+        return ByteTokens(self.tokenizer)
+
     def _decoded(self, ids: list[int], *, skip_special: bool) -> str:
+        if not self.byte_tokens.ids.isdisjoint(ids):
+            return self.byte_tokens.decode(ids, skip_special=skip_special)
         text = self.tokenizer.decode(
             ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
