@@ -3,9 +3,10 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
@@ -53,6 +54,14 @@ def tiny_reader(
         model=model,
         placement=placement,
     )
+
+
+def deaf_reader(characters: str, **options: Any) -> Reader:
+    """A tiny reader whose tokenizer loses these characters without a word."""
+    reader = tiny_reader(**options)
+    lost = normalizers.Replace(Regex(f"[{characters}]"), "")
+    reader.tokenizer.backend_tokenizer.normalizer = lost
+    return reader
 
 
 def sentencepiece_reader() -> Reader:

@@ -29,6 +29,7 @@ from flashback.readers.gguf_metadata import gguf_config, gguf_tokenizer
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
+from flashback.readers.tokenizer_check import check_files, check_tokenizer
 
 MINI = "flashback-mini"
 """The reader that ships with the package."""
@@ -116,10 +117,13 @@ def _tokenizer(source: Source, trust_remote_code: bool) -> Tokenizer:
     with _readable(source, "tokenizer"):
         if source.gguf is not None:
             return gguf_tokenizer(source.gguf)
+        if source.is_here and not trust_remote_code:  # whose code may read files of any name
+            check_files(source.name, Path(source.path))
         found: Tokenizer = AutoTokenizer.from_pretrained(
             source.path, trust_remote_code=trust_remote_code
         )
-        return found
+    check_tokenizer(source.name, found)
+    return found
 
 
 def _model(
