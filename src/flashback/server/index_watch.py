@@ -11,9 +11,9 @@ from flashback.retrieval.protocol import Renewable
 from flashback.server.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
-_SHARE = 10
-"""A look that took long, at a broken version for example, is not repeated at once: at most 1/10 of
-the time is spent on looking."""
+_SHARE = 4
+"""A look that took long, at a broken version for example, is not repeated at once: at most a fifth
+of the time is spent on looking."""
 
 
 class IndexWatch:
