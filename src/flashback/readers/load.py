@@ -115,13 +115,13 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
 
 def _tokenizer(source: Source, trust_remote_code: bool) -> Tokenizer:
     with _readable(source, "tokenizer"):
+        found: Tokenizer
         if source.gguf is not None:
-            return gguf_tokenizer(source.gguf)
-        if source.is_here and not trust_remote_code:  # whose code may read files of any name
-            check_files(source.name, Path(source.path))
-        found: Tokenizer = AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=trust_remote_code
-        )
+            found = gguf_tokenizer(source.gguf)
+        else:
+            if source.is_here and not trust_remote_code:  # whose code may read files of any name
+                check_files(source.name, Path(source.path))
+            found = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
     check_tokenizer(source.name, found)
     return found
 

@@ -44,7 +44,7 @@ def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
     if (found := _back(tokenizer, _PLAIN)) != _letters(_PLAIN):
         raise ReaderError(
             f"model {name}: its tokenizer makes {found[:40]!r} of {_PLAIN!r}, expected the same "
-            "letters and digits; its tokenizer.json is missing, damaged or of another model"
+            "letters and digits; its vocabulary (tokenizer.json) is missing, damaged, or another's"
         )
     lost = [script for script, text in _SCRIPTS.items() if _back(tokenizer, text) != _letters(text)]
     if lost:

@@ -10,7 +10,10 @@ spaces that SentencePiece tokenizers drop at the beginning of a text."""
 
 
 class Decoder(Protocol):
-    """Anything that turns ids into text, special tokens left out."""
+    """Anything that turns ids into text, special tokens left out.
+
+    An unfinished character at the end is one U+FFFD, and changes nothing before it.
+    """
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
