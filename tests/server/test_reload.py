@@ -310,11 +310,16 @@ def test_many_clients_while_the_index_is_replaced(tmp_path: Path) -> None:
         clients = [pool.submit(client, number) for number in range(8)]
         try:
             for number in range(1, 8):
-                build(folder, f"v{number}")
                 if number % 3 == 0:
-                    _flip(_data_file(folder))
+                    broken = build(tmp_path / f"BROKEN{number}", f"v{number}")
+                    _flip(_data_file(broken))
+                    shutil.copytree(
+                        _data_file(broken).parent, folder / _data_file(broken).parent.name
+                    )
+                    shutil.copy(broken / MANIFEST, folder / MANIFEST)
                     until(lambda: state(served)["failure"] is not None)
                 else:
+                    build(folder, f"v{number}")
                     until(lambda: words(served) == {f"v{number}"})  # noqa: B023
         finally:
             ended.set()
