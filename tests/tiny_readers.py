@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from families import tiny_model
@@ -52,6 +54,39 @@ def tiny_reader(
         model=model,
         placement=placement,
     )
+
+
+def deaf_reader(characters: str, **options: Any) -> Reader:
+    """A tiny reader whose tokenizer loses these characters without a word."""
+    reader = tiny_reader(**options)
+    lost = normalizers.Replace(Regex(f"[{characters}]"), "")
+    reader.tokenizer.backend_tokenizer.normalizer = lost
+    return reader
+
+
+def sentencepiece_reader() -> Reader:
+    """As Llama 2's: a space belongs to the word behind it, and none begins a text; or bytes."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "▁the", "▁json", "▁a", "the", "s", "a", "\ufffd"]
+    model = models.BPE(
+        {piece: at for at, piece in enumerate(pieces)},
+        [],
+        byte_fallback=True,
+        unk_token="<unk>",
+        ignore_merges=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return replace(tiny_reader(), tokenizer=fast)
 
 
 class MadeUpRetriever:

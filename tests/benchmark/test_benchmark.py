@@ -28,7 +28,7 @@ from flashback.benchmark.shapes import config_of, shaped_reader
 from flashback.benchmark.sweep import grid, parse_lengths
 from flashback.benchmark.timed import TimedPasses
 from flashback.corpus.documents import Document
-from flashback.errors import CorpusError, SettingsError
+from flashback.errors import CorpusError, ReaderError, SettingsError
 from flashback.patterns.append import Append
 from flashback.patterns.cost import Pass
 from flashback.patterns.registry import PATTERNS
@@ -36,7 +36,7 @@ from flashback.readers.load import MINI, window_of
 from flashback.readers.placement import Placement
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings, SearchOptions
-from tiny_readers import MadeUpRetriever, byte_tokenizer, tiny_reader
+from tiny_readers import MadeUpRetriever, byte_tokenizer, deaf_reader, tiny_reader
 
 pytestmark = pytest.mark.usefixtures("small_ceilings")
 ARMS = tuple(all_arms())
@@ -145,6 +145,29 @@ def test_an_index_that_finds_nothing_ends_the_test_after_one_repeat() -> None:
     with pytest.raises(CorpusError, match="no passage was found for any of 8 boundaries of long"):
         runtime.run(lambda: steps.append(1))
     assert 2 * len(steps) == runtime.steps
+
+
+@pytest.mark.parametrize("name", ["prepend", "append", "slot", "slot_cached", "authors_prepend"])
+def test_every_row_of_random_text_has_a_passage(name: str) -> None:
+    runtime = replace(small_runtime(replace(SMALL, repeats=1)), arms=(arm_named(name),))
+    half = replace(runtime.material, retriever=MadeUpRetriever(seed=3, empty=0.5))
+    with pytest.raises(CorpusError, match=rf"no passage was found for \d of 8 .* by {name}"):
+        replace(runtime, material=half).run()
+    deaf = replace(runtime.material, retriever=Blank())
+    with pytest.raises(CorpusError, match=rf"no passage was found for any of 8 .* by {name}"):
+        replace(runtime, material=deaf).run()
+
+
+class Blank:
+    """Finds passages that have no token."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        return [[Hit("1", "1", "", "", 1.0)] for _ in queries]
+
+
+def test_a_reader_without_tokens_for_random_words_is_refused() -> None:
+    with pytest.raises(ReaderError, match="no tokens for a passage of random words"):
+        random_material(deaf_reader("w0-9"), 100, 10)
 
 
 def test_kept_passages_are_not_encoded_again() -> None:

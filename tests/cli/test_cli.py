@@ -484,3 +484,27 @@ def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
     assert len(kept) == 2  # the manifest and one data folder, named at random
     _, built = flashback.cli.demonstration.open_or_build_index(build)
     assert (built, files()) == (False, kept)
+
+
+@pytest.mark.parametrize(
+    "piped",
+    [
+        b"The json module",
+        b"The json module\n",
+        b"The json module\r\n",
+        b"\xef\xbb\xbfThe json module",
+        b"\xef\xbb\xbfThe json module\r\n",
+    ],
+)
+def test_piped_text_is_the_text_whatever_program_wrote_it(index: Path, piped: bytes) -> None:
+    given = "The json module"
+    generate = ("generate", "--index", index, "--pattern", "none", "--max-new-tokens", "4")
+    assert run(*generate, "-", input=piped).out == run(*generate, given).out
+    search = ("search", index, "--json")
+    assert run(*search, "-", input=piped).out == run(*search, given).out
+
+
+def test_lines_of_piped_text_end_alike(index: Path) -> None:
+    generate = ("generate", "--index", index, "--pattern", "none", "--max-new-tokens", "4", "-")
+    windows, unix = (run(*generate, input=b"a" + end + b"b" + end) for end in (b"\r\n", b"\n"))
+    assert windows.out == unix.out

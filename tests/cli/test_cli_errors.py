@@ -211,7 +211,10 @@ def widen(folder: Path) -> None:
         (rewrite("config.json", b"{{ garbage"), "its configuration cannot be loaded: "),
         (rewrite("config.json", b"[]"), "its configuration cannot be loaded: "),
         (rewrite("config.json", b'{"model_type": "x"}'), "its configuration cannot be loaded: "),
-        (remove("tokenizer.json"), "its tokenizer cannot be loaded: "),
+        (
+            remove("tokenizer.json"),
+            "tokenizer.json is missing in its folder, and so is every other",
+        ),
         (rewrite("tokenizer.json", b"{"), "its tokenizer cannot be loaded: "),
         (remove("model.safetensors"), "its weights cannot be loaded: "),
         (truncate_weights, "its weights cannot be loaded: "),

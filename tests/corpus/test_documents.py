@@ -353,3 +353,48 @@ def test_blocks_of_a_long_line_end_between_sentences_words_or_characters(
         assert len(blocks) > 5
         assert "".join(blocks) == text
         assert all(re.fullmatch(whole, one) for one in blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("NOTES.TXT", b"text"),
+        ("README.MD", b"text"),
+        ("page.Rst", b"text"),
+        ("DATA.JSONL", json_lines({"text": "text"})),
+        ("data.jsonl.GZ", gzip.compress(json_lines({"text": "text"}), mtime=0)),
+        ("DATA.JSONL.GZ", gzip.compress(json_lines({"text": "text"}), mtime=0)),
+    ],
+)
+def test_the_end_of_a_name_may_be_in_capitals(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write(tmp_path / "folder" / name, content)
+    for named in (path, path.parent):
+        documents, report = read(named)
+        assert [document.text for document in documents] == ["text"]
+        assert (report.ignored_files, report.bad_records) == (0, 0)
+
+
+def test_binary_data_in_capitals_ends_a_text_file(tmp_path: Path) -> None:
+    documents, report = read(write(tmp_path / "A.TXT", b"a\n\0\nb\n"))
+    assert [document.text for document in documents] == ["a\n"]
+    assert report.bad_records == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "identifier"),
+    [("1.0", "1.0"), ("2.50", "2.5"), ("-0.5", "-0.5"), ("1e3", "1000.0"), ("7", "7")],
+)
+def test_an_id_may_be_any_finite_number(tmp_path: Path, written: str, identifier: str) -> None:
+    line = f'{{"text": "x", "id": {written}}}\n'
+    documents, _ = read(write(tmp_path / "a.jsonl", line))
+    assert documents[0].id == identifier
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("NaN", "nan"), ("Infinity", "inf"), ("1e999", "inf"), ("true", "bool"), ("{}", "dict")],
+)
+def test_an_id_that_is_no_number_is_named(tmp_path: Path, written: str, found: str) -> None:
+    line = f'{{"text": "x", "id": {written}}}\n'
+    _, report = read(write(tmp_path / "a.jsonl", line))
+    assert f"'id' is {found}, expected a string or a " in report.examples[0].reason

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flashback.engines.local import LocalEngine
-from flashback.errors import PromptTooLong, SettingsError
+from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.questions.answers import Respondent
 from flashback.questions.formats import Question
@@ -24,7 +24,7 @@ from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from recompute import block_mask_logits, recomputed_logits
-from tiny_readers import MadeUpRetriever, tiny_reader
+from tiny_readers import MadeUpRetriever, deaf_reader, tiny_reader
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -50,6 +50,14 @@ def reader() -> Reader:
 
 def open_writer(reader: Reader, retriever: Retriever) -> Generator:
     return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+
+
+def test_a_right_answer_without_a_token_is_refused_with_its_question() -> None:
+    own = deaf_reader("x ")
+    asked = [Asked(Question("q9", "Who?", ("xx",)), (), "")]
+    respondent = Respondent(rows_of(["none"], [])[0], own, SETTINGS, Asking(Form.QUESTION))
+    with pytest.raises(PromptsError, match=r"question 'q9': the right answer 'xx' has no tokens"):
+        list(respondent.records(asked, open_writer, 1))
 
 
 class Finding:

@@ -57,7 +57,7 @@ def test_squad_with_unanswerable_questions(tmp_path: Path) -> None:
         ([{"question": "a"}], "line 1: found no answers"),
         ([{"question": "a", "answer": "b"}, {"question": "a", "answer": 3}], "line 2: found 3"),
         ([{"question": " ", "answer": "b"}], "where a text belongs"),
-        ([{"question": "a", "answer": "b", "id": 2.5}], "the id is neither"),
+        ([{"question": "a", "answer": "b", "id": [2.5]}], "the id is neither"),
         ([{"question": "a", "answer": "b", "id": "x"}] * 2, "the id 'x' is that of line 1"),
         ([{"question": "a", "answers": []}], "found no question with an answer"),
         ("", "found no question with an answer"),
@@ -95,3 +95,9 @@ def test_samples_are_seeded_and_examples_are_other_questions(tmp_path: Path) -> 
         assert question.text not in {one.text for one in shown}
     with pytest.raises(PromptsError, match="9 different questions; expected more than the 9"):
         file.solved(9, 0)
+
+
+def test_an_id_may_be_a_number_with_a_point(tmp_path: Path) -> None:
+    asked = {"question": "Who?", "answer": "She"}
+    file = read_questions(written(tmp_path, [asked | {"id": 1.0}, asked | {"id": 2.5}]))
+    assert [one.id for one in file.questions] == [1.0, 2.5]

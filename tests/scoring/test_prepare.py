@@ -21,7 +21,7 @@ from flashback.scoring.retrieved_windows import RetrievedWindows, check_found, c
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings, SearchOptions
-from tiny_readers import tiny_reader
+from tiny_readers import deaf_reader, tiny_reader
 
 WINDOWS = WindowSettings(window_tokens=96, first_boundary=24)
 LENGTHS = (300, 60, 30, 145)
@@ -360,6 +360,15 @@ def test_an_index_without_a_permitted_passage_says_so(
     assert message.startswith(f"no passage was found for any of {counted.cuts} boundaries: ")
     assert "--forbid-title" in message
     assert "\n" not in message
+
+
+def test_passages_without_a_token_are_no_passages(index: BM25Index) -> None:
+    """An evaluation, or a training, that would have none says so before it begins."""
+    settings = RetrievalSettings(stride=8)
+    found = cut_and_retrieve(DOCUMENTS, reader(), index, [settings], WINDOWS)[0]
+    assert any(any(one.passages) for one in found.examples(reader(), settings))
+    with pytest.raises(CorpusError, match=r"has no tokens for any passage at \d+ boundaries"):
+        found.examples(deaf_reader(r"\s\S"), settings)
 
 
 def test_one_passage_is_enough(index: BM25Index) -> None:

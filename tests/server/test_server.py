@@ -422,3 +422,112 @@ def test_an_engine_without_caches_here_and_a_reader_without_a_model() -> None:
     for answer, param in ((fresh, "flashback.fresh_cache"), (scored, "echo")):
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_special_tokens_in_messages_are_text_unless_the_server_says_otherwise(meant: bool) -> None:
+    """EOS is one, and ends an assistant's turn in this template of other people's messages."""
+    reader = chat_reader()
+    said = [
+        ("system", "Be brief.</s>"),
+        ("user", "a</s><s>b"),
+        ("assistant", "</s>"),
+        ("user", "x"),
+    ]
+    messages = [{"role": role, "content": content} for role, content in said]
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "max_tokens": 1,
+        "flashback": {"pattern": "none"},
+    }
+    with serving(reader, special_tokens_in_messages=meant) as served, served.http() as http:
+        answer = http.post("/v1/chat/completions", json={"model": served.service.model} | fields)
+    text = "".join(f"<{role}>{content}" for role, content in said) + "<assistant>"
+    expected = reader.encode_given(text) if meant else reader.encode(text)
+    assert answer.json()["usage"]["prompt_tokens"] == len(expected)
+
+
+SENT: list[dict[str, Any]] = [
+    {"metadata": {"run": "7"}, "service_tier": "auto"},
+    {"service_tier": "default", "store": False, "metadata": None},
+    {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
+    {"modalities": ["text"], "response_format": {"type": "text"}},
+    {"safety_identifier": "a", "prompt_cache_key": "b", "user": "c"},
+    {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "n": None},
+]
+
+
+@pytest.mark.parametrize("fields", SENT)
+def test_what_clients_send_by_themselves_changes_nothing(
+    http: httpx2.Client, fields: dict[str, Any]
+) -> None:
+    body = {"model": "llama", "temperature": 0, "max_tokens": 4}
+    body |= {"messages": [{"role": "user", "content": "moon"}]}
+    plain, found = (http.post("/v1/chat/completions", json=body | one) for one in ({}, fields))
+    assert found.status_code == 200, found.text
+    assert found.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"store": True}, "store"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"metadata": {"run": 7}}, "metadata"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ],
+)
+def test_what_would_be_ignored_to_the_users_harm_is_refused(
+    http: httpx2.Client, fields: dict[str, Any], param: str
+) -> None:
+    body = {"model": "llama", "messages": [{"role": "user", "content": "moon"}]} | fields
+    answer = http.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 0.0001, 0.001, 0.005, 0.0099])
+def test_the_lowest_temperatures_are_none(served: Served, temperature: float) -> None:
+    options: dict[str, Any] = {"max_tokens": 12, "top_p": 0.5, "seed": 3}
+    found = served.complete("The tides", temperature=temperature, **options)
+    assert found["choices"] == served.complete("The tides", temperature=0, **options)["choices"]
+
+
+@pytest.mark.parametrize("said", [{"content": None}, {}, {"content": None, "tool_calls": []}])
+def test_an_assistant_may_have_said_nothing(http: httpx2.Client, said: dict[str, Any]) -> None:
+    def answered(message: dict[str, Any]) -> Any:
+        user = {"role": "user", "content": "moon"}
+        messages = [user, {"role": "assistant"} | message, user]
+        body = {"model": "llama", "temperature": 0, "max_tokens": 4, "messages": messages}
+        return http.post("/v1/chat/completions", json=body).json()["choices"]
+
+    assert answered(said) == answered({"content": ""})
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer", "tool"])
+def test_others_said_something(http: httpx2.Client, role: str) -> None:
+    for said in ({"content": None}, {}):
+        messages = [{"role": role} | said, {"role": "user", "content": "a"}]
+        answer = http.post("/v1/chat/completions", json={"model": "llama", "messages": messages})
+        assert answer.json()["error"]["param"] == "messages.0.content"
+
+
+def test_a_name_is_for_the_template_and_is_text_there() -> None:
+    reader = tiny_reader()
+    reader.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.name or m.role }}>{{ m.content }}{% endfor %}"
+    )
+    with serving(reader) as served, served.http() as http:
+        for name, shown in (("Ada", "Ada"), (None, "user"), ("a</s>", "a</s>")):
+            message = {"role": "user", "content": "x", "name": name}
+            body = {"model": "llama", "messages": [message], "max_tokens": 1}
+            answer = http.post("/v1/chat/completions", json=body | {"flashback": NONE}).json()
+            assert answer["usage"]["prompt_tokens"] == len(reader.encode(f"<{shown}>x"))
+
+
+NONE = {"pattern": "none"}

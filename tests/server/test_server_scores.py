@@ -1,14 +1,13 @@
 """Log-probabilities over the API: the same as in process, and where the strides are."""
 
-import dataclasses
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from flashback.corpus.documents import Document
 from flashback.patterns.prompt import Ids
@@ -18,9 +17,10 @@ from flashback.scoring.examples import Arrangement
 from flashback.scoring.lookup import Lookup, examples_of
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.server.token_names import TokenName, TokenNames
+from flashback.server.token_names import TokenName, TokenNames, name_of
+from gguf_files import gemma_tokenizer
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, recomputed_scores, serving
-from tiny_readers import tiny_reader
+from tiny_readers import sentencepiece_reader, tiny_reader
 
 TEXT = "The tides follow the moon, which pulls the water of the ocean towards it."
 BOUNDARY = 12
@@ -157,31 +157,6 @@ def test_the_bytes_of_a_chats_tokens_are_the_texts(served: Served) -> None:
         assert own.decode("utf-8", "replace").startswith(text.rstrip("\ufffd"))
 
 
-def sentencepiece_reader() -> Reader:
-    """As Llama 2's: a space belongs to the word behind it, and none begins a text; or bytes."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "▁the", "▁json", "▁a", "the", "s", "a"]
-    model = models.BPE(
-        {piece: at for at, piece in enumerate(pieces)},
-        [],
-        byte_fallback=True,
-        unk_token="<unk>",
-        ignore_merges=True,
-    )
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    return dataclasses.replace(tiny_reader(), tokenizer=fast)
-
-
 def test_a_tokens_name_has_its_space_and_its_bytes() -> None:
     reader = sentencepiece_reader()
     ids = reader.encode("the json ü")
@@ -189,7 +164,8 @@ def test_a_tokens_name_has_its_space_and_its_bytes() -> None:
     joined = b"".join(name.bytes or b"" for name in names)
     assert joined.decode() == " the json ü"
     assert [name.text for name in names[:2]] == [" the", " json"]
-    assert names[-1] == TokenName("<0xBC>", b"\xbc")
+    assert names[-1] == TokenName("\\xbc", b"\xbc")
+    assert names[-1].in_completions == "bytes:\\xbc"
     assert TokenNames(reader)(2) == TokenName("</s>", None)
     assert TokenNames(tiny_reader())(0) == TokenName("<s>", None)
 
@@ -210,3 +186,90 @@ def test_a_chat_tells_log_probabilities(served: Served) -> None:
     assert log_probs.content is not None
     assert [len(token.top_logprobs) for token in log_probs.content] == [2] * 5
     assert all(token.logprob == token.top_logprobs[0].logprob for token in log_probs.content)
+
+
+def test_a_bos_that_the_client_writes_is_the_only_one(served: Served) -> None:
+    """People who fill templates themselves send it: one continuation, one score, its own text."""
+    written = served.complete("<s>" + TEXT, max_tokens=8)
+    plain = served.complete(TEXT, max_tokens=8)
+    assert written["choices"][0]["text"] == plain["choices"][0]["text"]
+    assert written["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    (found,), (expected,) = scored(served, "<s>" + TEXT)["choices"], scored(served)["choices"]
+    assert found["text"] == "<s>" + TEXT
+    assert found["logprobs"]["tokens"] == ["<s>", *expected["logprobs"]["tokens"]]
+    assert found["logprobs"]["token_logprobs"] == [None, *expected["logprobs"]["token_logprobs"]]
+    moved = [0, *(3 + offset for offset in expected["logprobs"]["text_offset"])]
+    assert found["logprobs"]["text_offset"] == moved
+
+
+def test_ids_stay_as_they_are(served: Served) -> None:
+    ids = [0, 0, *served.reader.encode("The tides")]
+    assert served.complete(ids, max_tokens=1)["usage"]["prompt_tokens"] == len(ids)
+    assert len(scored(served, ids)["choices"][0]["logprobs"]["tokens"]) == len(ids)
+
+
+PARTS = [
+    *("ü 🙂", "🙂🙂", "雪 falls", "a\\b é\\", "the \ufffd json", "ص"),
+    *("the\n\u2028", "e\u0301 🏳️‍🌈", "한국어\tthe", "bytes:\\xd8 é"),
+]
+
+
+def joined(tokens: list[str]) -> bytes:
+    """The text that a client makes of the tokens of a completion."""
+
+    def own(token: str) -> bytes:
+        if not token.startswith("bytes:"):
+            return token.encode()
+        parts = re.findall(r"\\x([0-9a-f]{2})|(.)", token.removeprefix("bytes:"), re.DOTALL)
+        return b"".join(bytes.fromhex(code) if code else char.encode() for code, char in parts)
+
+    return b"".join(map(own, tokens))
+
+
+@pytest.mark.parametrize("text", PARTS)
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "gemma"])
+def test_the_tokens_of_a_completion_joined_are_its_text_and_offsets_agree(
+    kind: str, text: str
+) -> None:
+    if kind == "gemma":
+        reader = replace(tiny_reader(), tokenizer=gemma_tokenizer())
+    else:
+        reader = sentencepiece_reader() if kind == "sentencepiece" else chat_reader()
+    with serving(reader) as served:
+        log_probs = scored(served, text, "none")["choices"][0]["logprobs"]
+    tokens, offsets = log_probs["tokens"], log_probs["text_offset"]
+    assert joined(tokens).decode() == text
+    assert not any(set(token) & set("ØĠðŁĻĤÃ¼") for token in tokens)
+    if "\ufffd" in text:  # held back until the next token: it may be a part of a character
+        return
+    for at, (token, offset) in enumerate(zip(tokens, offsets, strict=True)):
+        if not token.startswith("bytes:"):
+            assert text[offset : offset + len(token)] == token
+        assert joined(tokens[:at]).decode("utf-8", "ignore") == text[:offset]
+
+
+def test_tokens_that_are_written_are_named_alike() -> None:
+    """An engine that writes the first bytes of a character, then others, and a whole one."""
+    reader = chat_reader()
+    ids = [*reader.encode("🙂")[:3], *reader.encode("é a")]
+    names = [TokenNames(reader)(token).in_completions for token in ids]
+    expected = ["\\xf0", "\\x9f", "\\x99", "\\xc3", "\\xa9"]
+    assert names == [*(f"bytes:{one}" for one in expected), " ", "a"]
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        (b"\xd8", "bytes:\\xd8"),
+        (b" \xf0\x9f", "bytes: \\xf0\\x9f"),
+        (b"\\\xf0", "bytes:\\x5c\\xf0"),
+        (b"\n\xc3", "bytes:\\x0a\\xc3"),
+        ("é".encode() + b"\xe2", "bytes:\\xc3\\xa9\\xe2"),
+        ("é".encode(), "é"),
+        ("\ufffd".encode(), "\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_bytes_are_shown_as_openai_shows_them(own: bytes, shown: str) -> None:
+    assert name_of(own).in_completions == shown
+    assert joined([shown]) == own

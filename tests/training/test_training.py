@@ -577,6 +577,17 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     assert not (tmp_path / "A").exists()
 
 
+def test_nothing_to_learn(tmp_path: Path) -> None:
+    """Windows without a passage, or without a target."""
+    empty = [replace(one, passages=((),) * len(one.passages)) for one in EXAMPLES]
+    with pytest.raises(TrainingError, match="no window has a passage, which --pattern append"):
+        train(tiny_reader(), empty, RUN, tmp_path / "A")
+    uncut = [replace(one, window=replace(one.window, cuts=()), passages=()) for one in EXAMPLES]
+    with pytest.raises(TrainingError, match="no window has a target"):
+        train(tiny_reader(), uncut, RUN, tmp_path / "A")
+    assert not (tmp_path / "A").exists()
+
+
 def test_a_reader_that_has_an_adapter(uninterrupted: Path, tmp_path: Path) -> None:
     """Whether merged or not: its base could not be found again."""
     used = tiny_reader()

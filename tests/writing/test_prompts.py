@@ -242,7 +242,9 @@ def test_usage_errors_say_what_to_do(
         (b"true", "found true or false"),
         (b'{"text": "a"}', "found an object without prompt"),
         (b'{"prompt": 1}', "found an object whose prompt is no text"),
-        (b'{"prompt": "a", "id": []}', "the id is neither text nor a whole number"),
+        (b'{"prompt": "a", "id": []}', "the id is neither text nor a number"),
+        (b'{"prompt": "a", "id": true}', "the id is neither text nor a number"),
+        (b'{"prompt": "a", "id": NaN}', "the id is nan; expected text or a finite number"),
         (b'{"prompt": "a", "id": "x"}', "the id 'x' is that of line 1"),
         (b'{"prompt": "a", "id": 1, "seed": 2}', "found 'seed' beside prompt and id"),
         (b'"\\ud800"', "half a character"),
@@ -304,3 +306,23 @@ def test_a_digest_tells_indexes_apart(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Another text.")
     run("index", tmp_path / "text.txt", "--out", tmp_path / "OTHER")
     assert one != read_manifest(tmp_path / "OTHER").digest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'"a"\n"b"',
+        b'\xef\xbb\xbf"a"\n"b"\n',
+        b'\xef\xbb\xbf"a"\r\n"b"\r\n',
+        b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b"}',
+        b'\xef\xbb\xbf\n"a"\n"b"',
+    ],
+)
+def test_a_byte_order_mark_and_the_ends_of_lines_are_no_part_of_a_prompt(content: bytes) -> None:
+    assert [one.text for one in read_prompts("FILE", content).prompts] == ["a", "b"]
+
+
+@pytest.mark.parametrize("given", ["x", "", 0, 7, 1.0, -2.5, 1e300])
+def test_an_id_is_any_text_or_number(given: Any) -> None:
+    (one,) = read_prompts("FILE", json.dumps({"prompt": "a", "id": given}).encode()).prompts
+    assert (one.id, type(one.id)) == (given, type(given))

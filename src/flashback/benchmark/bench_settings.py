@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Of known models: arguments of `transformers.AutoConfig.for_model`; its defaults for the rest."""
-_SHAPE = f"One of {', '.join(SHAPES)}, with random weights; a model's folder; or flashback-mini."
+_SHAPE = f"One of {', '.join(SHAPES)}, with random weights; a folder, as ./NAME; or flashback-mini."
 _DTYPE = "auto, float32 or bfloat16."
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
-from flashback.errors import CorpusError
+from flashback.errors import CorpusError, ReaderError
 from flashback.patterns.prompt import Ids
 from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
@@ -59,7 +59,7 @@ class Material:
             query = query_text(reader, self.text[:length], settings)
             hits = self.retriever.search([query], settings.search_options)[0]
             found += [passage_ids(reader, [hit.text], settings) for hit in hits]
-        return found
+        return list(filter(None, found))
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ class RandomPassages:
 
     reader: Reader
     tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse a reader that cannot be shown any.
+
+        Raises:
+            ReaderError: its tokenizer has no tokens for them.
+        """
+        if not self.reader.encode(word(0)):
+            raise ReaderError(
+                f"model {self.reader.name}: its tokenizer has no tokens for a passage of random "
+                "words; expected a tokenizer of text"
+            )
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`."""

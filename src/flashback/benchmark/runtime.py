@@ -188,14 +188,18 @@ class Runtime:
         """Refuse results of retrieval that found nothing.
 
         Raises:
-            CorpusError: not one stride has a passage, though an arm retrieves.
+            CorpusError: an arm that retrieves has not one stride with a passage, or one without
+                where every one should have one.
         """
-        retrieves = any(arm.context_pattern.retrieves for arm in self.arms)
-        if retrieves and not any(row.passage_tokens for row in rows):
-            raise CorpusError(
-                f"no passage was found for any of {len(self.lengths)} boundaries of "
-                f"{self.material.name}; give an index of other texts"
-            )
+        for arm in self.arms:
+            own = [row.passage_tokens for row in rows if row.arm == str(arm)]
+            if not arm.context_pattern.retrieves or all(own):
+                continue
+            if not any(own) or not self.material.is_real:
+                raise CorpusError(
+                    f"no passage was found for {own.count(0) if any(own) else 'any'} of {len(own)} "
+                    f"boundaries of {self.material.name} by {arm}; give an index of other texts"
+                )
 
     def report(self, results: Results) -> Report:
         """See `Benchmark.report`."""

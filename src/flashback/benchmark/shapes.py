@@ -25,6 +25,8 @@ def shaped_reader(
 ) -> Reader:
     """A random-weight reader by the name of a shape, or a real one by its folder or name.
 
+    A shape's name is no folder's, even if one is called so: that is `./NAME`.
+
     Args:
         real_text: give random weights the tokenizer of `flashback-mini`, so that they read texts.
 
@@ -32,9 +34,9 @@ def shaped_reader(
         SettingsError: neither a known shape nor a folder.
         ReaderError: the folder holds no usable model.
     """
-    if name == MINI or Path(name).is_dir():
-        return load_reader(name, device=device, dtype=dtype)
     if name not in SHAPES:
+        if name == MINI or Path(name).is_dir():
+            return load_reader(name, device=device, dtype=dtype)
         known = ", ".join(SHAPES)
         raise SettingsError(f"--shape {name}: expected a model's folder or one of {known}")
     tokenizer = AutoTokenizer.from_pretrained(shipped(MINI)) if real_text else None

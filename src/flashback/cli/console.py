@@ -79,7 +79,7 @@ def print_report(report: CorpusReport) -> None:
 
 
 def read_standard_input() -> str:
-    """All of standard input as text.
+    """All of standard input as text: without a byte order mark, lines ended by `\\n`.
 
     Raises:
         click.UsageError: it is closed, unreadable or not UTF-8.
@@ -87,7 +87,7 @@ def read_standard_input() -> str:
     if sys.stdin is None:
         raise click.UsageError("standard input is closed; expected text")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise click.UsageError(
             f"standard input is not UTF-8 at byte {error.start + 1}; expected text"

@@ -207,7 +207,7 @@ def _comparison(request: _Request, reader: "Reader", index: Index | None) -> "Co
     if form is Form.FEW_SHOT:
         asking = Asking(form, request.file.solved(own.examples, own.seed))
     asked = look_up(questions, index, reader, request.retrieval)
-    if not any(one.hits for one in asked):
+    if not any(one.shown for one in asked):
         raise SettingsError("not one passage was found for the questions; give another --index")
     stopping = StoppingSettings(max_new_tokens=own.max_new_tokens, stop=own.stops(form))
     settings = Settings(retrieval=request.retrieval, stopping=stopping)

@@ -68,6 +68,7 @@ def serve(
 
     quiet_transformers()
     from flashback.loading import load
+    from flashback.retrieval.live import LiveIndex
     from flashback.server.serving import bind
 
     bound = bind(settings)  # before a model is loaded
@@ -81,6 +82,8 @@ def serve(
         passage_tokens=defaults.passage_tokens,
         **options.placed,
     )
+    if index is not None:
+        generator.retriever = LiveIndex(index)
     _serve(generator, settings, defaults, bound)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -116,7 +117,7 @@ def find_sources(names: Sequence[str], report: CorpusReport) -> list[Source]:
             sources.extend(_walk(path, report))
         elif not path.exists():
             raise CorpusError(f"corpus {name}: no such file or folder")
-        elif not name.endswith(TEXT_SUFFIXES + JSON_SUFFIXES):
+        elif not _has_suffix(name, TEXT_SUFFIXES + JSON_SUFFIXES):
             known = ", ".join(TEXT_SUFFIXES + JSON_SUFFIXES)
             raise CorpusError(f"corpus {name}: unknown format; expected one of {known}")
         else:
@@ -130,11 +131,16 @@ def _walk(folder: Path, report: CorpusReport) -> Iterator[Source]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = Path(root, file)
-            if file.endswith(TEXT_SUFFIXES + JSON_SUFFIXES) and path.is_file():
+            if _has_suffix(file, TEXT_SUFFIXES + JSON_SUFFIXES) and path.is_file():
                 title = _printable(path.relative_to(folder).as_posix())
                 yield Source(path, _printable(path.as_posix()), title, path.stat().st_size)
             else:
                 report.ignored_files += 1
+
+
+def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, in upper or lower case."""
+    return name.lower().endswith(suffixes)
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -179,7 +185,7 @@ def _read_source(
 
 def _is_json(source: Source, raw: BinaryIO) -> bool:
     if source.path is not None:
-        return source.name.endswith(JSON_SUFFIXES)
+        return _has_suffix(source.name, JSON_SUFFIXES)
     # Standard input has no suffix: JSON lines announce themselves with a brace.
     peek = raw.peek(1) if isinstance(raw, io.BufferedReader) else b""
     return peek.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
@@ -189,13 +195,13 @@ def _text_lines(
     source: Source, raw: BinaryIO, limit: int, report: CorpusReport, advance: Advance
 ) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of every line that is UTF-8; one over `limit` comes in pieces."""
-    data: BinaryIO = gzip.GzipFile(fileobj=raw) if source.name.endswith(".gz") else raw  # type: ignore[assignment]
+    data: BinaryIO = gzip.GzipFile(fileobj=raw) if _has_suffix(source.name, (".gz",)) else raw  # type: ignore[assignment]
     number, position = 1, 0
     try:
         while line := _read_line(data, limit):
             if b"\0" in line:
                 report.refuse(BadRecord(source.name, number, "binary data; expected UTF-8 text"))
-                if source.name.endswith(TEXT_SUFFIXES):
+                if _has_suffix(source.name, TEXT_SUFFIXES):
                     break
             else:
                 yield from _decoded(source, number, line, report)
@@ -289,8 +295,10 @@ def _parse_record(line: str, fallback_id: str) -> Document | str:
         return "no text: expected a non-empty string in 'text' or 'contents'"
     if not isinstance(title, str):
         return f"'title' is {type(title).__name__}, expected a string"
-    if not isinstance(identifier, str | int) or isinstance(identifier, bool):
+    if not isinstance(identifier, str | int | float) or isinstance(identifier, bool):
         return f"'id' is {type(identifier).__name__}, expected a string or a number"
+    if isinstance(identifier, float) and not math.isfinite(identifier):
+        return f"'id' is {identifier}, expected a string or a finite number"
     try:
         f"{identifier} {title} {text}".encode()
     except UnicodeEncodeError:

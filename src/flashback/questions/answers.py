@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from flashback.corpus.documents import Document
-from flashback.errors import FlashBackError, FlashBackWarning, PromptTooLong, TrainingError
+from flashback.errors import (
+    FlashBackError,
+    FlashBackWarning,
+    PromptsError,
+    PromptTooLong,
+    TrainingError,
+)
 from flashback.patterns.prompt import Ids
 from flashback.questions.formats import Question
 from flashback.questions.forms import Asking
@@ -95,8 +101,14 @@ class Respondent:
 
         Raises:
             PromptTooLong: it does not fit the reader's window.
+            PromptsError: the reader has no tokens for it.
         """
         answer = self.asking.answer_ids(self.reader, *self._pasted(asked))
+        if not answer:
+            raise PromptsError(
+                f"the right answer {asked.question.answers[0]!r} has no tokens of "
+                f"{self.reader.name}; leave the question out, or use another reader"
+            )
         retrieval = self.settings.retrieval
         passages: Ids = ()
         if self.row.retrieves:

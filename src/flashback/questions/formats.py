@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import PromptsError
-from flashback.writing.prompts import read_lines
+from flashback.writing.prompts import Id, id_of, read_lines
 
 _EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
 
@@ -19,7 +19,7 @@ _EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, o
 class Question:
     """A question and what counts as its answer."""
 
-    id: str | int
+    id: Id
     """As given; else its line."""
     text: str
     answers: tuple[str, ...]
@@ -150,15 +150,13 @@ def _question(number: int, line: str) -> Question:
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or "question" not in record:
         raise ValueError("found no question")
-    given = record.get("id")
-    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
-        raise ValueError("the id is neither text nor a whole number")
+    identifier = id_of(record, number)
     answers = record.get("answers", record.get("answer"))
     if answers is None:
         raise ValueError("found no answers")
     many = answers if isinstance(answers, list) else [answers]
     return Question(
-        number if given is None else given,
+        identifier,
         _text(record["question"]),
         _different(_text(answer) for answer in many),
         _optional(record.get("passage")),

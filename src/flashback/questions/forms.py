@@ -50,7 +50,9 @@ class Asking:
         """The same, with the settings that show passages there."""
         if self.form is Form.CHAT:
             return conversation_of(question, context).prompt(reader, retrieval)
-        return ChatPrompt(tuple(reader.encode_prompt(self._text(question, context))), retrieval)
+        return ChatPrompt(
+            reader.bos + tuple(reader.encode(self._text(question, context))), retrieval
+        )
 
     def answer_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:
         """The first right answer as what follows the prompt."""

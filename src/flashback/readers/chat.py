@@ -39,6 +39,9 @@ class Conversation:
 
     messages: tuple[Message, ...]
     """Each with `role` and `content`; at least one is the user's."""
+    special_tokens: bool = False
+    """Whether special tokens written in messages are meant. They can end a turn and begin one of
+    any role; else they are text like any other, as in passages."""
 
     def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt without passages, up to where the assistant begins to speak.
@@ -47,7 +50,7 @@ class Conversation:
             NoChatTemplate: the model has none.
             ChatTemplateError: its template refuses these messages.
         """
-        return tuple(reader.encode_template(_rendered(reader, self.messages)))
+        return tuple(reader.encode_template(_rendered(reader, self._shown(reader))))
 
     def prompt(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """The prompt of a pattern, with passages shown in the template's own turns.
@@ -78,11 +81,17 @@ class Conversation:
             return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
         return self._shown_before(reader, retrieval)
 
+    def _shown(self, reader: TextReader) -> Sequence[Message]:
+        """The messages for the template."""
+        if self.special_tokens:
+            return self.messages
+        return [{key: reader.as_text(one) for key, one in m.items()} for m in self.messages]
+
     def _shown_in_place(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Put passages where the last user message begins; the turns before it are history."""
-        ids = self.prompt_ids(reader)
-        _, last = _ends(self.messages)
-        head = _before(reader, self.messages, last)
+        ids, messages = self.prompt_ids(reader), self._shown(reader)
+        _, last = _ends(messages)
+        head = _before(reader, messages, last)
         pairs = zip(reader.encode_template(head), ids, strict=False)
         history = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if reader.adapter is None and reader.marks is None:
@@ -94,9 +103,10 @@ class Conversation:
 
     def _shown_before(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Cut the prompt where the first user message begins: a passage goes there."""
-        whole = _rendered(reader, self.messages)
-        at, _ = _ends(self.messages)
-        probed = _rendered(reader, _with_content(self.messages, at, _PROBES[0]))
+        messages = self._shown(reader)
+        whole = _rendered(reader, messages)
+        at, _ = _ends(messages)
+        probed = _rendered(reader, _with_content(messages, at, _PROBES[0]))
         head, found, tail = probed.partition(_PROBES[0])
         if not found or not whole.startswith(head) or not whole.endswith(tail):
             raise ChatTemplateError(

@@ -29,6 +29,7 @@ from flashback.readers.gguf_metadata import gguf_config, gguf_tokenizer
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
+from flashback.readers.tokenizer_check import check_files, check_tokenizer
 
 MINI = "flashback-mini"
 """The reader that ships with the package."""
@@ -114,12 +115,15 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
 
 def _tokenizer(source: Source, trust_remote_code: bool) -> Tokenizer:
     with _readable(source, "tokenizer"):
+        found: Tokenizer
         if source.gguf is not None:
-            return gguf_tokenizer(source.gguf)
-        found: Tokenizer = AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=trust_remote_code
-        )
-        return found
+            found = gguf_tokenizer(source.gguf)
+        else:
+            if source.is_here and not trust_remote_code:  # whose code may read files of any name
+                check_files(source.name, Path(source.path))
+            found = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    check_tokenizer(source.name, found)
+    return found
 
 
 def load_token_ends(name: str, trust_remote_code: bool = False) -> Callable[[str], list[int]]:

@@ -15,8 +15,10 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS, best_untrained
+from flashback.readers.byte_tokens import ByteTokens
 from flashback.readers.card import AdapterCard
 from flashback.readers.lora_settings import Marks
+from flashback.readers.special_tokens import MARK, SpecialTokens
 from flashback.settings import AUTO, FrameText, named
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
@@ -86,23 +88,47 @@ class TextReader:
     def encode_prompt(self, text: str) -> list[int]:
         """A prompt to ids, BOS first if the reader has one.
 
-        Special tokens written in a prompt are meant: it comes from the user, not from a corpus.
+        Special tokens written in a prompt are meant: it comes from the user, not from a corpus. A
+        prompt that begins with BOS gets no other one.
 
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
-        ids = self._encoded(text)
+        ids = self.encode_given(text)
+        if self.bos and tuple(ids[: len(self.bos)]) == self.bos:
+            return ids
         if not ids and not self.bos and self.tokenizer.bos_token_id is not None:
             return [self.tokenizer.bos_token_id]
         return [*self.bos, *ids]
 
-    def encode_template(self, text: str) -> list[int]:
-        """A filled chat template to ids; it brings its own special tokens.
+    def encode_given(self, text: str) -> list[int]:
+        """The ids of a prompt without what is put in front of it.
 
         Raises:
             ReaderError: the tokenizer gives an id that the model does not have.
         """
         return self._encoded(text)
+
+    def encode_template(self, text: str) -> list[int]:
+        """A filled chat template to ids; it brings its own special tokens.
+
+        What looks like one is text where `as_text` marked it.
+
+        Raises:
+            ReaderError: the tokenizer gives an id that the model does not have.
+        """
+        if MARK not in text:
+            return self._encoded(text)
+        with self._encoding:
+            return self._known(self._special_tokens.encode(text))
+
+    def as_text(self, content: str) -> str:
+        """A text for a chat template in which nothing is a special token, as `encode` takes it."""
+        return self._special_tokens.as_text(content)
+
+    @cached_property
+    def _special_tokens(self) -> SpecialTokens:
+        return SpecialTokens(self.tokenizer)
 
     def _encoded(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         with self._encoding:
@@ -112,7 +138,9 @@ class TextReader:
                 split_special_tokens=split_special_tokens,
                 verbose=False,
             )
-        ids: list[int] = encoding["input_ids"]
+        return self._known(encoding["input_ids"])
+
+    def _known(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.vocabulary_size:
             raise ReaderError(
                 f"model {self.name}: its tokenizer gives the id {max(ids)}, but the model has only "
@@ -128,7 +156,14 @@ class TextReader:
         """Ids to text, special tokens and marks included, for people who debug."""
         return self._decoded(list(ids), skip_special=False)
 
+    @cached_property
+    def byte_tokens(self) -> ByteTokens:
+        """The tokens that are one byte each, if the tokenizer is of that kind."""
+        return ByteTokens(self.tokenizer)
+
     def _decoded(self, ids: list[int], *, skip_special: bool) -> str:
+        if not self.byte_tokens.ids.isdisjoint(ids):
+            return self.byte_tokens.decode(ids, skip_special=skip_special)
         text = self.tokenizer.decode(
             ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flashback.settings import SearchOptions
 
@@ -29,6 +29,34 @@ class Retriever(Protocol):
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """The best `options.k` hits of each query, best first; fewer or none if there are none."""
+        ...
+
+
+@runtime_checkable
+class Renewable(Retriever, Protocol):
+    """A retriever that is replaced while it is in use: one version at a time."""
+
+    @property
+    def name(self) -> str:
+        """As its user calls it, and as errors about it begin: `index NAME: `."""
+        ...
+
+    @property
+    def current(self) -> Retriever:
+        """The version in use; it stays usable when a newer one takes its place."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """A short name of the version in use, which says what is in it."""
+        ...
+
+    def renew(self) -> bool:
+        """Take the newest version into use; whether there was another one.
+
+        Raises:
+            FlashBackError: the newest version is unusable; the one in use stays.
+        """
         ...
 
 

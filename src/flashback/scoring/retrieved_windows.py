@@ -41,8 +41,19 @@ class RetrievedWindows:
         )
 
     def examples(self, reader: Reader, settings: RetrievalSettings) -> list[Example]:
-        """Examples: the windows with the tokens of their passages."""
-        return examples_of(self.windows, self.found, reader, settings)
+        """Examples: the windows with the tokens of their passages.
+
+        Raises:
+            CorpusError: passages were found, but the reader has no tokens for any of them.
+        """
+        examples = examples_of(self.windows, self.found, reader, settings)
+        found = sum(map(bool, (hits for one in self.found for hits in one.hits)))
+        if found and not any(any(example.passages) for example in examples):
+            raise CorpusError(
+                f"the tokenizer of {reader.name} has no tokens for any passage at {found:,} "
+                "boundaries; give an index of texts that it reads, or another reader"
+            )
+        return examples
 
 
 def cut_and_retrieve(

@@ -73,7 +73,7 @@ class CompletionShape:
 
     def _log_probs(self, scores: Sequence[TokenScore]) -> Record:
         return {
-            "tokens": [one.token.text for one in scores],
+            "tokens": [one.token.in_completions for one in scores],
             "token_logprobs": [one.log_prob for one in scores],
             "top_logprobs": [self._top(one) for one in scores],
             "text_offset": [one.offset for one in scores],
@@ -85,9 +85,9 @@ class CompletionShape:
             return None
         best: dict[str, float] = {}
         for token, log_prob in score.top:
-            best.setdefault(token.text, log_prob)
+            best.setdefault(token.in_completions, log_prob)
         if score.log_prob is not None:
-            best.setdefault(score.token.text, score.log_prob)
+            best.setdefault(score.token.in_completions, score.log_prob)
         return best
 
 

@@ -87,9 +87,19 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         check_unicode(body.model_dump())
         return Response(await _retrieve(body, service), media_type="application/json")
 
+    @app.post("/v1/reload")
+    async def reload() -> dict[str, Any]:
+        """Take the newest version of the index into use, now."""
+        if (watch := service.watch) is None:
+            raise ApiError(400, "this server has no index that could change", "no_index")
+        changed = await run_in_threadpool(watch.look)
+        if watch.failure is not None:
+            raise ApiError(409, f"{watch.failure}; the one before stays in use", "index_broken")
+        return {"object": "index", "changed": changed, **watch.state()}
+
 
 async def _retrieve(body: RetrieveRequest, service: Service) -> str:
-    retriever = service.retriever
+    retriever = service.current_retriever
     if retriever is None:
         raise ApiError(400, "this server was started without an index", "no_index")
     try:
@@ -143,6 +153,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
             "model": service.model,
             "active": load.active,
             "waiting": load.waiting,
+            "index": None if service.watch is None else service.watch.state(),
         }
         return JSONResponse(record, 200 if alive else 503)
 

@@ -24,6 +24,12 @@ class Metrics:
             "kind",
         )
         self._incidents = self._counter("incidents", "Incidents within requests", "event")
+        self.index_versions = self._counter(
+            "index_versions", "New versions of the index: taken into use, or broken", "result"
+        )
+        self.index_broken = self._gauge(
+            "index_broken", "1 while the newest version of the index cannot be used"
+        )
         self._retrieve = self._histogram("retrieve_seconds", "Searches")
         self._prefill = (
             self._histogram("prefill_seconds", "Prefill at stride boundaries"),

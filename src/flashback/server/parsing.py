@@ -29,6 +29,8 @@ from flashback.settings import (
 _COMPLETION_TOKENS = 16
 """OpenAI's default for completions."""
 _CHAT_TOKENS = 256
+_GREEDY_BELOW = 0.01
+"""Below this temperature there is nothing to draw: the most probable token is written, as at 0."""
 _RETRIEVAL = {field.name for field in fields(RetrievalSettings)}
 
 
@@ -76,9 +78,9 @@ def checked_chat(request: ChatRequest, service: Service) -> CheckedRequest:
             400, "there is no user message; expected at least one to answer", param="messages"
         )
     tokens = request.max_completion_tokens or request.max_tokens or _CHAT_TOKENS
-    messages = tuple({"role": one.role, "content": one.text} for one in request.messages)
+    messages = tuple(one.shown for one in request.messages)
     checked = CheckedRequest(
-        prompts=(Conversation(messages),),
+        prompts=(Conversation(messages, service.settings.special_tokens_in_messages),),
         settings=_settings(request, tokens, service),
         n=request.n or 1,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -165,7 +167,7 @@ def _sampling(request: Common) -> SamplingSettings:
     if request.repetition_penalty is not None:
         chosen["repetition_penalty"] = request.repetition_penalty
     temperature = 1.0 if request.temperature is None else request.temperature
-    if temperature == 0:  # the most probable of the most probable tokens is the same
+    if temperature < _GREEDY_BELOW:  # the most probable of the most probable tokens is the same
         return SamplingSettings(**chosen)
     for name in ("top_p", "top_k", "min_p"):
         if (value := getattr(request, name)) is not None:

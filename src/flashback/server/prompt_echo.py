@@ -44,7 +44,8 @@ class PromptEcho:
             yield Piece(progress.choice, shown)
             return
         scored, seconds = yield from self._score(ids, guard)
-        skipped = len(reader.bos) if given and ids[: len(reader.bos)] == reader.bos else 0
+        # What was put in front of a text; a BOS that it begins with itself is the client's.
+        skipped = len(ids) - len(reader.encode_given(prompt)) if isinstance(prompt, str) else 0
         offsets = text_offsets(reader, ids, skipped if given else len(ids))
         tokens = token_scores(scored, ids, reader, offsets, skipped)
         yield from _scored_spans(progress, shown, scored, offsets, tokens, seconds)

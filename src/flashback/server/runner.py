@@ -12,6 +12,7 @@ from flashback.engines.protocol import CachingEngine, Engine
 from flashback.errors import ChatTemplateError, FlashBackWarning, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.chat import Conversation
+from flashback.retrieval.protocol import Retriever
 from flashback.scoring.given import grid_of
 from flashback.server.checked_request import CheckedRequest, PromptInput
 from flashback.server.choice import Begun, ChoiceRun, Progress, TimeLimit
@@ -38,6 +39,8 @@ class Runner:
         self._job = job
         self._limit = TimeLimit(job, service.settings.time_limit)
         self._engine: Engine = service.engine
+        self._retriever: Retriever | None = None
+        """The version of the index that the whole request is answered from."""
 
     def events(self) -> Events:
         """All events of the request.
@@ -45,6 +48,7 @@ class Runner:
         Raises:
             ApiError: it is refused, or cannot be finished.
         """
+        self._retriever = self._service.current_retriever
         fresh = self._fresh_engine()
         if fresh is not None:
             self._engine = fresh
@@ -118,7 +122,7 @@ class Runner:
         if self._request.scores_prompt:
             service, retrieval = self._service, self._request.settings.retrieval
             first_boundary = self._request.first_boundary
-            grid_of(ids, service.reader, service.retriever, retrieval, first_boundary)
+            grid_of(ids, service.reader, self._retriever, retrieval, first_boundary)
         if self._request.write:
             self._service.generator.check(ids, self._settings_of(0))
 
@@ -198,12 +202,10 @@ class Runner:
         )
 
     def _guard(self) -> GuardedRetriever | None:
-        service, limits = self._service, self._service.settings
-        if service.retriever is None:
+        limits, retriever = self._service.settings, self._retriever
+        if retriever is None:
             return None
-        return GuardedRetriever(
-            service.retriever, limits.retrieval_limit, limits.on_retrieval_error
-        )
+        return GuardedRetriever(retriever, limits.retrieval_limit, limits.on_retrieval_error)
 
     def _query_of(self, conversation: Conversation) -> Query:
         length = self._request.settings.retrieval.query_tokens

@@ -1,13 +1,22 @@
 """The requests, as JSON schemas: unknown fields are refused by name, known ones checked.
 
-OpenAI's fields that this server does not support accept only the value that changes nothing (null,
-0, an empty list); any other value is refused.
+OpenAI's fields that this server does not support accept only values that change nothing (null, 0,
+an empty list; `auto`, where there is nothing to choose from); any other value is refused.
 """
 
 import dataclasses
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from flashback.patterns.registry import PATTERNS
@@ -106,8 +115,11 @@ class StreamOptions(Strict):
     """The options of a stream."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
+Label = Annotated[str, StringConstraints(max_length=1024)]
+"""What clients send for records of their own: it changes no answer."""
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_STOP)]
 
 
@@ -130,6 +142,8 @@ class Common(_Sampling):  # type: ignore[misc]
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    metadata: Annotated[dict[str, Label], Field(max_length=64)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
 
 class CompletionRequest(Common):
@@ -159,8 +173,12 @@ class Message(Strict):
     """One message of a conversation."""
 
     role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = Field(
+        None, validate_default=True, description="null: an assistant that said nothing."
+    )
+    name: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="For chat templates that show it."
+    )
     # What an answer's message has besides, so that it can be sent back.
     refusal: None = None
     audio: None = None
@@ -168,11 +186,25 @@ class Message(Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _said(cls, content: object, info: ValidationInfo) -> object:
+        """Only an assistant may have said nothing."""
+        if content is None and info.data.get("role") != "assistant":
+            raise PydanticCustomError("missing", "expected a text")
+        return content
+
     @property
     def text(self) -> str:
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or ())
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """As a chat template takes it."""
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": self.text, **named}
 
 
 class ChatRequest(Common):
@@ -184,7 +216,11 @@ class ChatRequest(Common):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     response_format: Annotated[dict[Literal["type"], Literal["text"]], Field()] | None = None
     store: Literal[False] | None = None
 

@@ -53,11 +53,22 @@ class ServerSettings(CheckedSettings):
     retrieval_limit: float = setting(
         10.0, "Seconds of a search; one that takes longer has failed.", low=0.01, high=1e6
     )
+    reload_every: float = setting(
+        0.5,
+        "Seconds between looks for a new version of the index; 0: only when asked (SIGHUP, "
+        "POST /v1/reload).",
+        low=0.0,
+        high=1e6,
+    )
     on_retrieval_error: OnRetrievalError = setting(
         OnRetrievalError.STOP,
         "A retriever that fails ends the text (stop), or the stride does without (continue).",
     )
     grace: float = setting(
         10.0, "Seconds to finish active requests after SIGTERM or Ctrl-C.", low=0.0, high=1e6
+    )
+    special_tokens_in_messages: bool = setting(
+        False,
+        "Special tokens written in messages are meant; they can end a turn, and forge one.",
     )
     log_prompts: bool = setting(False, "Write prompts and answers into the log.")

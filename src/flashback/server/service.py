@@ -10,7 +10,8 @@ from flashback.patterns.context import context_budget
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.protocol import Renewable, Retriever
+from flashback.server.index_watch import IndexWatch
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
 from flashback.server.server_settings import ServerSettings
@@ -30,6 +31,8 @@ class Service:
     """The reader's name in the API."""
     scheduler: Scheduler
     metrics: Metrics = field(default_factory=Metrics)
+    watch: IndexWatch | None = None
+    """None: the index stays as it is."""
     clock: Callable[[], float] = time.monotonic
     """Seconds; the time limit of requests is measured with it."""
 
@@ -44,6 +47,12 @@ class Service:
     @property
     def retriever(self) -> Retriever | None:
         return self.generator.retriever
+
+    @property
+    def current_retriever(self) -> Retriever | None:
+        """The version of the index in use; a request keeps the one that it begins with."""
+        retriever = self.retriever
+        return retriever.current if isinstance(retriever, Renewable) else retriever
 
     @property
     def caching_engine(self) -> CachingEngine | None:
@@ -115,7 +124,11 @@ def make_service(
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     scheduler = Scheduler(settings.max_active, settings.max_queue)
-    return Service(generator, settings, defaults, model, scheduler, clock=clock)
+    metrics, retriever = Metrics(), generator.retriever
+    watch = None
+    if isinstance(retriever, Renewable):
+        watch = IndexWatch(retriever, metrics, settings.reload_every)
+    return Service(generator, settings, defaults, model, scheduler, metrics, watch, clock)
 
 
 def _check_defaults(reader: TextReader, defaults: RetrievalSettings) -> None:

@@ -1,7 +1,9 @@
 """The application on a socket, until a signal stops it."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
 import sys
 
@@ -33,12 +35,23 @@ class Listener(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and watch the index from now on."""
+        await super().startup(sockets)
+        if (watch := self._service.watch) is not None:
+            watch.start()
+            # No such signal on Windows; none for a server that is not on the main thread.
+            with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watch.look_now)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish active requests within the grace, cancel the rest, then close.
 
         A second signal cancels all of them now.
         """
         scheduler, grace = self._service.scheduler, self._service.settings.grace
+        if self._service.watch is not None:
+            self._service.watch.stop()
         closing = asyncio.create_task(asyncio.to_thread(scheduler.close, grace))
         while not (await asyncio.wait([closing], timeout=_POLL))[0]:
             if self.force_exit:
@@ -72,7 +85,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def serve(service: Service, bound: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM; SIGHUP looks for a new version of the index."""
     log = logging.getLogger("flashback.server")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

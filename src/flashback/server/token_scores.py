@@ -33,10 +33,11 @@ def token_scores(
     names = TokenNames(reader)
     scores = []
     for at in range(skipped, len(ids)):
+        name = names.at_start if at == skipped else names
         own: tuple[float | None, Top] = (None, ())
         if at >= scored.first:
-            own = _named(scored.rows[at - scored.first], names)
-        scores.append(TokenScore(names(ids[at]), offsets[at], *own))
+            own = _named(scored.rows[at - scored.first], name)
+        scores.append(TokenScore(name(ids[at]), offsets[at], *own))
     return scores
 
 
@@ -57,7 +58,7 @@ def text_offsets(reader: TextReader, ids: Ids, spelled_from: int) -> list[int]:
     return offsets
 
 
-def _named(row: Tensor, names: TokenNames) -> tuple[float, Top]:
+def _named(row: Tensor, names: Callable[[int], TokenName]) -> tuple[float, Top]:
     """The log-probability of a token and the most probable tokens, from a row of `TopModel`."""
     values = row.tolist()
     top = (len(values) - 1) // 2

@@ -92,6 +92,13 @@ def _check_inputs(reader: Reader, examples: Sequence[Example], run: Run, out: Pa
     check_output(out)
     if not examples:
         raise TrainingError("there is no window to train on; give longer documents")
+    if not any(example.window.target_count for example in examples):
+        raise TrainingError("no window has a target; give longer documents, or a shorter --stride")
+    if run.retrieval.retrieves and not any(any(example.passages) for example in examples):
+        raise TrainingError(
+            f"no window has a passage, which --pattern {run.retrieval.pattern} would be trained to "
+            "read; give an index of other texts"
+        )
     if reader.adapter is not None or hasattr(reader.model, "peft_config"):
         raise TrainingError(f"{reader.name} has an adapter on it; load it anew, without one")
     check_positions(reader, run.windows, run.retrieval, run.settings.frame_tokens)

@@ -10,7 +10,10 @@ spaces that SentencePiece tokenizers drop at the beginning of a text."""
 
 
 class Decoder(Protocol):
-    """Anything that turns ids into text, special tokens left out."""
+    """Anything that turns ids into text, special tokens left out.
+
+    An unfinished character at the end is one U+FFFD, and changes nothing before it.
+    """
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -18,8 +21,8 @@ class Decoder(Protocol):
 class Detokenizer:
     """The text of a growing token sequence.
 
-    The pieces given out, joined, are the text of all tokens decoded behind the context. A piece is
-    held back while it ends in the middle of a character.
+    The pieces given out, joined, are the text of all tokens decoded behind the context. A
+    character that is not finished is held back.
     """
 
     def __init__(self, decoder: Decoder, context: Sequence[int]) -> None:
@@ -27,24 +30,24 @@ class Detokenizer:
         self._ids = list(context[-_TAIL:])
         self._context = decoder.decode(self._ids)
         # A character that the context leaves unfinished is shown when it is completed.
-        self._done = len(self._context.rstrip(_REPLACEMENT))
+        self._done = len(self._context.removesuffix(_REPLACEMENT))
         """Characters of the text of `_ids` that belong to the context or were given out."""
 
     def push(self, token: int) -> str:
         """The text that became certain with `token`; often empty."""
         self._ids.append(token)
         text = self._decoder.decode(self._ids)
-        if text.endswith(_REPLACEMENT):
-            return ""
-        if self._context and text.startswith(self._context):  # it had such a character itself
+        certain = text.removesuffix(_REPLACEMENT)  # it may be the beginning of a character
+        if self._context and certain.startswith(self._context):  # it had such a character itself
             self._done = max(self._done, len(self._context))
-        self._context = ""
-        piece = text[self._done :]
+            self._context = ""
+        piece = certain[self._done :]
+        self._done = max(self._done, len(certain))
         self._shorten(text)
         return piece
 
     def finish(self) -> str:
-        """What is still held back: an unfinished character, as the tokenizer shows it."""
+        """What is still held back: an unfinished character, as U+FFFD."""
         text = self._decoder.decode(self._ids)
         piece = text[self._done :]
         self._done = len(text)
@@ -52,12 +55,12 @@ class Detokenizer:
 
     def _shorten(self, text: str) -> None:
         """Keep only the last tokens, so that the cost of a token does not grow with the text."""
-        self._done = len(text)
         if len(self._ids) > 4 * _TAIL:
             tail = self._ids[-_TAIL:]
             shown = self._decoder.decode(tail)
-            if text.endswith(shown) and not shown.startswith(_REPLACEMENT):
-                self._ids, self._done = tail, len(shown)
+            if text.endswith(shown):
+                self._done -= len(text) - len(shown)
+                self._ids, self._context = tail, ""
 
 
 class StopFinder:

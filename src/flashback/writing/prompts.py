@@ -1,19 +1,22 @@
 """A file of prompts: a line each, a JSON string or an object with `prompt` and, if wanted, `id`."""
 
+import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from flashback.errors import PromptsError
 
 
 class _Identified(Protocol):
     @property
-    def id(self) -> str | int: ...
+    def id(self) -> "Id": ...
 
 
+Id = str | int | float
 LineT = TypeVar("LineT", str, bytes)
 ItemT = TypeVar("ItemT", bound=_Identified)
 
@@ -24,7 +27,7 @@ class NumberedPrompt:
 
     line: int
     """Counted from 1."""
-    id: str | int
+    id: "Id"
     """As given; else the line."""
     text: str
 
@@ -39,12 +42,13 @@ class PromptFile:
 
 
 def read_prompts(name: str, content: bytes) -> PromptFile:
-    """Take a file of prompts apart; lines without anything on them are left out.
+    """Take a file of prompts apart; lines without anything on them, and a BOM, are left out.
 
     Raises:
         PromptsError: a line is no prompt, an id is there twice, or there is no prompt at all.
     """
-    prompts = list(read_lines(name, content.split(b"\n"), _prompt))
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    prompts = list(read_lines(name, lines, _prompt))
     if not prompts:
         raise PromptsError(f"{name}: found no prompts; expected one in each line, as JSON")
     return PromptFile(name, hashlib.sha256(content).hexdigest(), tuple(prompts))
@@ -61,7 +65,7 @@ def read_lines(
     Raises:
         PromptsError: a line is bad, or an id is there twice.
     """
-    lines_of: dict[str | int, int] = {}
+    lines_of: dict[Id, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -92,18 +96,33 @@ def _prompt(number: int, line: bytes) -> NumberedPrompt:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); {expected}") from None
     members = value if isinstance(value, dict) else {"prompt": value}
-    given, text = members.get("id"), members.get("prompt")
+    text = members.get("prompt")
     if not isinstance(text, str):
         raise ValueError(f"found {_kind(value)}; {expected}")
     if more := members.keys() - {"id", "prompt"}:
         raise ValueError(f"found {min(more)!r} beside prompt and id; {expected}")
-    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
-        raise ValueError("the id is neither text nor a whole number")
+    identifier = id_of(members, number)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("the prompt has half a character (a lone surrogate)") from None
-    return NumberedPrompt(number, number if given is None else given, text)
+    return NumberedPrompt(number, identifier, text)
+
+
+def id_of(members: Mapping[str, Any], line: int) -> Id:
+    """The `id` of a record; without one, its line.
+
+    Raises:
+        ValueError: it is neither text nor a finite number.
+    """
+    given = members.get("id")
+    if given is None:
+        return line
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError("the id is neither text nor a number")
+    if isinstance(given, float) and not math.isfinite(given):
+        raise ValueError(f"the id is {given}; expected text or a finite number")
+    return given
 
 
 def _kind(value: object) -> str:
