@@ -1,19 +1,22 @@
 """Conversations as prompts: a reader's chat template, and passages in the template's own turns.
 
-What a template looks like is found by rendering it, never by its name.
+What a template looks like is found by rendering it, never by its name. A last message of the
+assistant is the beginning of its answer, and is continued.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flashback.errors import ChatTemplateError, NoChatTemplate
+from flashback.errors import ChatTemplateError, NoChatTemplate, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.text_reader import TextReader
 from flashback.settings import FrameText, RetrievalSettings
 
 Message = Mapping[str, str]
+Messages = Iterable[Mapping[str, Any]]
+"""Messages as OpenAI's clients have them; see `Conversation.of`."""
 
 INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
@@ -30,6 +33,8 @@ class ChatPrompt:
     """The prompt, without what its frame shows."""
     retrieval: RetrievalSettings
     """The settings, with the frame for passages."""
+    begun: int = 0
+    """How many of the last ids are the beginning of the answer, which is continued."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,30 @@ class Conversation:
 
     messages: tuple[Message, ...]
     """Each with `role` and `content`; at least one is the user's."""
+
+    @classmethod
+    def of(cls, messages: object) -> "Conversation":
+        """A conversation of messages as OpenAI's clients have them.
+
+        Args:
+            messages: mappings with `role` and `content`; a content is a text, or a list of parts
+                `{"type": "text", "text": ...}`, which are joined.
+
+        Raises:
+            SettingsError: what is no message, or a part that is no text.
+            ChatTemplateError: there is no message of the user.
+        """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+            raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
+        found = tuple(_checked(f"messages.{at}", one) for at, one in enumerate(messages))
+        _first_user(found)
+        return cls(found)
+
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer: a last message of the assistant."""
+        last = self.messages[-1]
+        return last["content"] if last["role"] == "assistant" else ""
 
     def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt without passages, up to where the assistant begins to speak.
@@ -69,11 +98,20 @@ class Conversation:
             or reader.adapter is not None
             or reader.marks is not None
         ):
-            return ChatPrompt(self.prompt_ids(reader), retrieval)
+            return self._plain(reader, retrieval)
         if pattern.echoes:
-            frame = _frame_behind(reader, asked)
-            return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
+            return self._plain(reader, replace(retrieval, frame=_frame_behind(reader, asked)))
         return self._shown_before(reader, retrieval, isolated=pattern.isolated)
+
+    def _plain(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
+        """The template's prompt as it is."""
+        whole = _rendered(reader, self.messages)
+        ids = tuple(reader.encode_template(whole))
+        return ChatPrompt(ids, retrieval, self._begun_tokens(reader, ids, whole))
+
+    def _begun_tokens(self, reader: TextReader, ids: Ids, whole: str) -> int:
+        said = self.begun.strip()  # as some templates show it
+        return len(_cut(reader, ids, whole, whole[: whole.rindex(said)])[0]) if said else 0
 
     def _shown_before(
         self, reader: TextReader, retrieval: RetrievalSettings, *, isolated: bool
@@ -92,12 +130,14 @@ class Conversation:
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
         if not isolated and every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
-        return ChatPrompt(ids, replace(retrieval, frame=frame))
+        begun = self._begun_tokens(reader, every, whole)
+        return ChatPrompt(ids, replace(retrieval, frame=frame), begun)
 
     def query(self, reader: TextReader, written: str, tokens: int) -> str:
         """The last tokens of the last user message and the answer so far, without template."""
         asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
-        return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
+        said = self.begun + written
+        return reader.decode(reader.encode(f"{asked}\n{said}" if said else asked)[-tokens:])
 
 
 def _in_turns(frame: FrameText) -> bool:
@@ -108,7 +148,7 @@ def _in_turns(frame: FrameText) -> bool:
 def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
     """End the assistant's turn, show a passage in a user turn, and begin the assistant's anew."""
     asks, says, shows = _PROBES
-    turns = [_message("user", asks), _message("assistant", says), _message("user", shows)]
+    turns = [message("user", asks), message("assistant", says), message("user", shows)]
     rendered = _rendered(reader, turns)
     behind = rendered.partition(says)[2]
     before, found, after = behind.partition(shows)
@@ -134,32 +174,74 @@ def _cut(reader: TextReader, every: Ids, whole: str, head: str) -> tuple[Ids, st
 
 
 def _with_first_user(messages: Sequence[Message], content: str) -> list[Message]:
+    at = _first_user(messages)
+    return [*messages[:at], message("user", content), *messages[at + 1 :]]
+
+
+def _first_user(messages: Sequence[Message]) -> int:
     at = next((number for number, one in enumerate(messages) if one["role"] == "user"), None)
     if at is None:
         raise ChatTemplateError("there is no user message; expected at least one to answer")
-    return [*messages[:at], _message("user", content), *messages[at + 1 :]]
+    return at
 
 
-def _message(role: str, content: str) -> Message:
+def message(role: str, content: str) -> Message:
+    """One message."""
     return {"role": role, "content": content}
 
 
+def _checked(name: str, given: object) -> Message:
+    """A message whose content is one text."""
+    if not isinstance(given, Mapping) or not isinstance(role := given.get("role"), str):
+        raise SettingsError(f"{name}: expected {{'role': ..., 'content': ...}}")
+    content = given.get("content")
+    if isinstance(content, str):
+        return message(role, content)
+    if not isinstance(content, list) or not content:
+        raise SettingsError(
+            f"{name}.content: expected a text, or a list of {{'type': 'text', 'text': ...}}"
+        )
+    return message(
+        role, "".join(_text(f"{name}.content.{at}", part) for at, part in enumerate(content))
+    )
+
+
+def _text(name: str, part: object) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(text, str):
+        raise SettingsError(
+            f"{name}: a part of type {kind!r}; expected {{'type': 'text', 'text': ...}}"
+        )
+    return text
+
+
 def _rendered(reader: TextReader, messages: Sequence[Message]) -> str:
-    """The template's text for messages, up to where the assistant begins to speak.
+    """The template's text for messages, up to where the assistant speaks, or speaks on.
 
     Raises:
         NoChatTemplate: there is no template.
-        ChatTemplateError: it refuses these messages.
+        ChatTemplateError: it refuses these messages, or leaves out one of the system.
     """
     if not reader.tokenizer.chat_template:
         raise NoChatTemplate(
             f"model {reader.name} has no chat template; expected an instruction-tuned model"
         )
+    begun = bool(messages) and messages[-1]["role"] == "assistant"
     try:
         text: Any = reader.tokenizer.apply_chat_template(
-            [dict(one) for one in messages], tokenize=False, add_generation_prompt=True
+            [dict(one) for one in messages],
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
         )
     except Exception as error:  # templates raise what they like
-        raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ChatTemplateError(f"the chat template refuses these messages: {reason}") from error
     assert isinstance(text, str)
+    if any(one["role"] == "system" and one["content"].strip() not in text for one in messages):
+        raise ChatTemplateError(
+            "the chat template leaves out the system message; put its text into the first message "
+            "of the user"
+        )
     return text

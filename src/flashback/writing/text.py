@@ -20,6 +20,7 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import Settings
+from flashback.writing.chat import Cut
 from flashback.writing.detokenization import Detokenizer, StopFinder
 
 Query = Callable[[str], str]
@@ -53,6 +54,8 @@ class Generation:
     seconds: float
     """Spent on writing, without the caller's own time between events. In a batch: a share of it,
     so that the seconds of its texts add up."""
+    cut: Cut | None = None
+    """What a conversation's prompt leaves out, if it outgrew the window."""
 
     @property
     def text(self) -> str:
@@ -61,6 +64,11 @@ class Generation:
     @property
     def tokens(self) -> Ids:
         return tuple(token for stride in self.strides for token in stride.tokens)
+
+    @property
+    def sources(self) -> tuple[Hit, ...]:
+        """The passages that were in view, each once."""
+        return tuple({hit.id: hit for one in self.strides for hit in one.passages}.values())
 
     @property
     def reused(self) -> int:
@@ -108,6 +116,10 @@ class Text:
     """Tokens of this stride at most."""
     query: Query | None = None
     """The query of each stride, instead of the text of the last tokens."""
+    begun: int = 0
+    """How many of the prompt's last tokens are the beginning of what is written."""
+    cut: Cut | None = None
+    """See `Generation`."""
 
     def __post_init__(self) -> None:
         self.prompt_tokens: Ids = tuple(self.context.ids)
@@ -156,7 +168,7 @@ class Text:
             len(context.bos),
             self.reserved,
             self._before,
-            context.visible_prompt(len(self.prompt_tokens)),
+            context.visible_prompt(len(self.prompt_tokens) - self.begun),
         )
         prompt = PATTERNS[self.settings.retrieval.pattern].arrange(boundary)
         self._before, self._hits = prompt, tuple(hits)
@@ -209,7 +221,9 @@ class Text:
             raise RuntimeError("the text is not finished: iterate over all events first")
         jumps = tuple(self.context.jumps)
         strides = tuple(self.strides)
-        return Generation(self.prompt_tokens, strides, self.finish_reason, jumps, self.seconds)
+        return Generation(
+            self.prompt_tokens, strides, self.finish_reason, jumps, self.seconds, self.cut
+        )
 
     def _shown(self, token: int) -> str:
         if token in self.reader.eos and not self.settings.stopping.ignore_eos:
