@@ -29,5 +29,5 @@ def print_sources(answer: "Generation", *, whole: bool = False) -> None:
     """Print the passages of an answer: their titles, or the whole texts."""
     for number, hit in enumerate(answer.sources, start=1):
         click.echo(f"[{number}] {hit.title or hit.id}")
-        if whole:
-            click.echo(f"    {' '.join(hit.text.split())}")
+        if whole:  # a passage often begins with its title
+            click.echo(f"    {' '.join(hit.text.removeprefix(hit.title).split())}")

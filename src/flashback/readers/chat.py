@@ -56,9 +56,7 @@ class Conversation:
             SettingsError: what is no message, or a part that is no text.
             ChatTemplateError: there is no message of the user.
         """
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-            raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
-        found = tuple(_checked(f"messages.{at}", one) for at, one in enumerate(messages))
+        found = messages_of(messages)
         _first_user(found)
         return cls(found)
 
@@ -188,6 +186,13 @@ def _first_user(messages: Sequence[Message]) -> int:
 def message(role: str, content: str) -> Message:
     """One message."""
     return {"role": role, "content": content}
+
+
+def messages_of(given: object) -> tuple[Message, ...]:
+    """Messages, none or more. See `Conversation.of`."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
+    return tuple(_checked(f"messages.{at}", one) for at, one in enumerate(given))
 
 
 def _checked(name: str, given: object) -> Message:
