@@ -42,7 +42,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """An answer that can be written."""
 
     prompt: ChatPrompt
@@ -59,7 +59,7 @@ def turn_of(
     reader: TextReader,
     settings: Settings,
     budget_of: Callable[[Settings], int],
-) -> Turn:
+) -> ChatTurn:
     """The turn of a conversation, cut if it must be and `settings.truncate` allows it.
 
     Cut like a context that jumps: a conversation over its room goes on with the last exchanges that
@@ -98,10 +98,10 @@ def turn_of(
     return replace(turn, cut=Cut(left_out, tokens, room)) if start else turn
 
 
-def _turn(conversation: Conversation, reader: TextReader, settings: Settings) -> Turn:
+def _turn(conversation: Conversation, reader: TextReader, settings: Settings) -> ChatTurn:
     prompt = conversation.prompt(reader, settings.retrieval)
     length = settings.retrieval.query_tokens
-    return Turn(
+    return ChatTurn(
         prompt,
         replace(settings, retrieval=prompt.retrieval),
         lambda written: conversation.query(reader, written, length),

@@ -22,7 +22,7 @@ from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
 from flashback.settings import AUTO, RetrievalSettings, Settings, check_type
 from flashback.writing.batching import check_batch, write_together
-from flashback.writing.chat import Turn, turn_of
+from flashback.writing.chat import ChatTurn, turn_of
 from flashback.writing.lookahead import Lookahead
 from flashback.writing.stream import Event, Events, StrideStart, TextPiece, Writing
 from flashback.writing.text import FinishReason, Generation, Query, Stride, Text
@@ -113,12 +113,12 @@ class Generator:
         """
         return self.stream_turn(self.turn(Conversation.of(messages), settings))
 
-    def turn(self, conversation: Conversation, settings: Settings | None = None) -> Turn:
+    def turn(self, conversation: Conversation, settings: Settings | None = None) -> ChatTurn:
         """The prompt of a conversation, cut to what fits. Raises as `stream_chat`."""
         settings = self._plan(settings).settings
         return turn_of(conversation, self.reader, settings, lambda one: self._plan(one).budget)
 
-    def stream_turn(self, turn: Turn, on_token: OnToken | None = None) -> Writing:
+    def stream_turn(self, turn: ChatTurn, on_token: OnToken | None = None) -> Writing:
         """Start to write a turn. See `stream`."""
         plan = self._plan(turn.settings)
         text = self._begin(turn.prompt.ids, plan, on_token)
