@@ -75,7 +75,7 @@ def turn_of(
         PromptTooLong: the last exchange alone, or the system message, does not fit.
     """
     turn = _turn(conversation, reader, settings)
-    budget = _budget(conversation, reader, settings, budget_of)
+    budget = _budget(turn, conversation, reader, settings, budget_of)
     room = max(budget - settings.stopping.max_new_tokens, budget // 2)
     tokens = len(turn.prompt.ids)
     if not settings.truncate or tokens <= room:
@@ -88,12 +88,12 @@ def turn_of(
             f"{budget} fit the reader's window beside passages and new tokens; shorten them"
         )
     start = _start(*_sizes(exchanges, reader, len(last.prompt.ids)), room)
-    while start:
-        kept = sum(exchanges[start:], ())
-        turn = _turn(Conversation((*system, *kept)), reader, settings)
+    while True:
+        kept = sum(exchanges[start:], system)
+        turn = _turn(Conversation(kept), reader, settings)
         if len(turn.prompt.ids) <= budget:
             break
-        start += 1  # the parts have fewer tokens than the whole, with this template
+        start += 1  # with this template the parts have fewer tokens than the whole
     left_out = len(sum(exchanges[:start], ()))
     return replace(turn, cut=Cut(left_out, tokens, room)) if start else turn
 
@@ -109,6 +109,7 @@ def _turn(conversation: Conversation, reader: TextReader, settings: Settings) ->
 
 
 def _budget(
+    turn: ChatTurn,
     conversation: Conversation,
     reader: TextReader,
     settings: Settings,
@@ -116,7 +117,7 @@ def _budget(
 ) -> int:
     """B; a system message may stand in the frame of passages, and take from it."""
     try:
-        return budget_of(_turn(conversation, reader, settings).settings)
+        return budget_of(turn.settings)
     except SettingsError:
         system, exchanges = _split(conversation.messages)
         if not system:
