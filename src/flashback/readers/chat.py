@@ -63,8 +63,7 @@ class Conversation:
     @property
     def begun(self) -> str:
         """The beginning of the answer: a last message of the assistant."""
-        last = self.messages[-1]
-        return last["content"] if last["role"] == "assistant" else ""
+        return _begun(self.messages)
 
     def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt without passages, up to where the assistant begins to speak.
@@ -105,11 +104,7 @@ class Conversation:
         """The template's prompt as it is."""
         whole = _rendered(reader, self.messages)
         ids = tuple(reader.encode_template(whole))
-        return ChatPrompt(ids, retrieval, self._begun_tokens(reader, ids, whole))
-
-    def _begun_tokens(self, reader: TextReader, ids: Ids, whole: str) -> int:
-        said = self.begun.strip()  # as some templates show it
-        return len(_cut(reader, ids, whole, whole[: whole.rindex(said)])[0]) if said else 0
+        return ChatPrompt(ids, retrieval, _begun_tokens(reader, ids, whole, self.messages))
 
     def _shown_before(
         self, reader: TextReader, retrieval: RetrievalSettings, *, isolated: bool
@@ -128,7 +123,7 @@ class Conversation:
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
         if not isolated and every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
-        begun = self._begun_tokens(reader, every, whole)
+        begun = _begun_tokens(reader, every, whole, self.messages)
         return ChatPrompt(ids, replace(retrieval, frame=frame), begun)
 
     def query(self, reader: TextReader, written: str, tokens: int) -> str:
@@ -169,6 +164,16 @@ def _cut(reader: TextReader, every: Ids, whole: str, head: str) -> tuple[Ids, st
         if every[: len(ids)] == ids:
             return every[len(ids) :], shown
     return tuple(reader.encode_template(whole.removeprefix(head))), head
+
+
+def _begun(messages: Sequence[Message]) -> str:
+    last = messages[-1]
+    return last["content"] if last["role"] == "assistant" else ""
+
+
+def _begun_tokens(reader: TextReader, ids: Ids, whole: str, messages: Sequence[Message]) -> int:
+    said = _begun(messages).strip()  # as some templates show it
+    return len(_cut(reader, ids, whole, whole[: whole.rindex(said)])[0]) if said else 0
 
 
 def _with_first_user(messages: Sequence[Message], content: str) -> list[Message]:

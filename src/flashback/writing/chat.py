@@ -81,7 +81,7 @@ def turn_of(
     if not settings.truncate or tokens <= room:
         return turn
     system, exchanges = _split(conversation.messages)
-    last = _turn(Conversation((*system, *exchanges[-1])), reader, settings)
+    last = _turn(replace(conversation, messages=system + exchanges[-1]), reader, settings)
     if len(last.prompt.ids) > budget:
         raise PromptTooLong(
             f"the last message and the system's have {len(last.prompt.ids)} tokens, but only "
@@ -89,8 +89,8 @@ def turn_of(
         )
     start = _start(*_sizes(exchanges, reader, len(last.prompt.ids)), room)
     while True:
-        kept = sum(exchanges[start:], system)
-        turn = _turn(Conversation(kept), reader, settings)
+        kept = replace(conversation, messages=sum(exchanges[start:], system))
+        turn = _turn(kept, reader, settings)
         if len(turn.prompt.ids) <= budget:
             break
         start += 1  # with this template the parts have fewer tokens than the whole
@@ -122,8 +122,8 @@ def _budget(
         system, exchanges = _split(conversation.messages)
         if not system:
             raise
-        without = _turn(Conversation(sum(exchanges, ())), reader, settings)
-        left = budget_of(without.settings)
+        without = replace(conversation, messages=sum(exchanges, ()))
+        left = budget_of(_turn(without, reader, settings).settings)
         tokens = len(reader.encode("".join(one["content"] for one in system)))
         raise PromptTooLong(
             f"the system message has {tokens} tokens, but the reader's window has {left} for the "
