@@ -1,12 +1,15 @@
 """Pictures of the playground for the documentation, from a running server.
 
     flashback serve --index IDX &
-    python scripts/playground_screenshots.py http://127.0.0.1:8000
+    python scripts/playground_screenshots.py http://127.0.0.1:8000 phone dark desktop
+    flashback serve --index FACTS --model smollm2 --port 8001 &    # of readers_tests/facts.jsonl
+    python scripts/playground_screenshots.py http://127.0.0.1:8001 conversation
 
-Needs Chromium (Debian: apt-get install chromium). Writes docs/playground/{desktop,phone,dark}.png.
+Needs Chromium (Debian: apt-get install chromium). Writes docs/playground/NAME.png.
 """
 
 import argparse
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +26,14 @@ _SETTLES = 5
 
 @dataclass(frozen=True)
 class Picture:
-    """The size of the page and the values of its form."""
+    """The size of the page, the values of its form, and what is said in a conversation."""
 
     name: str
     width: int
     height: int
     fields: dict[str, str]
     dark: bool = False
+    said: tuple[str, ...] = ()
 
 
 PICTURES = (
@@ -37,6 +41,14 @@ PICTURES = (
     Picture("dark", 1280, 900, {"prompt": "The json module", "tokens": "96"}, dark=True),
     # Last, since a server's first passes are slower than later ones.
     Picture("desktop", 1280, 1500, {"compare": "", "tokens": "96", "long": ""}),
+    Picture(
+        *("conversation", 1280, 1190, {"chat": "", "tokens": "64"}),
+        said=(
+            "Who built the lighthouse of Skarvik?",
+            "When was the lighthouse built?",
+            "How long is the bridge over the Orlen?",
+        ),
+    ),
 )
 
 
@@ -47,8 +59,12 @@ def take(server: str, picture: Picture) -> Path:
         page.look(picture.width, picture.height, dark=picture.dark)
         page.open(f"{server}/?{urlencode(picture.fields, quote_via=quote)}")
         time.sleep(_SETTLES)
-        page.run("document.getElementById('form').requestSubmit()")
-        page.wait("document.getElementById('status').textContent == 'finished'")
+        for text in picture.said or [None]:
+            if text is not None:
+                page.run(f"document.getElementById('prompt').value = {json.dumps(text)}")
+            page.run("document.getElementById('form').requestSubmit()")
+            page.wait("document.getElementById('status').textContent == 'finished'")
+        page.run("scrollTo(0, 0)")
         page.screenshot(path)
     size = path.stat().st_size
     assert size < LARGEST, f"{path} has {size} bytes; expected less than {LARGEST}"
@@ -58,9 +74,13 @@ def take(server: str, picture: Picture) -> Path:
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("server", help="its address, such as http://127.0.0.1:8000")
-    server = words.parse_args().server.rstrip("/")
+    names = [picture.name for picture in PICTURES]
+    words.add_argument("names", nargs="+", choices=names, help="the pictures to take")
+    given = words.parse_args()
+    server = given.server.rstrip("/")
     if urlsplit(server).scheme not in {"http", "https"}:
         words.error(f"{server}: expected an address that begins with http://")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for one in PICTURES:
-        print(take(server, one))
+        if one.name in given.names:
+            print(take(server, one))

@@ -71,6 +71,21 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a chat template and a window for pasted passages."""
+    from families import tiny_model
+    from servers import TEMPLATE
+    from tiny_readers import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    tiny_model("llama", max_position_embeddings=640).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Benchmarks measure the machine in milliseconds, where what it reaches is not tested."""

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from command_line import refused, run
-from families import tiny_model
 from flashback.questions.answers import Respondent
 from flashback.retrieval.bm25 import BM25Index
 from small_corpora import FITS, Corpora
-from tiny_readers import byte_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -23,17 +21,6 @@ LINES: list[dict[str, Any]] = [
     {"question": "Which format is JSON?", "answers": ["data", "a format"], "passage": "Data."},
     {"question": "What is snow in Japanese?", "answer": ["雪"], "id": "s", "passage": "Yuki, 雪"},
 ]
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a chat template and a window for pasted passages."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
-    tiny_model("llama", max_position_embeddings=640).save_pretrained(folder)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from chat_templates import TEMPLATES
 from flashback.engines.local import LocalEngine
-from flashback.errors import ChatTemplateError, NoChatTemplate
+from flashback.errors import ChatTemplateError, NoChatTemplate, SettingsError
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
@@ -15,7 +15,13 @@ from flashback.readers import text_reader
 from flashback.readers.chat import INSTRUCTION, Conversation
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
-from flashback.settings import FrameText, RetrievalSettings, SearchOptions, Settings
+from flashback.settings import (
+    FrameText,
+    RetrievalSettings,
+    SearchOptions,
+    Settings,
+    StoppingSettings,
+)
 from flashback.writing.generator import Generator
 from tiny_readers import tiny_reader
 
@@ -149,6 +155,69 @@ def test_templates_that_cannot_are_refused_in_one_line() -> None:
     refusing = Conversation(({"role": "system", "content": "x"}, QUESTION))
     with pytest.raises(ChatTemplateError, match="System role not supported"):
         refusing.prompt(chat_reader("gemma"), retrieval)
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("begun", ["Petra", "end", "Who built it?"])
+def test_an_answer_that_was_begun_is_continued(style: str, pattern: str, begun: str) -> None:
+    reader, answer = chat_reader(style), {"role": "assistant", "content": begun}
+    open_turn = Conversation((QUESTION,)).prompt_ids(reader)
+    talk = Conversation((QUESTION, answer))
+    lead = " " if style == "mistral" else ""  # its template puts a space before an answer
+    assert talk.prompt_ids(reader) == (*open_turn, *reader.encode(lead + begun))
+    prompt = talk.prompt(reader, RetrievalSettings(pattern=pattern))
+    assert reader.show(prompt.ids[-prompt.begun :]) == begun
+    assert talk.query(reader, " did", 100) == f"Who built it?\n{begun} did"
+
+
+def test_an_echo_repeats_the_answer_that_was_begun() -> None:
+    reader, answer = chat_reader("chatml"), {"role": "assistant", "content": "Petra did"}
+    talk, retrieval = Conversation((QUESTION, answer)), RetrievalSettings("append")
+    settings = Settings(retrieval, stopping=StoppingSettings(1))
+    generator = Generator(reader, LocalEngine(reader.model, reader.window), OnePassage())
+    (stride,) = generator.chat(talk.messages, settings).strides
+    assert reader.show(stride.arranged).endswith("<|im_start|>assistant\nPetra did")
+    assert reader.show(stride.arranged).count("Petra did") == 2
+
+
+def test_a_system_message_that_a_template_leaves_out_is_refused() -> None:
+    reader = chat_reader("chatml")
+    reader.tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(ChatTemplateError, match="leaves out the system message; put its text"):
+        Conversation(({"role": "system", "content": "x"}, QUESTION)).prompt_ids(reader)
+
+
+def test_the_texts_of_a_contents_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "built it?"}]
+    assert Conversation.of([{"role": "user", "content": parts}]).messages == (QUESTION,)
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "x"}}
+WRONG: list[tuple[object, str]] = [
+    ("hello", r"messages: expected a list of"),
+    (QUESTION, r"messages: expected a list of"),
+    (3, r"messages: expected a list of"),
+    (["hello"], r"messages\.0: expected {'role'"),
+    ([{"content": "x"}], r"messages\.0: expected {'role'"),
+    ([QUESTION, {"role": "user", "content": None}], r"messages\.1\.content: expected a text, or"),
+    ([{"role": "user", "content": []}], r"messages\.0\.content: expected a text, or"),
+    (
+        [{"role": "user", "content": [PICTURE]}],
+        r"messages\.0\.content\.0: a part of type 'image_url'",
+    ),
+    ([{"role": "user", "content": ["x"]}], r"messages\.0\.content\.0: a part of type 'str'"),
+]
+
+
+@pytest.mark.parametrize(("messages", "expected"), WRONG)
+def test_what_is_no_message_is_refused_by_its_place(messages: object, expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        Conversation.of(messages)
+    with pytest.raises(ChatTemplateError, match="no user message"):
+        Conversation.of([{"role": "assistant", "content": "x"}])
 
 
 class OnePassage:

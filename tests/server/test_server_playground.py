@@ -1,6 +1,8 @@
 """The playground in a real Chromium: it writes, compares, and says what went wrong."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -8,7 +10,10 @@ import pytest
 import chromium
 from chromium import Page
 from flashback.patterns.registry import PATTERNS
-from servers import Served, serving
+from flashback.settings import Settings, StoppingSettings
+from flashback.writing.generator import Generator
+from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
+from tiny_readers import tiny_reader
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
 
@@ -85,3 +90,65 @@ def test_what_the_api_takes_the_form_takes(served: Served, page: Page) -> None:
     assert page.run("document.getElementById('form').checkValidity()")
     page.run("document.getElementById('stride').value = 0")
     assert not page.run("document.getElementById('form').checkValidity()")
+
+
+def answered(page: Page, turns: int) -> None:
+    """Wait until so many turns stand there, the last one finished."""
+    page.wait(f"document.querySelectorAll('.column').length == {turns} && {STATUS} == 'finished'")
+
+
+def say(page: Page, text: str) -> None:
+    page.run("document.getElementById('prompt').focus()")
+    page.call("Input.insertText", text=text)
+    page.press("Enter", 13)
+
+
+def test_a_conversation_has_a_meter_and_sources_at_every_turn(page: Page) -> None:
+    with serving(chat_reader(window=640)) as own:
+        page.look(390, 900)
+        page.open(f"{own.url}/?chat&tokens=8&system=Be%20brief.")
+        page.wait("document.body.className == 'chat'")
+        say(page, "The tides")
+        answered(page, 1)
+        page.run("document.getElementById('pattern').value = 'slot'")
+        say(page, "And the moon?")
+        answered(page, 2)
+        said = page.run("messages")
+        assert [one["role"] for one in said] == ["user", "assistant"] * 2
+        facts = page.run(
+            "[...document.querySelectorAll('.column > .facts')].map((p) => p.textContent)"
+        )
+        pattern = r"\d+ reused · \d+ prefilled · [\d.]+ tokens/s · 8 tokens · [\d.]+ s"
+        assert all(re.fullmatch(pattern, one) for one in facts), facts
+        assert page.run("[...document.querySelectorAll('.said')].map((p) => p.textContent)") == [
+            "The tides",
+            "And the moon?",
+        ]
+        titles = page.run("[...document.querySelectorAll('.column h2')].map((h) => h.textContent)")
+        assert titles == ["append", "slot"]
+        assert count(page, ".column .passages li") >= 2
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        messages = [{"role": "system", "content": "Be brief."}, *said[:3]]
+        alone = Settings(replace(DEFAULTS, pattern="slot"), stopping=StoppingSettings(8))
+        expected = Generator(own.reader, own.service.engine, QueryRetriever())
+        assert said[3]["content"] == expected.chat(messages, alone).text
+        page.run("document.getElementById('new').click()")
+        assert (page.run("messages"), count(page, ".empty")) == ([], 1)
+    assert page.complaints == []
+
+
+def test_a_message_that_was_not_answered_stays_in_the_form(page: Page) -> None:
+    with serving(chat_reader()) as own:
+        page.open(f"{own.url}/?chat&prompt={'x' * 400}&run")
+        page.wait("document.querySelector('.error') !== null")
+        page.wait(f"{STATUS} == 'not answered'")
+        assert page.run("document.getElementById('prompt').value") == "x" * 400
+        assert page.run("messages") == []
+
+
+def test_a_model_without_a_template_has_no_conversation_view(page: Page) -> None:
+    with serving(tiny_reader()) as own:
+        page.open(f"{own.url}/?chat")
+        page.wait("document.getElementById('stride').value !== ''")
+        assert page.run("document.getElementById('chat').disabled")
+        assert page.run("document.body.className") == ""

@@ -98,6 +98,44 @@ def read_standard_input() -> str:
         ) from None
 
 
+def at_terminal() -> bool:
+    """Whether someone types standard input."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_lines(prompt: str) -> Iterator[str]:
+    """The lines of standard input as they come.
+
+    Args:
+        prompt: shown where someone types them.
+
+    Raises:
+        click.UsageError: it is closed or not UTF-8.
+    """
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed; expected text")
+    if not at_terminal():
+        lines = iter(sys.stdin.buffer.readline, b"")
+        for number, line in enumerate(lines, start=1):
+            yield _decoded(line, f"line {number}")
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` keys to edit a line with
+    with contextlib.suppress(EOFError):
+        while True:
+            yield _decoded(input(prompt).encode("utf-8", "surrogateescape"), "that line")
+    click.echo()
+
+
+def _decoded(line: bytes, name: str) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"standard input is not UTF-8 in {name} at byte {error.start + 1}; expected text"
+        ) from None
+
+
 @contextlib.contextmanager
 def texts_progress(total: int, done: int) -> Iterator[Callable[[float], None]]:
     """A bar of finished texts; call what is yielded for each, with the tokens per second so far."""

@@ -11,6 +11,7 @@ import click
 
 from flashback.cli.ask import ask
 from flashback.cli.bench import bench
+from flashback.cli.chat import chat
 from flashback.cli.demo import demo
 from flashback.cli.evaluate import evaluate
 from flashback.cli.generate import generate
@@ -43,7 +44,7 @@ def app() -> None:
 
 
 COMMANDS = (
-    *(index, search, ask, generate, demo, serve, models),
+    *(index, search, ask, chat, generate, demo, serve, models),
     *(train, export, evaluate, reproduce, bench),
 )
 for command in COMMANDS:

@@ -41,8 +41,13 @@ class WritingRequest:
     adapter: str | None
     frame: FrameOptions
 
-    def load(self, options: ReaderOptions, weights: Weights) -> "tuple[Generator, Settings]":
+    def load(
+        self, options: ReaderOptions, weights: Weights, *, always_index: bool = False
+    ) -> "tuple[Generator, Settings]":
         """A generator, and the settings with the pattern that `auto` stands for.
+
+        Args:
+            always_index: open the index even if the pattern does not retrieve.
 
         Raises:
             FlashBackError: model, adapter or index are missing or unusable.
@@ -56,7 +61,7 @@ class WritingRequest:
         retrieval = self.settings.retrieval
         writer = load(
             options.model,
-            self.index if retrieval.retrieves else None,
+            self.index if retrieval.retrieves or always_index else None,
             adapter=self.adapter,
             pattern=retrieval.pattern,
             weights=weights,
@@ -73,9 +78,13 @@ class WritingRequest:
 
 
 def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Index, reader, retrieval, frame, stopping, sampling, and what else `Settings` have."""
+    return turn_options(options_of(Settings)(command))
+
+
+def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Index, reader, retrieval, frame, stopping and sampling."""
     for option in (
-        options_of(Settings),
         options_of(SamplingSettings),
         options_of(StoppingSettings),
         frame_options,

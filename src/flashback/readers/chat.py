@@ -1,20 +1,23 @@
 """Conversations as prompts: a reader's chat template, and passages in the template's own turns.
 
-What a template looks like is found by rendering it, never by its name.
+What a template looks like is found by rendering it, never by its name. A last message of the
+assistant is the beginning of its answer, and is continued.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
-from flashback.errors import ChatTemplateError, NoChatTemplate
+from flashback.errors import ChatTemplateError, NoChatTemplate, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.text_reader import TextReader
 from flashback.settings import FrameText, RetrievalSettings
 
 Message = Mapping[str, str]
+Messages = Iterable[Mapping[str, Any]]
+"""Messages as OpenAI's clients have them; see `Conversation.of`."""
 
 INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
@@ -31,6 +34,8 @@ class ChatPrompt:
     """The prompt, without what its frame shows."""
     retrieval: RetrievalSettings
     """The settings, with the frame for passages."""
+    begun: int = 0
+    """How many of the last ids are the beginning of the answer, which is continued."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,27 @@ class Conversation:
     special_tokens: bool = False
     """Whether special tokens written in messages are meant. They can end a turn and begin one of
     any role; else they are text like any other, as in passages."""
+
+    @classmethod
+    def of(cls, messages: object) -> "Conversation":
+        """A conversation of messages as OpenAI's clients have them.
+
+        Args:
+            messages: mappings with `role` and `content`; a content is a text, or a list of parts
+                `{"type": "text", "text": ...}`, which are joined.
+
+        Raises:
+            SettingsError: what is no message, or a part that is no text.
+            ChatTemplateError: there is no message of the user.
+        """
+        found = messages_of(messages)
+        _ends(found)
+        return cls(found)
+
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer: a last message of the assistant."""
+        return _begun(self.messages)
 
     def prompt_ids(self, reader: TextReader) -> Ids:
         """The prompt without passages, up to where the assistant begins to speak.
@@ -75,10 +101,9 @@ class Conversation:
             or reader.marks is not None
         )
         if own or not pattern.retrieves:
-            return ChatPrompt(self.prompt_ids(reader), retrieval)
+            return self._plain(reader, retrieval)
         if pattern.echoes:
-            frame = _frame_behind(reader, asked)
-            return ChatPrompt(self.prompt_ids(reader), replace(retrieval, frame=frame))
+            return self._plain(reader, replace(retrieval, frame=_frame_behind(reader, asked)))
         return self._shown_before(reader, retrieval)
 
     def _shown(self, reader: TextReader) -> Sequence[Message]:
@@ -87,19 +112,26 @@ class Conversation:
             return self.messages
         return [{key: reader.as_text(one) for key, one in m.items()} for m in self.messages]
 
+    def _plain(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
+        """The template's prompt as it is."""
+        messages = self._shown(reader)
+        whole = _rendered(reader, messages)
+        ids = tuple(reader.encode_template(whole))
+        return ChatPrompt(ids, retrieval, _begun_tokens(reader, ids, whole, messages))
+
     def _shown_in_place(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Put passages where the last user message begins; the turns before it are history."""
-        ids, messages = self.prompt_ids(reader), self._shown(reader)
+        prompt, messages = self._plain(reader, retrieval), self._shown(reader)
         _, last = _ends(messages)
         head = _before(reader, messages, last)
-        pairs = zip(reader.encode_template(head), ids, strict=False)
+        pairs = zip(reader.encode_template(head), prompt.ids, strict=False)
         history = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if reader.adapter is None and reader.marks is None:
             asked = retrieval.frame or FrameText()
             frame = asked if asked.has_text else FrameText(INSTRUCTION, _BEHIND, 0)
-            sink = asked.sink or _before(reader, [_message("user", "")], 0)
+            sink = asked.sink or _before(reader, [message("user", "")], 0)
             retrieval = replace(retrieval, frame=replace(frame, sink=sink))
-        return ChatPrompt(ids, replace(retrieval, history_tokens=history))
+        return replace(prompt, retrieval=replace(retrieval, history_tokens=history))
 
     def _shown_before(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Cut the prompt where the first user message begins: a passage goes there."""
@@ -118,12 +150,14 @@ class Conversation:
         frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
         if every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
-        return ChatPrompt(ids, replace(retrieval, frame=frame))
+        begun = _begun_tokens(reader, every, whole, messages)
+        return ChatPrompt(ids, replace(retrieval, frame=frame), begun)
 
     def query(self, reader: TextReader, written: str, tokens: int) -> str:
         """The last tokens of the last user message and the answer so far, without template."""
         asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
-        return reader.decode(reader.encode(f"{asked}\n{written}" if written else asked)[-tokens:])
+        said = self.begun + written
+        return reader.decode(reader.encode(f"{asked}\n{said}" if said else asked)[-tokens:])
 
 
 def _in_turns(frame: FrameText) -> bool:
@@ -134,7 +168,7 @@ def _in_turns(frame: FrameText) -> bool:
 def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
     """End the assistant's turn, show a passage in a user turn, and begin the assistant's anew."""
     asks, says, shows = _PROBES
-    turns = [_message("user", asks), _message("assistant", says), _message("user", shows)]
+    turns = [message("user", asks), message("assistant", says), message("user", shows)]
     rendered = _rendered(reader, turns)
     behind = rendered.partition(says)[2]
     before, found, after = behind.partition(shows)
@@ -159,14 +193,24 @@ def _cut(reader: TextReader, every: Ids, whole: str, head: str) -> tuple[Ids, st
     return tuple(reader.encode_template(whole.removeprefix(head))), head
 
 
-def _before(reader: TextReader, messages: Sequence[Message], message: int) -> str:
+def _begun(messages: Sequence[Message]) -> str:
+    last = messages[-1]
+    return last["content"] if last["role"] == "assistant" else ""
+
+
+def _begun_tokens(reader: TextReader, ids: Ids, whole: str, messages: Sequence[Message]) -> int:
+    said = _begun(messages).strip()  # as some templates show it
+    return len(_cut(reader, ids, whole, whole[: whole.rindex(said)])[0]) if said else 0
+
+
+def _before(reader: TextReader, messages: Sequence[Message], at: int) -> str:
     """What the template puts before the content of a user message."""
-    probed = _with_content(messages, message, _PROBES[0])
+    probed = _with_content(messages, at, _PROBES[0])
     head, found, _ = _rendered(reader, probed).partition(_PROBES[0])
     if not found:
         raise ChatTemplateError(
-            f"model {reader.name}: its chat template does not show message {message + 1} as it is, "
-            "so no passage can stand before it; use --pattern append or prepend"
+            f"model {reader.name}: its chat template does not show message {at + 1} as it is, so "
+            "no passage can stand before it; use --pattern append or prepend"
         )
     return head
 
@@ -180,29 +224,74 @@ def _ends(messages: Sequence[Message]) -> tuple[int, int]:
 
 
 def _with_content(messages: Sequence[Message], at: int, content: str) -> list[Message]:
-    return [*messages[:at], _message("user", content), *messages[at + 1 :]]
+    return [*messages[:at], message("user", content), *messages[at + 1 :]]
 
 
-def _message(role: str, content: str) -> Message:
+def message(role: str, content: str) -> dict[str, str]:
+    """One message."""
     return {"role": role, "content": content}
 
 
+def messages_of(given: object) -> tuple[Message, ...]:
+    """Messages, none or more. See `Conversation.of`."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
+    return tuple(_checked(f"messages.{at}", one) for at, one in enumerate(given))
+
+
+def _checked(place: str, given: object) -> Message:
+    """A message whose content is one text."""
+    if not isinstance(given, Mapping) or not isinstance(role := given.get("role"), str):
+        raise SettingsError(f"{place}: expected {{'role': ..., 'content': ...}}")
+    content = given.get("content")
+    name = given.get("name")
+    named = {"name": name} if isinstance(name, str) else {}
+    if isinstance(content, str):
+        return message(role, content) | named
+    if not isinstance(content, list) or not content:
+        raise SettingsError(
+            f"{place}.content: expected a text, or a list of {{'type': 'text', 'text': ...}}"
+        )
+    parts = (_text(f"{place}.content.{at}", part) for at, part in enumerate(content))
+    return message(role, "".join(parts)) | named
+
+
+def _text(name: str, part: object) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(text, str):
+        raise SettingsError(
+            f"{name}: a part of type {kind!r}; expected {{'type': 'text', 'text': ...}}"
+        )
+    return text
+
+
 def _rendered(reader: TextReader, messages: Sequence[Message]) -> str:
-    """The template's text for messages, up to where the assistant begins to speak.
+    """The template's text for messages, up to where the assistant speaks, or speaks on.
 
     Raises:
         NoChatTemplate: there is no template.
-        ChatTemplateError: it refuses these messages.
+        ChatTemplateError: it refuses these messages, or leaves out one of the system.
     """
     if not reader.tokenizer.chat_template:
         raise NoChatTemplate(
             f"model {reader.name} has no chat template; expected an instruction-tuned model"
         )
+    begun = bool(messages) and messages[-1]["role"] == "assistant"
     try:
         text: Any = reader.tokenizer.apply_chat_template(
-            [dict(one) for one in messages], tokenize=False, add_generation_prompt=True
+            [dict(one) for one in messages],
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
         )
     except Exception as error:  # templates raise what they like
-        raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ChatTemplateError(f"the chat template refuses these messages: {reason}") from error
     assert isinstance(text, str)
+    if any(one["role"] == "system" and one["content"].strip() not in text for one in messages):
+        raise ChatTemplateError(
+            "the chat template leaves out the system message; put its text into the first message "
+            "of the user"
+        )
     return text

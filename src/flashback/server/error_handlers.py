@@ -1,5 +1,7 @@
 """Errors of the framework and of validation, as OpenAI's error objects."""
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -40,6 +42,9 @@ _SEVERAL_TYPES = {
 
 def of_validation(error: RequestValidationError) -> ApiError:
     """The first field of a request that is wrong, by its name."""
+    for problem in error.errors():
+        if problem["type"] == "literal_error" and "content" in problem["loc"]:
+            return _refused_part(problem["loc"], problem["input"])
     problem = error.errors()[0]
     kind = problem["type"]
     if kind == "json_invalid":
@@ -60,3 +65,15 @@ def of_validation(error: RequestValidationError) -> ApiError:
     if problem["loc"][-1] in where and name in ("flashback", "stream_options", "messages"):
         name = ".".join(where)
     return ApiError(400, f"{name}: {problem['msg'].lower()}", "invalid_value", name)
+
+
+def _refused_part(where: Sequence[str | int], kind: object) -> ApiError:
+    """A part of a message's content that is no text, by its kind."""
+    _, messages, at, content, *_, part, _ = where
+    name = f"{messages}.{at}.{content}.{part}"
+    return ApiError(
+        400,
+        f"{name}: a part of type {kind!r}; expected {{'type': 'text', 'text': ...}}",
+        "unsupported_field",
+        name,
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from flashback.errors import SettingsError
+from flashback.errors import ChatTemplateError, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.chat import Conversation
 from flashback.server.checked_request import CheckedRequest
@@ -73,20 +73,23 @@ def checked_chat(request: ChatRequest, service: Service) -> CheckedRequest:
         )
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    if not any(message.role == "user" for message in request.messages):
-        raise ApiError(
-            400, "there is no user message; expected at least one to answer", param="messages"
-        )
     tokens = request.max_completion_tokens or request.max_tokens or _CHAT_TOKENS
-    messages = tuple(one.shown for one in request.messages)
     checked = CheckedRequest(
-        prompts=(Conversation(messages, service.settings.special_tokens_in_messages),),
+        prompts=(_conversation(request, service),),
         settings=_settings(request, tokens, service),
         n=request.n or 1,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         **_options(request),
     )
     return _within_limits(checked, service)
+
+
+def _conversation(request: ChatRequest, service: Service) -> Conversation:
+    try:
+        conversation = Conversation.of(one.shown for one in request.messages)
+    except ChatTemplateError as error:
+        raise of_settings(error, service.reader.name, service.model) from error
+    return replace(conversation, special_tokens=service.settings.special_tokens_in_messages)
 
 
 def search_options(request: RetrieveRequest, service: Service) -> SearchOptions:

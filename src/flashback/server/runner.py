@@ -24,7 +24,8 @@ from flashback.server.searching import GuardedRetriever
 from flashback.server.service import Service
 from flashback.server.token_scores import TokenRecorder
 from flashback.settings import Settings
-from flashback.writing.generator import Generator, Query
+from flashback.writing.chat import ChatTurn
+from flashback.writing.generator import Generator
 
 _LONGEST_TOKEN = 128
 """Characters; a text of more than that for each position of the window cannot fit."""
@@ -41,6 +42,9 @@ class Runner:
         self._engine: Engine = service.engine
         self._retriever: Retriever | None = None
         """The version of the index that the whole request is answered from."""
+
+        self._turn: ChatTurn | None = None
+        """Of a conversation, which is the only prompt of its request."""
 
     def events(self) -> Events:
         """All events of the request.
@@ -106,11 +110,9 @@ class Runner:
 
     def _conversation_ids(self, conversation: Conversation) -> Ids:
         """The prompt; passages are shown in the template's own turns from now on."""
-        settings = self._request.settings
-        chat = conversation.prompt(self._service.reader, settings.retrieval)
-        settings = replace(settings, retrieval=chat.retrieval)
-        self._request = replace(self._request, settings=settings)
-        return chat.ids
+        turn = self._service.generator.turn(conversation, self._request.settings)
+        self._turn, self._request = turn, replace(self._request, settings=turn.settings)
+        return turn.prompt.ids
 
     def _check_prompt(self, ids: Ids) -> None:
         """Refuse what cannot be written or scored before the answer begins."""
@@ -147,7 +149,7 @@ class Runner:
         """
         request, prompt = self._request, self._request.prompts[number]
         progress = Progress(number * request.n + sample)
-        begun = self._begin(sample, ids, prompt) if request.write else None
+        begun = self._begin(sample, ids) if request.write else None
         prompt_tokens = len(ids) if begun is None else len(begun.writing.prompt_tokens)
         yield ChoiceStart(progress.choice, prompt_tokens + self._head_tokens, sample == 0)
         if begun is not None and progress.choice and self._limit.is_over():
@@ -172,6 +174,8 @@ class Runner:
 
     def _written(self, progress: Progress, begun: Begun, ids: Ids) -> Iterator[Event]:
         used = begun.writing.prompt_tokens
+        if self._turn is not None and self._turn.cut is not None:
+            yield Incident(progress.choice, "prompt_truncated", str(self._turn.cut))
         if (cut := len(ids) - len(used)) > 0:
             message = f"the first {cut} tokens of the prompt were left out to make room"
             yield Incident(progress.choice, "prompt_truncated", message)
@@ -179,16 +183,18 @@ class Runner:
         yield from ChoiceRun(progress, begun, self._limit).events()
         yield Turn()
 
-    def _begin(self, sample: int, ids: Ids, prompt: PromptInput) -> Begun:
+    def _begin(self, sample: int, ids: Ids) -> Begun:
         request, service = self._request, self._service
         recorder = TokenRecorder(service.reader, request.logprobs, self._job.check)
         guard = self._guard()
         generator = Generator(service.reader, self._engine, guard)
-        query = self._query_of(prompt) if isinstance(prompt, Conversation) else None
+        settings = self._settings_of(sample)
         with warnings.catch_warnings():  # `_warnings` sends them to the client
             warnings.simplefilter("ignore", FlashBackWarning)
-            settings = self._settings_of(sample)
-            writing = generator.stream(ids, settings, on_token=recorder, query=query)
+            if self._turn is None:
+                writing = generator.stream(ids, settings, on_token=recorder)
+            else:
+                writing = generator.stream_turn(replace(self._turn, settings=settings), recorder)
             return Begun(writing, recorder, guard)
 
     def _settings_of(self, sample: int) -> Settings:
@@ -206,7 +212,3 @@ class Runner:
         if retriever is None:
             return None
         return GuardedRetriever(retriever, limits.retrieval_limit, limits.on_retrieval_error)
-
-    def _query_of(self, conversation: Conversation) -> Query:
-        length = self._request.settings.retrieval.query_tokens
-        return lambda written: conversation.query(self._service.reader, written, length)

@@ -5,12 +5,13 @@ a cached sequence of its own, so its tokens do not depend on its neighbours.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from flashback.engines.protocol import Batch, Request
+from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, check_number, check_type
 from flashback.writing.text import Generation, Text
 
 Find = Callable[[Sequence[str], RetrievalSettings], list[list[Hit]]]
@@ -64,3 +65,13 @@ def _share(seconds: float, texts: Sequence[Text]) -> None:
     ]
     for text, part in zip(texts, own, strict=True):
         text.seconds += part + (seconds - sum(own)) / len(texts)
+
+
+def check_batch(prompts: object, batch_size: object) -> None:
+    """Refuse what are no prompts, and an impossible size of a batch."""
+    check_number("--batch-size", batch_size, 1, 1 << 20)
+    if isinstance(prompts, str):  # it would be taken letter by letter
+        raise SettingsError(
+            f"prompts {prompts[:40]!r}: expected several texts, found one; use [...]"
+        )
+    check_type("prompts", prompts, Iterable)

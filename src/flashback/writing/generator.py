@@ -17,11 +17,13 @@ from flashback.patterns.context import Context, context_budget
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS, best_untrained
+from flashback.readers.chat import Conversation, Messages
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
 from flashback.sampling import OnToken, Sampler
-from flashback.settings import AUTO, RetrievalSettings, Settings, check_number, check_type
-from flashback.writing.batching import write_together
+from flashback.settings import AUTO, RetrievalSettings, Settings, check_type
+from flashback.writing.batching import check_batch, write_together
+from flashback.writing.chat import ChatTurn, turn_of
 from flashback.writing.lookahead import Lookahead
 from flashback.writing.stream import Event, Events, StrideStart, TextPiece, Writing
 from flashback.writing.text import FinishReason, Generation, Query, Stride, Text
@@ -94,6 +96,37 @@ class Generator:
         self._warn_if_untrained(plan.settings.retrieval)
         return self._writing(text)
 
+    def chat(self, messages: Messages, settings: Settings | None = None) -> Generation:
+        """Answer a conversation to the end. See `stream_chat`."""
+        return self.stream_chat(messages, settings).finish()
+
+    def stream_chat(self, messages: Messages, settings: Settings | None = None) -> Writing:
+        """Start to answer a conversation, with the reader's chat template.
+
+        Args:
+            messages: see `Conversation.of`; a last one of the assistant is continued.
+            settings: with `truncate`, a conversation that outgrew the window goes on without its
+                oldest exchanges; see `Generation.cut`.
+
+        Raises:
+            ChatTemplateError: there is no template, or it refuses the messages.
+            PromptTooLong, SettingsError: as `stream`.
+        """
+        return self.stream_turn(self.turn(Conversation.of(messages), settings))
+
+    def turn(self, conversation: Conversation, settings: Settings | None = None) -> ChatTurn:
+        """The prompt of a conversation, cut to what fits. Raises as `stream_chat`."""
+        settings = self._plan(settings).settings
+        return turn_of(conversation, self.reader, settings, lambda one: self._plan(one).budget)
+
+    def stream_turn(self, turn: ChatTurn, on_token: OnToken | None = None) -> Writing:
+        """Start to write a turn. See `stream`."""
+        plan = self._plan(turn.settings)
+        text = self._begin(turn.prompt.ids, plan, on_token)
+        text.query, text.begun, text.cut = turn.query, turn.prompt.begun, turn.cut
+        self._warn_if_untrained(plan.settings.retrieval)
+        return self._writing(text)
+
     def generate_batch(
         self,
         prompts: Sequence[str | Sequence[int]],
@@ -102,7 +135,7 @@ class Generator:
         batch_size: int = 8,
     ) -> list[Generation]:
         """Write many texts to the end, in the order of their prompts. See `stream_batch`."""
-        _check_batch(prompts, batch_size)
+        check_batch(prompts, batch_size)
         prompts = list(prompts)
         if not prompts:
             return []
@@ -128,7 +161,7 @@ class Generator:
             As `stream`, when the prompt's turn comes; SettingsError at once, if `prompts` is one
             text or `batch_size` is below 1.
         """
-        _check_batch(prompts, batch_size)
+        check_batch(prompts, batch_size)
         plan = self._plan(settings)
         self._warn_if_untrained(plan.settings.retrieval)
         texts = enumerate(self._begin(prompt, plan) for prompt in prompts)
@@ -307,13 +340,3 @@ def _token_ids(prompt: object) -> list[int]:
         raise SettingsError(
             f"prompt {reprlib.repr(prompt)}: expected a text or token ids"
         ) from None
-
-
-def _check_batch(prompts: object, batch_size: object) -> None:
-    """Refuse what are no prompts, and an impossible size of a batch."""
-    check_number("--batch-size", batch_size, 1, 1 << 20)
-    if isinstance(prompts, str):  # it would be taken letter by letter
-        raise SettingsError(
-            f"prompts {prompts[:40]!r}: expected several texts, found one; use [...]"
-        )
-    check_type("prompts", prompts, Iterable)

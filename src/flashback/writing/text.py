@@ -20,6 +20,7 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
 from flashback.settings import Settings
+from flashback.writing.chat import Cut
 from flashback.writing.detokenization import Detokenizer, StopFinder
 
 Query = Callable[[str], str]
@@ -54,6 +55,8 @@ class Generation:
     seconds: float
     """Spent on writing, without the caller's own time between events. In a batch: a share of it,
     so that the seconds of its texts add up."""
+    cut: Cut | None = None
+    """What a conversation's prompt leaves out, if it outgrew the window."""
 
     @property
     def text(self) -> str:
@@ -62,6 +65,11 @@ class Generation:
     @property
     def tokens(self) -> Ids:
         return tuple(token for stride in self.strides for token in stride.tokens)
+
+    @property
+    def sources(self) -> tuple[Hit, ...]:
+        """The passages that were in view, each once."""
+        return tuple({hit.id: hit for one in self.strides for hit in one.passages}.values())
 
     @property
     def reused(self) -> int:
@@ -109,6 +117,10 @@ class Text:
     """Tokens of this stride at most."""
     query: Query | None = None
     """The query of each stride, instead of the text of the last tokens."""
+    begun: int = 0
+    """How many of the prompt's last tokens are the beginning of what is written."""
+    cut: Cut | None = None
+    """See `Generation`."""
 
     def __post_init__(self) -> None:
         self.prompt_tokens: Ids = tuple(self.context.ids)
@@ -160,7 +172,7 @@ class Text:
             context.visible_of(self._history),
             retrieval.recompute_tokens,
             self._before,
-            context.visible_of(len(self.prompt_tokens)),
+            context.visible_of(len(self.prompt_tokens) - self.begun),
         )
         prompt = PATTERNS[retrieval.pattern].arrange(boundary)
         self._before, self._hits = prompt, tuple(hits)
@@ -213,7 +225,9 @@ class Text:
             raise RuntimeError("the text is not finished: iterate over all events first")
         jumps = tuple(self.context.jumps)
         strides = tuple(self.strides)
-        return Generation(self.prompt_tokens, strides, self.finish_reason, jumps, self.seconds)
+        return Generation(
+            self.prompt_tokens, strides, self.finish_reason, jumps, self.seconds, self.cut
+        )
 
     def _shown(self, token: int) -> str:
         if token in self.reader.eos and not self.settings.stopping.ignore_eos:

@@ -1,8 +1,10 @@
 "use strict";
-/* The playground: writes with /v1/completions and shows each stride with its passages. A link such
-   as ?prompt=The json module&compare&run fills in the form and starts. */
+/* The playground: writes with /v1/completions, or answers with /v1/chat/completions (chat.js), and shows
+   each stride with its passages. A link such as ?prompt=The json module&compare&run fills in the form and
+   starts; ?chat is the conversation. */
 
 const $ = (id) => document.getElementById(id);
+const EMPTY = document.querySelector(".empty");
 const TINTS = 6;
 /* The longer the text, the more it matters what is prefilled again. */
 const LONG = `io: Core tools for working with streams
@@ -119,6 +121,7 @@ class Column {
     this.card = null; // of the last stride
     this.shown = null; // the passages of that card, as a key
     this.cards = 0;
+    this.written = "";
     this.root = element("article", "column");
     const head = element("div", "head");
     head.append(element("h2", "", pattern), element("p", "kind", model.flashback.pattern_summaries[pattern]));
@@ -190,7 +193,8 @@ class Column {
       fact(reused.toLocaleString("en"), " reused · ", "reused"),
       fact(prefilled.toLocaleString("en"), " prefilled · ", "prefilled"),
       fact(speed, " tokens/s · "),
-      fact(String(tokens), " tokens"),
+      fact(String(tokens), " tokens · "),
+      fact(seconds.toFixed(2), " s"),
     );
   }
 
@@ -199,8 +203,11 @@ class Column {
     if (event && event.event === "stride_start") this.begin(event);
     else if (event && event.event === "stride_end") this.end(event);
     else if (event && event.message) this.note(event.message);
-    const text = record.choices.length ? record.choices[0].text : "";
-    if (text) this.span.append(text);
+    const choice = record.choices.length ? record.choices[0] : { text: "" };
+    const text = choice.delta ? choice.delta.content : choice.text;
+    if (!text) return;
+    this.written += text;
+    this.span.append(text);
   }
 
   note(message) {
@@ -226,32 +233,33 @@ function light(card, on, scroll) {
   if (on && scroll) card.item.scrollIntoView({ block: "nearest" });
 }
 
-function request(pattern, compare, seed) {
+/* What requests of both kinds have. */
+function common(pattern) {
   const body = {
     model: model.id,
-    prompt: $("prompt").value,
     max_tokens: Number($("tokens").value) || 96,
     temperature: Number($("temperature").value) || 0,
-    seed,
     stream: true,
-    flashback: { pattern, fresh_cache: compare },
+    flashback: { pattern },
   };
   for (const name of ["stride", "passages"])
     if ($(name).value) body.flashback[name] = Number($(name).value);
-  return JSON.stringify(body);
+  return body;
 }
 
-async function writeOne(column, pattern, compare, seed) {
+/* Whether nothing went wrong. */
+async function writeOne(column, path, body) {
   column.root.classList.add("writing");
   column.root.setAttribute("aria-busy", "true");
   try {
     const signal = running.signal;
-    const body = request(pattern, compare, seed);
-    const answer = await call("v1/completions", { method: "POST", body, signal });
+    const answer = await call(path, { method: "POST", body: JSON.stringify(body), signal });
     for await (const record of records(answer)) column.take(record);
+    return true;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     column.complain(error instanceof Trouble ? error : new Trouble(String(error)));
+    return false;
   } finally {
     column.root.classList.remove("writing");
     column.root.removeAttribute("aria-busy");
@@ -276,7 +284,9 @@ async function write() {
   try {
     for (const [at, column] of columns.entries()) {
       $("status").textContent = `writing: ${patterns[at]} …`;
-      await writeOne(column, patterns[at], compare, seed);
+      const body = { ...common(patterns[at]), prompt, seed };
+      body.flashback.fresh_cache = compare;
+      await writeOne(column, "v1/completions", body);
     }
     $("status").textContent = "finished";
   } catch (error) {
@@ -291,12 +301,15 @@ function begin() {
   running = new AbortController();
   $("write").disabled = true;
   $("stop").disabled = false;
+  for (const one of $("views").elements) one.disabled = true;
 }
 
 function end() {
   running = null;
   $("write").disabled = false;
   $("stop").disabled = true;
+  for (const one of $("views").elements) one.disabled = false;
+  $("chat").disabled = !model.flashback.chat;
 }
 
 function stop() {
@@ -321,12 +334,16 @@ async function connect() {
   $("stride").value = defaults.stride;
   $("passages").value = defaults.passages;
   $("compare").disabled = patterns.length < 2;
+  $("chat").disabled = !model.flashback.chat;
+  $("views").title = model.flashback.chat ? "" : "This model has no chat template.";
 }
 
 function fillIn() {
   const given = new URLSearchParams(location.search);
   if (given.has("long")) $("prompt").value = LONG;
-  for (const name of ["prompt", "tokens", "temperature", "stride", "passages", "pattern"])
+  $("chat").checked = given.has("chat") && !$("chat").disabled;
+  look();
+  for (const name of ["prompt", "system", "tokens", "temperature", "stride", "passages", "pattern"])
     if (given.has(name)) $(name).value = given.get(name);
   $("compare").checked = given.has("compare");
   return given.has("run");
@@ -342,16 +359,30 @@ for (const example of EXAMPLES) {
   });
   $("examples").append(chip);
 }
+function submit() {
+  if (chatting()) say();
+  else write();
+}
+
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  write();
+  submit();
+});
+$("views").addEventListener("change", look);
+$("new").addEventListener("click", () => {
+  if (running) return;
+  forget();
+  $("prompt").focus();
 });
 $("stop").addEventListener("click", stop);
 $("key").addEventListener("change", connect);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+  const sends = chatting() && event.target === $("prompt") && !event.shiftKey && !event.isComposing;
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey || sends)) return;
+  event.preventDefault();
+  $("form").requestSubmit();
 });
 connect().then(() => {
-  if (fillIn()) write();
+  if (fillIn()) submit();
 });
