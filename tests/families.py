@@ -96,6 +96,8 @@ FAMILIES = tuple(_CONFIGS)
 BY_COLUMN = tuple(_BY_COLUMN)
 """They measure a window or a distance in columns of the cache, hidden ones among them."""
 SLIDING = ("mistral", "gemma2", "gemma3")
+SLOTTED = tuple(name for name in FAMILIES if name != "mistral")
+"""They can have a slot: not every layer sees a sliding window only."""
 JOINED = tuple(name for name in FAMILIES if name not in (*SLIDING, "bloom", "falcon"))
 """A slot's passage shares a pass with the tokens behind it.
 

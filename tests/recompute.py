@@ -1,6 +1,7 @@
 """The reference: every stride recomputed from its arranged ids, with nothing cached."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,11 @@ def logits_with_views(model: PreTrainedModel, prompt: Prompt) -> Tensor:
         ids.extend((*layout.sink, *view.passage))
         positions.extend(range(end - both, end))
     never = torch.finfo(model.dtype).min
-    mask = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
+    mask: Any = torch.zeros(1, 1, total, total, dtype=model.dtype).masked_fill(~seen, never)
+    if (window := support_of(model).window) is not None:
+        stand = torch.tensor(positions)
+        near = stand[:, None] - stand < window
+        mask = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, never)}
     extra = {"position_ids": torch.tensor([positions])}
     with pytest.MonkeyPatch.context() as patch:
         if model.config.model_type == "bloom":  # no positions, but biases by distance

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import families
 import flashback.engines.cache.layers as cache_module
 from families import FAMILIES, SLIDING, tiny_model
 from flashback.engines.batch import LocalBatch, together
@@ -33,7 +34,7 @@ from tiny_readers import tiny_reader
 
 TOGETHER = tuple(family for family in FAMILIES if family != "bloom")
 """ALiBi's biases are made from a mask of one kind only: Bloom's rows are written one by one."""
-SLOTTED = tuple(family for family in TOGETHER if family not in SLIDING)
+SLOTTED = tuple(family for family in TOGETHER if family in families.SLOTTED)
 
 
 @pytest.fixture(autouse=True, scope="module")

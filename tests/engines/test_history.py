@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from families import FAMILIES, SLIDING, tiny_model
+from families import SLOTTED, tiny_model
 from flashback.engines.cache.layers import full_layers
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
@@ -16,7 +16,6 @@ from flashback.settings import RetrievalSettings, SamplingSettings, Settings, St
 from flashback.writing.generator import Generation, Generator
 from tiny_readers import MadeUpRetriever, tiny_reader
 
-FULL = tuple(family for family in FAMILIES if family not in SLIDING)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,7 +36,7 @@ def complete(engine: LocalEngine, prompt: Prompt, tokens: int = 2) -> Completion
     return completion
 
 
-@pytest.mark.parametrize("family", FULL)
+@pytest.mark.parametrize("family", SLOTTED)
 def test_a_history_is_the_cache_of_a_prompt_without_passages(family: str) -> None:
     """Bit by bit."""
     found = []
@@ -57,7 +56,7 @@ def test_a_history_is_the_cache_of_a_prompt_without_passages(family: str) -> Non
         assert torch.equal(plain, history)
 
 
-@pytest.mark.parametrize("family", FULL)
+@pytest.mark.parametrize("family", SLOTTED)
 def test_patterns_share_what_saw_no_passage(family: str) -> None:
     engine = LocalEngine(tiny_model(family), 120)
     complete(engine, Prompt.plain(TEXT[:30]))

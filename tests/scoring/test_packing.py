@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from families import BY_COLUMN, FAMILIES, SLIDING, VOCABULARY, tiny_model
+from families import BY_COLUMN, FAMILIES, SLIDING, SLOTTED, VOCABULARY, tiny_model
 from flashback.corpus.documents import Document
 from flashback.engines.local import LocalEngine
 from flashback.patterns.frame import Frame
@@ -35,7 +35,7 @@ EXACT = [
     (family, pattern)
     for family in FAMILIES
     for pattern in PATTERNS
-    if pattern != "slot" or family in PACKING
+    if pattern != "slot" or family in SLOTTED
 ] + [(family, "append") for family in BY_COLUMN]
 DOCUMENT = Document("d", "A title", "never read here")
 

@@ -27,6 +27,7 @@ from flashback.engines.cache.passages import PassageCache
 from flashback.engines.cache.rows import RowsLayer, RowsPass
 from flashback.engines.kernels.fixed_passes import NewTokens
 from flashback.engines.kernels.padding import mask_of, place_tokens
+from flashback.engines.kernels.window_masks import KINDS
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import Request, Usage
 from flashback.patterns.held import HeldTokens
@@ -46,6 +47,14 @@ class BatchRow(HeldTokens):
 
     place: int = 0
     """Which row of the buffers holds it."""
+
+    def columns_stand(self, end: int) -> Tensor:
+        """The positions of the columns [0, end), (end,)."""
+        token = torch.arange(end) - self.room
+        rest = token + self.layout.reserved
+        # A passage stands right before what follows the history.
+        before = torch.where(token < 0, token + self.layout.passage_end, token)
+        return torch.where(token < self.layout.history, before, rest)
 
     def lay_out(self, layout: Layout) -> None:
         """Let the next tokens stand where another prompt has them; its R is not above `room`."""
@@ -241,7 +250,7 @@ class LocalBatch:
         running, positions = _placed(rows, new, device)
         for layer in self._layers:
             layer.running = running
-        masks = self._masks(rows, running)
+        masks = self._masks(rows, running, positions)
         ids = _padded(new, device)
         return self.passes.run(ids, positions, self._cache, keep=1, attention_mask=masks)[:, -1]
 
@@ -265,20 +274,18 @@ class LocalBatch:
         ]
         return fixed.step(self.passes.run, self._cache, buffers, added, tokens)
 
-    def _masks(self, rows: Sequence[BatchRow], running: RowsPass) -> Any:
+    def _masks(self, rows: Sequence[BatchRow], running: RowsPass, positions: Tensor) -> Any:
         """The masks of `padding.mask_of`, (A, 1, T, end); by kind of layer if they differ."""
         model = self.passes.model
         keys = torch.arange(running.end, device=model.device)
         first = torch.tensor([[row.first] for row in rows]).to(model.device)
+        held = torch.stack([row.columns_stand(running.end) for row in rows]).to(model.device)
+        at = positions, held
         masks = {
-            _KINDS[window is None]: mask_of(running.columns, first, keys, model.dtype, window)
+            KINDS[window is None]: mask_of(running.columns, first, keys, model.dtype, window, at)
             for window in set(self._windows)
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-_KINDS = ("sliding_attention", "full_attention")
-"""Transformers' names of them."""
 
 
 def together(lengths: Sequence[int]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from flashback.engines.cache.layers import full_layers, new_cache
 from flashback.engines.cache.sequence import CachedSequence
@@ -29,6 +29,7 @@ from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recor
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
 from flashback.engines.kernels.states import KeysFirst, KeysKnown, States
+from flashback.engines.kernels.window_masks import masks_by_kind
 from flashback.engines.support import label, support_of
 from flashback.errors import UnsupportedReader
 from flashback.patterns.prompt import PlacedPassage
@@ -103,7 +104,8 @@ class Passes:
         logits = self._fixed_pass(sequence, ids) if keep == 1 else None
         if logits is None:
             positions = self._range(sequence.position, len(ids))
-            logits = self.run(self._tensor(ids), positions, sequence.cache, keep)[0]
+            masks = self._masks(sequence, len(ids))
+            logits = self.run(self._tensor(ids), positions, sequence.cache, keep, **masks)[0]
         sequence.append(ids)
         return logits
 
@@ -173,7 +175,11 @@ class Passes:
             (1, H, T, D) each, layer by layer.
         """
         cache = DynamicCache(config=self.model.config)  # without buffers: it takes what it holds
-        layers = list(cache.layers)
+        layers = [
+            DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer
+            for layer in cache.layers
+        ]
+        cache.layers = list(layers)
         *_, last = (at for at, layer in enumerate(layers) if isinstance(layer, DynamicLayer))
         cache.layers[last] = KeysFirst(layers[last])  # type: ignore[call-overload]
         with contextlib.suppress(KeysKnown):  # not narrowed: a narrowed layer would catch it
@@ -220,6 +226,23 @@ class Passes:
             output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         logits: Tensor = output.logits[:, -keep:]
         return logits
+
+    def _masks(self, sequence: CachedSequence, new: int) -> dict[str, Any]:
+        """The mask of a pass that needs one of its own, as an argument of the model."""
+        window, layout, held = self.support.window, sequence.layout, len(sequence.ids)
+        if window is None or not layout.reserved or held + new <= layout.history:
+            return {}
+        end = layout.passage_end
+        passage = [*range(end - len(sequence.passage), end)]
+        visible = max(held - (window - 1), 0)  # see `BufferedSlidingLayer`
+        full, windowed, queries = (
+            torch.tensor(
+                before + sequence.positions(first, held + new - first), device=self.model.device
+            )
+            for before, first in ((passage, 0), (passage, visible), ([], held))
+        )
+        masks = masks_by_kind(queries, full, windowed, window, self.model.dtype)
+        return {"attention_mask": masks}
 
     def _fixed_pass(self, sequence: CachedSequence, ids: Sequence[int]) -> Tensor | None:
         """The logits of the last of `ids`, (1, V); None: this pass is no fixed one."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
+from flashback.engines.kernels.window_masks import KINDS
 from flashback.errors import UnsupportedReader
 
 _ALIBI = {"bloom", "mpt"}
@@ -42,12 +43,17 @@ class Support:
     alibi: bool
     """Biases by distance instead of positions: right for a passage of p columns before the text
     (Bloom, MPT)."""
+    window: int | None
+    """W of those layers that see a sliding window, if others see everything; such a model takes a
+    mask for each kind of layer. None: all layers see the same."""
     positions_by_length: bool
     """A rotation depends on the furthest position of its pass (dynamic, longrope)."""
 
     @property
     def reserved_positions(self) -> bool:
         """Whether passages can stand at reserved positions before the text."""
+        if self.window is not None:
+            return self.takes_positions and self.every_layer_caches
         return (self.takes_positions or self.alibi) and self.full_attention_only
 
     @property
@@ -79,8 +85,16 @@ def support_of(model: nn.Module) -> Support:
         windows_in_columns=windows_in_columns,
         distances_in_columns=kind in _DISTANCES_IN_COLUMNS,
         alibi=kind in _ALIBI,
+        window=_mixed_window(config),
         positions_by_length=bool(rotations_by_length(config)),
     )
+
+
+def _mixed_window(config: Any) -> int | None:
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    window: int | None = text.sliding_window if kinds == {*KINDS} else None
+    return window
 
 
 def check_supported(model: PreTrainedModel) -> None:

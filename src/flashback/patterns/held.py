@@ -38,6 +38,10 @@ class HeldTokens:
         """The position of the next token."""
         return self.layout.position(len(self.ids))
 
+    def positions(self, start: int, count: int) -> list[int]:
+        """Of `count` tokens from the one numbered `start` on."""
+        return [self.layout.position(token) for token in range(start, start + count)]
+
     def placed(self, passage: Ids) -> PlacedPassage:
         """A passage at the reserved positions, with what it sees."""
         return self.layout.placed(passage)

@@ -52,8 +52,8 @@ class Reader(TextReader):
             DeprecationWarning,
             stacklevel=2,
         )
-        return self.support.full_attention_only
+        return self.support.reserved_positions
 
     def can_have(self, pattern: ContextPattern) -> bool:
-        """Whether the model supports a pattern: isolated passages need full attention."""
-        return not pattern.isolated or self.support.full_attention_only
+        """Whether the model supports a pattern: isolated passages need layers that see them."""
+        return not pattern.isolated or self.support.reserved_positions

@@ -72,9 +72,11 @@ class _Text(HeldTokens):
 
     def _extend(self, prompt: Prompt, ids: Ids, keep: int) -> Tensor:
         """Compute tokens behind the text: the logits of the last ones, (1, keep, V)."""
-        passage = self._prefilled[prompt.placed(self.passage)] if self.passage else []
+        placed = prompt.placed(self.passage)
+        passage = self._prefilled[placed] if self.passage else []
+        seen = [*placed.positions][len(placed.sink) :] + self.positions(0, len(self.ids))
         cache = cache_of(joined(passage, self._states))
-        logits = self._model.extend(cache, ids, self.position, keep)
+        logits = self._model.extend(cache, ids, self.position, keep, seen)
         self._states = part(states_of(cache), slice(len(self.passage), None))
         self.append(ids)
         return logits

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from flashback.engines.kernels.last_layer import LastLayer
 from flashback.engines.kernels.states import States
+from flashback.engines.kernels.window_masks import masks_by_kind
 from flashback.engines.support import support_of
 from flashback.patterns.prompt import Ids
 
@@ -34,12 +35,17 @@ class ScoringModel:
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         support = support_of(base)
         self.takes_positions = support.takes_positions
+        self.can_have_slot = support.reserved_positions and support.every_layer_caches
+        """Whether passages can stand at reserved positions."""
+        self.window = support.window
+        """See `Support.window`."""
         self._takes_keep = support.takes_logits_to_keep
         self.full_attention = support.full_attention_only and support.every_layer_caches
         """Whether every layer caches and attends to every position; False for sliding windows."""
         self.skips_columns = self.full_attention and support.skips_hidden_columns
         """Whether masked columns of a cache do not count as positions."""
-        self.device = next(base.parameters()).device
+        parameter = next(base.parameters())
+        self.device, self._dtype = parameter.device, parameter.dtype
         self._last_layer = LastLayer(base)
         self._model = model
 
@@ -65,9 +71,19 @@ class ScoringModel:
             logits: Tensor = self._model(input_ids=ids, **inputs).logits
         return logits if logits.shape[1] == keep else logits[:, -keep:]
 
-    def extend(self, cache: DynamicCache, ids: Ids, position: int, keep: int) -> Tensor:
-        """Logits (1, keep, V) of `ids`, the first at `position`; the cache grows by them."""
+    def extend(
+        self, cache: DynamicCache, ids: Ids, position: int, keep: int, seen: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits (1, keep, V) of `ids`, the first at `position`; the cache grows by them.
+
+        Args:
+            seen: positions of what the cache holds, where columns do not tell them.
+        """
         inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        if self.window is not None and seen:
+            new = torch.arange(position, position + len(ids), device=self.device)
+            keys = torch.cat((torch.tensor(seen, device=self.device), new))
+            inputs["attention_mask"] = masks_by_kind(new, keys, keys, self.window, self._dtype)
         if self.takes_positions:
             positions = torch.arange(position, position + len(ids), device=self.device)
             inputs["position_ids"] = positions[None]

@@ -88,7 +88,7 @@ class TargetScorer:
         layout = PATTERNS[arrangement.pattern].targets
         branches = layout is TargetLayout.BRANCHES and self.packs_appended
         in_place = layout is TargetLayout.IN_PLACE
-        assert self._model.full_attention or not in_place, "see Reader.check_pattern"
+        assert self._model.can_have_slot or not in_place, "see Reader.check_pattern"
         for number, example in enumerate(examples):
             if branches and example.window.shares_context:
                 scores |= yield from self._branches(number, example, arrangement)

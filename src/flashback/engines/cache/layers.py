@@ -21,6 +21,7 @@ is held.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -235,6 +236,8 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
         self._buffer = _Buffer()
         self._droppable = 0
         """Positions before this one may be dropped from a full buffer."""
+        self._passage: States | None = None
+        """In view; a mask says how far."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -245,7 +248,20 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
         visible = max(self._buffer.end - (self.sliding_window - 1), 0)
         self._buffer.append(key_states, value_states, self._droppable)
         self.cumulative_length = self._buffer.end
-        return self._buffer.view(visible)
+        text = self._buffer.view(visible)
+        if self._passage is None:
+            return text
+        keys, values = (torch.cat(pair, 2) for pair in zip(self._passage, text, strict=True))
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """p + n."""
+        passage = 0 if self._passage is None else self._passage[0].shape[-2]
+        return passage + self._buffer.end
+
+    def show(self, states: States | None) -> None:
+        """Exchange the passage in view, (B, H, p, D) each; None: remove it."""
+        self._passage = states
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` positions, and allow to drop what precedes W."""
@@ -287,7 +303,7 @@ def _buffered(layer: object) -> Any:
 
 
 def make_room(cache: DynamicCache, columns: int) -> None:
-    """Hold at least so many columns for passages; in models with full attention only."""
+    """Hold at least so many columns for passages in layers with full attention."""
     for layer in full_layers(cache):
         layer.make_room(columns)
 
@@ -310,7 +326,7 @@ def cache_is_oversized(cache: DynamicCache, positions: int) -> bool:
 
 def show_passage(cache: DynamicCache, states: Sequence[States] | None) -> None:
     """Exchange the passage in view of every layer, in place; None: remove it."""
-    layers = full_layers(cache)
+    layers = [layer for layer in cache.layers if isinstance(layer, _BUFFERED)]
     for at, layer in enumerate(layers):
         layer.show(None if states is None else states[at])
 

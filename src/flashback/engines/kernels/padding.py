@@ -37,6 +37,7 @@ def mask_of(
     keys: Tensor,
     dtype: torch.dtype,
     window: int | None = None,
+    positions: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A mask to be added to attention scores, (A, 1, T, K): 0 where seen, else the least number.
 
@@ -45,11 +46,13 @@ def mask_of(
         first: the first column in each row's view, (A, 1).
         keys: 0, 1, ..., K - 1, (K,).
         dtype: of the mask; the model's.
-        window: how many columns a token sees, its own included; None: all up to its own.
+        window: how many positions a token sees, its own included; None: all up to its own.
+        positions: of the tokens (A, T) and of the columns (A, K), where they are not columns.
     """
     queries = columns[..., None]
     seen = (keys <= queries) & (keys >= first[..., None])
     if window is not None:
-        seen &= keys > queries - window
+        at, held = (columns, keys[None]) if positions is None else positions
+        seen &= held[:, None] > at[..., None] - window
     never = torch.finfo(dtype).min
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, never)[:, None]
