@@ -115,7 +115,7 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: str
         [0, *range(at, at + n)] for at, n in ((10, 40), (60, 3), (65, 70), (140, 21), (2, 66))
     ]
     reader = shared_reader(family)
-    writer = Generator(reader, LocalEngine(reader.model, window=150), PassagesByQuery())
+    writer = Generator(reader, LocalEngine(reader.model, window=138), PassagesByQuery())
     together = writer.generate_batch(prompts, made_up, batch_size=3)
     assert sum(len(text.jumps) for text in together) >= 3
     for prompt, text in zip(prompts, together, strict=True):
