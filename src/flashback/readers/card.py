@@ -20,7 +20,8 @@ from flashback.settings import FrameText, RetrievalSettings
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-FORMAT = 1
+FORMAT = 2
+_BEFORE_SLOTS_CHANGED = 1
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,12 @@ def read_card(folder: Path) -> AdapterCard:
             )
     try:
         record = json.loads(path.read_text("utf-8"))
-        if record["format"] != FORMAT:
+        if (found := record["format"]) not in (_BEFORE_SLOTS_CHANGED, FORMAT):
+            raise AdapterError(f"adapter {folder}: format {found}, but this version reads {FORMAT}")
+        if found == _BEFORE_SLOTS_CHANGED and record["pattern"] == "slot":
             raise AdapterError(
-                f"adapter {folder}: format {record['format']}, but this version reads {FORMAT}"
+                f"adapter {folder}: trained for a slot as it was in an earlier version; train it "
+                "again with `flashback train --pattern slot`"
             )
         return _card_of(record)
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, OSError) as error:
