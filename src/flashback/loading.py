@@ -122,9 +122,8 @@ def load(
         device, dtype, window, trust_remote_code: see `load_reader`.
         weights: `full`; on CPU also `numba` (single tokens multiplied by compiled loops; faster, in
             float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
-        memory_bytes: keys and values kept between requests, a quarter of them for passages; None:
-            those of the last text, and 256 MiB of passages.
-        passage_tokens: m, of which is said if passages of the index are longer.
+        memory_bytes: of kept keys and values, a quarter for passages; None: one text's and 256 MiB.
+        passage_tokens: m; a warning says how many passages are longer.
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
@@ -136,8 +135,7 @@ def load(
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
-        weights=_weights(weights, quantize, decode_kernel),
-        memory_bytes=memory_bytes,
+        *(_weights(weights, quantize, decode_kernel), memory_bytes),
     )
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)
