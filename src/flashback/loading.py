@@ -1,7 +1,7 @@
 """Load a reader, its adapter, an engine and an index in one call."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def load(
 
     Args:
         model: a hub name, a folder, or `flashback-mini`, which ships with the package.
-        index: an index folder made by `flashback index`; None is enough for the pattern `none`.
+        index: a folder made by `flashback index`; None is enough for the pattern `none`.
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model, if anything;
             None: the model as it is.
@@ -122,9 +122,8 @@ def load(
         device, dtype, window, trust_remote_code: see `load_reader`.
         weights: `full`; on CPU also `numba` (single tokens multiplied by compiled loops; faster, in
             float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
-        memory_bytes: keys and values kept between requests, a quarter of them for passages; None:
-            those of the last text, and 256 MiB of passages.
-        passage_tokens: m, of which is said if passages of the index are longer.
+        memory_bytes: of kept keys and values, a quarter for passages; None: one text's and 256 MiB.
+        passage_tokens: m; a warning says how many passages are longer.
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
@@ -136,25 +135,23 @@ def load(
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
-        weights=_weights(weights, quantize, decode_kernel),
-        memory_bytes=memory_bytes,
+        *(_weights(weights, quantize, decode_kernel), memory_bytes),
     )
     check_weights(options.weights, device, dtype)
     retriever = None if index is None else open_index(index)
     reader, opened = ENGINES[engine](options)
-    for note in _notes(reader, pattern, retriever, passage_tokens):
-        warnings.warn(note, FlashBackWarning, stacklevel=2)
+    _warn(reader, pattern, retriever, passage_tokens)
     return Generator(reader, opened, retriever)
 
 
-def _notes(
+def _warn(
     reader: TextReader, pattern: str | None, retriever: Index | None, passage_tokens: int
-) -> Iterator[str]:
-    """What a user should know about a reader, and about an index shown to it."""
+) -> None:
+    """Say what a user should know about a reader, and about an index shown to it."""
     if pattern is not None and (note := reader.untrained_for(pattern)):
-        yield note
+        warnings.warn(note, FlashBackWarning, stacklevel=3)
     if retriever is not None and (note := unseen_note(reader, retriever.sample(), passage_tokens)):
-        yield note
+        warnings.warn(note, FlashBackWarning, stacklevel=3)
 
 
 def _weights(weights: str, quantize: str | None, decode_kernel: str | None) -> Weights:

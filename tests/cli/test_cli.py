@@ -23,6 +23,8 @@ from recompute import TOLERANCE, recomputed_logits
 
 PROMPT = "What pulls at the tides? Moon, moon. Network: "
 """Its words leave the query one by one while the text grows, so that passages change."""
+pytestmark = pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
+"""The small reader has a token for every byte, and is shown the beginning of a passage."""
 EXACT = ("--device", "cpu", "--dtype", "float32")
 PATTERNS = ("none", "prepend", "append")
 untrained = pytest.mark.filterwarnings("ignore:.* was not trained for append")

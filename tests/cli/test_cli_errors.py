@@ -26,6 +26,8 @@ from transformers import (
 from command_line import refused, run, start
 from tiny_readers import byte_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
+"""The small reader has a token for every byte, and is shown the beginning of a passage."""
 SMALL = ("--passage-tokens", "40", "--stride", "8", "--max-new-tokens", "24")
 DEADLINE = 120
 """Seconds a process may take to get anywhere, on a busy machine."""
@@ -537,7 +539,7 @@ def test_an_interrupted_build_leaves_what_was_there(
 def test_an_interrupted_generation_has_printed_its_beginning(
     model_folder: Path, index: Path
 ) -> None:
-    words = ("--passage-tokens", "40", "--stride", "8", "--ignore-eos", "--explain")
+    words = ("--passage-tokens", "100", "--stride", "8", "--ignore-eos", "--explain")
     endless = ("--max-new-tokens", "1000000")
     process = start("generate", "--model", model_folder, "--index", index, *words, *endless, "moon")
     assert process.stdout is not None

@@ -811,6 +811,7 @@ def command(model_folder: Path, index: Path, texts: Path, tmp_path: Path) -> Tra
     return Train(model_folder, index, texts, tmp_path / "made" / "A")
 
 
+@pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
 def test_an_adapter_is_trained_in_a_line(command: Train, model_folder: Path, index: Path) -> None:
     outcome = command()
     card = read_card(command.out)

@@ -32,7 +32,10 @@ _SENTENCE = re.compile(
 )
 _WORD = re.compile(r"\S+")
 _NO_SPACE = re.compile(r"\S")
-_ESTIMATED = re.compile(r"[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|[^A-Za-z\s]|\n|\s{4}")
+_ESTIMATED = re.compile(
+    r"[A-Za-z0-9+/](?=[A-Za-z0-9+/]{16})|(?<=[A-Za-z0-9+/]{16})[A-Za-z0-9+/]"
+    r"|[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|[^A-Za-z\s]|\n|\s{4}"
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Passage:
 def estimated_ends(text: str) -> list[int]:
     """Token ends for a reader that is not known: more tokens than most readers make of a text.
 
-    A token for every 3 letters, every 2 capitals, every digit, sign and line; outside of ASCII one
-    for every byte, as small vocabularies have them.
+    A token for every 3 letters, every 2 capitals, every digit, sign and line; for every character
+    of base64 and the like; and outside of ASCII for every byte, as small vocabularies have them.
     """
     if text.isascii():
         return [match.end() for match in _ESTIMATED.finditer(text)]

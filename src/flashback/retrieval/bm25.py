@@ -97,46 +97,56 @@ def build_index(
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
     """
+    with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
+        counts = _fill(data, _called(on_passage, passages), settings, report)
+        versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
+        content = Content(KIND, counts, asdict(settings), versions)
+        return publish(folder, data, content)
+
+
+def _called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
+    for passage in passages:
+        on_passage()
+        yield passage
+
+
+def _fill(
+    data: Path, passages: Iterable[Passage], settings: IndexSettings, report: CorpusReport
+) -> dict[str, int]:
+    """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
-    with (
-        _readable_errors(folder),
-        new_version(folder, overwrite=overwrite) as data,
-        Spool(once=once, near=near) as spool,
-    ):
-        for passage in passages:
-            on_passage()
-            spool.add(passage)
-        if not spool.stored:
-            raise CorpusError(_nothing_found(report))
-        counts = {
+    with Spool(once=once, near=near) as spool:
+        with _writing(data) as writer:
+            for passage in passages:
+                spool.add(passage)
+            if not spool.stored:
+                raise CorpusError(_nothing_found(report))
+            letters = _write(writer, spool, settings)
+        if spool.dropped:
+            lines = (f"{line}\n" for line in spool.reasons())
+            (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
+        return {
             "documents": report.documents,
             "passages": spool.stored,
             "repeated_passages": spool.repeated,
             "near_duplicates": spool.dropped,
             "bad_records": report.bad_records,
             "ignored_files": report.ignored_files,
+            **letters,
         }
-        counts |= _write(data, spool, settings)
-        versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
-        content = Content(KIND, counts, asdict(settings), versions)
-        return publish(folder, data, content)
 
 
-def _write(data: Path, spool: Spool, settings: IndexSettings) -> dict[str, int]:
-    """Write the search library's files and the list of what was left out; what was counted."""
+def _write(writer: tantivy.IndexWriter, spool: Spool, settings: IndexSettings) -> dict[str, int]:
+    """Write what was collected; the letters that were counted."""
     letters = unstemmed = 0
     every = -(-spool.stored // _SAMPLE)
-    with _writing(data) as writer:
-        for number, stored in enumerate(spool):
-            sampled = number % every == 0
-            record, terms = record_of(stored, titled=settings.title, sampled=sampled)
-            writer.add_document(record)
-            letters += len(terms) - terms.count(" ")
-            unstemmed += analysis.without_stems(terms)
-        writer.commit()
-    if spool.dropped:
-        lines = (f"{line}\n" for line in spool.reasons())
-        (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
+    for number, stored in enumerate(spool):
+        sampled = number % every == 0
+        record, terms = record_of(stored, titled=settings.title, sampled=sampled)
+        writer.add_document(record)
+        letters += len(terms) - terms.count(" ")
+        unstemmed += analysis.without_stems(terms)
+    writer.commit()
     return {"letters": letters, "letters_without_stems": unstemmed}
 
 
