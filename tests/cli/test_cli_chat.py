@@ -14,6 +14,9 @@ from flashback.patterns.registry import PATTERNS
 from flashback.writing.generator import Generator
 from flashback.writing.stream import Writing
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
+"""The small reader has a token for every byte, and is shown the beginning of a passage."""
+
 SHORT = ("--device", "cpu", "--dtype", "float32", "--passage-tokens", "48", "--max-new-tokens", "6")
 Asked = list[tuple[str, list[tuple[str, str]]]]
 """The pattern and the messages of every answer."""
@@ -143,7 +146,7 @@ def test_what_can_never_be_answered_is_refused_before_the_first_line(
     words = ("chat", "--index", index, "--model", model_folder, *SHORT)
     assert "has no chat template" in refused(*words, code=1)
     long = ("--system", "x" * 900, "--pattern", "slot")
-    assert "shorten it" in refused("chat", *chat.words, *long, code=1)
+    assert "shorten them" in refused("chat", *chat.words, *long, code=1)
     assert "not UTF-8 in line 1 at byte 2" in refused("chat", *chat.words, input=b"a\xff\n")
     assert "standard input is closed" in refused("chat", *chat.words, input=None)
     no_index = ("chat", "--pattern", "none", *chat.words[2:])

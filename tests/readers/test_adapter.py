@@ -28,7 +28,15 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder
 from flashback.readers.adapter import put_on
-from flashback.readers.card import CARD, CONFIG, WEIGHTS, AdapterCard, card_record, read_card
+from flashback.readers.card import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    AdapterCard,
+    card_record,
+    read_card,
+)
 from flashback.readers.fingerprint import base_of, fingerprint
 from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.lora import add_lora, save_lora
@@ -253,6 +261,7 @@ def test_plain_transformers_computes_the_same_with_an_export(tmp_path: Path) -> 
         ]
 
 
+@pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
 def test_an_export_and_its_adapter_write_the_same(
     model_folder: Path, index: Path, tmp_path: Path
 ) -> None:
@@ -690,6 +699,7 @@ def test_a_baseline_minds_its_pattern_only(model_folder: Path, index: Path, tmp_
         generator.stream("moon", Settings(TRAINED_FOR)).close()
 
 
+@pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
 def test_the_warning_is_one_line_of_the_command(
     model_folder: Path, index: Path, whole: Path
 ) -> None:
@@ -698,6 +708,7 @@ def test_the_warning_is_one_line_of_the_command(
     assert run(*words, *short).err == ""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", ".* passages looked at are longer")
         err = run(*words, "--passages", "2", *short).err
     assert err == (
         f"flashback: warning: the adapter on {model_folder} was trained for passages 1, not 2\n"
@@ -752,7 +763,7 @@ def test_an_adapter_without_retrieval_needs_no_index(tmp_path: Path) -> None:
     for pattern in PATTERNS:
         folder = Path(shutil.copytree(shipped(f"{MINI}-adapter"), tmp_path / pattern))
         record = json.loads((folder / CARD).read_text())
-        (folder / CARD).write_text(json.dumps(record | {"pattern": str(pattern)}))
+        (folder / CARD).write_text(json.dumps(record | {"pattern": str(pattern), "format": FORMAT}))
         assert as_trained(retrieval, str(folder)) == replace(retrieval, pattern=pattern)
         prepended = replace(retrieval, pattern="prepend")
         assert as_trained(prepended, str(folder)) == prepended

@@ -121,7 +121,10 @@ def test_what_was_asked_for_is_not_replaced() -> None:
         assert prompt.ids == talk.prompt_ids(reader)
     own = RetrievalSettings(pattern="slot", frame=FrameText("(", ")"))
     prompt = talk.prompt(reader, own)
-    assert (prompt.retrieval.frame, prompt.ids) == (own.frame, talk.prompt_ids(reader))
+    frame = prompt.retrieval.frame
+    assert frame is not None
+    assert (frame.before, frame.after, frame.sink) == ("(", ")", "<|im_start|>user\n")
+    assert prompt.ids == talk.prompt_ids(reader)
     assert prompt.retrieval.history_tokens > 0
     marked = tiny_reader(marks=True)
     marked.tokenizer.chat_template = TEMPLATES["chatml"]

@@ -158,6 +158,8 @@ def test_what_can_never_fit_is_refused_by_its_name() -> None:
         with pytest.raises(PromptTooLong, match="the last message and the system's have 7"):
             generator.chat([SYSTEM, QUESTION, message("assistant", "a"), long], asking(pattern))
     with pytest.raises(PromptTooLong, match=r"system message has 700 tokens, but .* shorten it"):
+        generator.chat([message("system", "x" * 700), QUESTION], asking("prepend"))
+    with pytest.raises(PromptTooLong, match="the last message and the system's have 7"):
         generator.chat([message("system", "x" * 700), QUESTION], asking("slot"))
     with pytest.raises(SettingsError, match="--passage-tokens"):
         generator.chat([SYSTEM, QUESTION], Settings(RetrievalSettings("slot", passage_tokens=600)))

@@ -189,8 +189,8 @@ def test_a_generation_makes_one_pass_at_a_boundary(monkeypatch: pytest.MonkeyPat
     prompt = Prompt.with_views(context, views, Layout(1, 4, (0,)))
     completion = engine.complete(prompt, 2, Sampler(SamplingSettings(), []))
     list(completion)
-    assert passes == [1, 2 + 29, 3 + 9, 1, 1]
-    assert completion.usage.prefilled == 1 + 2 + 29 + 3 + 9 + 1
+    assert passes == [1, 1 + 2 + 29, 1 + 3 + 9, 1, 1]
+    assert completion.usage.prefilled == 1 + (1 + 2 + 29) + (1 + 3 + 9) + 1
     # Both passages are kept, and not as parts of a cache that goes on.
     kept = engine.passages.find(prompt.placed((1, 2)))
     assert kept is not None
