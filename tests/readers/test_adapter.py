@@ -253,6 +253,7 @@ def test_plain_transformers_computes_the_same_with_an_export(tmp_path: Path) -> 
         ]
 
 
+@pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
 def test_an_export_and_its_adapter_write_the_same(
     model_folder: Path, index: Path, tmp_path: Path
 ) -> None:
@@ -687,8 +688,11 @@ def test_a_baseline_minds_its_pattern_only(model_folder: Path, index: Path, tmp_
 
 
 def test_the_warning_is_one_line_of_the_command(
-    model_folder: Path, index: Path, whole: Path
+    model_folder: Path, notes: Path, tmp_path: Path, whole: Path
 ) -> None:
+    index = tmp_path / "IDX"
+    fitting = ("--model", model_folder, "--passage-tokens", "40")
+    run("index", notes, "--out", index, *fitting)  # so that nothing is said of its passages
     words = ("generate", "--model", model_folder, "--index", index, "--adapter", whole, *SMALL)
     short = ("--max-new-tokens", "2", "moon")
     assert run(*words, *short).err == ""

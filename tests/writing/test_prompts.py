@@ -16,6 +16,8 @@ from flashback.files import folder_locked
 from flashback.writing.prompts import read_prompts
 from flashback.writing.results import Results, open_results
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
+"""The small reader has a token for every byte, and is shown the beginning of a passage."""
 PROMPTS = ("The moon: ", "Snow, snow and a network. ", "A", "json " * 12, "The tides follow ")
 SMALL = (
     *("--device", "cpu", "--dtype", "float32", "--passage-tokens", "30", "--stride", "8"),
