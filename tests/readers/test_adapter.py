@@ -701,8 +701,11 @@ def test_a_baseline_minds_its_pattern_only(model_folder: Path, index: Path, tmp_
 
 @pytest.mark.filterwarnings("ignore:.* passages looked at are longer")
 def test_the_warning_is_one_line_of_the_command(
-    model_folder: Path, index: Path, whole: Path
+    model_folder: Path, notes: Path, tmp_path: Path, whole: Path
 ) -> None:
+    index = tmp_path / "IDX"
+    fitting = ("--model", model_folder, "--passage-tokens", "40")
+    run("index", notes, "--out", index, *fitting)  # so that nothing is said of its passages
     words = ("generate", "--model", model_folder, "--index", index, "--adapter", whole, *SMALL)
     short = ("--max-new-tokens", "2", "moon")
     assert run(*words, *short).err == ""
