@@ -66,7 +66,7 @@ class GgufFile:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether texts begin with BOS: the file's word, else what llama.cpp does without one."""
+        """Whether texts begin with BOS: the file's value, else what llama.cpp does without one."""
         given = self.token_word("add_bos_token")
         if given is None:
             return self.token_word("model") == "llama" or self.token_word("pre") in LLAMA3

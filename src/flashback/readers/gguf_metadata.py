@@ -1,7 +1,7 @@
 """The metadata of a GGUF file as configuration and tokenizer of transformers.
 
-What transformers makes of a file is compared with the file's own words (its metadata). A word that
-can simply be taken is; any other difference is refused, or said in a warning.
+What transformers makes of a file is compared with the file's metadata. A value that can simply be
+taken over is; any other difference is refused, or said in a warning.
 """
 
 import json
@@ -77,7 +77,7 @@ _SCALED_BY_HIDDEN_SIZE = {("gemma2", 46), ("gemma3", 62)}
 
 
 def gguf_config(file: GgufFile) -> Any:
-    """The configuration that transformers makes of a file, with the file's own words in it.
+    """The configuration that transformers makes of a file, with the file's own values in it.
 
     Raises:
         ReaderError: the file says something that the configuration cannot.
@@ -144,7 +144,7 @@ def _take_rotation(file: GgufFile, config: Any) -> None:
 
 
 def _rotation(config: Any) -> dict[str, Any]:
-    """The rotary parameters that a file's words are about: those of full attention."""
+    """The rotary parameters that a file's metadata are about: those of full attention."""
     rope = getattr(config, "rope_parameters", None) or {}
     found: dict[str, Any] = rope.get("full_attention", rope)
     return found
