@@ -345,6 +345,6 @@ class Settings(CheckedSettings):
     retrieval: RetrievalSettings = RetrievalSettings()
     sampling: SamplingSettings = SamplingSettings()
     stopping: StoppingSettings = StoppingSettings()
-    truncate: bool = setting(
-        False, "Cut a prompt that is too long from the left instead of refusing it."
-    )
+    truncate: bool = setting(False, "Cut a prompt that is too long from the left; else refuse it.")
+    cache_salt: str = ""
+    """Only texts with the same one share what is cached."""

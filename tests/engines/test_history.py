@@ -1,6 +1,7 @@
 """What was computed without a passage is shared: by turns, by requests, by patterns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from families import SLOTTED, tiny_model
 from flashback.engines.cache.layers import full_layers
 from flashback.engines.local import LocalEngine
-from flashback.engines.protocol import Completion
+from flashback.engines.protocol import Completion, Request
 from flashback.patterns.prompt import Ids, Layout, Prompt, View
 from flashback.readers.chat import Conversation
 from flashback.sampling import Sampler
@@ -85,6 +86,29 @@ def test_a_beginning_that_another_request_holds_is_copied() -> None:
     rest = [first, *held.tokens]
     alone = engine.complete(in_a_slot(TEXT, 25, (3, 4)), 5, Sampler(SamplingSettings(), []))
     assert list(alone.tokens) == rest
+
+
+def test_prompts_with_another_salt_share_nothing() -> None:
+    """Neither a history nor a passage: their time would tell what others asked."""
+    engine = LocalEngine(tiny_model("llama"), 120, idle_bytes=1 << 30)
+    prompts = [replace(in_a_slot(TEXT, 25, (3, 4)), salt=salt) for salt in ("", "a", "b")]
+    for prompt in prompts:
+        found = complete(engine, prompt).usage
+        assert (found.reused, found.prefilled) == (0, len(TEXT) + 1 + 2)
+    for prompt in prompts:
+        assert complete(engine, prompt).usage.prefilled == 1
+
+
+def test_rows_with_another_salt_share_nothing() -> None:
+    batch = LocalEngine(tiny_model("llama"), 120).batch(2)
+
+    def prefilled(salt: str) -> int:
+        prompt = replace(in_a_slot(TEXT, 25, (3, 4)), salt=salt)
+        request = Request(prompt, 1, Sampler(SamplingSettings(), []))
+        list(batch.complete([request]))
+        return request.usage.prefilled
+
+    assert [prefilled(salt) for salt in ("a", "a", "b", "a")] == [43, 1, 43, 40]
 
 
 def talk(generator: Generator, questions: Sequence[str]) -> list[tuple[Generation, int]]:

@@ -64,6 +64,8 @@ def test_reused_tokens_are_counted(served: Served) -> None:
     served.complete("Once upon a time, there was")
     again = served.complete("Once upon a time, there was")
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 20
+    other = served.complete("Once upon a time, there was", cache_salt="somebody else")
+    assert other["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     assert again["choices"] == first["choices"]
 
 

@@ -189,7 +189,10 @@ class LocalBatch:
         for at, prompt in enumerate(prompts):
             if at not in found:
                 found[at] = BatchRow(
-                    layout=prompt.layout, room=prompt.layout.reserved, place=len(self._held)
+                    layout=prompt.layout,
+                    room=prompt.layout.reserved,
+                    salt=prompt.salt,
+                    place=len(self._held),
                 )
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]

@@ -22,6 +22,8 @@ class HeldTokens:
     """The passages that were in view when they were computed."""
     passage: Ids = ()
     """The passage in view now."""
+    salt: str = ""
+    """That of the prompts that may share them."""
 
     @property
     def end(self) -> int:
@@ -44,7 +46,7 @@ class HeldTokens:
 
     def placed(self, passage: Ids) -> PlacedPassage:
         """A passage at the reserved positions, with what it sees."""
-        return self.layout.placed(passage)
+        return self.layout.placed(passage, self.salt)
 
     def common_prefix(self, prompt: Prompt) -> int:
         """Number of tokens that can be kept: the same ones, at the same positions, with the same
@@ -52,6 +54,8 @@ class HeldTokens:
 
         At least one token of the prompt is left to prefill.
         """
+        if self.salt != prompt.salt:
+            return 0
         ids = prompt.ids
         limit = min(
             len(self.ids),

@@ -46,9 +46,9 @@ class Layout:
         """h + R, the position behind a passage."""
         return self.history + self.reserved
 
-    def placed(self, passage: Ids) -> "PlacedPassage":
+    def placed(self, passage: Ids, salt: str = "") -> "PlacedPassage":
         """A passage, with what it sees."""
-        return PlacedPassage(passage, self.passage_end, self.sink)
+        return PlacedPassage(passage, self.passage_end, self.sink, salt)
 
     def same_positions(self, other: "Layout") -> int:
         """How many of a text's first tokens stand where they do in another layout, at least.
@@ -91,6 +91,8 @@ class PlacedPassage:
     end: int
     """The position behind it."""
     sink: Ids = ()
+    salt: str = ""
+    """That of its prompt."""
 
     @property
     def behind_sink(self) -> Ids:
@@ -109,6 +111,9 @@ class Prompt:
 
     segments: tuple[Segment, ...]
     layout: Layout = Layout()
+    salt: str = ""
+    """Only prompts with the same one share what is cached, as vLLM's `cache_salt` has it: else the
+    time of a request would tell what others asked."""
 
     def __post_init__(self) -> None:
         layout, end = self.layout, 0
@@ -171,7 +176,7 @@ class Prompt:
 
     def placed(self, passage: Ids) -> PlacedPassage:
         """One of its passages, with what it sees."""
-        return self.layout.placed(passage)
+        return self.layout.placed(passage, self.salt)
 
     @property
     def arranged(self) -> Ids:

@@ -138,6 +138,7 @@ def _settings(request: Common, tokens: int, service: Service) -> Settings:
             _sampling(request),
             StoppingSettings(tokens, tuple(stops), given.get("ignore_eos", False)),
             given.get("truncate", False),
+            request.cache_salt or "",
         )
     except SettingsError as error:
         raise of_settings(error, service.reader.name, service.model) from error

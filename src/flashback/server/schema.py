@@ -138,6 +138,9 @@ class Common(_Sampling):  # type: ignore[misc]
     user: Annotated[str, StringConstraints(max_length=256)] | None = Field(
         None, description="Written into the server's log."
     )
+    cache_salt: Label | None = Field(
+        None, description="Only requests with the same one share what is cached."
+    )
     flashback: FlashbackOptions | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

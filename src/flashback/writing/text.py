@@ -6,7 +6,7 @@ penalties are handled here, since they may span strides.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flashback.engines.protocol import Usage
@@ -175,6 +175,8 @@ class Text:
             context.visible_of(len(self.prompt_tokens) - self.begun),
         )
         prompt = PATTERNS[retrieval.pattern].arrange(boundary)
+        if self.settings.cache_salt:
+            prompt = replace(prompt, salt=self.settings.cache_salt)
         self._before, self._hits = prompt, tuple(hits)
         return prompt
 

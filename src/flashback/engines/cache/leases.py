@@ -64,7 +64,7 @@ class Leases:
             ]  # the writer's text has its sequence
             sequence.writer = None if writer is None else weakref.ref(writer)
             sequence.cut(shared)
-            sequence.lay_out(prompt.layout)
+            sequence.lay_out(prompt.layout, prompt.salt)
             self.taken.append(sequence)
             return sequence, shared
 

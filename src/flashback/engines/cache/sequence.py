@@ -21,10 +21,11 @@ class CachedSequence(HeldTokens):
     writer: "weakref.ref[Sampler] | None" = field(default=None, kw_only=True)
     """The sampler of the text that it was last used for; dead when that text is finished."""
 
-    def lay_out(self, layout: Layout) -> None:
+    def lay_out(self, layout: Layout, salt: str = "") -> None:
         """Let the next tokens stand where another prompt has them."""
-        if layout == self.layout:
+        if (layout, salt) == (self.layout, self.salt):
             return
+        self.salt = salt
         self.show((), None)  # the passage in view stands elsewhere
         self.layout = layout
         if (needed := layout.reserved + len(layout.sink)) > self.room:
