@@ -119,8 +119,8 @@ def test_forms_with_and_without_pasted_passages(reader: Reader, form: Form) -> N
         Form.FEW_SHOT: (solved + asked, f"{solved}Context: P\n\n{asked}", " Ada"),
         Form.COMPLETION: ("Number 0 is called", "P\n\nNumber 0 is called", " Ada"),
     }[form]
-    assert reader.decode(asking.prompt_ids(reader, question)) == plain
-    assert reader.decode(asking.prompt_ids(reader, question, "P")) == pasted
+    assert reader.decode(asking.prompt(reader, question).ids) == plain
+    assert reader.decode(asking.prompt(reader, question, "P").ids) == pasted
     assert reader.decode(asking.answer_ids(reader, question, "P")) == answer
 
 
@@ -152,9 +152,9 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     assert len(records) == len(asked)
     retrieval = settings.retrieval
     for one, record in zip(asked, records, strict=True):
-        prompt = comparison.asking.prompt_ids(
+        prompt = comparison.asking.prompt(
             reader, one.question, one.shown if at == 0 else "", settings.retrieval
-        )
+        ).ids
         answer = comparison.asking.answer_ids(reader, one.question)
         alone = open_writer(reader, _Fixed(one.hits)).generate(prompt, settings)
         assert alone.text.strip() == record["written"]

@@ -61,7 +61,7 @@ class Respondent:
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
         prompts = [
-            self.asking.prompt_ids(self.reader, *self._pasted(one), self.settings.retrieval)
+            self.asking.prompt(self.reader, *self._pasted(one), self.settings.retrieval).ids
             for one in asked
         ]
         self._check(writer, asked, prompts)

@@ -22,14 +22,14 @@ class Asking:
     examples: Callable[[Question], Sequence[Question]] = lambda _: ()
     """The solved examples before a question."""
 
-    def prompt_ids(
+    def prompt(
         self,
         reader: TextReader,
         question: Question,
         context: str = "",
         retrieval: RetrievalSettings = _NONE,
-    ) -> Ids:
-        """The prompt of a question.
+    ) -> ChatPrompt:
+        """The prompt of a question, and the settings that show passages there.
 
         Args:
             context: passages to be pasted into it, as a plain text.
@@ -38,21 +38,10 @@ class Asking:
         Raises:
             ChatTemplateError: the reader has no chat template, or it refuses the question.
         """
-        return self.prompt(reader, question, context, retrieval).ids
-
-    def prompt(
-        self,
-        reader: TextReader,
-        question: Question,
-        context: str = "",
-        retrieval: RetrievalSettings = _NONE,
-    ) -> ChatPrompt:
-        """The same, with the settings that show passages there."""
         if self.form is Form.CHAT:
             return conversation_of(question, context).prompt(reader, retrieval)
-        return ChatPrompt(
-            reader.bos + tuple(reader.encode(self._text(question, context))), retrieval
-        )
+        text = self._text(question, context)
+        return ChatPrompt(reader.bos + tuple(reader.encode(text)), retrieval)
 
     def answer_ids(self, reader: TextReader, question: Question, context: str = "") -> Ids:
         """The first right answer as what follows the prompt."""
@@ -83,7 +72,7 @@ def conversation_of(question: Question, context: str = "") -> Conversation:
     """A chat that begins with the question.
 
     Args:
-        context: see `Asking.prompt_ids`.
+        context: see `Asking.prompt`.
     """
     said = question.text
     if context:
