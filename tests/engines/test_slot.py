@@ -286,9 +286,14 @@ def test_exchanging_a_passage() -> None:
     assert shown((1, 2), 14, first).views == first.views
     exchanged = shown((3,), 14, first)
     assert exchanged.views == (View(0, ()), View(3, (1, 2)), View(9, (3,)))
-    assert [exchanged.layout.position(one.start) for one in exchanged.segments] == [0, 7, 13]
+    assert [exchanged.layout.position(one.start) for one in exchanged.segments] == [0, 5, 11]
     assert exchanged.arranged == (0, 1, 2, 3, *range(3, 14))
     assert shown((), 14, first).passage == ()
+    # A longer one needs more positions: all behind the history is computed again.
+    grown = shown((7, 8, 9), 14, exchanged)
+    assert grown.views == (View(0, ()), View(3, (7, 8, 9)))
+    assert [one.layout.reserved for one in (first, exchanged, grown)] == [2, 2, 3]
+    assert shown((1, 2), 16, grown).layout.reserved == 3
     assert shown((3,), 6, first).views == (View(0, ()), View(3, (3,)))  # all behind the history
     with pytest.raises(SettingsError, match="passage of 5 tokens"):
         shown((1, 2, 3, 4, 5), 14, first)

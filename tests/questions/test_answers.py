@@ -163,7 +163,8 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
             frame = reader.frame(retrieval.frame, "slot")
             passage = passage_ids(reader, (hit.text for hit in one.hits), retrieval)
             framed = frame.around(passage)
-            reserved = 24 + len(frame.before) + len(frame.after)
+            chat = form is Form.CHAT  # with a history: what the passage takes
+            reserved = len(framed) if chat else 24 + len(frame.before) + len(frame.after)
             history = retrieval.history_tokens or len(reader.bos)
             layout = Layout(history, reserved, frame.sink[:history])
             views = Prompt.with_views(prompt, (View(history, framed),), layout)

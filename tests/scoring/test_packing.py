@@ -120,6 +120,13 @@ def prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Ids, I
         yield prompt, ids[cut.boundary : cut.boundary + window.stride]
 
 
+def layout_for(example: Example, history: int, room: int, frame: Frame, passage: Ids) -> Layout:
+    """Behind a history, what the passage takes."""
+    if example.history > example.window.bos:
+        room = len(passage)
+    return Layout(history, room, frame.sink[:history])
+
+
 def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]:
     """The same with passages in a slot: the text before a cut's last target, and the targets."""
     window, stride = example.window, example.window.stride
@@ -127,11 +134,12 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
     grows = all(cut.start <= window.bos for cut in window.cuts)
     views: list[View] = []
+    layout = Layout()
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
-        if not (grows and views):
+        if not (grows and views) or len(passage) > layout.reserved:
             history = min(max(example.history, window.bos), len(context) - 1)
-            layout = Layout(history, room, frame.sink[:history])
+            layout = layout_for(example, history, room, frame, passage)
             views = [View(history, passage)]
         elif passage != views[-1].passage:
             start = max(len(context) - example.recomputed, history)

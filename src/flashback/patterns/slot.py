@@ -10,6 +10,10 @@ context tokens computed again.
 A context token behind h sees the passage that was in the slot when it was computed. When passages
 are exchanged, the last e context tokens are computed again behind the new one: what the text is
 about to say depends on the passage most.
+
+A reader answers best without a gap before the passage. So where there is a history, R is what the
+first passage takes, and grows when one takes more: the tokens behind h, such as a question and the
+answer so far, are then computed again at their new positions.
 """
 
 from flashback.errors import SettingsError
@@ -37,13 +41,15 @@ class Slot(ContextPattern):
         Raises:
             SettingsError: the framed passage is longer than R.
         """
-        layout = _layout(at) if at.before is None else at.before.layout
-        if len(at.framed) > layout.reserved:
+        if len(at.framed) > at.reserved:
             raise SettingsError(
-                f"a passage of {len(at.framed)} tokens with its frame; the slot has "
-                f"{layout.reserved}"
+                f"a passage of {len(at.framed)} tokens with its frame; the slot has {at.reserved}"
             )
-        return Prompt.with_views(at.context, _views(at, layout.history), layout)
+        before = at.before
+        if before is not None and len(at.framed) > before.layout.reserved:
+            before = None
+        layout = _layout(at) if before is None else before.layout
+        return Prompt.with_views(at.context, _views(at, before, layout.history), layout)
 
     def reserved(self, passages: int, passage_tokens: int, frame: Frame) -> int:
         """R = k·m + f, without an echo."""
@@ -57,14 +63,15 @@ class Slot(ContextPattern):
 def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
-    return Layout(history, at.reserved, at.frame.sink[:history])
+    reserved = len(at.framed) if at.history > at.bos else at.reserved
+    return Layout(history, reserved, at.frame.sink[:history])
 
 
-def _views(at: Boundary, history: int) -> tuple[View, ...]:
-    if at.before is None:
+def _views(at: Boundary, before: Prompt | None, history: int) -> tuple[View, ...]:
+    if before is None:
         return (View(history, at.framed),)
-    if at.before.passage == at.framed:
-        return at.before.views
+    if before.passage == at.framed:
+        return before.views
     start = max(len(at.context) - at.recomputed, history)
-    kept = (view for view in at.before.views if view.start < start)
+    kept = (view for view in before.views if view.start < start)
     return (*kept, View(start, at.framed))
