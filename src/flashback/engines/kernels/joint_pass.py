@@ -60,29 +60,12 @@ class PassageApart:
             finally:
                 _ENTERED.reset(token)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **more: Any,
-    ) -> tuple[Tensor, None]:
-        """Attend to the passage and to the context one after the other.
-
-        Args:
-            query: (B, H, p + T, D); in a narrowed last layer those of context tokens alone, in a
-                shape of its own.
-            key, value: (B, H, K, D).
-
-        Returns:
-            (B, p + T, H, D).
-        """
+    def attend(self, module: nn.Module, *given: Any, **more: Any) -> tuple[Tensor, None]:
+        """Attend to the passage and to the context one after the other."""
         self.calls += 1
-        if is_narrowed():
-            return self._behind(module, query, key, value, attention_mask, **more)
-        return self._attend(module, query, key, value, attention_mask, **more)
+        # A narrowed last layer has context tokens only, in a shape of their own.
+        way = self._behind if is_narrowed() else self._attend
+        return way(module, *given, **more)
 
     def _attend(
         self,
@@ -93,6 +76,7 @@ class PassageApart:
         attention_mask: Tensor | None,
         **more: Any,
     ) -> tuple[Tensor, None]:
+        """(B, p + T, H, D) of queries (B, H, p + T, D), and of keys and values (B, H, K, D)."""
         if query.shape[-2] != self._tokens:
             raise ValueError(f"attention has {query.shape[-2]} queries; expected {self._tokens}")
         own, rest = slice(self._passage), slice(self._passage, None)
