@@ -29,9 +29,6 @@ from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings
 
-AGAIN = (1, 16)
-"""e: as few as there can be, and the default."""
-
 
 class Measurement:
     """Questions asked of one reader in one form."""
@@ -81,8 +78,10 @@ class Measurement:
         )
 
 
-def rows(measured: Measurement, question: Question, other: Question) -> dict[str, float]:
-    """All rows of one question."""
+def rows(
+    measured: Measurement, question: Question, other: Question, again: Sequence[int]
+) -> dict[str, float]:
+    """All rows of one question, with each e."""
     passage, wrong = question.passage or "", other.passage or ""
     altered = passage.replace(question.answers[0], other.answers[0])
     found = {
@@ -91,9 +90,9 @@ def rows(measured: Measurement, question: Question, other: Question) -> dict[str
         "slot": measured.nats(question, "slot", [passage]),
     }
     for kind, before in (("unrelated", wrong), ("counterfactual", altered)):
-        for again in AGAIN:
-            nats = measured.nats(question, "slot", [before, passage], again)
-            found[f"slot after {kind}, e = {again}"] = nats
+        for e in again:
+            nats = measured.nats(question, "slot", [before, passage], e)
+            found[f"slot after {kind}, e = {e}"] = nats
     return found
 
 
@@ -105,6 +104,7 @@ def main() -> None:
     parser.add_argument("--form", default="auto")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--passage-tokens", type=int, default=256)
+    parser.add_argument("--recompute-tokens", type=int, nargs="+", default=[16], metavar="E")
     given = parser.parse_args()
     reader = load_reader(given.model, dtype="float32")
     file = read_questions(given.file)
@@ -114,7 +114,9 @@ def main() -> None:
     measured = Measurement(reader, asking, given.passage_tokens)
     table: dict[str, list[float]] = {}
     for at, question in enumerate(track(questions, "scoring")):
-        for name, nats in rows(measured, question, questions[at - 1]).items():
+        for name, nats in rows(
+            measured, question, questions[at - 1], given.recompute_tokens
+        ).items():
             table.setdefault(name, []).append(nats)
     print(f"{given.model}, {asking.form}, float32, {len(questions)} questions")
     for name, values in table.items():

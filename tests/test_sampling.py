@@ -24,6 +24,14 @@ def test_greedy_takes_the_most_probable_allowed_token() -> None:
     assert Sampler(SamplingSettings(), [], forbidden=[best]).choose(logits()) == second
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 0.0099])
+def test_a_temperature_near_0_is_0(temperature: float) -> None:
+    """As in other servers; the logits divided by it would overflow."""
+    cold = SamplingSettings(temperature=temperature)
+    assert cold.greedy
+    assert Sampler(cold, []).choose(logits()) == logits().argmax()
+
+
 def test_draws_follow_the_distribution() -> None:
     """20,000 positions, chi-square over tokens: the 99.9 % quantile of 39 degrees is 72."""
     sampler = Sampler(SamplingSettings(temperature=1.5, seed=7), [])

@@ -223,7 +223,7 @@ class RetrievalSettings(CheckedSettings):
     passage_tokens: int = setting(
         128, "m: the tokens a passage is cut to.", low=1, high=_MOST_TOKENS
     )
-    passages: int = setting(1, "k: passages per stride, concatenated best first.", low=1, high=1000)
+    passages: int = setting(1, "k: passages per stride at most, best first.", low=1, high=1000)
     recompute_tokens: int = setting(16, _RECOMPUTE, low=1, high=_MOST_TOKENS)
     history_tokens: int = setting(0, _HISTORY, low=0, high=_MOST_TOKENS)
     lookahead: int = setting(
@@ -233,6 +233,9 @@ class RetrievalSettings(CheckedSettings):
         high=_MOST_TOKENS,
     )
     min_score: float = setting(0.0, "Leave out passages that score less.", low=0.0, high=1e9)
+    min_relative_score: float = setting(
+        0.5, "Leave out passages that score less than this part of the best.", low=0.0, high=1.0
+    )
     forbid_titles: tuple[str, ...] = setting(
         (), "Leave out passages with this title (repeatable).", flag="--forbid-title"
     )
@@ -279,7 +282,7 @@ class RetrievalSettings(CheckedSettings):
 
 
 _COLDEST = 0.01
-"""Below it, probabilities overflow."""
+"""Below this temperature there is nothing to draw: the most probable token is written, as at 0."""
 
 
 @dataclass(frozen=True)
@@ -306,10 +309,6 @@ class SamplingSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if 0 < self.temperature < _COLDEST:
-            raise SettingsError(
-                f"--temperature {self.temperature}: expected 0 or {_COLDEST} to 100"
-            )
         if self.greedy:
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
@@ -321,7 +320,7 @@ class SamplingSettings(CheckedSettings):
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature < _COLDEST
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_the_best_foreign_passages_are_found_and_nothing_of_the_document(
     index: BM25Index, k: int
 ) -> None:
     """Against everything that the index has, filtered here."""
-    wanted = replace(RETRIEVAL, passages=k)
+    wanted = replace(RETRIEVAL, passages=k, min_relative_score=0.0)
     windows = windows_of(OWN)
     lookup = Lookup(reader(), index, wanted)
     shut_out = overlapping = 0
@@ -215,6 +215,17 @@ def test_what_the_settings_forbid_is_forbidden_besides() -> None:
     own, none = (options for _, options in retriever.asked)
     assert own == SearchOptions(12, 2.5, ("A", "B", "Own title"), ("c", "own"))
     assert none == SearchOptions(12, 2.5, ("A", "B"), ("c", "untitled"))
+
+
+def test_passages_far_below_the_best_that_is_no_copy_are_left_out() -> None:
+    copy = Hit("copy", "copy", "", OWN.text, 100.0)
+    others = [
+        Hit(name, name, "", f"{name} text", score)
+        for name, score in [("a", 8.0), ("b", 4.0), ("c", 3.9)]
+    ]
+    retriever = CannedRetriever([copy, *others])
+    [found, *_] = Lookup(reader(), retriever, RETRIEVAL).search(windows_of(OWN)[:1])
+    assert all([hit.id for hit in hits] == ["a", "b"] for hits in found.hits)
 
 
 def test_forbidden_titles_never_come_back(index: BM25Index) -> None:

@@ -353,7 +353,12 @@ def test_whole_numbers_are_good_real_ones() -> None:
         (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1"),
         (lambda: SamplingSettings(top_p=2.0), r"--top-p 2.0: expected a number from 1e-06 to 1"),
         (lambda: SamplingSettings(seed=-1), r"--seed -1"),
-        (lambda: SamplingSettings(temperature=1e-9), r"--temperature 1e-09: expected 0 or"),
+        (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1: expected a number"),
+        (
+            lambda: SamplingSettings(temperature=1e-9, top_k=5),
+            r"--top-k 5: has no effect on greedy",
+        ),
+        (lambda: RetrievalSettings(min_relative_score=1.5), r"--min-relative-score 1.5"),
         (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
         (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
         (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),

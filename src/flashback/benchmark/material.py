@@ -22,7 +22,7 @@ from flashback.errors import CorpusError, ReaderError
 from flashback.patterns.prompt import Ids
 from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever
+from flashback.retrieval.protocol import Hit, Retriever, search
 from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings, SearchOptions
 
@@ -57,7 +57,7 @@ class Material:
         found = []
         for length in contexts:
             query = query_text(reader, self.text[:length], settings)
-            hits = self.retriever.search([query], settings.search_options)[0]
+            hits = search(self.retriever, [query], settings)[0]
             found += [passage_ids(reader, [hit.text], settings) for hit in hits]
         return list(filter(None, found))
 

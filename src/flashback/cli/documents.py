@@ -42,6 +42,7 @@ lookup_options = options_of(
         "passages",
         "lookahead",
         "min_score",
+        "min_relative_score",
         "forbid_titles",
         "forbid_documents",
     ),

@@ -149,6 +149,7 @@ def _described(
         "passages": retrieval.passages,
         "lookahead": retrieval.lookahead,
         "min_score": retrieval.min_score,
+        "min_relative_score": retrieval.min_relative_score,
         "forbid_titles": list(retrieval.forbid_titles),
         "forbid_documents": list(retrieval.forbid_documents),
         "window_tokens": windows.window_tokens,

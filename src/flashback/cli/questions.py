@@ -40,7 +40,14 @@ if TYPE_CHECKING:
 
 _lookup_options = options_of(
     RetrievalSettings,
-    only=("passage_tokens", "passages", "min_score", "forbid_titles", "forbid_documents"),
+    only=(
+        "passage_tokens",
+        "passages",
+        "min_score",
+        "min_relative_score",
+        "forbid_titles",
+        "forbid_documents",
+    ),
 )
 
 
@@ -249,6 +256,7 @@ def _described(request: _Request, comparison: "Comparison", reader: "Reader") ->
         "passages": retrieval.passages,
         "passage_tokens": retrieval.passage_tokens,
         "min_score": retrieval.min_score,
+        "min_relative_score": retrieval.min_relative_score,
         "forbid_titles": list(retrieval.forbid_titles),
         "forbid_documents": list(retrieval.forbid_documents),
         "max_new_tokens": own.max_new_tokens,

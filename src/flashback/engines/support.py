@@ -51,7 +51,7 @@ class Support:
 
     @property
     def reserved_positions(self) -> bool:
-        """Whether passages can stand at reserved positions before the text."""
+        """Whether passages can stand at reserved positions, see `patterns.slot`."""
         if self.window is not None:
             return self.takes_positions and self.every_layer_caches
         return (self.takes_positions or self.alibi) and self.full_attention_only

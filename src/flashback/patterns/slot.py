@@ -28,8 +28,8 @@ class Slot(ContextPattern):
 
     name = "slot"
     title = "slot"
-    place = "in a slot before the text"
-    summary = "passages at reserved positions before the text"
+    place = "in a slot behind the history"
+    summary = "passages at reserved positions behind the history, exchanged in place"
     isolated = True
     targets = TargetLayout.IN_PLACE
 

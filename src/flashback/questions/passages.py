@@ -9,7 +9,7 @@ from flashback.questions.formats import Question
 from flashback.questions.metrics import stands_in
 from flashback.readers.passages import passage_ids
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.protocol import Hit, Retriever
+from flashback.retrieval.protocol import Hit, Retriever, search
 from flashback.settings import RetrievalSettings, SearchOptions
 
 _TOGETHER = 64
@@ -48,7 +48,7 @@ def look_up(
     found = (
         ([_own(one)] for one in questions)
         if retriever is None
-        else _searched(questions, retriever, settings.search_options)
+        else _searched(questions, retriever, settings)
     )
     return [
         Asked(question, tuple(hits), "\n\n".join(_shown(hits, reader, settings)))
@@ -57,11 +57,11 @@ def look_up(
 
 
 def _searched(
-    questions: Sequence[Question], retriever: Retriever, options: SearchOptions
+    questions: Sequence[Question], retriever: Retriever, settings: RetrievalSettings
 ) -> Iterator[list[Hit]]:
     for at in range(0, len(questions), _TOGETHER):
         queries = [one.text for one in questions[at : at + _TOGETHER]]
-        yield from retriever.search(queries, options)
+        yield from search(retriever, queries, settings)
 
 
 def _own(question: Question) -> Hit:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flashback.settings import SearchOptions
+from flashback.settings import RetrievalSettings, SearchOptions
 
 
 @dataclass(frozen=True)
@@ -66,3 +66,18 @@ class NoRetriever:
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`."""
         return [[] for _ in queries]
+
+
+def search(
+    retriever: Retriever, queries: Sequence[str], settings: RetrievalSettings
+) -> list[list[Hit]]:
+    """What the reader is shown for each query: at most k hits, none much worse than the best."""
+    found = retriever.search(queries, settings.search_options)
+    return [near_best(hits, settings.min_relative_score) for hits in found]
+
+
+def near_best(hits: Sequence[Hit], share: float) -> list[Hit]:
+    """The hits that score at least this share of the best one; all if its score is not positive."""
+    if not hits or hits[0].score <= 0:
+        return list(hits)
+    return [hit for hit in hits if hit.score >= share * hits[0].score]

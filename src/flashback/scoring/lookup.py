@@ -18,7 +18,7 @@ from flashback.files import write_atomically
 from flashback.patterns.prompt import Ids
 from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever
+from flashback.retrieval.protocol import Hit, Retriever, near_best
 from flashback.scoring.examples import Example
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings
@@ -92,7 +92,7 @@ class Lookup:
             )
             for window in own:
                 found = self._retriever.search(self.queries(window), options)
-                yield _without_copies(found, overlap, self._settings.passages)
+                yield _without_copies(found, overlap, self._settings)
 
     def search_all(self, windows: Sequence[Window], start: StartLookup) -> list[Found]:
         """The same as a list.
@@ -108,10 +108,13 @@ class Lookup:
         return found
 
 
-def _without_copies(found: Sequence[Sequence[Hit]], overlap: Overlap, k: int) -> Found:
-    one = [_keep(hits, overlap, k) for hits in found]
+def _without_copies(
+    found: Sequence[Sequence[Hit]], overlap: Overlap, settings: RetrievalSettings
+) -> Found:
+    one = [_keep(hits, overlap, settings.passages) for hits in found]
+    share = settings.min_relative_score
     return Found(
-        tuple(hits for hits, _, _ in one),
+        tuple(tuple(near_best(hits, share)) for hits, _, _ in one),
         tuple(copies for _, copies, _ in one),
         tuple(overlapping for _, _, overlapping in one),
     )
@@ -167,7 +170,7 @@ class LookupCache:
         return found, False
 
     def _key(self, lookup: Lookup, windows: Sequence[Window], settings: RetrievalSettings) -> str:
-        options = asdict(settings.search_options)
+        options = [asdict(settings.search_options), settings.min_relative_score]
         digest = hashlib.sha256(json.dumps([self.index, options, COPY, _SPARE, _RULES]).encode())
         for document, own in groupby(windows, key=lambda window: window.document):
             parts = [document.id, document.title, document.text]

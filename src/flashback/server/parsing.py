@@ -29,8 +29,6 @@ from flashback.settings import (
 _COMPLETION_TOKENS = 16
 """OpenAI's default for completions."""
 _CHAT_TOKENS = 256
-_GREEDY_BELOW = 0.01
-"""Below this temperature there is nothing to draw: the most probable token is written, as at 0."""
 _RETRIEVAL = {field.name for field in fields(RetrievalSettings)}
 
 
@@ -171,7 +169,7 @@ def _sampling(request: Common) -> SamplingSettings:
     if request.repetition_penalty is not None:
         chosen["repetition_penalty"] = request.repetition_penalty
     temperature = 1.0 if request.temperature is None else request.temperature
-    if temperature < _GREEDY_BELOW:  # the most probable of the most probable tokens is the same
+    if SamplingSettings(temperature).greedy:  # of the most probable tokens the first is the same
         return SamplingSettings(**chosen)
     for name in ("top_p", "top_k", "min_p"):
         if (value := getattr(request, name)) is not None:

@@ -19,7 +19,7 @@ from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.chat import Conversation, Messages
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.protocol import Hit, NoRetriever, Retriever
+from flashback.retrieval.protocol import Hit, NoRetriever, Retriever, search
 from flashback.sampling import OnToken, Sampler
 from flashback.settings import AUTO, RetrievalSettings, Settings, check_type
 from flashback.writing.batching import check_batch, write_together
@@ -199,7 +199,7 @@ class Generator:
         retriever = self.retriever
         if retriever is None or not retrieval.retrieves:
             retriever = NoRetriever()
-        return retriever.search(queries, retrieval.search_options)
+        return search(retriever, queries, retrieval)
 
     @property
     def _own_pattern(self) -> str:
