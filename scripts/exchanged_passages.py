@@ -65,7 +65,8 @@ class Measurement:
     ) -> Example:
         """A stride that ends with the prompt for every passage but the last, then the answer's."""
         bos = len(self._reader.bos) if prompt[: len(self._reader.bos)] == self._reader.bos else 0
-        ends = range(len(prompt) - len(answer) * (len(passages) - 1), len(prompt) + 1, len(answer))
+        strides = range(len(passages) - 1, -1, -1)
+        ends = [max(len(prompt) - len(answer) * one, 1) for one in strides]  # a short question
         window = Window(
             Document("", "", ""), prompt + answer, bos, tuple(map(Cut, ends)), len(answer)
         )

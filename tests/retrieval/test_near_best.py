@@ -1,5 +1,7 @@
 """Of k passages only those are shown that score about as well as the best one."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_a_share_of_zero_leaves_every_positive_score_in() -> None:
 class Ranked:
     """Finds the same for every query, as many as asked for."""
 
-    def search(self, queries: list[str], options: SearchOptions) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         return [hits([10.0, 6.0, 5.0, 4.9])[: options.k] for _ in queries]
 
 
