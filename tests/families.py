@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -65,6 +66,20 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
         sliding_window=SLIDING_WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
+    "gpt_oss": lambda: GptOssConfig(
+        **_GROUPED,
+        head_dim=8,
+        sliding_window=SLIDING_WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": POSITIONS // 4,
+        },
+    ),
     "gpt_neox": lambda: GPTNeoXConfig(**_ROTARY),
     "falcon": lambda: FalconConfig(
         **{k: v for k, v in _ROTARY.items() if k != "intermediate_size"}
@@ -92,11 +107,14 @@ _BY_COLUMN: dict[str, Callable[[], Any]] = {
     ),
 }
 
-FAMILIES = tuple(_CONFIGS)
+ENGINE_FAMILIES = tuple(_CONFIGS)
+"""The engine computes them exactly."""
+FAMILIES = tuple(name for name in ENGINE_FAMILIES if name != "gpt_oss")
+"""Of these, training and the count of operations are checked, too: no mixtures of experts."""
 BY_COLUMN = tuple(_BY_COLUMN)
 """They measure a window or a distance in columns of the cache, hidden ones among them."""
-SLIDING = ("mistral", "gemma2", "gemma3")
-SLOTTED = tuple(name for name in FAMILIES if name != "mistral")
+SLIDING = ("mistral", "gemma2", "gemma3", "gpt_oss")
+SLOTTED = tuple(name for name in ENGINE_FAMILIES if name != "mistral")
 """They can have a slot: not every layer sees a sliding window only."""
 JOINED = tuple(name for name in FAMILIES if name not in (*SLIDING, "bloom", "falcon"))
 """A slot's passage shares a pass with the tokens behind it.

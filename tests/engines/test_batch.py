@@ -12,7 +12,7 @@ from torch import Tensor
 
 import families
 import flashback.engines.cache.layers as cache_module
-from families import FAMILIES, SLIDING, tiny_model
+from families import ENGINE_FAMILIES, SLIDING, tiny_model
 from flashback.engines.batch import LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
@@ -32,7 +32,7 @@ from recompute import TOLERANCE, check_greedy, largest_error
 from recorded import PassagesByQuery, write_recorded
 from tiny_readers import tiny_reader
 
-TOGETHER = tuple(family for family in FAMILIES if family != "bloom")
+TOGETHER = tuple(family for family in ENGINE_FAMILIES if family != "bloom")
 """ALiBi's biases are made from a mask of one kind only: Bloom's rows are written one by one."""
 SLOTTED = tuple(family for family in TOGETHER if family in families.SLOTTED)
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from families import FAMILIES, SLIDING, tiny_config, tiny_model
+from families import ENGINE_FAMILIES, SLIDING, tiny_config, tiny_model
 from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer, new_cache
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels import last_layer
@@ -295,7 +295,7 @@ def test_the_self_check_refuses_a_model_whose_positions_ignore_the_cache(
         LocalEngine(model, window=100)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_the_self_check_leaves_no_trace(family: str) -> None:
     model = tiny_model(family)
     before = copy.deepcopy(model.state_dict())
@@ -311,7 +311,7 @@ def test_an_empty_cache_has_the_models_kinds_of_layers() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_cached_equals_recomputed_on_cuda(family: str) -> None:
     model = tiny_model(family)
     model.to(torch.device("cuda"))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 import flashback.engines.cache.layers as cache_module
-from families import BY_COLUMN, FAMILIES, SLIDING
+from families import BY_COLUMN, ENGINE_FAMILIES, SLIDING
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine
 from flashback.patterns.prompt import Prompt
@@ -86,7 +86,7 @@ def shared_engine(family: str) -> LocalEngine:
     return LocalEngine(shared_reader(family).model, window=120)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(prompt=PROMPT, made_up=made_up_settings(), seed=st.integers(0, 1000))
 def test_cached_generation_equals_recomputation(
@@ -99,7 +99,7 @@ def test_cached_generation_equals_recomputation(
     check_greedy(reader.model, generation, reader.forbidden)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *BY_COLUMN])
+@pytest.mark.parametrize("family", [*ENGINE_FAMILIES, *BY_COLUMN])
 @pytest.mark.parametrize("pattern", PAPER_PATTERNS)
 def test_a_long_text_with_jumps_equals_recomputation(family: str, pattern: str) -> None:
     """Contexts several times longer than any sliding window, and two jumps at least."""
@@ -127,7 +127,7 @@ def test_sampled_text_equals_recomputation(pattern: str) -> None:
     assert largest_error(reader.model, generation, seen) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_keeping_a_stale_passage_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a cache that is not cut back must fail the same comparison."""
 
@@ -173,7 +173,7 @@ def largest_score_error(reader: Reader, ids: list[int], values: list[float]) -> 
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_scores_equal_recomputation_through_any_sequence_of_cuts(
@@ -189,7 +189,7 @@ def test_scores_equal_recomputation_through_any_sequence_of_cuts(
         assert largest_score_error(reader, ids, cached_scores(engine, ids, start)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_none_equals_the_models_own_generate(family: str) -> None:
     reader = shared_reader(family)
     prompt = [0, *range(10, 40)]
@@ -205,7 +205,7 @@ def test_none_equals_the_models_own_generate(family: str) -> None:
     assert list(written.tokens) == own[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(prompt=PROMPT, made_up=made_up_settings(), seed=st.integers(0, 1000))
 def test_prefilled_is_the_prompt_less_the_longest_common_prefix(
@@ -228,7 +228,7 @@ def test_prefilled_is_the_prompt_less_the_longest_common_prefix(
         cached = [*stride.arranged, *stride.tokens[:-1]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_append_prefills_stride_passage_and_frame_whatever_the_length(family: str) -> None:
     """From the second stride on, with a changed passage and no jump; sliding windows included."""
     reader = shared_reader(family)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from families import BY_COLUMN, FAMILIES, SLIDING, SLOTTED, tiny_model
+from families import BY_COLUMN, ENGINE_FAMILIES, SLIDING, SLOTTED, tiny_model
 from flashback.engines.kernels.padding import mask_of, place_tokens
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import BatchingEngine, CachingEngine, Usage
@@ -13,13 +13,13 @@ from tiny_readers import tiny_reader
 ALIBI = ("bloom", "mpt")
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *BY_COLUMN])
+@pytest.mark.parametrize("family", [*ENGINE_FAMILIES, *BY_COLUMN])
 def test_the_properties_of_every_family(family: str) -> None:
     found = support_of(tiny_model(family))
     full = family not in (*SLIDING, "gpt_neo")
     assert found.full_attention_only == full
     assert found.reserved_positions == (family in (*SLOTTED, "mpt"))
-    assert found.window == (24 if family in ("gemma2", "gemma3") else None)
+    assert found.window == (24 if family in SLIDING and family != "mistral" else None)
     assert found.takes_positions == (family not in ALIBI)
     assert found.alibi == (family in ALIBI)
     assert found.explicit_positions == (full and family not in ALIBI)
