@@ -89,12 +89,10 @@ class HookedEngine(LocalEngine):
         """Take a reader.
 
         Args:
-            memory: bytes of caches, divided as `flashback serve` does.
+            memory: bytes of caches.
         """
         self.hooks: list[Hook] = []
-        passages = memory // 4
-        idle = memory - passages
-        super().__init__(reader.model, reader.window, idle_bytes=idle, passage_bytes=passages)
+        super().__init__(reader.model, reader.window, idle_sequences=None, cache_bytes=memory)
         self.hooks += hooks
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:

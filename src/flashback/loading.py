@@ -28,9 +28,6 @@ from flashback.settings import (
 )
 from flashback.writing.generator import Generator
 
-_PASSAGE_SHARE = 4
-"""1/4 of an engine's memory is for passages."""
-
 
 @dataclass(frozen=True)
 class LoadOptions(CheckedSettings):
@@ -79,14 +76,8 @@ def open_local(options: LoadOptions) -> tuple[TextReader, LocalEngine]:
     reader = for_inference(reader, options.weights)
     if options.memory_bytes is None:
         return reader, LocalEngine(reader.model, reader.window)
-    passages = options.memory_bytes // _PASSAGE_SHARE
-    engine = LocalEngine(
-        reader.model,
-        reader.window,
-        idle_bytes=options.memory_bytes - passages,
-        passage_bytes=passages,
-    )
-    return reader, engine
+    memory = options.memory_bytes
+    return reader, LocalEngine(reader.model, reader.window, idle_sequences=None, cache_bytes=memory)
 
 
 ENGINES.register("local", open_local)
@@ -122,7 +113,7 @@ def load(
         device, dtype, window, trust_remote_code: see `load_reader`.
         weights: `full`; on CPU also `numba` (single tokens multiplied by compiled loops; faster, in
             float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
-        memory_bytes: of kept keys and values, a quarter for passages; None: one text's and 256 MiB.
+        memory_bytes: of kept keys and values; None: one text's, and 256 MiB of passages'.
         passage_tokens: m; a warning says how many passages are longer.
         quantize, decode_kernel: deprecated; see `weights`.
 

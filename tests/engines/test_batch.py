@@ -287,7 +287,7 @@ def test_a_failure_inside_a_pass_leaves_the_rows_exact(monkeypatch: pytest.Monke
 
 
 def test_a_passage_whose_pass_failed_is_not_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = LocalEngine(tiny_model("llama"), window=100, passage_bytes=0)
+    engine = LocalEngine(tiny_model("llama"), window=100, cache_bytes=0)
     batch = engine.batch(2)
     context = tuple(range(20))
     first = Prompt.with_views(context, (View(1, (30, 31)),), Layout(1, 4, (0,)))

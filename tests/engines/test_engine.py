@@ -64,7 +64,7 @@ def test_another_engine_knows_what_the_first_found_out(monkeypatch: pytest.Monke
     monkeypatch.setattr("flashback.engines.self_check.check_cache_reuse", lambda *_: [][0])
     other = whole.fresh(4)
     assert (other.joins_passages, other.passes.fixed) == (True, None)
-    assert other.passages.budget == whole.passages.budget // 4
+    assert other.budget.limit == whole.budget.limit // 4
     assert complete(other, PROMPT, 5) == (expected, 0)
     recorded = engine.fresh(4)
     assert recorded.passes.fixed is not None
@@ -336,7 +336,7 @@ def by_turns(engine: LocalEngine, prompts: list[tuple[int, ...]]) -> tuple[list[
 def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) -> None:
     """They share a beginning, so each could be tempted to cut another's cache."""
     prompts = [(*PROMPT, 30 + number) for number in range(4)]
-    engine = LocalEngine(tiny_model(family), window=192, idle_bytes=budget)
+    engine = LocalEngine(tiny_model(family), window=192, idle_sequences=None, cache_bytes=budget)
     alone = []
     for prompt in prompts:
         engine.forget()
@@ -356,10 +356,10 @@ def test_texts_by_turns_are_exact_whatever_the_budget(family: str, budget: int) 
 
 def test_the_cache_used_longest_ago_goes_first() -> None:
     prompts = [(0, *range(start, start + 20)) for start in (10, 60, 110)]
-    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=None, cache_bytes=1 << 30)
     complete(engine, prompts[0], 2)
     one = engine.cache_use.sequence_bytes
-    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=2 * one)
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=None, cache_bytes=2 * one)
     engine.forget()
     for prompt in prompts:
         complete(engine, prompt, 2)
@@ -369,7 +369,7 @@ def test_the_cache_used_longest_ago_goes_first() -> None:
 
 
 def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> None:
-    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=1 << 30)
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=None, cache_bytes=1 << 30)
     engine.forget()
     writer = greedy()
     list(engine.complete(Prompt.plain(PROMPT), 5, writer))
@@ -380,12 +380,10 @@ def test_an_unfinished_texts_cache_is_copied_and_a_finished_ones_is_taken() -> N
     assert engine.cache_use.sequences == 2
 
 
-@pytest.mark.parametrize("budget", [None, 1 << 30])
-def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(
-    budget: int | None,
-) -> None:
+@pytest.mark.parametrize("idle", [None, 1])
+def test_a_text_that_shares_nothing_with_the_last_takes_over_its_buffers(idle: int | None) -> None:
     """So prepending has one cache, not two; what was in it is gone."""
-    engine = LocalEngine(tiny_model("llama"), window=192, idle_bytes=budget)
+    engine = LocalEngine(tiny_model("llama"), window=192, idle_sequences=idle)
     engine.forget()
     writer = greedy()
     caches = []

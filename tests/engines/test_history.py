@@ -78,7 +78,7 @@ def test_a_shorter_history_is_no_shorter_prefix() -> None:
 
 
 def test_a_beginning_that_another_request_holds_is_copied() -> None:
-    engine = LocalEngine(tiny_model("llama"), 120, idle_bytes=1 << 30)
+    engine = LocalEngine(tiny_model("llama"), 120, idle_sequences=None, cache_bytes=1 << 30)
     held = engine.complete(in_a_slot(TEXT, 25, (3, 4)), 5, Sampler(SamplingSettings(), []))
     first = next(held.tokens)
     other = complete(engine, in_a_slot((*TEXT[:25], 7, 8, 9), 25, (5, 6)))
@@ -90,7 +90,7 @@ def test_a_beginning_that_another_request_holds_is_copied() -> None:
 
 def test_prompts_with_another_salt_share_nothing() -> None:
     """Neither a history nor a passage: their time would tell what others asked."""
-    engine = LocalEngine(tiny_model("llama"), 120, idle_bytes=1 << 30)
+    engine = LocalEngine(tiny_model("llama"), 120, idle_sequences=None, cache_bytes=1 << 30)
     prompts = [replace(in_a_slot(TEXT, 25, (3, 4)), salt=salt) for salt in ("", "a", "b")]
     for prompt in prompts:
         found = complete(engine, prompt).usage

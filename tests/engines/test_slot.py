@@ -56,7 +56,7 @@ def shared_reader(family: str) -> Reader:
 @cache
 def shared_engine(family: str, window: int = WINDOW) -> RecordingEngine:
     """One engine for all examples: what earlier ones left in its caches must not matter."""
-    return RecordingEngine(shared_reader(family).model, window, passage_bytes=60_000)
+    return RecordingEngine(shared_reader(family).model, window, cache_bytes=60_000)
 
 
 def slot_settings(**more: object) -> RetrievalSettings:
@@ -134,7 +134,7 @@ def test_cached_generation_equals_one_pass_with_a_block_mask(family: str) -> Non
 
 def test_the_examples_meet_kept_and_dropped_passages() -> None:
     """Or the property above would say less than it seems to."""
-    engine = RecordingEngine(shared_reader("llama").model, WINDOW, passage_bytes=60_000)
+    engine = RecordingEngine(shared_reader("llama").model, WINDOW, cache_bytes=60_000)
     made_up = Settings(slot_settings(), stopping=StoppingSettings(200, ignore_eos=True))
     for seed in (0, 1, 0, 1):
         generation, error = write(
@@ -194,7 +194,7 @@ def test_a_stride_prefills_its_passage_and_a_few_tokens(again: int) -> None:
 
 def test_an_unchanged_passage_stays() -> None:
     reader = shared_reader("llama")
-    engine = RecordingEngine(reader.model, WINDOW, passage_bytes=0)
+    engine = RecordingEngine(reader.model, WINDOW, cache_bytes=0)
     retriever = MadeUpRetriever(0, empty=0, same=1)
     made_up = Settings(slot_settings(), stopping=StoppingSettings(20, ignore_eos=True))
     generation, error = write(reader, engine, retriever, (0, 7), made_up)

@@ -448,7 +448,7 @@ def test_caches_of_their_own_are_within_the_budget_and_given_back() -> None:
     assert len(engines) == 2
     for engine in engines:
         assert engine.passages.count.prefilled > 0
-        assert engine.passages.budget == whole.passages.budget // 4
+        assert engine.budget.limit == whole.budget.limit // 4
         assert engine.cache_use == CacheUse(0, 0, 0)
 
 

@@ -302,7 +302,7 @@ class Runtime:
             iter(self.material.text[start:]),
             rows=self.settings.batch_size,
             every_logit=arm.every_logit,
-            passage_bytes=self.settings.passage_megabytes * 10**6 if limited else sys.maxsize,
+            cache_bytes=self.settings.passage_megabytes * 10**6 if limited else sys.maxsize,
             fixed_passes=self.fixed_passes,
         )
         if isolated:

@@ -70,7 +70,7 @@ class TimedEngine(LocalEngine):
         *,
         rows: int = 1,
         every_logit: bool = False,
-        passage_bytes: int = sys.maxsize,
+        cache_bytes: int = sys.maxsize,
         fixed_passes: bool | None = None,
         passes: Passes | None = None,
     ) -> None:
@@ -79,14 +79,14 @@ class TimedEngine(LocalEngine):
         Args:
             text: the tokens that are written, in order.
             rows, every_logit: see `TimedPasses`.
-            passage_bytes, fixed_passes: see `LocalEngine`.
+            cache_bytes, fixed_passes: see `LocalEngine`.
             passes: run the model; None: `TimedPasses`.
         """
         self._text = text
         super().__init__(
             reader.model,
             reader.window,
-            passage_bytes=passage_bytes,
+            cache_bytes=cache_bytes,
             self_check=False,
             fixed_passes=fixed_passes,
             passes=passes or TimedPasses(reader, rows=rows, every_logit=every_logit),

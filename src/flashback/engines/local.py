@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flashback.engines.batch import LocalBatch
+from flashback.engines.cache.budget import Budget
 from flashback.engines.cache.layers import full_layers
 from flashback.engines.cache.leases import Leases
 from flashback.engines.cache.passages import PassageCache
@@ -38,8 +39,8 @@ from flashback.errors import SettingsError
 from flashback.patterns.prompt import Prompt, Segment
 from flashback.sampling import Sampler
 
-PASSAGE_BYTES = 1 << 28
-"""The default budget of a passage cache."""
+CACHE_BYTES = 1 << 28
+"""The default budget of an engine's caches."""
 
 
 class LocalEngine:
@@ -50,9 +51,8 @@ class LocalEngine:
         model: PreTrainedModel,
         window: int,
         *,
-        idle_sequences: int = 1,
-        idle_bytes: int | None = None,
-        passage_bytes: int = PASSAGE_BYTES,
+        idle_sequences: int | None = 1,
+        cache_bytes: int = CACHE_BYTES,
         self_check: bool = True,
         fixed_passes: bool | None = None,
         passes: Passes | None = None,
@@ -62,10 +62,12 @@ class LocalEngine:
         Args:
             model: in evaluation mode, on its device.
             window: the most positions a sequence may have.
-            idle_sequences: how many caches to keep when no completion has leased them.
-            idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
-                the cache of one that is not finished is copied for others, never cut.
-            passage_bytes: bytes of keys and values of passages to keep, at most.
+            idle_sequences: how many caches to keep when no completion has leased them; None: as
+                many as `cache_bytes` allows, for texts that are written by turns: the cache of one
+                that is not finished is copied for others, never cut.
+            cache_bytes: bytes of keys and values to keep, at most: of passages and, if
+                `idle_sequences` is None, of running and idle sequences; what was used longest ago
+                is evicted first.
             self_check: compare cached with recomputed logits once, now.
             fixed_passes: run short passes at fixed places in memory, recorded on CUDA
                 (`fixed_passes.py`), if the model can; None: on CUDA only. Whether it can is
@@ -79,8 +81,9 @@ class LocalEngine:
         self.model = model
         self.passes = Passes(model) if passes is None else passes
         self.capabilities = Capabilities(window, self.passes.support.reserved_positions)
-        self.passages = PassageCache(passage_bytes)
-        self.leases = Leases(self.passes.lock, idle_sequences=idle_sequences, idle_bytes=idle_bytes)
+        self.budget = Budget(cache_bytes)
+        self.passages = PassageCache(self.budget)
+        self.leases = Leases(self.passes.lock, self.budget, idle_sequences)
         choose_exact(self.passes, window, check=self_check, fixed=fixed_passes)
 
     def fresh(self, share: int) -> "LocalEngine":
@@ -88,7 +91,7 @@ class LocalEngine:
         engine = LocalEngine(
             self.model,
             self.capabilities.window,
-            passage_bytes=self.passages.budget // share,
+            cache_bytes=self.budget.limit // share,
             self_check=False,
             fixed_passes=False,
             passes=self.passes.fresh(),

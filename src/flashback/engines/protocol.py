@@ -179,7 +179,7 @@ class CachingEngine(Engine, Protocol):
         ...
 
     def fresh(self, share: int) -> "CachingEngine":
-        """An engine of the same model with empty caches and 1/share of the passage budget."""
+        """An engine of the same model with empty caches and 1/share of the budget."""
         ...
 
     def forget(self) -> None:

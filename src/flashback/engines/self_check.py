@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flashback.engines.batch import LocalBatch
+from flashback.engines.cache.budget import Budget
 from flashback.engines.cache.layers import full_layers
 from flashback.engines.cache.passages import PassageCache
 from flashback.engines.kernels.packed import is_quantized
@@ -176,7 +177,7 @@ def _check_batch(passes: Passes, window: int, *, fixed: bool) -> None:
             "of different lengths do not share"
         )
     length = max(4, min(24, window))
-    batch = LocalBatch(passes, PassageCache(0), 2, fixed=fixed)
+    batch = LocalBatch(passes, PassageCache(Budget(0)), 2, fixed=fixed)
     half = length // 2
     # New rows, then fixed passes that run, are recorded and replayed; then one token of each.
     lengths = [(length, half), (half + 1, length), (length, half + 1), (half + 1, length)]

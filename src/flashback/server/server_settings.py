@@ -33,7 +33,10 @@ class ServerSettings(CheckedSettings):
         (), "Let pages of this origin call the API (repeatable).", flag="--cors-origin"
     )
     memory: int = setting(
-        1024, "MiB of keys and values to keep between strides.", low=0, high=1 << 30
+        1024,
+        "MiB of keys and values to keep: of texts, histories and passages.",
+        low=0,
+        high=1 << 30,
     )
     max_active: int = setting(
         32,

@@ -170,7 +170,7 @@ def test_lookahead_writes_what_it_writes_without_fixed_passes(device: str) -> No
     model.to(torch.device(device))  # type: ignore[arg-type]
     texts = []
     for reader, fixed in ((tiny_reader(model=model), True), (tiny_reader(), False)):
-        engine = LocalEngine(reader.model, reader.window, fixed_passes=fixed, passage_bytes=0)
+        engine = LocalEngine(reader.model, reader.window, fixed_passes=fixed, cache_bytes=0)
         writer = Generator(reader, engine, PassagesByQuery())
         texts.append([writer.generate([0, *range(10, 40)], made_up).tokens for _ in range(3)])
     assert texts[0] == texts[1]

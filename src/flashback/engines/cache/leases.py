@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from threading import RLock
 
+from flashback.engines.cache.budget import Budget
 from flashback.engines.cache.layers import cache_bytes, cache_is_oversized
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.patterns.prompt import Prompt
@@ -17,21 +18,38 @@ _WORTH_SHARING = 8
 class Leases:
     """The cached sequences of an engine: leased by a completion, or idle."""
 
-    def __init__(self, lock: RLock, *, idle_sequences: int, idle_bytes: int | None) -> None:
+    def __init__(self, lock: RLock, budget: Budget, idle_sequences: int | None) -> None:
         """Begin with none.
 
         Args:
             lock: held while a sequence changes, so that none is copied half changed.
-            idle_sequences: how many to keep when no completion has leased them.
-            idle_bytes: keep as many bytes of them instead, for texts that are written by turns:
+            budget: shared with the passages.
+            idle_sequences: how many to keep when no completion has leased them, not counted in the
+                budget; None: as many as the budget allows, for texts that are written by turns:
                 the cache of one that is not finished is copied for others, never cut.
         """
         self._lock = lock
         self._limit = idle_sequences
-        self._bytes = idle_bytes
+        self._budget = budget
+        if idle_sequences is None:
+            budget.join(self)
         self.idle: list[CachedSequence] = []
         """Those used longest ago first."""
         self.taken: list[CachedSequence] = []
+
+    @property
+    def bytes(self) -> int:
+        """Of running and idle sequences."""
+        return sum(cache_bytes(one.cache) for one in (*self.taken, *self.idle))
+
+    @property
+    def oldest(self) -> int | None:
+        """See `Evictable.oldest`."""
+        return self.idle[0].used if self.idle else None
+
+    def evict(self) -> None:
+        """See `Evictable.evict`."""
+        del self.idle[0]
 
     @property
     def held(self) -> tuple[int, int]:
@@ -66,18 +84,20 @@ class Leases:
             sequence.cut(shared)
             sequence.lay_out(prompt.layout, prompt.salt)
             self.taken.append(sequence)
+            if self._limit is None:
+                self._budget.trim()
             return sequence, shared
 
     def give_back(self, sequence: CachedSequence) -> None:
         """End a lease and keep the sequence; those used longest ago are evicted over the limit."""
         with self._lock:
             self.give_up(sequence)
+            sequence.used = self._budget.tick()
             self.idle.append(sequence)
-            if self._bytes is None:
+            if self._limit is None:
+                self._budget.trim()
+            else:
                 del self.idle[: max(len(self.idle) - self._limit, 0)]
-                return
-            while self.idle and self.held[1] > self._bytes:
-                del self.idle[0]
 
     def give_up(self, sequence: CachedSequence) -> None:
         """End a lease and drop the sequence; nothing happens the second time."""
@@ -92,7 +112,7 @@ class Leases:
         free = [one for one in self.idle if one not in own and self._is_free(one)]
         busy = [*self.taken, *(one for one in self.idle if one not in own and one not in free)]
         # Below the limit, a few common tokens are not worth cutting another's cache.
-        below_limit = self._bytes is not None or len(self.idle) < self._limit
+        below_limit = self._limit is None or len(self.idle) < self._limit
         least = _WORTH_SHARING if below_limit else 1
         candidates = [
             (one.common_prefix(prompt), least, take, one)
@@ -119,7 +139,7 @@ class Leases:
     def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence | None:
         """A sequence that would soon be evicted, for its buffers; no longer idle."""
         candidates = list(own)
-        if self._bytes is None and len(self.idle) >= self._limit:
+        if self._limit is not None and len(self.idle) >= self._limit:
             candidates += self.idle[:1]
         for one in candidates:
             oversized = cache_is_oversized(one.cache, prompt.layout.reserved + len(prompt.ids))
@@ -129,12 +149,12 @@ class Leases:
         return None
 
     def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
-        """Whether the writer's own text used it last; known with a byte budget only."""
-        if self._bytes is None or writer is None or sequence.writer is None:
+        """Whether the writer's own text used it last; known where texts are written by turns."""
+        if self._limit is not None or writer is None or sequence.writer is None:
             return False
         return sequence.writer() is writer
 
     def _is_free(self, sequence: CachedSequence) -> bool:
         """Whether no unfinished text will need it again."""
         unclaimed = sequence.writer is None or sequence.writer() is None
-        return self._bytes is None or unclaimed
+        return self._limit is not None or unclaimed

@@ -1,4 +1,4 @@
-"""Keys and values of passages, kept within a byte budget: a cache hit costs nothing.
+"""Keys and values of passages, kept within a budget of bytes: a cache hit costs nothing.
 
 They depend on nothing but the reader, the passage, the sink that it sees, and its positions.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flashback.engines.cache.budget import Budget
 from flashback.engines.kernels.states import States
 from flashback.patterns.prompt import PlacedPassage
 
@@ -29,21 +30,23 @@ class PassageCount:
 
 
 class PassageCache:
-    """Keys and values of passages; the least recently used ones are evicted over the budget.
+    """Keys and values of passages.
 
     Not safe to use from several threads at once: hold `Passes.running`.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: Budget) -> None:
         """Start empty.
 
         Args:
-            budget: bytes of keys and values to keep at most; 0: keep nothing.
+            budget: shared with other caches; if its limit is 0, nothing is kept.
         """
-        self.budget = budget
         self.bytes = 0
         self.count = PassageCount()
         self._states: OrderedDict[PlacedPassage, list[States]] = OrderedDict()
+        self._used: dict[PlacedPassage, int] = {}
+        self._budget = budget
+        budget.join(self)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -60,6 +63,7 @@ class PassageCache:
         """A passage's keys and values, (1, H, p, D) by layer; None: they are not cached."""
         if (states := self._states.get(passage)) is not None:
             self._states.move_to_end(passage)
+            self._used[passage] = self._budget.tick()
             self.count.hits += 1
         return states
 
@@ -67,20 +71,31 @@ class PassageCache:
         """Keep a prefilled passage; parts of something much larger are copied."""
         self.count.prefilled += 1
         size = size_of(states)
-        if passage in self._states or size > self.budget:
+        if passage in self._states or size > self._budget.limit:
             return
         self._states[passage] = [
             (_without_rest(keys), _without_rest(values)) for keys, values in states
         ]
+        self._used[passage] = self._budget.tick()
         self.bytes += size
-        while self.bytes > self.budget:
-            _, oldest = self._states.popitem(last=False)
-            self.bytes -= size_of(oldest)
-            self.count.evicted += 1
+        self._budget.trim()
+
+    @property
+    def oldest(self) -> int | None:
+        """See `Evictable.oldest`."""
+        return self._used[next(iter(self._states))] if self._states else None
+
+    def evict(self) -> None:
+        """See `Evictable.evict`."""
+        passage, states = self._states.popitem(last=False)
+        del self._used[passage]
+        self.bytes -= size_of(states)
+        self.count.evicted += 1
 
     def forget(self) -> None:
         """Drop everything."""
         self._states.clear()
+        self._used.clear()
         self.bytes = 0
 
 

@@ -20,6 +20,8 @@ class CachedSequence(HeldTokens):
     cache: DynamicCache = field(kw_only=True)
     writer: "weakref.ref[Sampler] | None" = field(default=None, kw_only=True)
     """The sampler of the text that it was last used for; dead when that text is finished."""
+    used: int = field(default=0, kw_only=True)
+    """The `Budget.tick` at which its last completion ended."""
 
     def lay_out(self, layout: Layout, salt: str = "") -> None:
         """Let the next tokens stand where another prompt has them."""
