@@ -204,7 +204,7 @@ def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
         flashback.RetrievalSettings("none", stride=8, passage_tokens=40),
         stopping=flashback.StoppingSettings(max_new_tokens=2),
     )
-    for prompt in (3, None, b"text", ["text"], [1.5]):
+    for prompt in (3, None, b"text", [[3.5]], [1.5]):
         with pytest.raises(SettingsError, match="expected a text or token ids"):
             writer.generate(prompt, settings)
     others: tuple[object, ...] = ({}, "none", settings.retrieval)

@@ -1,0 +1,126 @@
+"""What a request is written with: its settings, checked against reader, engine and retriever."""
+
+import operator
+import reprlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from flashback.engines.protocol import Engine
+from flashback.errors import FlashBackWarning, SettingsError
+from flashback.patterns.context import Context, context_budget
+from flashback.patterns.frame import Frame
+from flashback.patterns.pattern import ContextPattern
+from flashback.patterns.registry import PATTERNS, best_untrained
+from flashback.readers.text_reader import TextReader
+from flashback.retrieval.protocol import Retriever
+from flashback.settings import AUTO, Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a request, checked against reader, engine and retriever."""
+
+    settings: Settings
+    """With the name of a pattern, not `auto`."""
+    frame: Frame
+    reserved: int
+    """R."""
+    budget: int
+    """B, tokens of the context."""
+
+    def context(self, prompt: str | Sequence[int], reader: TextReader) -> Context:
+        """A prompt's ids within the budget.
+
+        Raises:
+            PromptTooLong: it does not fit, and `settings.truncate` is false.
+            SettingsError: it is empty, neither text nor ids, or has ids that the reader does not
+                know.
+        """
+        if isinstance(prompt, str):
+            ids = reader.encode_prompt(prompt)
+        else:
+            ids, size = _token_ids(prompt), reader.vocabulary_size
+            if bad := [token for token in ids if not 0 <= token < size]:
+                raise SettingsError(f"prompt token {bad[0]}: expected ids from 0 to {size - 1}")
+        return Context.of_prompt(ids, reader.bos, self.budget, self.settings.truncate)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans requests to a reader and the engine that runs it."""
+
+    reader: TextReader
+    engine: Engine
+    retriever: Retriever | None
+
+    def plan(self, settings: Settings) -> Plan:
+        """Check settings.
+
+        Raises:
+            SettingsError: there is no retriever, the window is too small, or reader or engine do
+                not support the pattern.
+        """
+        settings = self.settled(settings)
+        retrieval = settings.retrieval
+        retrieval.check_retriever(self.retriever)
+        retrieval.check_lookahead()
+        frame = self.reader.frame(retrieval.frame, retrieval.pattern)
+        passages, tokens = retrieval.passages, retrieval.passage_tokens
+        window = self.engine.capabilities.window
+        budget = context_budget(window, passages, tokens, len(frame), retrieval.stride)
+        pattern = PATTERNS[retrieval.pattern]
+        self.reader.check_pattern(pattern.name)
+        if not self.supports(pattern):
+            raise SettingsError(
+                f"--pattern {pattern}: this engine has no slot; use append or prepend"
+            )
+        return Plan(settings, frame, pattern.reserved(passages, tokens, frame), budget)
+
+    def settled(self, settings: Settings) -> Settings:
+        """The same settings, with the pattern that `auto` stands for.
+
+        That of the reader's adapter; `append` for a reader with marking tokens; else what an
+        untrained reader reads best: a slot, or with a `FlashBackWarning` prepended passages.
+        """
+        if settings.retrieval.pattern != AUTO:
+            return settings
+        return replace(settings, retrieval=replace(settings.retrieval, pattern=self._own_pattern))
+
+    def supports(self, pattern: ContextPattern) -> bool:
+        """Whether engine and reader support a pattern."""
+        return self.reader.can_have(pattern) and (
+            self.engine.capabilities.slot or not pattern.isolated
+        )
+
+    @property
+    def _own_pattern(self) -> str:
+        if self.reader.adapter is not None:
+            return self.reader.adapter.pattern
+        if self.reader.marks is not None:  # an exported checkpoint, trained to read them
+            return "append"
+        best = best_untrained(self.supports)
+        if best != best_untrained(lambda _: True):
+            warnings.warn(
+                f"the reader or the engine does not support a slot; passages go where --pattern "
+                f"{best} puts them",
+                FlashBackWarning,
+                stacklevel=4,
+            )
+        return best
+
+
+def _token_ids(prompt: object) -> list[int]:
+    """The ids of a prompt that is no text.
+
+    Raises:
+        SettingsError: it is no sequence of whole numbers.
+    """
+    try:
+        if not isinstance(prompt, Iterable) or isinstance(prompt, bytes):
+            raise TypeError
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        raise SettingsError(
+            f"prompt {reprlib.repr(prompt)}: expected a text or token ids"
+        ) from None
