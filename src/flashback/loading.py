@@ -1,20 +1,22 @@
 """Load a reader, its adapter, an engine and an index in one call."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
-from flashback.errors import FlashBackWarning
+from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.adapted import load_adapted
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
 from flashback.readers.passages import unseen_note
 from flashback.readers.text_reader import TextReader
+from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.kinds import Index, open_index
+from flashback.retrieval.protocol import Retriever
 from flashback.settings import (
     AUTO,
     PATTERNS,
@@ -87,6 +89,7 @@ def load(
     model: str | Path = MINI,
     index: str | Path | None = None,
     *,
+    retriever: object | None = None,
     engine: str = "local",
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
@@ -103,16 +106,15 @@ def load(
     """Load a reader and open an index, ready to write.
 
     Args:
-        model: a hub name, a folder, or `flashback-mini`, which ships with the package.
+        model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
         index: a folder made by `flashback index`; None is enough for the pattern `none`.
+        retriever: instead of an index: what `retriever_of` takes, LangChain's and LlamaIndex's too.
         engine: what runs the model: `local`, transformers in this process.
-        adapter: a folder made by `flashback train`; `auto`: what ships for the model, if anything;
-            None: the model as it is.
+        adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with; an adapter for another pattern is then not taken by
             `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
         device, dtype, window, trust_remote_code: see `load_reader`.
-        weights: `full`; on CPU also `numba` (single tokens multiplied by compiled loops; faster, in
-            float32 exact) and `int8` (8-bit linear layers; faster, smaller, not exact).
+        weights: see `Weights`; `numba` and `int8` on CPU only.
         memory_bytes: of kept keys and values; None: one text's, and 256 MiB of passages'.
         passage_tokens: m; a warning says how many passages are longer.
         quantize, decode_kernel: deprecated; see `weights`.
@@ -129,19 +131,27 @@ def load(
         *(_weights(weights, quantize, decode_kernel), memory_bytes),
     )
     check_weights(options.weights, device, dtype)
-    retriever = None if index is None else open_index(index)
+    found = _retriever(index, retriever)
     reader, opened = ENGINES[engine](options)
-    _warn(reader, pattern, retriever, passage_tokens)
-    return Generator(reader, opened, retriever)
+    _warn(reader, pattern, found.sample() if isinstance(found, Index) else [], passage_tokens)
+    return Generator(reader, opened, found)
+
+
+def _retriever(index: str | Path | None, retriever: object | None) -> Retriever | None:
+    if retriever is None:
+        return None if index is None else open_index(index)
+    if index is not None:
+        raise SettingsError("index and retriever: expected one of them, found both")
+    return retriever_of(retriever)
 
 
 def _warn(
-    reader: TextReader, pattern: str | None, retriever: Index | None, passage_tokens: int
+    reader: TextReader, pattern: str | None, sample: Sequence[str], passage_tokens: int
 ) -> None:
-    """Say what a user should know about a reader, and about an index shown to it."""
+    """Say what a user should know about a reader, and about passages shown to it."""
     if pattern is not None and (note := reader.untrained_for(pattern)):
         warnings.warn(note, FlashBackWarning, stacklevel=3)
-    if retriever is not None and (note := unseen_note(reader, retriever.sample(), passage_tokens)):
+    if note := unseen_note(reader, sample, passage_tokens):
         warnings.warn(note, FlashBackWarning, stacklevel=3)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flashback.errors import IndexFolderError
 from flashback.retrieval.bm25 import KIND as BM25
@@ -12,6 +12,7 @@ from flashback.retrieval.protocol import Retriever
 from flashback.settings import Registry
 
 
+@runtime_checkable
 class Index(Retriever, Protocol):
     """A retriever that reads an index folder."""
 

@@ -1,0 +1,101 @@
+"""Retrievers of other people: an object with `search`, LangChain's, LlamaIndex's.
+
+They are told apart by what they can do, so neither framework is imported here.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flashback.errors import SettingsError
+from flashback.retrieval.protocol import Hit, Retriever
+from flashback.settings import SearchOptions
+
+_TITLES = ("title", "Title", "file_name")
+_SOURCES = ("source", "file_path", "file_name", "url")
+"""Where their loaders keep a document's title and name."""
+
+
+def retriever_of(found: Any) -> Retriever:
+    """Somebody's retriever as one of ours.
+
+    Args:
+        found: an object with `search` as `Retriever` has it; a retriever of LangChain
+            (`BaseRetriever`) or LlamaIndex (`BaseRetriever`); or what makes one by
+            `as_retriever()`, such as their vector stores and indexes.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    if callable(getattr(found, "as_retriever", None)):
+        found = found.as_retriever()
+    if callable(getattr(found, "retrieve", None)):
+        return LlamaIndexRetriever(found)
+    if callable(getattr(found, "batch", None)) and callable(getattr(found, "invoke", None)):
+        return LangChainRetriever(found)
+    if callable(getattr(found, "search", None)) and not isinstance(found, type):
+        own: Retriever = found
+        return own
+    raise SettingsError(
+        f"retriever {reprlib.repr(found)}: expected an object with search(queries, options), or a "
+        "retriever of LangChain or LlamaIndex"
+    )
+
+
+class LangChainRetriever:
+    """A `BaseRetriever` of LangChain. How many passages it finds at most is its own setting."""
+
+    def __init__(self, retriever: Any) -> None:
+        """Take a retriever."""
+        self._retriever = retriever
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`. Scores are `relevance_score` of the metadata, or all 1."""
+        found = self._retriever.batch(list(queries))
+        return [_allowed(map(self._hit, documents), options) for documents in found]
+
+    def _hit(self, document: Any) -> Hit:
+        score = document.metadata.get("relevance_score", 1.0)
+        return _hit(document.page_content, document.metadata, document.id, None, float(score))
+
+
+class LlamaIndexRetriever:
+    """A `BaseRetriever` of LlamaIndex. How many passages it finds at most is its own setting."""
+
+    def __init__(self, retriever: Any) -> None:
+        """Take a retriever."""
+        self._retriever = retriever
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`. A node without a score has 1."""
+        found = (self._retriever.retrieve(query) for query in queries)
+        return [_allowed(map(self._hit, nodes), options) for nodes in found]
+
+    def _hit(self, found: Any) -> Hit:
+        node = found.node
+        score = 1.0 if found.score is None else float(found.score)
+        return _hit(node.get_content(), node.metadata, node.node_id, node.ref_doc_id, score)
+
+
+def _hit(
+    text: str, metadata: Mapping[str, Any], name: str | None, document: str | None, score: float
+) -> Hit:
+    title, source = (
+        next((str(metadata[name]) for name in names if metadata.get(name)), "")
+        for names in (_TITLES, _SOURCES)
+    )
+    name = name or source or text[:80]
+    return Hit(name, document or source or name, title or source, text, score)
+
+
+def _allowed(hits: "map[Hit]", options: SearchOptions) -> list[Hit]:
+    """The first k that the options allow."""
+    good = [
+        hit
+        for hit in hits
+        if hit.score >= options.min_score
+        and hit.title not in options.forbid_titles
+        and hit.document_id not in options.forbid_documents
+        and hit.text.strip()
+    ]
+    return good[: options.k]
