@@ -88,6 +88,75 @@ def test_a_beginning_that_another_request_holds_is_copied() -> None:
     assert list(alone.tokens) == rest
 
 
+def shared_engine(family: str = "llama") -> LocalEngine:
+    return LocalEngine(tiny_model(family), 190, idle_sequences=None, cache_bytes=1 << 30)
+
+
+def conversation(number: int, turns: int) -> tuple[Ids, int]:
+    """A conversation behind 12 tokens that all begin with, and its history: all but 6 tokens."""
+    own = tuple(range(50 + 60 * number, 50 + 60 * number + 15 * turns))
+    return (*TEXT[:12], *own), 12 + 15 * turns - 6
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_conversations_by_turns_keep_their_caches(family: str) -> None:
+    """They begin with the same tokens, and none of them cuts another's."""
+    engine = shared_engine(family)
+    for turns in range(1, 4):
+        for number in range(4):
+            ids, history = conversation(number, turns)
+            usage = complete(engine, in_a_slot(ids, history, (3, 4 + turns))).usage
+            before = conversation(number, turns - 1)[1] if turns > 1 else 12 if number else 0
+            assert usage.cached == before
+
+
+def test_a_copied_beginning_takes_its_own_space_only() -> None:
+    engine = shared_engine()
+    complete(engine, Prompt.plain(tuple(range(20, 180))))
+    (long,) = engine.leases.idle
+    complete(engine, Prompt.plain((*range(20, 32), 7)))
+    capacities = [full_layers(one.cache)[0].capacity for one in engine.leases.idle]
+    assert engine.leases.idle[0] is long
+    assert capacities[1] < capacities[0] == full_layers(long.cache)[0].capacity
+
+
+@pytest.mark.parametrize("family", SLOTTED)
+@pytest.mark.parametrize("kept", [9, 24, 30, 39])
+def test_a_copied_beginning_is_exact(family: str, kept: int) -> None:
+    """Behind the history and in front of it, with a passage in view."""
+    prompt = in_a_slot((*TEXT[:kept], *range(70, 100)), 25, (3, 4, 5))
+    engine = shared_engine(family)
+    complete(engine, in_a_slot((*TEXT, *range(100, 140)), 25, (3, 4, 5)), 4)
+    completion = engine.complete(prompt, 6, Sampler(SamplingSettings(), []))
+    found = list(completion)
+    alone = shared_engine(family).complete(prompt, 6, Sampler(SamplingSettings(), []))
+    assert found == list(alone)
+    assert completion.usage.cached == kept
+    assert len(engine.leases.idle) == 2
+
+
+def test_who_leaves_keeps_the_cache() -> None:
+    """A listener may end a text at any token; the passes before are whole."""
+    engine = shared_engine()
+
+    def listen(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    prompt = in_a_slot(TEXT, 25, (3, 4))
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.complete(prompt, 5, Sampler(SamplingSettings(), [], (), listen)))
+    assert complete(engine, prompt).usage.cached == len(TEXT) - 1
+
+
+def test_a_passage_that_is_cached_is_no_cached_token_of_the_text() -> None:
+    engine = shared_engine()
+    passage = tuple(range(100, 108))
+    complete(engine, in_a_slot(TEXT, 25, passage))
+    other = complete(engine, in_a_slot((*TEXT[:5], *range(70, 100)), 25, passage)).usage
+    assert other.cached == 0
+    assert complete(engine, in_a_slot((*TEXT[:25], 7, 8), 25, passage)).usage.cached == 25
+
+
 def test_prompts_with_another_salt_share_nothing() -> None:
     """Neither a history nor a passage: their time would tell what others asked."""
     engine = LocalEngine(tiny_model("llama"), 120, idle_sequences=None, cache_bytes=1 << 30)

@@ -110,6 +110,19 @@ def test_an_appended_passage_has_a_user_turn_between_two_of_the_assistant(style:
     assert reader.show(found) == expected + said  # the echo: the answer, not the question
 
 
+@pytest.mark.parametrize("system", ["Be brief.", "Answer as a sailor would. " * 9])
+def test_a_slots_sink_is_how_the_conversation_begins(system: str) -> None:
+    """All before the first user message; of a long system message the end."""
+    reader = chat_reader("chatml")
+    talk = Conversation(({"role": "system", "content": system}, *LATER))
+    retrieval = talk.prompt(reader, RetrievalSettings(pattern="slot")).retrieval
+    sink = reader.frame(retrieval.frame, "slot").sink
+    shown = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+    whole = tuple(reader.encode_template(shown))
+    assert talk.prompt_ids(reader)[: len(whole)] == whole
+    assert sink == whole[-32:]
+
+
 def test_what_was_asked_for_is_not_replaced() -> None:
     reader, talk = chat_reader("chatml"), Conversation((QUESTION,))
     for retrieval in (

@@ -63,8 +63,8 @@ class LocalEngine:
             model: in evaluation mode, on its device.
             window: the most positions a sequence may have.
             idle_sequences: how many caches to keep when no completion has leased them; None: as
-                many as `cache_bytes` allows, for texts that are written by turns: the cache of one
-                that is not finished is copied for others, never cut.
+                many as `cache_bytes` allows, for many texts and conversations: one that is not
+                finished, or would lose more than it keeps, is copied for others and not cut.
             cache_bytes: bytes of keys and values to keep, at most: of passages and, if
                 `idle_sequences` is None, of running and idle sequences; what was used longest ago
                 is evicted first.
@@ -83,7 +83,9 @@ class LocalEngine:
         self.capabilities = Capabilities(window, self.passes.support.reserved_positions)
         self.budget = Budget(cache_bytes)
         self.passages = PassageCache(self.budget)
-        self.leases = Leases(self.passes.lock, self.budget, idle_sequences)
+        self.leases = Leases(
+            self.passes.new_sequence, self.passes.lock, self.budget, idle_sequences
+        )
         choose_exact(self.passes, window, check=self_check, fixed=fixed_passes)
 
     def fresh(self, share: int) -> "LocalEngine":
@@ -91,6 +93,7 @@ class LocalEngine:
         engine = LocalEngine(
             self.model,
             self.capabilities.window,
+            idle_sequences=None,
             cache_bytes=self.budget.limit // share,
             self_check=False,
             fixed_passes=False,
@@ -158,8 +161,8 @@ class LocalEngine:
         length, reserved = len(prompt.ids), prompt.layout.reserved
         if reserved and not self.capabilities.slot:
             raise SettingsError(
-                f"{label(self.model)} has layers that see a sliding window only, which a slot "
-                "before the context would leave; use another pattern"
+                f"{label(self.model)} can have no slot: all its layers see a sliding window, which a "
+                "passage in a slot would leave, or some share keys and values; use another pattern"
             )
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")
@@ -172,7 +175,7 @@ class LocalEngine:
 
     def lease(self, prompt: Prompt, writer: Sampler | None = None) -> tuple[CachedSequence, int]:
         """The sequence to continue, and how many tokens of the prompt it holds."""
-        return self.leases.take(prompt, writer, self.passes.new_sequence)
+        return self.leases.take(prompt, writer)
 
     def _complete(
         self, prompt: Prompt, max_tokens: int, sampler: Sampler, usage: Usage
@@ -182,6 +185,7 @@ class LocalEngine:
         try:
             token = self._first_token(sequence, prompt, shared, sampler, usage)
             usage.count_reused(len(prompt.arranged))
+            usage.cached = shared
             usage.prefill_seconds = time.perf_counter() - started
             yield token
             for _ in range(max_tokens - 1):
@@ -190,23 +194,17 @@ class LocalEngine:
                 usage.decoded += 1
                 usage.decode_seconds += time.perf_counter() - started
                 yield token
-        except GeneratorExit:  # closed between two passes: the cache is whole
+        finally:  # between two passes the cache is whole, whatever ends the completion there
             self.leases.give_back(sequence)
-            raise
+
+    @contextlib.contextmanager
+    def _pass(self, sequence: CachedSequence) -> Iterator[None]:
+        """Give a sequence up if its pass fails: some layers may have grown, others not."""
+        try:
+            yield
         except BaseException:
             self.leases.give_up(sequence)
             raise
-        self.leases.give_back(sequence)
-
-    @contextlib.contextmanager
-    def _running(self, sequence: CachedSequence) -> Iterator[None]:
-        """Hold the model; a sequence whose pass fails is given up before the model is released."""
-        with self.passes.running():
-            try:
-                yield
-            except BaseException:  # some layers may have grown, others not
-                self.leases.give_up(sequence)
-                raise
 
     def _first_token(
         self, sequence: CachedSequence, prompt: Prompt, shared: int, sampler: Sampler, usage: Usage
@@ -214,15 +212,17 @@ class LocalEngine:
         """Prefill the rest of a prompt segment by segment, and choose."""
         *earlier, last = prompt.after(shared)
         for segment in earlier:
-            with self._running(sequence):
+            with self.passes.running(), self._pass(sequence):
                 self._prefill(sequence, segment, usage)
-        with self._running(sequence):
-            return sampler.choose(self._prefill(sequence, last, usage)[-1])
+        with self.passes.running():
+            with self._pass(sequence):
+                logits = self._prefill(sequence, last, usage)
+            return sampler.choose(logits[-1])
 
     def _prefill(self, sequence: CachedSequence, segment: Segment, usage: Usage) -> Tensor:
         """Compute a segment with its passage in view; the logits of its last token, (1, V).
 
-        Called while the sequence is `_running`; counts what is computed.
+        Counts what is computed.
         """
         usage.prefilled += len(segment.ids)
         if sequence.passage == segment.passage:
@@ -245,5 +245,7 @@ class LocalEngine:
 
     def _decode(self, sequence: CachedSequence, token: int, sampler: Sampler) -> int:
         """Compute one token, and choose the next."""
-        with self._running(sequence):
-            return sampler.choose(self.passes.extend(sequence, [token])[-1])
+        with self.passes.running():
+            with self._pass(sequence):
+                logits = self.passes.extend(sequence, [token])
+            return sampler.choose(logits[-1])

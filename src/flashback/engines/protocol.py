@@ -28,7 +28,9 @@ class Usage:
     """
 
     reused: int = 0
-    """Prompt tokens whose keys and values were cached."""
+    """Prompt tokens whose keys and values were cached, a passage's at reserved positions, too."""
+    cached: int = 0
+    """Those of them that are of the text."""
     prefilled: int = 0
     """Tokens computed before the first new one."""
     sink: int = 0

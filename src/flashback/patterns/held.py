@@ -15,7 +15,7 @@ class HeldTokens:
     layout: Layout = field(default_factory=Layout)
     """Where they stand."""
     room: int = 0
-    """R + b or more columns before the text's, for a passage and its sink."""
+    """Columns before the text's for a passage, and for its sink where both share a pass."""
     ids: list[int] = field(default_factory=list)
     """The text."""
     views: list[View] = field(default_factory=list)

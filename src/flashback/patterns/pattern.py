@@ -83,8 +83,8 @@ class ContextPattern(ABC):
     echoes: ClassVar[bool] = False
     """Whether the frame's echo is used."""
     isolated: ClassVar[bool] = False
-    """Whether passages stand at reserved positions before the text, are prefilled without it, and
-    are exchanged in place. Needs an engine and a reader that support it."""
+    """Whether passages stand at reserved positions, are prefilled without the text, and are
+    exchanged in place. Needs an engine and a reader that support it."""
     targets: ClassVar[TargetLayout] = TargetLayout.SEQUENCES
 
     @abstractmethod

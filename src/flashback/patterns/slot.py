@@ -64,7 +64,7 @@ def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
     reserved = len(at.framed) if at.history > at.bos else at.reserved
-    return Layout(history, reserved, at.frame.sink[:history])
+    return Layout(history, reserved, at.frame.sink[-history:])
 
 
 def _views(at: Boundary, before: Prompt | None, history: int) -> tuple[View, ...]:

@@ -81,8 +81,9 @@ class Conversation:
     def prompt(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """The prompt of a pattern, with passages shown in the template's own turns.
 
-        A passage before the text stands in the first user message, as if it were pasted there; one
-        behind the text stands in a user turn of its own, between two turns of the assistant. A
+        A passage in a slot stands in the last user message, as if it were pasted there, so that the
+        turns before it stay cached; one before the text in the first user message; one behind it
+        in a user turn of its own, between two turns of the assistant. A
         frame that was asked for, that of an adapter and marking tokens are left as they are.
 
         Args:
@@ -122,14 +123,14 @@ class Conversation:
     def _shown_in_place(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Put passages where the last user message begins; the turns before it are history."""
         prompt, messages = self._plain(reader, retrieval), self._shown(reader)
-        _, last = _ends(messages)
+        first, last = _ends(messages)
         head = _before(reader, messages, last)
         pairs = zip(reader.encode_template(head), prompt.ids, strict=False)
         history = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if reader.adapter is None and reader.marks is None:
             asked = retrieval.frame or FrameText()
             frame = asked if asked.has_text else FrameText(INSTRUCTION, _BEHIND, 0)
-            sink = asked.sink or _before(reader, [message("user", "")], 0)
+            sink = asked.sink or _before(reader, messages, first)
             retrieval = replace(retrieval, frame=replace(frame, sink=sink))
         return replace(prompt, retrieval=replace(retrieval, history_tokens=history))
 

@@ -77,7 +77,7 @@ class Arrangement:
             yield prompt
 
     def reserved(self, example: Example) -> int:
-        """R: positions before the text for passages that are exchanged in place; else 0."""
+        """R: positions for passages that are exchanged in place; else 0."""
         pattern = PATTERNS[self.pattern]
         if not pattern.isolated:
             return 0

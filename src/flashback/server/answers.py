@@ -207,7 +207,7 @@ class Answer:
         for kind, tokens in token_counts(event.usage).items():
             self.totals[kind] += tokens
         prompt = self._prompts.pop(event.choice, 0)
-        self.cached_tokens += min(event.usage.reused, prompt)
+        self.cached_tokens += min(event.usage.cached, prompt)
 
     def _end(self, event: ChoiceEnd) -> None:
         self._choices[event.choice].finish = event.finish_reason

@@ -217,6 +217,10 @@ class BufferedLayer(DynamicLayer):
         """Whether the layer is exact after a cut to `length`."""
         return True
 
+    def copy_beginning(self, empty: Any, length: int) -> None:
+        """Write the first tokens of the text to an empty layer of this kind."""
+        empty.update(*self._buffer.view(0, length))
+
     @property
     def bytes(self) -> int:
         """Bytes of the buffer, spare capacity included."""
@@ -272,8 +276,17 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 
     def reaches(self, length: int) -> bool:
         """Whether the layer is exact after a cut to `length`."""
-        needed = max(length - (self.sliding_window - 1), 0)
-        return needed >= self._buffer.first
+        return self._first_needed(length) >= self._buffer.first
+
+    def copy_beginning(self, empty: Any, length: int) -> None:
+        """Write what later tokens see of the first ones to an empty layer of this kind."""
+        start = self._first_needed(length)
+        empty._buffer.first = empty._buffer.end = start
+        empty.update(*self._buffer.view(start, length))
+
+    def _first_needed(self, length: int) -> int:
+        """The first position that the tokens behind `length` see."""
+        return max(length - (self.sliding_window - 1), 0)
 
     @property
     def bytes(self) -> int:
@@ -287,6 +300,16 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 
 
 _BUFFERED = (BufferedLayer, BufferedSlidingLayer)
+
+
+def copy_beginning(cache: DynamicCache, empty: DynamicCache, length: int) -> None:
+    """Write the first `length` tokens of a text to an empty cache, whose buffers get their size.
+
+    The cache must reach that far, see `cache_reaches`.
+    """
+    for layer, other in zip(cache.layers, empty.layers, strict=True):
+        if length and isinstance(layer, _BUFFERED):
+            layer.copy_beginning(other, length)
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -1,6 +1,5 @@
 """Leases of cached sequences: a completion gets an idle one, a copy of one in use, or a new one."""
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from threading import RLock
@@ -18,16 +17,24 @@ _WORTH_SHARING = 8
 class Leases:
     """The cached sequences of an engine: leased by a completion, or idle."""
 
-    def __init__(self, lock: RLock, budget: Budget, idle_sequences: int | None) -> None:
+    def __init__(
+        self,
+        new_sequence: Callable[[], CachedSequence],
+        lock: RLock,
+        budget: Budget,
+        idle_sequences: int | None,
+    ) -> None:
         """Begin with none.
 
         Args:
+            new_sequence: starts an empty one.
             lock: held while a sequence changes, so that none is copied half changed.
             budget: shared with the passages.
             idle_sequences: how many to keep when no completion has leased them, not counted in the
-                budget; None: as many as the budget allows, for texts that are written by turns:
-                the cache of one that is not finished is copied for others, never cut.
+                budget; None: as many as the budget allows, for many texts and conversations: one
+                that is not finished, or would lose more than it keeps, is copied and not cut.
         """
+        self._new_sequence = new_sequence
         self._lock = lock
         self._limit = idle_sequences
         self._budget = budget
@@ -57,17 +64,11 @@ class Leases:
         idle = list(self.idle)
         return len(idle), sum(cache_bytes(one.cache) for one in idle)
 
-    def take(
-        self,
-        prompt: Prompt,
-        writer: Sampler | None,
-        new_sequence: Callable[[], CachedSequence],
-    ) -> tuple[CachedSequence, int]:
+    def take(self, prompt: Prompt, writer: Sampler | None) -> tuple[CachedSequence, int]:
         """Lease the sequence that shares most with a prompt, cut to what it shares.
 
         Args:
             writer: the text's sampler, which identifies texts that are written by turns.
-            new_sequence: starts an empty one.
 
         Returns:
             The sequence, laid out as the prompt, and how many tokens of it it holds.
@@ -76,7 +77,7 @@ class Leases:
             own = [one for one in self.idle if self._is_own(one, writer)]
             sequence, shared = self._found(prompt, own) or (None, 0)
             if sequence is None:
-                sequence = self._emptied(prompt, own) or new_sequence()
+                sequence = self._emptied(prompt, own)
             self.idle = [
                 one for one in self.idle if one not in own
             ]  # the writer's text has its sequence
@@ -89,8 +90,10 @@ class Leases:
             return sequence, shared
 
     def give_back(self, sequence: CachedSequence) -> None:
-        """End a lease and keep the sequence; those used longest ago are evicted over the limit."""
+        """End a lease and keep the sequence, if it was not given up."""
         with self._lock:
+            if sequence not in self.taken:
+                return
             self.give_up(sequence)
             sequence.used = self._budget.tick()
             self.idle.append(sequence)
@@ -109,35 +112,27 @@ class Leases:
         self, prompt: Prompt, own: Sequence[CachedSequence]
     ) -> tuple[CachedSequence, int] | None:
         """The sequence that shares most with a prompt, if it is worth it; no longer idle."""
-        free = [one for one in self.idle if one not in own and self._is_free(one)]
-        busy = [*self.taken, *(one for one in self.idle if one not in own and one not in free)]
         # Below the limit, a few common tokens are not worth cutting another's cache.
         below_limit = self._limit is None or len(self.idle) < self._limit
         least = _WORTH_SHARING if below_limit else 1
-        candidates = [
-            (one.common_prefix(prompt), least, take, one)
-            for ones, least, take in (
-                (own, 1, True),
-                (free, least, True),
-                (busy, _WORTH_SHARING, False),
-            )
-            for one in ones
-        ]
         usable = [
-            (shared, take, one)
-            for shared, least, take, one in candidates
-            if shared >= least and one.reaches(shared)
+            (shared, one in own or self._is_free(one, shared), one)
+            for one in (*self.idle, *self.taken)
+            if (shared := one.common_prefix(prompt)) >= (1 if one in own else least)
+            and one.reaches(shared)
         ]
         if not usable:
             return None
-        shared, take, sequence = max(usable, key=lambda item: item[:2])
-        if not take:  # in use by another completion, which still needs all of it
-            return copy.deepcopy(sequence), shared
+        shared, free, sequence = max(usable, key=lambda item: item[:2])
+        if not free:
+            copied = self._new_sequence()
+            sequence.copy_beginning(copied, shared)
+            return copied, shared
         self.idle.remove(sequence)
         return sequence, shared
 
-    def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence | None:
-        """A sequence that would soon be evicted, for its buffers; no longer idle."""
+    def _emptied(self, prompt: Prompt, own: Sequence[CachedSequence]) -> CachedSequence:
+        """One that would soon be evicted, no longer idle, for its buffers; else a new one."""
         candidates = list(own)
         if self._limit is not None and len(self.idle) >= self._limit:
             candidates += self.idle[:1]
@@ -146,7 +141,7 @@ class Leases:
             if one.reaches(0) and not oversized:
                 self.idle.remove(one)
                 return one
-        return None
+        return self._new_sequence()
 
     def _is_own(self, sequence: CachedSequence, writer: Sampler | None) -> bool:
         """Whether the writer's own text used it last; known where texts are written by turns."""
@@ -154,7 +149,11 @@ class Leases:
             return False
         return sequence.writer() is writer
 
-    def _is_free(self, sequence: CachedSequence) -> bool:
-        """Whether no unfinished text will need it again."""
+    def _is_free(self, sequence: CachedSequence, shared: int) -> bool:
+        """Whether a sequence may be cut to what it shares, for nobody needs the rest."""
+        if sequence in self.taken:
+            return False
+        if self._limit is not None:
+            return True
         unclaimed = sequence.writer is None or sequence.writer() is None
-        return self._limit is not None or unclaimed
+        return unclaimed and 2 * shared >= len(sequence.ids)

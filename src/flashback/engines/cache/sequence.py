@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 from transformers import DynamicCache
 
-from flashback.engines.cache.layers import cache_reaches, make_room, show_passage
+from flashback.engines.cache.layers import (
+    cache_reaches,
+    copy_beginning,
+    make_room,
+    show_passage,
+)
 from flashback.engines.kernels.states import States
 from flashback.patterns.held import HeldTokens
 from flashback.patterns.prompt import Ids, Layout
@@ -33,6 +38,12 @@ class CachedSequence(HeldTokens):
         if (needed := layout.reserved + len(layout.sink)) > self.room:
             make_room(self.cache, needed)
             self.room = needed
+
+    def copy_beginning(self, empty: "CachedSequence", length: int) -> None:
+        """Write the first `length` tokens to an empty sequence; no passage is in view there."""
+        copy_beginning(self.cache, empty.cache, length)
+        empty.ids, empty.views, empty.salt = [*self.ids], [*self.views], self.salt
+        empty.keep(length)
 
     def reaches(self, length: int) -> bool:
         """Whether the cache can be cut back to `length` and still be exact."""
