@@ -161,7 +161,7 @@ class LocalEngine:
         length, reserved = len(prompt.ids), prompt.layout.reserved
         if reserved and not self.capabilities.slot:
             raise SettingsError(
-                f"{label(self.model)} can have no slot: all its layers see a sliding window, which a "
+                f"{label(self.model)} can have no slot: all layers see a sliding window, which a "
                 "passage in a slot would leave, or some share keys and values; use another pattern"
             )
         if length == 0:

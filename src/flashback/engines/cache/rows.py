@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from flashback.engines.cache.layers import capacity_for
+from flashback.engines.cache.buffer import capacity_for
 from flashback.engines.kernels.states import States
 
 
