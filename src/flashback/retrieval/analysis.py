@@ -26,13 +26,15 @@ _STEMMED = (
 )
 _UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
 _INVISIBLE = dict.fromkeys((0xAD, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF))
+_LONGEST = 256
+"""Bytes of a word that is not indexed; a letter has up to four of them, and compounds are long."""
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def analyzer() -> tantivy.TextAnalyzer:
     """From what `terms` gives to what an index holds: no English stop words, stems."""
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
-    builder = builder.filter(tantivy.Filter.remove_long(64))
+    builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
     builder = builder.filter(tantivy.Filter.stopword("english"))
     for language in _STEMMERS:
         builder = builder.filter(tantivy.Filter.stemmer(language))
