@@ -82,8 +82,9 @@ class Conversation:
         """The prompt of a pattern, with passages shown in the template's own turns.
 
         A passage before the text stands in the first user message, as if it were pasted there; one
-        behind the text stands in a user turn of its own, between two turns of the assistant. A
-        frame that was asked for, that of an adapter and marking tokens are left as they are.
+        in a slot in the last, behind the history, whose cache is the same with any passage; one
+        behind the text in a user turn of its own, between two turns of the assistant. A frame that
+        was asked for, that of an adapter and marking tokens are left as they are.
 
         Args:
             reader: has the template.
