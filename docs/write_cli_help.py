@@ -33,7 +33,8 @@ def _contexts(context: click.Context) -> list[click.Context]:
     command = context.command
     if isinstance(command, click.Group):
         for name, child in sorted(command.commands.items()):
-            found += _contexts(click.Context(child, info_name=name, parent=context))
+            own = click.Context(child, info_name=name, parent=context, **child.context_settings)
+            found += _contexts(own)
     return found
 
 

@@ -3,8 +3,9 @@
     python scripts/exchanged_passages.py QUESTIONS.jsonl --model MODEL [--form chat] [--limit 300]
 
 Each question has its own passage in view when it is answered. In the rows "after", it was computed
-with another one in view first: that of another question (unrelated), or its own with the answer
-replaced by another question's (counterfactual). e is how many tokens were computed again.
+with another one in view first: that of the nearest earlier question with another passage and answer
+(unrelated), or its own with that answer in place of the right one (counterfactual). e is how many
+tokens were computed again.
 """
 
 import argparse
@@ -97,32 +98,48 @@ def rows(
     return found
 
 
+def other_of(questions: Sequence[Question], at: int) -> Question:
+    """The nearest earlier question with another passage and answer; the last are before the first.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    own = questions[at]
+    for back in range(1, len(questions)):
+        other = questions[at - back]
+        if other.passage != own.passage and other.answers[0] != own.answers[0]:
+            return other
+    raise SystemExit(f"question {own.id!r}: found no other passage with another answer")
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--form", default="auto")
-    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=300, help="questions, 2 or more")
     parser.add_argument("--passage-tokens", type=int, default=256)
     parser.add_argument("--recompute-tokens", type=int, nargs="+", default=[16], metavar="E")
     given = parser.parse_args()
-    reader = load_reader(given.model, dtype="float32")
+    if given.limit < 2:
+        parser.error(f"--limit {given.limit}: expected 2 or more, for an interval")
     file = read_questions(given.file)
     usable = [one for one in file.questions if one.answers[0] in (one.passage or "")]
     questions = replace(file, questions=tuple(usable)).sample(given.limit, 0)
+    others = [other_of(questions, at) for at in range(len(questions))]
+    reader = load_reader(given.model, dtype="float32")
     asking = Asking(settled_form(given.form, reader, questions))
     measured = Measurement(reader, asking, given.passage_tokens)
     table: dict[str, list[float]] = {}
-    for at, question in enumerate(track(questions, "scoring")):
-        for name, nats in rows(
-            measured, question, questions[at - 1], given.recompute_tokens
-        ).items():
+    pairs = zip(questions, others, strict=True)
+    for question, other in track(pairs, "scoring", total=len(questions)):
+        for name, nats in rows(measured, question, other, given.recompute_tokens).items():
             table.setdefault(name, []).append(nats)
     print(f"{given.model}, {asking.form}, float32, {len(questions)} questions")
     for name, values in table.items():
-        pairs = zip(values, table["prepend"], strict=True)
-        differences = [value - prepended for value, prepended in pairs]
+        against_prepend = zip(values, table["prepend"], strict=True)
+        differences = [value - prepended for value, prepended in against_prepend]
         spread = 1.96 * statistics.stdev(differences) / math.sqrt(len(differences))
         mean, against = statistics.mean(values), statistics.mean(differences)
         print(f"{name:35} {mean:6.3f}  {against:+.3f} (± {spread:.3f})")

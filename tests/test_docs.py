@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from command_line import run
 from flashback.cli.demonstration import PAGE
 from flashback.cli.main import app
 from flashback.corpus.documents import CorpusReport
@@ -22,6 +23,17 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_the_command_line_page_is_current() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "write_cli_help.py"))
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == page["render"](), "run `make docs`"
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "generate", "index build"])
+def test_the_page_says_what_a_command_says(command: str) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    shown = page.partition(f"## flashback {command}\n")[2].partition("\n## ")[0]
+    said = run(*command.split(), "--help").out
+    defaults = r"\[default:[^]]*\]"
+    assert re.findall(defaults, " ".join(shown.split())) == re.findall(
+        defaults, " ".join(said.split())
+    )
 
 
 def documented_commands() -> list[str]:

@@ -290,7 +290,7 @@ class SamplingSettings(CheckedSettings):
     """How a token is drawn from the reader's distribution; the default is greedy."""
 
     temperature: float = setting(
-        0.0, "Above 0: draw tokens, the flatter the higher; 0: greedy.", low=0.0, high=100.0
+        0.0, "From 0.01: draw tokens, the flatter the higher; below: greedy.", low=0.0, high=100.0
     )
     top_k: int = setting(0, "Draw from the k most probable tokens; 0: all.", low=0, high=1 << 30)
     top_p: float = setting(
@@ -315,7 +315,7 @@ class SamplingSettings(CheckedSettings):
                 if field.name in ("top_k", "top_p", "min_p") and value != field.default:
                     raise SettingsError(
                         f"{flag_of(field)} {value}: has no effect on greedy writing; give a "
-                        "--temperature above 0, such as 0.8"
+                        f"--temperature of {_COLDEST} or more, such as 0.8"
                     )
 
     @property

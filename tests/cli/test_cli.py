@@ -17,6 +17,7 @@ import flashback.retrieval.indexing
 from command_line import NOTES, Outcome, run, start
 from flashback.cli.demonstration import DemoSettings
 from flashback.cli.main import app
+from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.corpus.python_docs import find_modules
 from flashback.scoring.window_settings import WindowSettings
 from recompute import TOLERANCE, recomputed_logits
@@ -510,3 +511,19 @@ def test_lines_of_piped_text_end_alike(index: Path) -> None:
     generate = ("generate", "--index", index, "--pattern", "none", "--max-new-tokens", "4", "-")
     windows, unix = (run(*generate, input=b"a" + end + b"b" + end) for end in (b"\r\n", b"\n"))
     assert windows.out == unix.out
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_an_index_runs_code_of_the_readers_folder_only_if_asked(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def ends(name: str, trust_remote_code: bool = False) -> TokenEnds:
+        asked.append((name, trust_remote_code))
+        return estimated_ends
+
+    monkeypatch.setattr("flashback.readers.load.load_token_ends", ends)
+    more = ("--trust-remote-code",) if trusted else ()
+    run("index", notes, "--out", tmp_path / "IDX", "--model", "some/model", *more)
+    assert asked == [("some/model", trusted)]

@@ -70,6 +70,15 @@ def test_messages_are_answered_with_what_was_said_before(chat: Chat, asked: Aske
     assert second == [*first, ("assistant", answer), ("user", "And the socket?")]
 
 
+@pytest.mark.parametrize("first", ["What follows the moon?", "/help"])
+def test_a_byte_order_mark_is_no_text(chat: Chat, asked: Asked, first: str) -> None:
+    out = chat(f"\ufeff{first}", "And the \ufeffsocket?").out
+    said = [messages[-1][1] for _, messages in asked]
+    assert said[-1] == "And the \ufeffsocket?"
+    assert said[:-1] == ([] if first == "/help" else [first])
+    assert ("/quit" in out) == (first == "/help")
+
+
 def test_commands(chat: Chat, asked: Asked) -> None:
     out = chat(
         *("/help", "/sources", "What follows the moon?", "/sources", "/pattern"),

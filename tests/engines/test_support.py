@@ -1,5 +1,7 @@
 """The table of model families says what transformers' models do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,6 +62,26 @@ def test_a_local_engine_batches_and_says_what_it_caches() -> None:
     engine = LocalEngine(tiny_model("llama"), window=100)
     assert isinstance(engine, BatchingEngine)
     assert isinstance(engine, CachingEngine)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "reason"),
+    [
+        ("llama", {}, None),
+        ("llama", {"takes_positions": False}, "takes no positions"),
+        ("llama", {"takes_positions": False, "alibi": True}, None),
+        ("llama", {"every_layer_caches": False}, None),
+        ("mistral", {}, "in all layers"),
+        ("gpt_neo", {}, "in columns of its cache"),
+        ("gemma2", {}, None),
+        ("gemma2", {"every_layer_caches": False}, "has layers that share keys and values"),
+        ("gemma2", {"takes_positions": False, "alibi": True}, "takes no positions"),
+    ],
+)
+def test_why_there_is_no_slot(family: str, change: dict[str, bool], reason: str | None) -> None:
+    found = replace(support_of(tiny_model(family)), **change)
+    assert found.reserved_positions == (found.without_slot is None) == (reason is None)
+    assert (reason or "") in (found.without_slot or "")
 
 
 def test_the_former_names_of_caches_and_patterns_warn() -> None:

@@ -96,6 +96,30 @@ def test_an_answer_stands_in_a_text_as_whole_words() -> None:
     assert not stands_in(["the"], "the")
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("北京", "他住在北京。"),
+        ("北京", "北京"),
+        ("東京", "彼は「東京」に住んでいる。"),
+        ("서울", "그는 서울에 산다."),
+        ("กรุงเทพ", "เขาอยู่ที่กรุงเทพมหานคร"),
+        ("Paris", "It is “Paris”."),
+        ("Paris", "It is «Paris»…"),
+        ("Que?", "¿Que?"),
+        ("الرياض", "هل هي الرياض؟"),
+    ],
+)
+def test_an_answer_stands_in_texts_of_any_script(answer: str, text: str) -> None:
+    assert stands_in([answer], text)
+    assert not stands_in([answer[:-1] + "x"], text)
+
+
+@pytest.mark.parametrize("text", ["他住在南京。", "京北", "“Parisian”", "“Par is”"])
+def test_what_is_not_in_a_text_is_not_found(text: str) -> None:
+    assert not stands_in(["北京", "Paris"], text)
+
+
 def test_every_question_is_searched_once_and_cut_as_readers_see_it(reader: Reader) -> None:
     retriever = Finding()
     asked = look_up(QUESTIONS, retriever, reader, RETRIEVAL)

@@ -35,18 +35,26 @@ def test_json_lines_and_nq_open(tmp_path: Path) -> None:
     assert file.unanswerable == 1
 
 
-def squad(**changes: Any) -> dict[str, Any]:
+def squad(title: Any = "Panthers", **changes: Any) -> dict[str, Any]:
     answer = {"text": "308", "answer_start": 3}
     asked = {"id": "a", "question": "How many?", "answers": [answer, answer]}
     never = {"id": "b", "question": "Why?", "answers": [], "is_impossible": True}
     paragraph = {"context": "It gave 308 points.", "qas": [asked | changes, never]}
-    return {"version": "2.0", "data": [{"title": "Panthers", "paragraphs": [paragraph]}]}
+    return {"version": "2.0", "data": [{"title": title, "paragraphs": [paragraph]}]}
 
 
 def test_squad_with_unanswerable_questions(tmp_path: Path) -> None:
     file = read_questions(written(tmp_path, squad()))
     own = Question("a", "How many?", ("308",), "It gave 308 points.", "Panthers")
     assert (file.questions, file.unanswerable) == ((own,), 1)
+
+
+@pytest.mark.parametrize(
+    "content", [squad(None), [{"question": "a", "answer": "b", "title": None}]]
+)
+def test_a_title_that_is_null_is_none(tmp_path: Path, content: object) -> None:
+    (question,) = read_questions(written(tmp_path, content)).questions
+    assert question.title == ""
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,12 @@ def test_squad_with_unanswerable_questions(tmp_path: Path) -> None:
         ("", "found no question with an answer"),
         ({"data": [{"paragraphs": [{"context": "a"}]}]}, "damaged (KeyError: 'qas')"),
         (squad(question=None), "damaged (ValueError: found null"),
+        ([{"question": "a\ud800", "answer": "b"}], "line 1: a text has half a character"),
+        ([{"question": "a", "answer": "b", "id": "\ud800"}], "line 1: the id has half a character"),
+        ([{"question": "a", "answer": "b", "title": "\udfff"}], "the title has half a character"),
+        (squad(id="x\ud800"), "damaged (ValueError: the id has half a character"),
+        (squad(id=["x"]), "damaged (ValueError: the id is neither"),
+        (squad("\ud800"), "damaged (ValueError: the title has half a character"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, content: object, message: str) -> None:
@@ -95,6 +109,16 @@ def test_samples_are_seeded_and_examples_are_other_questions(tmp_path: Path) -> 
         assert question.text not in {one.text for one in shown}
     with pytest.raises(PromptsError, match="9 different questions; expected more than the 9"):
         file.solved(9, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_example_is_shown_twice(tmp_path: Path, seed: int) -> None:
+    lines = [{"question": f"q{n % 5}", "answer": f"a{n}"} for n in range(40)]
+    file = read_questions(written(tmp_path, lines))
+    solved = file.solved(4, seed)
+    for question in file.questions:
+        others = {f"q{n}" for n in range(5)} - {question.text}
+        assert {one.text for one in solved(question)} == others
 
 
 def test_an_id_may_be_a_number_with_a_point(tmp_path: Path) -> None:

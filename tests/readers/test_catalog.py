@@ -10,6 +10,7 @@ pytest.importorskip("gguf")
 
 from command_line import refused, run
 from families import tiny_model
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.installed import installed_readers
 from flashback.readers.load import load_reader
 from gguf_files import gemma_tokenizer, merging_tokenizer, tiny_gemma, tiny_llama, write_gguf
@@ -71,12 +72,14 @@ def test_an_installed_reader_loads_by_its_name(packages: Packages, hub: Path) ->
     }
 
 
-def test_sliding_windows_have_no_slot(packages: Packages, hub: Path) -> None:
+def test_sliding_windows_of_some_layers_have_a_slot(packages: Packages, hub: Path) -> None:
     file = packages.add("tiny-gemma-gguf", "data.gguf") / "data.gguf"
     write_gguf(file, tiny_gemma(), gemma_tokenizer())
     row = rows()["tiny-gemma"]
     assert (row["architecture"], row["window"]) == ("gemma3_text", 160)
-    assert row["patterns"] == ["none", "prepend", "append"]
+    assert row["patterns"] == ["none", "prepend", "append", "slot"]
+    reader = load_reader("tiny-gemma")
+    assert row["patterns"] == [name for name, one in PATTERNS.items() if reader.can_have(one)]
 
 
 def test_names_are_short_and_unlike(packages: Packages) -> None:

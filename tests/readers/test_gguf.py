@@ -18,7 +18,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.fingerprint import fingerprint
 from flashback.readers.gguf import open_gguf
 from flashback.readers.gguf_metadata import gguf_config
-from flashback.readers.load import load_reader
+from flashback.readers.load import load_reader, locate
 from flashback.readers.reader import Reader
 from gguf_files import (
     TEMPLATE,
@@ -140,6 +140,50 @@ def written(path: Path, model: PreTrainedModel, **changes: Any) -> str:
 def test_the_end_of_a_turn_ends_a_text(llama: PreTrainedModel, tmp_path: Path) -> None:
     reader = load_reader(written(tmp_path, llama, words={"tokenizer.ggml.eot_token_id": 9}))
     assert reader.eos == {1, 9}
+
+
+@pytest.mark.parametrize("weights", ["none", "safetensors", "bin"])
+def test_a_folder_with_config_and_one_gguf_file_is_the_file_unless_it_has_weights(
+    llama: PreTrainedModel, tmp_path: Path, weights: str
+) -> None:
+    file = written(tmp_path, llama)
+    if weights == "none":
+        llama.config.save_pretrained(tmp_path)
+        merging_tokenizer().save_pretrained(tmp_path)
+    else:
+        llama.save_pretrained(tmp_path)
+        merging_tokenizer().save_pretrained(tmp_path)
+    if weights == "bin":
+        (tmp_path / "model.safetensors").rename(tmp_path / "x.bin")
+    source = locate(str(tmp_path))
+    assert (source.gguf is not None) == (weights == "none")
+    if source.gguf is not None:
+        assert load_reader(str(tmp_path)).model.name_or_path == file
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "ends"),
+    [
+        (["<|end|>"], {}, {1, 290}),
+        (["<|eot_id|>", "<|eom_id|>"], {}, {1, 290, 291}),
+        (["<|im_end|>", "<|endoftext|>"], {}, {1, 290, 291}),
+        (["<end_of_turn>"], {"tokenizer.ggml.eos_token_id": None}, {290}),
+        (["<|end|>", "<|return|>", "<|call|>"], {}, {1, 291, 292}),
+        (["<|end|>"], {"tokenizer.ggml.eot_token_id": 9}, {1, 9}),
+        (["<|end of it|>"], {}, {1}),
+    ],
+)
+def test_an_end_of_a_turn_that_the_file_does_not_name_is_found_by_its_spelling(
+    llama: PreTrainedModel,
+    tmp_path: Path,
+    names: list[str],
+    words: dict[str, Any],
+    ends: set[int],
+) -> None:
+    tokens = words_of(llama, merging_tokenizer())["tokenizer.ggml.tokens"]
+    tokens[290 : 290 + len(names)] = names
+    own = {"tokenizer.ggml.tokens": tokens} | words
+    assert load_reader(written(tmp_path, llama, words=own)).eos == ends
 
 
 def test_without_eos_nothing_ends_a_text(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -44,6 +44,26 @@ def test_forms_of_one_word_meet_and_the_text_is_shown_as_it_was(name: str, tmp_p
         assert hit.text == f"x {text} y"
 
 
+LONG = {
+    "Malayalam": "പരിസ്ഥിതിസംരക്ഷണപ്രവർത്തനങ്ങളെക്കുറിച്ചുള്ള",
+    "Tamil": "கேட்டுக்கொண்டிருந்தவர்களுக்காகத்தான்",
+    "Georgian": "გადმოგვეკონტრრევოლუციონერებინათ",
+    "German": "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetzesentwurf",
+    "a name in code": "_".join(["very"] * 3) + "x" * 70,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_words_are_found(name: str, tmp_path: Path) -> None:
+    word = LONG[name]
+    assert len(word.encode()) > 64
+    texts = (f"a {word} b", "a b")
+    passages = [Passage(f"{n}#0", str(n), "", text) for n, text in enumerate(texts)]
+    build_index(tmp_path / "IDX", passages, IndexSettings(), CorpusReport())
+    ((hit,),) = BM25Index.open(tmp_path / "IDX").search([word], SearchOptions(k=2))
+    assert hit.text == texts[0]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -359,6 +359,7 @@ def test_whole_numbers_are_good_real_ones() -> None:
             r"--top-k 5: has no effect on greedy",
         ),
         (lambda: RetrievalSettings(min_relative_score=1.5), r"--min-relative-score 1.5"),
+        (lambda: SamplingSettings(0.005, top_k=5), r"give a --temperature of 0\.01 or more, such"),
         (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
         (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
         (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),

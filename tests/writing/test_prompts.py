@@ -54,6 +54,12 @@ def many(tmp_path: Path, model_folder: Path, index: Path) -> Many:
     return Many(tmp_path, model_folder, index)
 
 
+def test_an_id_that_no_file_can_hold_is_refused_before_anything_is_written() -> None:
+    line = json.dumps({"prompt": "a", "id": "x\ud800"}).encode()
+    with pytest.raises(PromptsError, match=r"f line 1: the id has half a character"):
+        read_prompts("f", line)
+
+
 untrained = pytest.mark.filterwarnings("ignore:.* was not trained for append")
 
 

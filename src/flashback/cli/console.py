@@ -1,5 +1,6 @@
 """Progress on standard error; silent where that is no terminal."""
 
+import codecs
 import contextlib
 import os
 import sys
@@ -104,7 +105,7 @@ def at_terminal() -> bool:
 
 
 def read_lines(prompt: str) -> Iterator[str]:
-    """The lines of standard input as they come.
+    """The lines of standard input as they come, without a byte order mark.
 
     Args:
         prompt: shown where someone types them.
@@ -117,6 +118,7 @@ def read_lines(prompt: str) -> Iterator[str]:
     if not at_terminal():
         lines = iter(sys.stdin.buffer.readline, b"")
         for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             yield _decoded(line, f"line {number}")
         return
     with contextlib.suppress(ImportError):

@@ -77,6 +77,7 @@ def index() -> None:
     show_default=True,
     help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run code of that reader's folder.")
 @options_of(IndexSettings)
 def build(
     corpus: tuple[str, ...],
@@ -85,6 +86,7 @@ def build(
     strict: bool,
     as_json: bool,
     model: str,
+    trust_remote_code: bool,
     **values: Any,
 ) -> None:
     """Read a corpus, cut it into passages and index them (the default command).
@@ -108,14 +110,14 @@ def build(
             report,
             overwrite=overwrite,
             progress=progress,
-            token_ends=_token_ends(model),
+            token_ends=_token_ends(model, trust_remote_code),
         )
     print_report(report)
     _print_notes(out, manifest)
     _print_manifest(out, manifest, as_json)
 
 
-def _token_ends(model: str) -> TokenEnds:
+def _token_ends(model: str, trust_remote_code: bool) -> TokenEnds:
     """Where tokens end; loaded before a corpus is read."""
     if model == "none":
         return estimated_ends
@@ -124,7 +126,7 @@ def _token_ends(model: str) -> TokenEnds:
     quiet_transformers()
     from flashback.readers.load import load_token_ends
 
-    return load_token_ends(model)
+    return load_token_ends(model, trust_remote_code)
 
 
 @index.command(short_help="Check an index against its checksums.")

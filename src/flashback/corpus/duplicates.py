@@ -1,19 +1,22 @@
 """Passages on their way into an index: equal ones once, with every document that has them.
 
 Two passages are equal if their titles and their texts are, after white space. What is only similar
-is kept, unless asked otherwise. Passages wait in a temporary SQLite database that spills to disk.
+is kept, unless asked otherwise. Passages wait in an SQLite database of their own.
 """
 
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
+from difflib import SequenceMatcher
 from hashlib import blake2b
+from pathlib import Path
 from typing import Self
 
 from rensa import RMinHash
 
+from flashback.corpus.characters import UNSPACED
 from flashback.corpus.passages import Passage
 
 SIMILAR = 0.9
@@ -21,12 +24,31 @@ SIMILAR = 0.9
 _BANDS, _ROWS = 4, 16
 _MOST_CANDIDATES = 16
 _WORD = re.compile(r"[^\W\d_]+")
-_COUNTS_OR_DENIES = re.compile(
-    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|"
-    r"fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|"
-    r"ninety|hundred|thousand|million|billion|first|second|third|fourth|fifth|sixth|seventh|eighth|"
-    r"ninth|tenth|once|twice|half|quarter|double|single|both|none|no|not|never|without)\b"
+_UNSPACED_WORD = re.compile(f"[{UNSPACED}]")
+_TELLING = frozenset(
+    # Numbers.
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
+    "hundred thousand million billion first second third fourth fifth sixth seventh eighth ninth "
+    "tenth once twice half quarter double single both "
+    # Negations, and what is near to one.
+    "no not none nor never neither nobody nothing nowhere without cannot except unless only hardly "
+    "barely scarcely rarely seldom "
+    "nicht nichts nie niemals niemand nirgends ohne weder außer kaum nur "
+    "ne pas jamais rien personne aucun aucune sans sauf ni nul nulle "
+    "nunca nada nadie ningún ninguno ninguna sin tampoco salvo "
+    "non mai niente nulla nessun nessuno nessuna senza né "
+    "não nem nenhum nenhuma ninguém sem "
+    "niet niets niemand nooit geen zonder inte ej ingen inget inga aldrig utan ikke intet aldri "
+    "uden uten ei en et emme ette eivät ilman nem nincs nélkül soha nu fără niciodată "
+    "nie nigdy nic nikt bez žádný není nikdy değil yok hiç tidak bukan tanpa jangan belum "
+    "không chưa đừng не ни нет без никогда никто ничего нельзя ні немає δεν δε μην μη όχι χωρίς "
+    "لا لم لن ليس ليست غير بدون نه نیست לא אין בלי אל".casefold().split()
 )
+"""Words that no two near-identical texts differ in."""
+_DENYING_ENDS = ("less", "los", "loos", "lös")
+_LONGEST_PREFIX = 4
+"""Letters that may turn a word into its opposite: `un`, `im`, `dis`, `k` of `kein`, `anti`."""
 _TABLES = """
 CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading);
 CREATE TABLE known (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
@@ -60,37 +82,52 @@ class Dropped:
 class Spool:
     """Collects passages; then gives them in the order of the corpus."""
 
-    def __init__(self, *, once: bool, near: bool) -> None:
+    def __init__(self, file: Path | None = None, *, once: bool, near: bool) -> None:
         """Begin empty.
 
         Args:
+            file: where passages wait, which is there for as long; None: in memory.
             once: store equal passages once.
-            near: leave out near-identical ones, too: of the same title, the same numbers (also as
-                English words), negations and symbols in the same order, and words `SIMILAR` enough.
+            near: leave out near-identical ones, too, see `similarity_of`.
         """
         self._once, self._near = once, near
         self.stored = self.repeated = self.dropped = 0
-        self._db = sqlite3.connect("", isolation_level=None)
-        self._db.executescript(f"PRAGMA journal_mode = OFF; {_TABLES}; BEGIN")
+        self._file = file
+        # Nobody else knows the file, and not every file system has locks.
+        name = ":memory:" if file is None else f"{file.absolute().as_uri()}?nolock=1"
+        self._db = sqlite3.connect(name, isolation_level=None, uri=True)
+        off = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = MEMORY"
+        self._db.executescript(f"{off}; {_TABLES}; BEGIN")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def add(self, passage: Passage) -> None:
-        """Take a passage, or note that it is a copy."""
-        if self._once and self._is_copy(passage):
+        """Take a passage, or note that it is a copy or similar."""
+        key = _key(passage) if self._once else b""
+        if self._once and self._is_copy(key, passage):
             self.repeated += 1
             return
-        if self._near and (dropped := self._similar(passage)) is not None:
+        bands = _bands(passage) if self._near else []
+        if self._near and (dropped := self._similar(bands, passage)) is not None:
             self._db.execute("INSERT INTO dropped VALUES (?)", [json.dumps(asdict(dropped))])
             self.dropped += 1
             return
+        self._store(key, bands, passage)
+
+    def _store(self, key: bytes, bands: Sequence[int], passage: Passage) -> None:
         self.stored += 1
         row = (self.stored, *astuple(passage))
         self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
+        if self._once:
+            self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
+        marks = [(band, self.stored) for band in bands]
+        self._db.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", marks)
 
     def __iter__(self) -> Iterator[Stored]:
         copies = "SELECT id, document FROM copy WHERE number = ? AND document != ? ORDER BY rowid"
@@ -103,47 +140,79 @@ class Spool:
         """A line of JSON (`Dropped`) for every passage that was left out as near-identical."""
         return (line for (line,) in self._db.execute("SELECT record FROM dropped"))
 
-    def _is_copy(self, passage: Passage) -> bool:
-        """Whether an equal passage is stored; remembers this one."""
-        parts = (" ".join(part.split()) for part in (passage.title, passage.text))
-        key = blake2b("\0".join(parts).encode(), digest_size=16).digest()
+    def _is_copy(self, key: bytes, passage: Passage) -> bool:
+        """Whether an equal passage is stored; if so, its documents have one more."""
         row = self._db.execute("SELECT number FROM known WHERE key = ?", [key]).fetchone()
         if row is None:
-            self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored + 1))
             return False
         copy = (row[0], passage.id, passage.document_id)
         self._db.execute("INSERT OR IGNORE INTO copy VALUES (?, ?, ?)", copy)
         return True
 
-    def _similar(self, passage: Passage) -> Dropped | None:
-        """Why a passage is left out, if it is; remembers it, if it is not."""
-        bands = _bands(passage)
+    def _similar(self, bands: Sequence[int], passage: Passage) -> Dropped | None:
+        """Why a passage is left out, if it is."""
         query = f"SELECT number FROM band WHERE band = ? LIMIT {_MOST_CANDIDATES}"
-        for number in {one for band in bands for (one,) in self._db.execute(query, [band])}:
-            found = "SELECT id, document, title, text FROM passage WHERE number = ?"
-            other = Passage(*self._db.execute(found, [number]).fetchone())
+        found = {one for band in bands for (one,) in self._db.execute(query, [band])}
+        for number in sorted(found):
+            stored = "SELECT id, document, title, text FROM passage WHERE number = ?"
+            other = Passage(*self._db.execute(stored, [number]).fetchone())
             if (similarity := similarity_of(passage, other)) >= SIMILAR:
                 names = (passage.id, passage.document_id, passage.title)
                 return Dropped(*names, other.id, round(similarity, 4))
-        marks = [(band, self.stored + 1) for band in bands]
-        self._db.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", marks)
         return None
 
 
+def _key(passage: Passage) -> bytes:
+    """The same for equal passages."""
+    parts = (" ".join(part.split()) for part in (passage.title, passage.text))
+    return blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
 def similarity_of(passage: Passage, other: Passage) -> float:
-    """Jaccard similarity of the 3-word shingles; 0 where a title, number or symbol differs."""
+    """Jaccard similarity of the 3-word shingles; 0 where the texts may say different things.
+
+    They may where the titles differ, or what is neither letter nor space (digits and symbols, in
+    order), or a word that counts or denies (`_may_deny`).
+    """
     if passage.title.split() != other.title.split():
         return 0.0
-    if _facts(passage.text) != _facts(other.text):
+    if _marks(passage.text) != _marks(other.text):
         return 0.0
     one, two = (set(_shingles(text)) for text in (passage.text, other.text))
-    return len(one & two) / len(one | two)
+    similarity = len(one & two) / len(one | two)
+    if similarity >= SIMILAR and _may_deny(*_differing(passage.text, other.text)):
+        return 0.0
+    return similarity
 
 
-def _facts(text: str) -> tuple[list[str], list[str]]:
-    """All that is no word or space, in order; and the words that count or deny."""
-    marks = "".join(one if one.isnumeric() or not one.isalpha() else " " for one in text)
-    return marks.split(), _COUNTS_OR_DENIES.findall(text.casefold())
+def _marks(text: str) -> list[str]:
+    """All that is no letter or space, in order."""
+    return "".join(one if one.isnumeric() or not one.isalpha() else " " for one in text).split()
+
+
+def _differing(text: str, other: str) -> tuple[set[str], set[str]]:
+    """The words of each text that are not the other's at the same place."""
+    one, two = _words(text), _words(other)
+    parts = SequenceMatcher(None, one, two, autojunk=False).get_opcodes()
+    changed = [part for part in parts if part[0] != "equal"]
+    ours = {word for _, begin, end, _, _ in changed for word in one[begin:end]}
+    return ours, {word for _, _, _, begin, end in changed for word in two[begin:end]}
+
+
+def _may_deny(ours: set[str], theirs: set[str]) -> bool:
+    """Whether a differing word may turn a meaning around.
+
+    It may if it counts or denies, if it is a word of the other text with a short prefix (possible,
+    impossible), if it ends like `useless`, or is of a script without spaces.
+    """
+    return any(
+        word in _TELLING or word.endswith(_DENYING_ENDS) or _UNSPACED_WORD.search(word)
+        for word in ours | theirs
+    ) or any(_prefixed(one, two) or _prefixed(two, one) for one in ours for two in theirs)
+
+
+def _prefixed(word: str, longer: str) -> bool:
+    return longer.endswith(word) and 0 < len(longer) - len(word) <= _LONGEST_PREFIX
 
 
 def _words(text: str) -> list[str]:

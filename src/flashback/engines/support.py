@@ -52,9 +52,21 @@ class Support:
     @property
     def reserved_positions(self) -> bool:
         """Whether passages can stand at reserved positions, see `patterns.slot`."""
-        if self.window is not None:
-            return self.takes_positions and self.every_layer_caches
-        return (self.takes_positions or self.alibi) and self.full_attention_only
+        return self.without_slot is None
+
+    @property
+    def without_slot(self) -> str | None:
+        """Why passages cannot stand at reserved positions; None: they can."""
+        mixed = self.window is not None
+        if not self.takes_positions and (mixed or not self.alibi):
+            return "takes no positions, so that none can be reserved"
+        if self.windows_in_columns:
+            return "measures sliding-window attention in columns of its cache"
+        if not mixed and not self.full_attention_only:
+            return "has sliding-window attention in all layers, which lose sight of the passage"
+        if mixed and not self.every_layer_caches:
+            return "has layers that share keys and values beside sliding-window attention"
+        return None
 
     @property
     def explicit_positions(self) -> bool:

@@ -5,12 +5,12 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from flashback.errors import PromptsError
-from flashback.writing.prompts import Id, id_of, read_lines
+from flashback.writing.prompts import Id, check_whole, id_of, read_lines
 
 _EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
 
@@ -20,7 +20,7 @@ class Question:
     """A question and what counts as its answer."""
 
     id: Id
-    """As given; else its line."""
+    """As given; else its line, or in SQuAD's JSON its number."""
     text: str
     answers: tuple[str, ...]
     """At least one; the first is the one that is scored."""
@@ -54,22 +54,25 @@ class QuestionFile:
         return tuple(self.questions[number] for number in sorted(numbers[:limit]))
 
     def solved(self, count: int, seed: int) -> Callable[[Question], tuple[Question, ...]]:
-        """Other questions of the file for any question: the same ones as far as possible.
+        """Other questions of the file for any question, all different: the same ones if possible.
 
         Raises:
             PromptsError: there are too few.
         """
-        drawn = list(self.questions)
-        random.Random(f"examples {seed}").shuffle(drawn)
-        texts = {one.text for one in drawn}
-        if len(texts) <= count:
+        shuffled = list(self.questions)
+        random.Random(f"examples {seed}").shuffle(shuffled)
+        drawn: dict[str, Question] = {}
+        for one in shuffled:
+            drawn.setdefault(one.text, one)
+        if len(drawn) <= count:
             raise PromptsError(
-                f"{self.name}: found {len(texts)} different questions; expected more than the "
+                f"{self.name}: found {len(drawn)} different questions; expected more than the "
                 f"{count} of --examples; lower it"
             )
 
         def others(question: Question) -> tuple[Question, ...]:
-            return tuple(islice((one for one in drawn if one.text != question.text), count))
+            texts = (text for text in drawn if text != question.text)
+            return tuple(drawn[text] for text in islice(texts, count))
 
         return others
 
@@ -115,16 +118,17 @@ def _squad(name: str, text: str) -> list[Question] | None:
 
 
 def _squad_questions(articles: Any) -> Iterator[Question]:
+    numbers = count(1)
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
                 given = () if asked.get("is_impossible") else asked["answers"]
                 yield Question(
-                    asked["id"],
+                    id_of(asked, next(numbers)),
                     _text(asked["question"]),
                     _different(_text(answer["text"]) for answer in given),
                     _text(paragraph["context"]),
-                    str(article.get("title", "")),
+                    _title(article),
                 )
 
 
@@ -160,7 +164,7 @@ def _question(number: int, line: str) -> Question:
         _text(record["question"]),
         _different(_text(answer) for answer in many),
         _optional(record.get("passage")),
-        str(record.get("title", "")),
+        _title(record),
         _optional(record.get("completion", record.get("prompt"))),
     )
 
@@ -173,11 +177,20 @@ def _text(value: object) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"found {json.dumps(value)[:40]} where a text belongs")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("found half a character (a lone surrogate)") from None
+    check_whole("a text", value)
     return value
+
+
+def _title(record: dict[str, Any]) -> str:
+    """A title, which may be empty, missing or null.
+
+    Raises:
+        ValueError: it has half a character.
+    """
+    given = record.get("title")
+    title = "" if given is None else str(given)
+    check_whole("the title", title)
+    return title
 
 
 def _optional(value: object) -> str | None:

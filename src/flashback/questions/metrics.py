@@ -2,12 +2,14 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashback.corpus.characters import UNSPACED
 from flashback.errors import SettingsError
 
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -46,12 +48,25 @@ def scores_of(written: str, answers: Sequence[str]) -> AnswerScores:
 
 
 def stands_in(answers: Sequence[str], text: str) -> bool:
-    """Whether an answer stands in a text, both normalized, as whole words."""
-    within = f" {normalized(text)} "
-    return any(f" {answer} " in within for answer in map(normalized, answers) if answer)
+    """Whether an answer stands in a text, both normalized: as whole words, where there are any."""
+    within = normalized(text)
+    return any(_within(answer, within) for answer in map(normalized, answers) if answer)
+
+
+def _within(answer: str, text: str) -> bool:
+    if _UNSPACED.search(answer):
+        return answer in text
+    return f" {answer} " in f" {text} "
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation and articles, one space between words: SQuAD's rule."""
-    plain = text.lower().translate(_WITHOUT_PUNCTUATION)
+    """Lower case, without punctuation and articles, one space between words.
+
+    That is SQuAD's rule, which only knows the punctuation of ASCII.
+    """
+    plain = "".join(one for one in text.lower() if not _is_punctuation(one))
     return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character)[0] == "P"

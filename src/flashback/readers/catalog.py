@@ -16,9 +16,7 @@ from flashback.engines.support import check_supported, support_of
 from flashback.errors import FlashBackError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.installed import InstalledReader, installed_readers
-from flashback.readers.load import MINI, Source, config_of, locate, shipped, window_of
-
-_WEIGHTS = (".safetensors", ".bin")
+from flashback.readers.load import MINI, Source, config_of, has_weights, locate, shipped, window_of
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,10 @@ def _described(name: str, origin: str, size: int, folder: Path | None = None) ->
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         check_supported(model)
-        full = support_of(model).full_attention_only
+        slots = support_of(model).reserved_positions
         return KnownReader(
             *(name, origin, size, str(config.model_type), window_of(config, None)[0]),
-            tuple(key for key, one in PATTERNS.items() if full or not one.isolated),
+            tuple(key for key, one in PATTERNS.items() if slots or not one.isolated),
         )
     except FlashBackError as error:
         return KnownReader(name, origin, size, problem=str(error))
@@ -97,8 +95,7 @@ def _cached() -> Iterator[KnownReader]:
 
 
 def _has_model(folder: Path) -> bool:
-    has_weights = any(path.suffix in _WEIGHTS for path in folder.glob("*"))
-    return has_weights and (folder / "config.json").is_file()
+    return folder.is_dir() and has_weights(folder) and (folder / "config.json").is_file()
 
 
 def _decodes(folder: Path) -> bool:

@@ -81,10 +81,10 @@ class Conversation:
     def prompt(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """The prompt of a pattern, with passages shown in the template's own turns.
 
-        A passage in a slot stands in the last user message, as if it were pasted there, so that the
-        turns before it stay cached; one before the text in the first user message; one behind it
-        in a user turn of its own, between two turns of the assistant. A
-        frame that was asked for, that of an adapter and marking tokens are left as they are.
+        A passage before the text stands in the first user message, as if it were pasted there; one
+        in a slot in the last, behind the history, whose cache is the same with any passage; one
+        behind the text in a user turn of its own, between two turns of the assistant. A frame that
+        was asked for, that of an adapter and marking tokens are left as they are.
 
         Args:
             reader: has the template.

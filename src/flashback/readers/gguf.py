@@ -34,6 +34,15 @@ LLAMA3 = {
 """Pre-tokenizers with BOS by default; with them a word of the vocabulary needs no merges."""
 
 
+_ENDS_OF_TURNS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>"),
+)
+"""By these names llama.cpp, too, finds the ends of turns that a file does not name."""
+_ENDS_OF_ANSWERS = {"<|return|>", "<|call|>"}
+"""With them (gpt-oss) `<|end|>` ends only a part of an answer."""
+
+
 @dataclass(frozen=True)
 class GgufFile:
     """A GGUF file that can be read, and its words."""
@@ -74,9 +83,20 @@ class GgufFile:
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end a text or a turn."""
-        words = (self.token_word(f"{kind}_token_id") for kind in ("eos", "eot", "eom"))
-        return list(dict.fromkeys(int(word) for word in words if word is not None))
+        """The ids that end a text or a turn: those that the file names, or known by their names."""
+        words = {kind: self.token_word(f"{kind}_token_id") for kind in ("eos", "eot", "eom")}
+        named = [int(word) for word in words.values() if word is not None]
+        return list(dict.fromkeys(named if words["eot"] is not None else named + self._known_ends))
+
+    @cached_property
+    def _known_ends(self) -> list[int]:
+        """The ids of tokens that end turns in whatever vocabulary they are."""
+        key = "tokenizer.ggml.tokens"
+        tokens = read_gguf_metadata(str(self.path), (key,))[0].get(key, [])
+        names = set(_ENDS_OF_TURNS)
+        if not _ENDS_OF_ANSWERS.isdisjoint(tokens):
+            names = names - {"<|end|>"} | _ENDS_OF_ANSWERS
+        return [number for number, token in enumerate(tokens) if token in names]
 
 
 def find_gguf(path: Path, name: str) -> Path | None:

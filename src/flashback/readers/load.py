@@ -183,10 +183,13 @@ def locate(name: str) -> Source:
     if name == MINI:
         return Source(name, str(shipped(MINI)))
     path = Path(os.path.expanduser(name))  # a user who does not exist is no error here
-    if name and path.is_dir() and (path / "config.json").is_file():
+    described = bool(name) and path.is_dir() and (path / "config.json").is_file()
+    if described and has_weights(path):
         return Source(name, str(path))
     if name and (file := find_gguf(path, name)) is not None:
         return _in_file(name, file)
+    if described:
+        return Source(name, str(path))
     if name and path.is_dir():
         raise ReaderError(
             f"model {name}: the folder has no config.json and no GGUF file; expected a model"
@@ -200,6 +203,11 @@ def locate(name: str) -> Source:
             "file, the name of a hub model, or a name of `flashback models`"
         )
     return Source(name, name)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights beside its config.json; clones of GGUF repositories do not."""
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
 
 
 def _in_file(name: str, file: Path) -> Source:

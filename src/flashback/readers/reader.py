@@ -54,6 +54,6 @@ class Reader(TextReader):
         )
         return self.support.reserved_positions
 
-    def can_have(self, pattern: ContextPattern) -> bool:
-        """Whether the model supports a pattern: isolated passages need layers that see them."""
-        return not pattern.isolated or self.support.reserved_positions
+    def why_not(self, pattern: ContextPattern) -> str | None:
+        """Why the model does not support a pattern; None: it does."""
+        return self.support.without_slot if pattern.isolated else None

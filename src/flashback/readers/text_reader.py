@@ -217,7 +217,11 @@ class TextReader:
 
     def can_have(self, pattern: ContextPattern) -> bool:
         """Whether the model supports a pattern, as far as it is known here."""
-        return True
+        return self.why_not(pattern) is None
+
+    def why_not(self, pattern: ContextPattern) -> str | None:
+        """Why the model does not support a pattern, as far as it is known here; None: it does."""
+        return None
 
     def untrained_for(self, name: str) -> str | None:
         """What a user should know if passages are read well only after training; else None.
@@ -238,14 +242,11 @@ class TextReader:
         """Refuse a pattern that the model does not support.
 
         Raises:
-            SettingsError: there is no such pattern, or it isolates passages, and some layers have a
-                sliding window.
+            SettingsError: there is no such pattern, or the model does not support it.
         """
-        if not self.can_have(PATTERNS[named("--pattern", name, list(PATTERNS))]):
-            raise SettingsError(
-                f"--pattern {name}: {self.name} has layers with sliding-window attention, which "
-                "would lose sight of the passage; use append or prepend"
-            )
+        reason = self.why_not(PATTERNS[named("--pattern", name, list(PATTERNS))])
+        if reason is not None:
+            raise SettingsError(f"--pattern {name}: {self.name} {reason}; use append or prepend")
 
 
 def ids_of(given: int | Sequence[int] | None) -> frozenset[int]:

@@ -14,6 +14,8 @@ from itertools import pairwise
 
 import tantivy
 
+from flashback.corpus.characters import UNSPACED
+
 NAME = "flashback_terms"
 """Of the analyzer, in an index."""
 _STEMMERS = ("english", "russian", "greek", "arabic", "tamil")
@@ -22,19 +24,17 @@ _STEMMED = (
     "a-z\u00aa-\u024f\u1e00-\u1eff"  # Latin
     "\u0370-\u03ff\u1f00-\u1fff\u0400-\u052f\u0600-\u06ff\u0750-\u077f\u0b80-\u0bff"
 )
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
-)
-_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
+_UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
 _INVISIBLE = dict.fromkeys((0xAD, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF))
+_LONGEST = 256
+"""Bytes of a word that is not indexed; a letter has up to four of them, and compounds are long."""
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def analyzer() -> tantivy.TextAnalyzer:
     """From what `terms` gives to what an index holds: no English stop words, stems."""
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
-    builder = builder.filter(tantivy.Filter.remove_long(64))
+    builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
     builder = builder.filter(tantivy.Filter.stopword("english"))
     for language in _STEMMERS:
         builder = builder.filter(tantivy.Filter.stemmer(language))
@@ -89,13 +89,13 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Words; their parts, each with or without spaces around its words; letters with marks."""
     marks = _marks()
     words = re.compile(rf"\w[\w{marks}]*")
-    parts = re.compile(rf"(?:[{_UNSPACED}][{marks}]*)+|(?:[^{_UNSPACED}{marks}][{marks}]*)+")
+    parts = re.compile(rf"(?:[{UNSPACED}][{marks}]*)+|(?:[^{UNSPACED}{marks}][{marks}]*)+")
     return words, parts, re.compile(rf"\w[{marks}]*")
 
 
 @cache
 def _other_scripts() -> re.Pattern[str]:
-    return re.compile(rf"[^\W\d_{_STEMMED}{_UNSPACED}][\w{_marks()}]*")
+    return re.compile(rf"[^\W\d_{_STEMMED}{UNSPACED}][\w{_marks()}]*")
 
 
 @cache

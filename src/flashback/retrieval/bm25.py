@@ -64,8 +64,8 @@ class IndexSettings(CheckedSettings):
     )
     drop_near_duplicates: bool = setting(
         False,
-        "Leave out, and list, near-identical passages, too: over 0.9 of their 3-word sequences are "
-        "the same, and title, numbers and symbols are equal.",
+        "Leave out, and list, near-identical passages, too: at least 0.9 of their 3-word sequences "
+        "are the same, title, numbers and symbols are equal, and no word differs that may deny.",
     )
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def _fill(
 ) -> dict[str, int]:
     """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
-    with Spool(once=once, near=near) as spool:
+    with Spool(data / "spool", once=once, near=near) as spool:
         with _writing(data) as writer:
             for passage in passages:
                 spool.add(passage)

@@ -17,7 +17,8 @@ class Hit:
     text: str
     """The passage as the reader gets it, with its title in front if the index was made so."""
     score: float
-    """Higher is better; only comparable within one retriever."""
+    """Higher is better; only comparable within one retriever, and by ratio, see `near_best`: for
+    distances or logits set `min_relative_score` to 0."""
 
 
 class Retriever(Protocol):

@@ -62,7 +62,7 @@ def end_record(event: SpanEnd, start: SpanStart) -> dict[str, Any]:
     }
     if start.scored:
         return record
-    return record | token_counts(event.usage)
+    return record | {"prefill_seconds": event.usage.prefill_seconds} | token_counts(event.usage)
 
 
 def token_counts(usage: Usage) -> dict[str, int]:

@@ -102,10 +102,7 @@ def _prompt(number: int, line: bytes) -> NumberedPrompt:
     if more := members.keys() - {"id", "prompt"}:
         raise ValueError(f"found {min(more)!r} beside prompt and id; {expected}")
     identifier = id_of(members, number)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt has half a character (a lone surrogate)") from None
+    check_whole("the prompt", text)
     return NumberedPrompt(number, identifier, text)
 
 
@@ -113,7 +110,7 @@ def id_of(members: Mapping[str, Any], line: int) -> Id:
     """The `id` of a record; without one, its line.
 
     Raises:
-        ValueError: it is neither text nor a finite number.
+        ValueError: it is neither a whole text nor a finite number.
     """
     given = members.get("id")
     if given is None:
@@ -122,7 +119,21 @@ def id_of(members: Mapping[str, Any], line: int) -> Id:
         raise ValueError("the id is neither text nor a number")
     if isinstance(given, float) and not math.isfinite(given):
         raise ValueError(f"the id is {given}; expected text or a finite number")
+    if isinstance(given, str):
+        check_whole("the id", given)
     return given
+
+
+def check_whole(name: str, text: str) -> None:
+    """Refuse a text that no file can hold.
+
+    Raises:
+        ValueError: it has half a character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half a character (a lone surrogate)") from None
 
 
 def _kind(value: object) -> str:
