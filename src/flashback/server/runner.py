@@ -65,7 +65,7 @@ class Runner:
                 fresh.forget()
 
     def _fresh_engine(self) -> CachingEngine | None:
-        """An engine with empty caches and 1/max_active of the passage budget, if asked for."""
+        """An engine with empty caches and 1/max_active of the budget, if asked for."""
         if not self._request.fresh_cache:
             return None
         engine = self._service.caching_engine
