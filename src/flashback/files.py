@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -13,8 +14,11 @@ if sys.platform != "win32":
     import fcntl
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Replace `path` by a file with this text or these bytes, durably.
+
+    Args:
+        mode: of the new file; by default all may read it.
 
     Raises:
         OSError: the disk is full or the folder not writable; `path` is then as it was.
@@ -25,13 +29,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
     sync_folder(path.parent)
+
+
+def rewrite(path: Path, content: str) -> None:
+    """Replace what a user's own file says; a new file is its user's alone to read.
+
+    It keeps the mode that it has, and a link to it stays one.
+
+    Raises:
+        OSError: see `write_atomically`.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = stat.S_IMODE(target.stat().st_mode)
+    except FileNotFoundError:
+        mode = 0o600
+    write_atomically(target, content, mode)
 
 
 @contextlib.contextmanager

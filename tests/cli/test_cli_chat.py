@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from command_line import Outcome, refused, run, start
 from flashback.patterns.registry import PATTERNS
+from flashback.writing import generator
+from flashback.writing.chat import Cut, turn_of
 from flashback.writing.generator import Generator
 from flashback.writing.stream import Writing
 
@@ -97,7 +101,7 @@ def test_commands(chat: Chat, asked: Asked) -> None:
 
 
 def test_a_conversation_is_kept_between_runs(chat: Chat, asked: Asked, tmp_path: Path) -> None:
-    kept = ("--history", tmp_path / "talk.json", "--system", "Be brief.")
+    kept = ("--file", tmp_path / "talk.json", "--system", "Be brief.")
     chat("moon", more=kept)
     chat("snow", more=kept)
     chat("json", more=kept[:2])
@@ -117,7 +121,16 @@ def test_a_conversation_is_kept_between_runs(chat: Chat, asked: Asked, tmp_path:
         (b"\xff", "not a kept conversation: 'utf-8' codec"),
         (b"{}", "messages: expected a list"),
         (b'[{"role": "user"}]', "messages.0.content: expected a text"),
-        (None, "found a folder; expected a file"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"role": "user", "content": ' + b"[" * 100_000, "nested too deeply"),
+        (b'[{"role": "user", "content": "\\ud800"}]', "messages.0: half a character"),
+        (b'[{"role": "\\udfff", "content": "a"}]', "messages.0: half a character"),
+        (b'[{"role": "user", "content": "a", "id": 1}]', "messages.0: found 'id'; expected only"),
+        (
+            b'[{"role": "user", "content": [{"type": "text", "text": "a", "id": 1}]}]',
+            "messages.0.content.0: found 'id'",
+        ),
+        (None, "found a folder or a device; expected a file"),
     ],
 )
 def test_a_file_that_is_no_conversation_is_refused(
@@ -128,9 +141,43 @@ def test_a_file_that_is_no_conversation_is_refused(
         file.mkdir()
     else:
         file.write_bytes(content)
-    assert reason in refused("chat", *chat.words, "--history", file)
+    assert reason in refused("chat", *chat.words, "--file", file)
     nowhere = tmp_path / "no" / "talk.json"
-    assert "there is no folder" in refused("chat", *chat.words, "--history", nowhere)
+    assert "there is no folder" in refused("chat", *chat.words, "--file", nowhere)
+
+
+def test_a_file_is_written_after_an_answer_and_not_before(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    written = b'[{"role": "user", "name": "Ada", "content": [{"type": "text", "text": "a"}]},'
+    written += b' {"role": "assistant", "content": "b"}]'
+    file.write_bytes(written)
+    chat("/help", more=("--file", file))
+    assert file.read_bytes() == written
+    chat("moon", more=("--file", file))
+    said = json.loads(file.read_bytes())
+    assert said[0] == {"role": "user", "name": "Ada", "content": "a"}
+    assert len(said) == 4
+    chat("/help", more=("--file", tmp_path / "new.json"))
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs modes of files")
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o644, 0o664])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_conversation_is_as_private_as_its_file(
+    chat: Chat, tmp_path: Path, mode: int | None, linked: bool
+) -> None:
+    file = link = tmp_path / "talk.json"
+    if mode is not None:
+        file.write_text("[]")
+        file.chmod(mode)
+    if linked:
+        link = tmp_path / "link.json"
+        link.symlink_to(file)
+    chat("moon", more=("--file", link))
+    assert len(json.loads(file.read_bytes())) == 2
+    assert link.is_symlink() == linked
+    assert stat.S_IMODE(file.stat().st_mode) == (mode or 0o600)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +226,17 @@ def test_an_outgrown_conversation_says_what_it_left_out_and_what_that_costs(chat
         assert cut.endswith("tokens were prefilled for this answer")
 
 
+def test_a_cut_that_moves_is_told_and_one_that_is_over_is_not(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = iter([None, Cut(2, 90, 80), Cut(2, 95, 80), None, None, Cut(4, 99, 80)])
+    monkeypatch.setattr(
+        generator, "turn_of", lambda *given: replace(turn_of(*given), cut=next(cuts))
+    )
+    told = chat("a", "b", "c", "d", "e").err.splitlines()  # the first turn is a check
+    assert [line.split()[2] for line in told] == ["2", "4"]
+
+
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     chat: Chat, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,15 +259,18 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_at_a_terminal_a_mistake_does_not_end_the_conversation(chat: Chat) -> None:
+def test_at_a_terminal_a_mistake_does_not_end_the_conversation(chat: Chat, tmp_path: Path) -> None:
     import pty
 
+    kept = tmp_path / "talk.json"
+    kept.write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
     ours, theirs = pty.openpty()
-    process = start("chat", *chat.words, "--pattern", "none", stdin=theirs)
+    process = start("chat", *chat.words, "--pattern", "none", "--file", kept, stdin=theirs)
     os.close(theirs)
     os.write(ours, b"/nonsuch\nmoon\n/pattern\n\x04")
     out, err = process.communicate(timeout=240)
     os.close(ours)
     assert process.returncode == 0
+    assert "1 question so far; /help lists" in err.decode()
     assert "flashback: /nonsuch: no such command; see /help" in err.decode()
     assert "pattern none: " in out.decode()

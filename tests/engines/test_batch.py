@@ -13,7 +13,7 @@ from torch import Tensor
 import families
 import flashback.engines.cache.layers as cache_module
 from families import ENGINE_FAMILIES, SLIDING, tiny_model
-from flashback.engines.batch import LocalBatch, together
+from flashback.engines.batch import BatchRow, LocalBatch, together
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Capabilities, Completion, Request
 from flashback.errors import FlashBackWarning, SettingsError
@@ -145,6 +145,23 @@ def test_slots_in_a_batch_are_those_of_one_by_one(
     assert [text.tokens for text in together] == [text.tokens for text in alone]
     for seen, wanted in zip(logits, expected, strict=True):
         assert torch.allclose(torch.stack(seen), torch.stack(wanted), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_columns_are_placed_only_where_there_is_a_window(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    placed = BatchRow.column_positions
+
+    def counted(self: BatchRow, end: int, device: torch.device) -> Tensor:
+        calls.append(end)
+        return placed(self, end, device)
+
+    monkeypatch.setattr(BatchRow, "column_positions", counted)
+    writer = Generator(shared_reader(family), shared_engine(family), PassagesByQuery())
+    writer.generate_batch([[0, 5, 6], [0, 7]], SMALL)
+    assert bool(calls) == (family in SLIDING)
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:

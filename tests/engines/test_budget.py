@@ -1,11 +1,13 @@
 """Running and idle sequences and passages share one budget of bytes."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from families import tiny_model
+from families import SLIDING, SLOTTED, tiny_model
 from flashback.engines.cache.budget import Budget
+from flashback.engines.cache.layers import BufferedSlidingLayer
 from flashback.engines.cache.passages import PassageCache
 from flashback.engines.local import LocalEngine
 from flashback.patterns.prompt import Layout, PlacedPassage, Prompt, View
@@ -99,6 +101,29 @@ def test_idle_texts_make_room_for_passages_and_passages_for_texts() -> None:
     assert engine.cache_use.sequences == 1
     assert write(engine, text) < len(text.ids) - 1
     assert engine.leases.bytes + engine.passages.bytes <= engine.budget.limit
+
+
+@pytest.mark.parametrize("family", SLOTTED)
+def test_the_passage_in_view_counts_in_layers_that_hold_it_beside_their_buffers(
+    family: str,
+) -> None:
+    engine = LocalEngine(tiny_model(family), 192, idle_sequences=None, cache_bytes=1 << 30)
+    text = (0, *range(10, 60))
+    sizes = []
+    for length in (1, 40):
+        engine.forget()
+        write(engine, Prompt.with_views(text, [View(1, (7,) * length)], Layout(1, 40)))
+        (sequence,) = engine.leases.idle
+        held = {
+            (part.untyped_storage().data_ptr(), part.nbytes)
+            for layer in sequence.cache.layers
+            if isinstance(layer, BufferedSlidingLayer) and layer._passage is not None
+            for part in layer._passage
+        }
+        sizes.append((engine.leases.bytes, sum(size for _, size in held)))
+    (few, own), (many, more) = sizes
+    assert many - few == more - own
+    assert (more > 0) == (family in SLIDING)
 
 
 def test_running_texts_count_and_are_never_evicted() -> None:

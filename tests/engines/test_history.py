@@ -180,6 +180,35 @@ def test_rows_with_another_salt_share_nothing() -> None:
     assert [prefilled(salt) for salt in ("a", "a", "b", "a")] == [43, 1, 43, 40]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss"])
+@pytest.mark.parametrize("reserved", [(4, 30), (30, 4), (2, 8, 60), (0, 9)])
+def test_a_row_keeps_its_history_when_passages_grow(family: str, reserved: Sequence[int]) -> None:
+    """And its texts stay those of an engine that writes one."""
+    model = tiny_model(family)
+    batch = LocalEngine(model, 160).batch(2)
+    for number, most in enumerate(reserved):
+        requests = [
+            Request(
+                in_a_slot((*TEXT[:30], *ids), 25, *passages, reserved=most)
+                if most
+                else Prompt.plain((*TEXT[:30], *ids)),
+                6,
+                Sampler(SamplingSettings(), []),
+            )
+            for ids, passages in (((7, 8), [(number, 3), (4,) * most]), ((9,), [(5,) * most]))
+        ]
+        found: list[list[int]] = [[], []]
+        for step in batch.complete(requests):
+            for at, token in step:
+                found[at].append(token)
+        for request, tokens in zip(requests, found, strict=True):
+            alone = LocalEngine(model, 160).complete(
+                request.prompt, 6, Sampler(SamplingSettings(), [])
+            )
+            assert tokens == list(alone.tokens)
+            assert number == 0 or request.usage.reused >= 25 - 2  # a passage that went out of view
+
+
 def talk(generator: Generator, questions: Sequence[str]) -> list[tuple[Generation, int]]:
     """The answers of a conversation, each with the tokens of its message and the last exchange."""
     reader, found, turns, before = generator.reader, [], [], 0

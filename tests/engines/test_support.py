@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from families import BY_COLUMN, ENGINE_FAMILIES, SLIDING, SLOTTED, tiny_model
 from flashback.engines.kernels.padding import mask_of, place_tokens
+from flashback.engines.kernels.window_masks import column_positions
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import BatchingEngine, CachingEngine, Usage
 from flashback.engines.support import key_value_heads, support_of
+from flashback.patterns.prompt import Layout
 from tiny_readers import tiny_reader
 
 ALIBI = ("bloom", "mpt")
@@ -56,6 +60,22 @@ def test_padding_goes_behind_the_new_tokens_and_is_seen_by_none_of_them() -> Non
     assert seen[1][-1] == [0, 1, 2]
     narrow = mask_of(columns, torch.tensor([[5], [0]]), torch.arange(10), torch.float32, window=2)
     assert narrow[0, 0, -1].eq(0).nonzero()[:, 0].tolist() == [8, 9]
+
+
+@given(
+    history=st.integers(0, 20),
+    reserved=st.integers(0, 20),
+    room=st.integers(0, 30),
+    tokens=st.integers(0, 40),
+)
+def test_columns_stand_where_their_tokens_do(
+    history: int, reserved: int, room: int, tokens: int
+) -> None:
+    layout = Layout(history, reserved)
+    passage = range(layout.passage_end - room, layout.passage_end)
+    text = [layout.position(token) for token in range(tokens)]
+    found = column_positions(room, tokens, history, reserved, torch.device("cpu"))
+    assert found.tolist() == [*passage, *text]
 
 
 def test_a_local_engine_batches_and_says_what_it_caches() -> None:

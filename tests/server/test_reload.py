@@ -219,17 +219,76 @@ def test_a_broken_version_that_is_taken_back_is_forgotten(tmp_path: Path) -> Non
         assert state(served)["failure"] is None
 
 
-def test_whatever_an_index_raises_leaves_the_old_one_serving(tmp_path: Path) -> None:
+class Panic(BaseException):
+    """What an index library that is no Python may raise."""
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, MemoryError, SystemExit, Panic])
+def test_whatever_an_index_raises_leaves_the_old_one_serving(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
     class Failing(LiveIndex):
         def renew(self) -> bool:
-            raise ZeroDivisionError("/secret/path")
+            raise kind("/secret/path")
 
     with serving(retriever=Failing(build(tmp_path / "IDX", "old")), **ON_REQUEST) as served:
         refused = reload(served)
         assert refused.status_code == 409
-        assert "ZeroDivisionError" in refused.text
+        assert kind.__name__ in refused.text
         assert "secret" not in refused.text
         assert words(served) == {"old"}
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, Panic])
+def test_a_watch_goes_on_after_a_panic(tmp_path: Path, kind: type[BaseException]) -> None:
+    failing = threading.Event()
+
+    class Failing(LiveIndex):
+        def renew(self) -> bool:
+            if failing.is_set():
+                raise kind("no")
+            return super().renew()
+
+    failing.set()
+    with serving(retriever=Failing(build(tmp_path / "IDX", "old")), reload_every=0.01) as served:
+        until(lambda: kind.__name__ in str(state(served)["failure"]))
+        build(tmp_path / "IDX", "new")
+        failing.clear()
+        until(lambda: words(served) == {"new"})
+        assert state(served)["failure"] is None
+
+
+@pytest.mark.parametrize(("word", "warned"), [("new", False), ("longer" * 9, True)])
+def test_a_new_version_says_what_of_it_is_never_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, word: str, warned: bool
+) -> None:
+    """24 tokens are shown of a passage, here 24 bytes."""
+    with (
+        serving(retriever=LiveIndex(build(tmp_path / "IDX", "old")), **ON_REQUEST) as served,
+        caplog.at_level("WARNING"),
+    ):
+        assert reload(served).json()["changed"] is False
+        build(tmp_path / "IDX", word)
+        assert reload(served).json()["changed"] is True
+        assert reload(served).json()["changed"] is False
+    told = [one for one in caplog.messages if "3 of 3 passages looked at are longer" in one]
+    assert len(told) == warned
+
+
+def test_a_sample_that_cannot_be_taken_leaves_the_new_version_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = LiveIndex(build(tmp_path / "IDX", "old"))
+
+    def fail(_: object) -> list[str]:
+        raise Panic
+
+    monkeypatch.setattr(type(live.current), "sample", fail)
+    with serving(retriever=live, **ON_REQUEST) as served:
+        build(tmp_path / "IDX", "new")
+        assert reload(served).json()["changed"] is True
+        assert state(served)["failure"] is None
+        assert words(served) == {"new"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -15,6 +16,16 @@ from flashback.engines.local import LocalEngine
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.chat import INSTRUCTION
 from flashback.readers.text_reader import TextReader
+from flashback.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    FlashbackOptions,
+    FrameOptions,
+    Message,
+    RetrieveRequest,
+    StreamOptions,
+    TextPart,
+)
 from flashback.server.server_settings import MIB
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
@@ -282,6 +293,29 @@ def test_a_wrong_message_is_refused_with_what_it_may_be(http: httpx2.Client) -> 
     assert "a list of {'type': 'text'" in error["message"]
 
 
+@pytest.mark.parametrize("key", ["stop", "prompt", "content"])
+@pytest.mark.parametrize("field", ["metadata", "logit_bias", "response_format"])
+def test_a_key_inside_another_field_is_not_taken_for_a_field(
+    http: httpx2.Client, key: str, field: str
+) -> None:
+    body = {"model": "llama", "messages": [{"role": "user", "content": "a"}], field: {key: []}}
+    answer = http.post("/v1/chat/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, field)
+    assert "expected a text" not in error["message"]
+
+
+@pytest.mark.parametrize("depth", [100, 1000, 100_000])
+@pytest.mark.parametrize("field", ["metadata", "messages"])
+def test_deep_bodies_are_refused(http: httpx2.Client, depth: int, field: str) -> None:
+    for opens, closes in (("[", "]"), ('{"content":', "}")):
+        nested = opens * depth + "1" + closes * depth
+        content = f'{{"model": "llama", "{field}": {nested}}}'
+        for path in GOOD:
+            answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 400, answer.text
+
+
 def test_a_models_name_may_have_a_slash() -> None:
     with serving(model_name="some/name") as own:
         assert own.client().models.retrieve("some/name").id == "some/name"
@@ -327,23 +361,47 @@ def test_a_key_is_asked_for_and_pages_of_other_origins_only_where_they_may() -> 
         assert "access-control-allow-origin" not in other.headers
 
 
+NAMES = sorted(
+    {
+        *CompletionRequest.model_fields,
+        *ChatRequest.model_fields,
+        *RetrieveRequest.model_fields,
+        *FlashbackOptions.model_fields,
+        *FrameOptions.model_fields,
+        *StreamOptions.model_fields,
+        *Message.model_fields,
+        *TextPart.model_fields,
+    }
+)
+"""Of all fields: each is tried at every place."""
+TEXT = st.text(max_size=8) | st.sampled_from(["text", "user", "assistant", "append", "\ud800"])
+KEYS = st.sampled_from(NAMES) | TEXT
 JSON: st.SearchStrategy[Any] = st.deferred(
     lambda: (
         st.none()
         | st.booleans()
         | st.integers()
         | st.floats()
-        | st.text(max_size=8)
+        | TEXT
         | st.lists(JSON, max_size=3)
-        | st.dictionaries(st.text(max_size=8), JSON, max_size=3)
+        | st.dictionaries(KEYS, JSON, max_size=3)
     )
 )
-FIELDS = st.sampled_from(
-    [
-        *("prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "n"),
-        *("stream", "stream_options", "echo", "logprobs", "flashback", "user", "messages"),
-        *("queries", "passages", "forbid_titles", "max_completion_tokens", "top_logprobs", "tools"),
-    ]
+FIELDS = KEYS.filter(lambda name: name != "model")
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"])},
+        optional={
+            "content": TEXT
+            | JSON
+            | st.lists(
+                st.fixed_dictionaries({"type": st.just("text") | JSON, "text": TEXT | JSON}),
+                max_size=3,
+            ),
+            "name": TEXT,
+        },
+    ),
+    max_size=4,
 )
 
 
@@ -357,9 +415,9 @@ GOOD: dict[str, dict[str, Any]] = {
 @given(
     path=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/v1/retrieve"]),
     good=st.booleans(),
-    fields=st.dictionaries(FIELDS, JSON | st.integers(-2, 3), max_size=4),
+    fields=st.dictionaries(FIELDS, JSON | st.integers(-2, 3) | MESSAGES, max_size=4),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_sent_the_answer_is_no_failure(
     http: httpx2.Client, path: str, good: bool, fields: dict[str, Any]
 ) -> None:
@@ -482,6 +540,8 @@ def test_what_clients_send_by_themselves_changes_nothing(
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"metadata": {"run": 7}}, "metadata"),
+        ({"response_format": {"content": "text"}}, "response_format"),
+        ({"metadata": {"content": 7}}, "metadata"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ],
 )
@@ -491,6 +551,26 @@ def test_what_would_be_ignored_to_the_users_harm_is_refused(
     body = {"model": "llama", "messages": [{"role": "user", "content": "moon"}]} | fields
     answer = http.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("name", [None, *PATTERNS])
+@pytest.mark.parametrize("default", ["slot", "append"])
+def test_an_echo_that_no_pattern_has_is_refused(path: str, name: str | None, default: str) -> None:
+    """As the command line does; 0 is none."""
+    options = {} if name is None else {"pattern": name}
+    with serving(defaults=replace(DEFAULTS, pattern=default)) as own, own.http() as http:
+        for echo in (4, 0):
+            frame = {"frame": {"echo_tokens": echo}}
+            body = {"model": "llama", "max_tokens": 1, "flashback": options | frame} | GOOD[path]
+            answer = http.post(path, json=body)
+            if echo and not PATTERNS[name or default].echoes:
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"]) == (400, "invalid_value")
+                assert error["param"] == "flashback.frame.echo_tokens"
+                assert f"no effect with pattern {name or default}" in error["message"]
+            else:
+                assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 0.0001, 0.001, 0.005, 0.0099])

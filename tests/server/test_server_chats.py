@@ -84,5 +84,12 @@ def test_an_outgrown_chat_is_refused_or_says_what_it_leaves_out() -> None:
         count = int(re.findall(r"the first (\d+) messages were left out", event["message"])[0])
         kept = {"model": "llama", "messages": body["messages"][count:], "max_tokens": 8}
         rest = http.post("/v1/chat/completions", json=kept).json()
+        huge = {"messages": [{"role": "user", "content": "x" * 800_000}]}
+        refused = http.post("/v1/chat/completions", json=body | truncate | huge).json()["error"]
+    assert refused["code"] == "context_length_exceeded"
+    assert (
+        "the last message and the system's have 800000 characters in 1 message,"
+        in refused["message"]
+    )
     assert found["usage"]["prompt_tokens"] == rest["usage"]["prompt_tokens"]
     assert found["flashback"]["strides"][0]["prefilled"] > 100

@@ -11,8 +11,11 @@ from flashback.engines.local import LocalEngine
 from flashback.errors import ChatTemplateError, PromptTooLong, SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.chat import Conversation, Message, message
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.writing import chat
+from flashback.writing.chat import ChatTurn
 from flashback.writing.generator import Generator, TextPiece
 from servers import TEMPLATE
 from tiny_readers import tiny_reader
@@ -140,6 +143,101 @@ def test_what_is_kept_fits_and_the_last_question_stays(sizes: list[int], tokens:
 
 
 GENERATOR = chatting()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 200), min_size=1, max_size=40),
+    system=st.none() | st.integers(0, 700),
+    tokens=st.integers(1, 400),
+    truncate=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_can_fit_is_the_same_whatever_is_counted_before_it_is_tokenized(
+    sizes: list[int], system: int | None, tokens: int, truncate: bool
+) -> None:
+    """The reader's longest token has a character, so the limit is as low as it can be."""
+    generator, chosen = GENERATOR, asking(tokens=tokens, truncate=truncate)
+    roles = ("user", "assistant")
+    first = [] if system is None else [message("system", "s" * system)]
+    messages = [*first, *(message(roles[at % 2], "x" * size) for at, size in enumerate(sizes))]
+
+    def found() -> ChatTurn | None:
+        try:
+            turn = generator.turn(Conversation(tuple(messages)), chosen)
+            generator.check(turn.prompt.ids, asking(tokens=tokens, truncate=False))
+        except PromptTooLong:
+            return None
+        return turn
+
+    free = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "LONGEST_TOKEN", 1)
+        counted = found()
+    if free is None or counted is None:
+        assert free is counted
+        return
+    left_out = 0 if counted.cut is None else counted.cut.messages
+    kept = (*first, *messages[len(first) + left_out :])
+    assert counted.prompt.ids == Conversation(kept).prompt_ids(generator.reader)
+    assert (counted.cut is None) == (free.cut is None)
+    if free.cut is None:
+        assert counted.prompt.ids == free.prompt.ids
+    elif counted.cut is not None and counted.cut.at_least:
+        assert counted.cut.tokens <= free.cut.tokens
+        assert "has at least" in str(counted.cut)
+    else:
+        assert counted.cut == free.cut
+
+
+def test_a_cut_stays_where_it_is_in_conversations_that_are_not_tokenized_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat, "LONGEST_TOKEN", 2)
+    cuts = [cut_of(GENERATOR, talk(turns), asking()) for turns in range(60)]
+    assert cuts == sorted(cuts)
+    assert len(set(cuts[5:])) < 20  # of 55
+
+
+Talk = Sequence[tuple[str, int, int]]
+"""Roles, and how many messages of how many characters each has."""
+
+
+@pytest.mark.parametrize(
+    ("huge", "truncate", "fits"),
+    [
+        ([("user", 1, 4_000_000)], False, False),
+        ([("user", 1, 4_000_000)], True, False),
+        ([("system", 1, 4_000_000), ("user", 1, 9)], True, False),
+        ([("user", 1, 9), ("assistant", 1, 4_000_000), ("user", 1, 9)], False, False),
+        ([("user", 1, 9), ("assistant", 1, 4_000_000), ("user", 1, 9)], True, True),
+        ([("user", 40_000, 1)], False, False),
+        ([("user", 40_000, 1)], True, True),
+        ([("user", 1, 9), ("assistant", 40_000, 1), ("user", 1, 9)], True, True),
+        ([("user", 1, 9), ("assistant", 40_000, 1)], True, False),
+    ],
+)
+def test_little_of_a_huge_conversation_is_tokenized(
+    huge: Talk, truncate: bool, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = TextReader.encode_template
+
+    def counted(self: TextReader, text: str) -> list[int]:
+        sizes.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(TextReader, "encode_template", counted)
+    messages = [message(role, "x" * size) for role, count, size in huge for _ in range(count)]
+    conversation = Conversation(tuple(messages))
+    if fits:
+        turn = GENERATOR.turn(conversation, asking(truncate=truncate))
+        assert turn.cut is not None
+        assert max(sizes) < 2 * WINDOW * 128
+        assert len(sizes) < 2 * WINDOW
+    else:
+        with pytest.raises(PromptTooLong, match=r"characters in \d+ messages?, which cannot fit"):
+            GENERATOR.turn(conversation, asking(truncate=truncate))
+        assert sum(sizes) < 100  # the frame
 
 
 def test_other_settings_between_turns_are_those_of_the_next() -> None:

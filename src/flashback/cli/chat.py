@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from flashback.cli.patterns import check_echo
 from flashback.cli.reader_options import ReaderOptions
 from flashback.cli.writing_options import WritingRequest, turn_options, writing_request
 from flashback.errors import FlashBackError, FlashBackWarning, SettingsError
-from flashback.files import write_atomically
+from flashback.files import rewrite
 from flashback.patterns.registry import PATTERNS
 from flashback.settings import Settings, Weights
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from flashback.writing.generator import Generation, Generator, Writing
 
 _DEFAULTS = {"max_new_tokens": 256}
+_KEPT = {"role", "content", "name"}
+"""What a message in a file has."""
 _HELP = """\
 /new            begin a new conversation; the system message stays
 /pattern NAME   where passages stand from the next answer on: {patterns}
@@ -42,14 +45,15 @@ A line is a message; one that begins with a slash needs a space before it. Ctrl-
 )
 @click.option("--system", help="The system message.")
 @click.option(
-    "--history",
+    "--file",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Keep the conversation in this file; one that is in it goes on.",
 )
 @turn_options
 def chat(
     system: str | None,
-    history: Path | None,
+    file: Path | None,
     options: ReaderOptions,
     weights: Weights,
     **values: Any,
@@ -58,20 +62,20 @@ def chat(
 
     \b
     flashback chat --index IDX --model MODEL
-    flashback chat --index IDX --model MODEL --history talk.json --system "Be brief."
+    flashback chat --index IDX --model MODEL --file talk.json --system "Be brief."
 
     /new, /pattern NAME, /sources, /help and /quit are commands. A conversation that outgrows the
     window goes on without its oldest messages, and says so.
     """
     request = writing_request(values)
-    messages = _begun(history, system)
+    messages = _begun(file, system)
     writer, settings = request.load(options, weights, always_index=True)
-    talk = _Talk(request, writer, replace(settings, truncate=True), messages, history)
+    talk = _Talk(request, writer, replace(settings, truncate=True), messages, file)
     talk.check(talk.settings)
-    talk.keep()
     if at_terminal():
         told = sum(one["role"] == "user" for one in messages)
-        notes.print(f"{told} questions so far; " * bool(told) + "/help lists the commands")
+        so_far = f"{told} question{'s' * (told > 1)} so far; " if told else ""
+        notes.print(f"{so_far}/help lists the commands")
     for line in read_lines("> "):
         with _complaining():
             if not line.startswith("/"):
@@ -82,13 +86,13 @@ def chat(
                 talk.obey(*line.split())
 
 
-def _begun(history: Path | None, system: str | None) -> "list[Message]":
+def _begun(file: Path | None, system: str | None) -> "list[Message]":
     """The messages that the conversation begins with.
 
     Raises:
         click.UsageError: the file is no conversation, or has another system message.
     """
-    kept = [] if history is None else _read(history)
+    kept = [] if file is None else _read(file)
     if system is None:
         return kept
     own = [{"role": "system", "content": system}]
@@ -96,28 +100,60 @@ def _begun(history: Path | None, system: str | None) -> "list[Message]":
         return [*own]
     if kept[:1] != own:
         raise click.UsageError(
-            f"--system: the conversation in {history} has no such system message; leave it out, or "
-            "give another --history"
+            f"--system: the conversation in {file} has no such system message; leave it out, or "
+            "give another --file"
         )
     return kept
 
 
-def _read(history: Path) -> "list[Message]":
+def _read(file: Path) -> "list[Message]":
+    if not file.exists():
+        if not (folder := Path(os.path.realpath(file)).parent).is_dir():
+            raise click.UsageError(f"--file {file}: there is no folder {folder}")
+        return []
+    if not file.is_file():
+        raise click.UsageError(f"--file {file}: found a folder or a device; expected a file")
+    try:
+        return _messages(file.read_bytes())
+    except RecursionError:
+        reason = "it is nested too deeply; expected a list of messages"
+    except (ValueError, SettingsError) as error:  # the former: no UTF-8, or no JSON
+        reason = str(error)
+    raise click.UsageError(f"--file {file}: not a kept conversation: {reason}")
+
+
+def _messages(content: bytes) -> "list[Message]":
+    """The messages of a kept conversation, with nothing left out.
+
+    Raises:
+        ValueError: it is no JSON, or not Unicode.
+        SettingsError: what is no message, or has more than is kept of one.
+        RecursionError: it is nested too deeply.
+    """
     from flashback.readers.chat import messages_of
 
-    if not history.exists():
-        if not history.parent.is_dir():
-            raise click.UsageError(f"--history {history}: there is no folder {history.parent}")
-        return []
-    if not history.is_file():
-        raise click.UsageError(f"--history {history}: found a folder; expected a file")
-    try:
-        return list(messages_of(json.loads(history.read_bytes())))
-    except ValueError as error:  # no UTF-8, or no JSON
-        reason = str(error)
-    except SettingsError as error:
-        reason = str(error)
-    raise click.UsageError(f"--history {history}: not a kept conversation: {reason}")
+    given = json.loads(content)
+    messages = messages_of(given)
+    for at, one in enumerate(given):
+        _check_keys(f"messages.{at}", one, _KEPT)
+        parts = one["content"] if isinstance(one["content"], list) else []
+        for number, part in enumerate(parts):
+            _check_keys(f"messages.{at}.content.{number}", part, {"type", "text"})
+        try:
+            "".join(messages[at].values()).encode()
+        except UnicodeEncodeError:
+            raise SettingsError(
+                f"messages.{at}: half a character (a lone surrogate); expected Unicode text"
+            ) from None
+    return list(messages)
+
+
+def _check_keys(place: str, given: dict[str, Any], known: Set[str]) -> None:
+    """Refuse what would be lost when the conversation is written."""
+    if unknown := [key for key in given if key not in known]:
+        raise SettingsError(
+            f"{place}: found {unknown[0]!r}; expected only {', '.join(sorted(known))}"
+        )
 
 
 @contextlib.contextmanager
@@ -139,7 +175,7 @@ class _Talk:
     writer: "Generator"
     settings: Settings
     messages: "list[Message]"
-    history: Path | None
+    file: Path | None
     answer: "Generation | None" = None
     """The last one."""
     left_out: int = field(default=0)
@@ -158,9 +194,8 @@ class _Talk:
 
     def keep(self) -> None:
         """Write the conversation into its file, if it has one."""
-        if self.history is not None:
-            text = json.dumps(self.messages, ensure_ascii=False, indent=1)
-            write_atomically(self.history, text + "\n")
+        if self.file is not None:
+            rewrite(self.file, json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n")
 
     def say(self, said: str) -> None:
         """Answer a message; the exchange becomes part of the conversation once it is answered."""
@@ -180,7 +215,7 @@ class _Talk:
 
     def _say_what_was_cut(self, answer: "Generation") -> None:
         left_out = 0 if answer.cut is None else answer.cut.messages
-        if left_out != self.left_out and answer.strides:
+        if answer.cut is not None and left_out != self.left_out and answer.strides:
             prefilled = answer.strides[0].usage.prefilled
             notes.print(f"{answer.cut}; {prefilled} tokens were prefilled for this answer")
         self.left_out = left_out

@@ -27,7 +27,7 @@ from flashback.engines.cache.passages import PassageCache
 from flashback.engines.cache.rows import RowsLayer, RowsPass
 from flashback.engines.kernels.fixed_passes import NewTokens
 from flashback.engines.kernels.padding import mask_of, place_tokens
-from flashback.engines.kernels.window_masks import KINDS
+from flashback.engines.kernels.window_masks import KINDS, column_positions
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import Request, Usage
 from flashback.patterns.held import HeldTokens
@@ -48,13 +48,10 @@ class BatchRow(HeldTokens):
     place: int = 0
     """Which row of the buffers holds it."""
 
-    def columns_stand(self, end: int) -> Tensor:
+    def column_positions(self, end: int, device: torch.device) -> Tensor:
         """The positions of the columns [0, end), (end,)."""
-        token = torch.arange(end) - self.room
-        rest = token + self.layout.reserved
-        # A passage stands right before what follows the history.
-        before = torch.where(token < 0, token + self.layout.passage_end, token)
-        return torch.where(token < self.layout.history, before, rest)
+        history, reserved = self.layout.history, self.layout.reserved
+        return column_positions(self.room, end - self.room, history, reserved, device)
 
     def lay_out(self, layout: Layout) -> None:
         """Let the next tokens stand where another prompt has them; its R is not above `room`."""
@@ -174,7 +171,6 @@ class LocalBatch:
                 (row.common_prefix(prompt), -at, row.place)
                 for at, prompt in enumerate(prompts)
                 for row in self._held
-                if row.room >= prompt.layout.reserved
             ),
             reverse=True,
         )
@@ -183,6 +179,7 @@ class LocalBatch:
             row = self._held[place]
             if length and -minus not in found and row not in found.values():
                 row.keep(length)
+                self._make_room(row, prompts[-minus].layout.reserved)
                 row.lay_out(prompts[-minus].layout)
                 found[-minus] = row
         self._held = self._pack(list(found.values()))
@@ -196,6 +193,14 @@ class LocalBatch:
                 )
                 self._held.append(found[at])
         return [found[at] for at in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _make_room(self, row: BatchRow, columns: int) -> None:
+        """Have at least so many columns before a row's text, which is moved for them."""
+        if (more := columns - row.room) > 0:
+            for layer in self._layers:
+                layer.shift(row.place, row.room, row.end, more)
+            row.room = columns
 
     @torch.inference_mode()
     def _pack(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
@@ -282,8 +287,10 @@ class LocalBatch:
         model = self.passes.model
         keys = torch.arange(running.end, device=model.device)
         first = torch.tensor([[row.first] for row in rows]).to(model.device)
-        held = torch.stack([row.columns_stand(running.end) for row in rows]).to(model.device)
-        at = positions, held
+        at = None
+        if any(window is not None for window in self._windows):
+            held = [row.column_positions(running.end, model.device) for row in rows]
+            at = positions, torch.stack(held)
         masks = {
             KINDS[window is None]: mask_of(running.columns, first, keys, model.dtype, window, at)
             for window in set(self._windows)

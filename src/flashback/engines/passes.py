@@ -29,7 +29,7 @@ from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recor
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
 from flashback.engines.kernels.states import KeysFirst, KeysKnown, States
-from flashback.engines.kernels.window_masks import masks_by_kind
+from flashback.engines.kernels.window_masks import column_positions, masks_by_kind
 from flashback.engines.support import label, support_of
 from flashback.errors import UnsupportedReader
 from flashback.patterns.prompt import PlacedPassage
@@ -232,16 +232,13 @@ class Passes:
         window, layout, held = self.support.window, sequence.layout, len(sequence.ids)
         if window is None or not layout.reserved or held + new <= layout.history:
             return {}
-        end = layout.passage_end
-        passage = [*range(end - len(sequence.passage), end)]
-        visible = max(held - (window - 1), 0)  # see `BufferedSlidingLayer`
-        full, windowed, queries = (
-            torch.tensor(
-                before + sequence.positions(first, held + new - first), device=self.model.device
-            )
-            for before, first in ((passage, 0), (passage, visible), ([], held))
+        passage = len(sequence.passage)
+        full = column_positions(
+            passage, held + new, layout.history, layout.reserved, self.model.device
         )
-        masks = masks_by_kind(queries, full, windowed, window, self.model.dtype)
+        visible = max(held - (window - 1), 0)  # see `BufferedSlidingLayer`
+        windowed = torch.cat((full[:passage], full[passage + visible :]))
+        masks = masks_by_kind(full[-new:], full, windowed, window, self.model.dtype)
         return {"attention_mask": masks}
 
     def _fixed_pass(self, sequence: CachedSequence, ids: Sequence[int]) -> Tensor | None:

@@ -12,14 +12,14 @@ def query_text(reader: TextReader, context: Sequence[int], settings: RetrievalSe
     return reader.decode(context[-settings.query_tokens :])
 
 
-_LONGEST_TOKEN = 128
-"""Characters; what is behind as many for each of m tokens is not shown, and not tokenized."""
+LONGEST_TOKEN = 128
+"""Characters; what is behind as many for each token that fits is not shown, and not tokenized."""
 
 
 def passage_ids(reader: TextReader, texts: Iterable[str], settings: RetrievalSettings) -> Ids:
     """The ids of retrieved passages, each cut to its first m tokens, concatenated in order."""
     limit = settings.passage_tokens
-    longest = limit * _LONGEST_TOKEN
+    longest = limit * LONGEST_TOKEN
     return tuple(token for text in texts for token in reader.encode(text[:longest])[:limit])
 
 
@@ -30,7 +30,7 @@ def unseen_note(reader: TextReader, texts: Sequence[str], passage_tokens: int) -
         texts: passages that stand for all.
         passage_tokens: m.
     """
-    longest = passage_tokens * _LONGEST_TOKEN
+    longest = passage_tokens * LONGEST_TOKEN
     sizes = [len(reader.encode(text[:longest])) for text in texts]
     long = [size for size in sizes if size > passage_tokens]
     if not long:

@@ -8,12 +8,12 @@ from flashback.errors import IndexFolderError
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import Manifest, read_manifest
-from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.protocol import Retriever, Sampled
 from flashback.settings import Registry
 
 
 @runtime_checkable
-class Index(Retriever, Protocol):
+class Index(Retriever, Sampled, Protocol):
     """A retriever that reads an index folder."""
 
     @property
@@ -23,10 +23,6 @@ class Index(Retriever, Protocol):
 
     def __len__(self) -> int:
         """Passages."""
-        ...
-
-    def sample(self) -> list[str]:
-        """The texts of some passages that stand for all, as a reader gets them."""
         ...
 
 

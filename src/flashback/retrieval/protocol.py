@@ -61,6 +61,15 @@ class Renewable(Retriever, Protocol):
         ...
 
 
+@runtime_checkable
+class Sampled(Protocol):
+    """What gives some of its passages to look at."""
+
+    def sample(self) -> list[str]:
+        """The texts of some passages that stand for all, as a reader gets them."""
+        ...
+
+
 class NoRetriever:
     """Finds nothing: the retriever of a pattern without passages."""
 

@@ -35,15 +35,16 @@ _SEVERAL_TYPES = {
     "prompt": "a text, a list of texts, a list of token ids (from 0 on), or a list of such lists; "
     "lists not empty",
     "stop": "a text of 1 to 256 characters, or up to 16 of them",
-    "content": "a text, or a list of {'type': 'text', 'text': ...}",
 }
-"""What fields of several types accept."""
+"""What a request's fields of several types accept."""
+_CONTENT = "a text, or a list of {'type': 'text', 'text': ...}"
+"""What the content of a message accepts."""
 
 
 def of_validation(error: RequestValidationError) -> ApiError:
     """The first field of a request that is wrong, by its name."""
     for problem in error.errors():
-        if problem["type"] == "literal_error" and "content" in problem["loc"]:
+        if problem["type"] == "literal_error" and _is_content(problem["loc"]):
             return _refused_part(problem["loc"], problem["input"])
     problem = error.errors()[0]
     kind = problem["type"]
@@ -58,13 +59,19 @@ def of_validation(error: RequestValidationError) -> ApiError:
         )
     if not where:
         return ApiError(400, "expected a JSON object with Content-Type application/json")
-    for at, part in enumerate(where):
-        if part in _SEVERAL_TYPES:  # of which pydantic names one, and says that it is not that
-            name = ".".join(where[: at + 1])
-            return ApiError(400, f"{name}: expected {_SEVERAL_TYPES[part]}", "invalid_value", name)
+    if where[0] in _SEVERAL_TYPES:  # of which pydantic names one, and says that it is not that
+        return ApiError(400, f"{name}: expected {_SEVERAL_TYPES[where[0]]}", "invalid_value", name)
+    if _is_content(problem["loc"]):
+        name = ".".join(where[:3])
+        return ApiError(400, f"{name}: expected {_CONTENT}", "invalid_value", name)
     if problem["loc"][-1] in where and name in ("flashback", "stream_options", "messages"):
         name = ".".join(where)
     return ApiError(400, f"{name}: {problem['msg'].lower()}", "invalid_value", name)
+
+
+def _is_content(where: Sequence[str | int]) -> bool:
+    """Whether a place in a request is the content of a message, or inside it."""
+    return len(where) > 3 and (where[1], where[3]) == ("messages", "content")
 
 
 def _refused_part(where: Sequence[str | int], kind: object) -> ApiError:

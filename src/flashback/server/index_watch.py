@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 from flashback.errors import FlashBackError
@@ -19,15 +19,23 @@ of the time is spent on looking."""
 class IndexWatch:
     """Looks for a new version from time to time, and when asked; a broken one changes nothing."""
 
-    def __init__(self, index: Renewable, metrics: Metrics, every: float) -> None:
+    def __init__(
+        self,
+        index: Renewable,
+        metrics: Metrics,
+        every: float,
+        note: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Watch an index; nothing is looked at before `start`.
 
         Args:
             every: seconds between two looks; 0: only when asked.
+            note: what a user should know about the version in use; it is logged with a new one.
         """
         self._index = index
         self._metrics = metrics
         self._every = every
+        self._note = note
         self.failure: str | None = None
         """Why the newest version is not in use, for clients; None: it is."""
         self._wake = threading.Event()
@@ -60,10 +68,10 @@ class IndexWatch:
                 changed = self._index.renew()
             except FlashBackError as error:
                 failure = str(error).removeprefix(f"index {self._index.name}: ")
-            except Exception as error:  # whatever an index library raises: the old one serves
+            except BaseException as error:  # an index library may panic: the old one serves
                 _LOG.exception("the index could not be looked at")
                 failure = f"it could not be opened ({type(error).__name__})"
-            self._note(changed, failure and f"the new version of the index is unusable: {failure}")
+            self._tell(changed, failure and f"the new version of the index is unusable: {failure}")
             return changed
 
     def state(self) -> dict[str, Any]:
@@ -71,15 +79,25 @@ class IndexWatch:
         size = len(self._index) if isinstance(self._index, Sized) else None
         return {"version": self._index.version, "passages": size, "failure": self.failure}
 
-    def _note(self, changed: bool, failure: str | None) -> None:
+    def _tell(self, changed: bool, failure: str | None) -> None:
         if failure is not None and failure != self.failure:  # once, not at every look
             _LOG.error("%s; the one before stays in use", failure)
             self._metrics.index_versions.labels("broken").inc()
         if changed:
             _LOG.info("a new version of the index is in use: %s", self._index.version)
             self._metrics.index_versions.labels("taken").inc()
+            self._warn()
         self.failure = failure
         self._metrics.index_broken.set(failure is not None)
+
+    def _warn(self) -> None:
+        try:
+            note = self._note()
+        except BaseException:  # as above; the new version serves
+            _LOG.exception("the new version of the index could not be read through")
+            return
+        if note is not None:
+            _LOG.warning("%s", note)
 
     def _run(self) -> None:
         pause = self._every

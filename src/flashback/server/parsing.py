@@ -7,6 +7,7 @@ from typing import Any
 
 from flashback.errors import ChatTemplateError, SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.patterns.registry import PATTERNS
 from flashback.readers.chat import Conversation
 from flashback.server.checked_request import CheckedRequest
 from flashback.server.errors import ApiError, of_settings
@@ -152,7 +153,17 @@ def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:
     found = replace(service.defaults, **changed)
     found.check_retriever(service.retriever)
     service.reader.check_pattern(found.pattern)
+    if given.get("frame"):
+        _check_echo(given["frame"]["echo_tokens"], found.pattern)
     return found
+
+
+def _check_echo(tokens: int | None, pattern: str) -> None:
+    """Refuse an echo for a pattern that uses none, as the command line does."""
+    if tokens and not PATTERNS[pattern].echoes:
+        name = "flashback.frame.echo_tokens"
+        message = f"{name} {tokens}: has no effect with pattern {pattern}; leave it out"
+        raise ApiError(400, message, "invalid_value", name)
 
 
 def _setting(value: Any) -> Any:

@@ -12,6 +12,7 @@ from flashback.engines.protocol import CachingEngine, Engine
 from flashback.errors import ChatTemplateError, FlashBackWarning, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.readers.chat import Conversation
+from flashback.readers.passages import LONGEST_TOKEN
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.given import grid_of
 from flashback.server.checked_request import CheckedRequest, PromptInput
@@ -26,9 +27,6 @@ from flashback.server.token_scores import TokenRecorder
 from flashback.settings import Settings
 from flashback.writing.chat import ChatTurn
 from flashback.writing.generator import Generator
-
-_LONGEST_TOKEN = 128
-"""Characters; a text of more than that for each position of the window cannot fit."""
 
 
 class Runner:
@@ -65,7 +63,7 @@ class Runner:
                 fresh.forget()
 
     def _fresh_engine(self) -> CachingEngine | None:
-        """An engine with empty caches and 1/max_active of the passage budget, if asked for."""
+        """An engine with empty caches and 1/max_active of the budget, if asked for."""
         if not self._request.fresh_cache:
             return None
         engine = self._service.caching_engine
@@ -101,7 +99,7 @@ class Runner:
             return self._conversation_ids(prompt)
         if not isinstance(prompt, str):
             return prompt
-        if len(prompt) > _LONGEST_TOKEN * reader.window and not self._request.settings.truncate:
+        if len(prompt) > LONGEST_TOKEN * reader.window and not self._request.settings.truncate:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} characters, which cannot fit the reader's window of "
                 f"{reader.window} tokens; shorten it"

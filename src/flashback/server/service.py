@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from flashback.engines.protocol import CacheUse, CachingEngine, Engine
 from flashback.patterns.context import context_budget
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.passages import unseen_note
 from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.protocol import Renewable, Retriever
+from flashback.retrieval.protocol import Renewable, Retriever, Sampled
 from flashback.server.index_watch import IndexWatch
 from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Scheduler
@@ -127,8 +129,16 @@ def make_service(
     metrics, retriever = Metrics(), generator.retriever
     watch = None
     if isinstance(retriever, Renewable):
-        watch = IndexWatch(retriever, metrics, settings.reload_every)
+        note = partial(_unseen, reader, retriever, defaults.passage_tokens)
+        watch = IndexWatch(retriever, metrics, settings.reload_every, note)
     return Service(generator, settings, defaults, model, scheduler, metrics, watch, clock)
+
+
+def _unseen(reader: TextReader, index: Renewable, passage_tokens: int) -> str | None:
+    """See `unseen_note`; None, too, for an index without samples."""
+    current = index.current
+    texts = current.sample() if isinstance(current, Sampled) else []
+    return unseen_note(reader, texts, passage_tokens)
 
 
 def _check_defaults(reader: TextReader, defaults: RetrievalSettings) -> None:

@@ -6,10 +6,11 @@ at the beginning always stay.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, takewhile
+from itertools import accumulate, chain, pairwise, takewhile
 
 from flashback.errors import PromptTooLong, SettingsError
 from flashback.readers.chat import ChatPrompt, Conversation, Message, message
+from flashback.readers.passages import LONGEST_TOKEN
 from flashback.readers.text_reader import TextReader
 from flashback.settings import Settings
 
@@ -32,11 +33,14 @@ class Cut:
     """Of the whole conversation as a prompt."""
     room: int
     """Tokens that fit beside the passages and the answer."""
+    at_least: bool = False
+    """Whether the whole conversation has more: so many of its tokens were counted."""
 
     def __str__(self) -> str:
         """For people."""
+        tokens = f"at least {self.tokens}" if self.at_least else str(self.tokens)
         return (
-            f"the first {self.messages} messages were left out: the conversation has {self.tokens} "
+            f"the first {self.messages} messages were left out: the conversation has {tokens} "
             f"tokens, and {self.room} fit beside the passages and the answer"
         )
 
@@ -74,12 +78,16 @@ def turn_of(
         ChatTemplateError: see `Conversation.prompt`.
         PromptTooLong: the last exchange alone, or the system message, does not fit.
     """
+    every = len(conversation.messages)
+    conversation = _worth_tokenizing(conversation, reader.window, truncate=settings.truncate)
+    dropped = every - len(conversation.messages)
     turn = _turn(conversation, reader, settings)
     budget = _budget(turn, conversation, reader, settings, budget_of)
     room = max(budget - settings.stopping.max_new_tokens, budget // 2)
     tokens = len(turn.prompt.ids)
     if not settings.truncate or tokens <= room:
-        return turn
+        cut = Cut(dropped, tokens, room, at_least=True)
+        return replace(turn, cut=cut) if dropped else turn
     system, exchanges = _split(conversation.messages)
     last = _turn(replace(conversation, messages=system + exchanges[-1]), reader, settings)
     if len(last.prompt.ids) > budget:
@@ -89,13 +97,50 @@ def turn_of(
         )
     start = _start(*_sizes(exchanges, reader, len(last.prompt.ids)), room)
     while True:
-        kept = replace(conversation, messages=sum(exchanges[start:], system))
+        kept = replace(conversation, messages=(*system, *chain(*exchanges[start:])))
         turn = _turn(kept, reader, settings)
         if len(turn.prompt.ids) <= budget:
             break
         start += 1  # with this template the parts have fewer tokens than the whole
-    left_out = len(sum(exchanges[:start], ()))
-    return replace(turn, cut=Cut(left_out, tokens, room)) if start else turn
+    left_out = dropped + sum(map(len, exchanges[:start]))
+    cut = Cut(left_out, tokens, room, at_least=dropped > 0)
+    return replace(turn, cut=cut) if left_out else turn
+
+
+def _worth_tokenizing(conversation: Conversation, window: int, *, truncate: bool) -> Conversation:
+    """The conversation without the oldest exchanges that can never fit, by their characters alone.
+
+    What can fit is left as it is. The rest would be rendered and tokenized whole, message by
+    message, before it is found to be too long. Cut as in `turn_of`, in characters for tokens.
+
+    Raises:
+        PromptTooLong: all of it must fit and cannot, or the last exchange and the system's cannot.
+    """
+    most = window * LONGEST_TOKEN
+    if _characters(conversation.messages) <= most:
+        return conversation
+    system, exchanges = _split(conversation.messages)
+    kept = (*system, *exchanges[-1]) if truncate else conversation.messages
+    if _characters(kept) > most:
+        of = "the last message and the system's have" if truncate else "the conversation has"
+        size = sum(len(one["content"]) for one in kept)
+        raise PromptTooLong(
+            f"{of} {size} characters in {len(kept)} message{'s' * (len(kept) > 1)}, which cannot "
+            f"fit the reader's window of {window} tokens; shorten them"
+        )
+    fixed = _characters(system)
+    whole = [_characters(one) for one in exchanges]
+    asked = [_characters(_question(one)) for one in exchanges[:-1]] + whole[-1:]
+    start = _start(whole, asked, fixed, most)
+    return replace(conversation, messages=(*system, *chain(*exchanges[start:])))
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    """At most `LONGEST_TOKEN` for each token of a prompt: a message's turn takes one, too.
+
+    Some templates leave out white space around a message.
+    """
+    return sum(len(one["content"].strip()) + LONGEST_TOKEN for one in messages)
 
 
 def _turn(conversation: Conversation, reader: TextReader, settings: Settings) -> ChatTurn:
@@ -122,7 +167,7 @@ def _budget(
         system, exchanges = _split(conversation.messages)
         if not system:
             raise
-        without = replace(conversation, messages=sum(exchanges, ()))
+        without = replace(conversation, messages=tuple(chain(*exchanges)))
         left = budget_of(_turn(without, reader, settings).settings)
         tokens = len(reader.encode("".join(one["content"] for one in system)))
         raise PromptTooLong(
@@ -164,10 +209,14 @@ def _question(exchange: Exchange) -> Exchange:
 
 def _start(whole: list[int], asked: list[int], fixed: int, room: int) -> int:
     """The first exchange that is kept at the last turn."""
+    before = [0, *accumulate(whole)]
+
+    def held(first: int, last: int) -> int:
+        return fixed + before[last] - before[first] + asked[last]
+
     start = 0
-    for last, question in enumerate(asked):
-        if fixed + sum(whole[start:last]) + question > room:
-            rest = (one for one in range(start + 1, last)
-                    if fixed + sum(whole[one:last]) + question <= room // 2)  # fmt: skip
+    for last in range(len(asked)):
+        if held(start, last) > room:
+            rest = (one for one in range(start + 1, last) if held(one, last) <= room // 2)
             start = next(rest, last)
     return start

@@ -196,8 +196,8 @@ class BufferedSlidingLayer(DynamicSlidingWindowLayer):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the buffer, spare capacity included."""
-        return self._buffer.bytes
+        """Bytes of the buffer, spare capacity included, and of the passage in view."""
+        return self._buffer.bytes + sum(part.nbytes for part in self._passage or ())
 
     @property
     def capacity(self) -> int:
@@ -243,7 +243,7 @@ def cache_reaches(cache: DynamicCache, length: int) -> bool:
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """The bytes of a cache's buffers, spare capacity included."""
+    """The bytes of a cache's buffers, spare capacity and passages included."""
     return sum(layer.bytes for layer in cache.layers if isinstance(layer, _BUFFERED))
 
 

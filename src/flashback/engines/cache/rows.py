@@ -67,6 +67,11 @@ class RowsLayer(DynamicLayer):
         for buffer in self._buffers or ():
             buffer[target, :, :end] = buffer[source, :, :end]
 
+    def shift(self, place: int, start: int, end: int, by: int) -> None:
+        """Move the columns [start, end) of a row to the right."""
+        for buffer in self.reserve(end + by):
+            buffer[place, :, start + by : end + by] = buffer[place, :, start:end].clone()
+
     def get_seq_length(self) -> int:
         """The longest row of the pass."""
         return 0 if self.running is None else self.running.end - self.running.columns.shape[1]

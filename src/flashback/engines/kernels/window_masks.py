@@ -4,7 +4,7 @@ A window is measured in positions, as it would be if the passage were part of th
 sees what is fewer than W positions before it. Columns do not tell positions here, so such passes
 bring masks of their own.
 
-Symbols: T new tokens, K columns, W sliding window.
+Symbols: T new tokens, K columns, W sliding window, h history tokens, R reserved positions.
 """
 
 import torch
@@ -12,6 +12,23 @@ from torch import Tensor
 
 KINDS = ("sliding_attention", "full_attention")
 """Transformers' names of layers."""
+
+
+def column_positions(
+    room: int, tokens: int, history: int, reserved: int, device: torch.device
+) -> Tensor:
+    """The positions of a sequence's columns, (room + tokens,).
+
+    Args:
+        room: columns before the text; a passage in them ends at position h + R.
+        tokens: of the text.
+        history: h.
+        reserved: R.
+    """
+    token = torch.arange(-room, tokens, device=device)
+    token[room + history :] += reserved
+    token[:room] += history + reserved
+    return token
 
 
 def masks_by_kind(
