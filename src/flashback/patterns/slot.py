@@ -64,7 +64,8 @@ def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
     reserved = len(at.framed) if at.history > at.bos else at.reserved
-    return Layout(history, reserved, at.frame.sink[-history:])
+    sink = at.frame.sink
+    return Layout(history, reserved, sink[max(len(sink) - history, 0) :])
 
 
 def _views(at: Boundary, before: Prompt | None, history: int) -> tuple[View, ...]:
