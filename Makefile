@@ -14,7 +14,7 @@ demo: install  ## Index this Python's documentation and write with it.
 test: $(PARALLEL)  ## Run the whole test suite: no network, no GPU needed.
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: install  ## Formatting, lint and strict types.
+check: $(PARALLEL)  ## Formatting, lint and strict types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
