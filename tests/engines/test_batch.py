@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import families
-import flashback.engines.cache.layers as cache_module
+import flashback.engines.cache.buffer as cache_module
 from families import ENGINE_FAMILIES, SLIDING, tiny_model
 from flashback.engines.batch import BatchRow, LocalBatch, together
 from flashback.engines.local import LocalEngine

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-import flashback.engines.cache.layers as cache_module
+import flashback.engines.cache.buffer as cache_module
 from families import BY_COLUMN, ENGINE_FAMILIES, SLIDING
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flashback.engines.cache.layers as cache_module
+import flashback.engines.cache.buffer as cache_module
 from families import SLOTTED
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.local import LocalEngine

@@ -190,7 +190,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
             chat = form is Form.CHAT  # with a history: what the passage takes
             reserved = len(framed) if chat else 24 + len(frame.before) + len(frame.after)
             history = retrieval.history_tokens or len(reader.bos)
-            layout = Layout(history, reserved, frame.sink[:history])
+            layout = Layout(history, reserved, frame.sink[max(len(frame.sink) - history, 0) :])
             views = Prompt.with_views(prompt, (View(history, framed),), layout)
             assert views.arranged == alone.strides[0].arranged
             logits = block_mask_logits(reader.model, views, answer)

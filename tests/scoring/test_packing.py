@@ -124,7 +124,7 @@ def layout_for(example: Example, history: int, room: int, frame: Frame, passage:
     """Behind a history, what the passage takes."""
     if example.history > example.window.bos:
         room = len(passage)
-    return Layout(history, room, frame.sink[:history])
+    return Layout(history, room, frame.sink[max(len(frame.sink) - history, 0) :])
 
 
 def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flashback.engines.cache.layers as cache_module
+import flashback.engines.cache.buffer as cache_module
 from flashback.engines.cache.layers import BufferedLayer, BufferedSlidingLayer
 
 WINDOW = 8
