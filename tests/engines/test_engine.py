@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine) -> None:
 def test_a_slot_out_of_sight_is_refused() -> None:
     engine = LocalEngine(tiny_model("mistral"), window=192)
     assert not engine.capabilities.slot
-    with pytest.raises(SettingsError, match="sliding window"):
+    with pytest.raises(SettingsError, match="sliding-window attention in all layers"):
         engine.complete(Prompt.with_views((1,), (View(0, (2,)),), Layout(reserved=2)), 3, greedy())
 
 

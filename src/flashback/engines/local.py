@@ -161,8 +161,8 @@ class LocalEngine:
         length, reserved = len(prompt.ids), prompt.layout.reserved
         if reserved and not self.capabilities.slot:
             raise SettingsError(
-                f"{label(self.model)} can have no slot: all layers see a sliding window, which a "
-                "passage in a slot would leave, or some share keys and values; use another pattern"
+                f"{label(self.model)} can have no slot: it {self.passes.support.without_slot}; use "
+                "another pattern"
             )
         if length == 0:
             raise SettingsError("the prompt is empty; expected at least one token")

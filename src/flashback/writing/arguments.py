@@ -19,6 +19,13 @@ _PARTS = {
     "sampling": SamplingSettings,
     "stopping": StoppingSettings,
 }
+_TEXTS = {
+    field.name
+    for kind in (Settings, *_PARTS.values())
+    for field in dataclasses.fields(kind)
+    if isinstance(field.default, tuple)
+}
+"""The settings that are several texts."""
 
 
 def _names(kind: type) -> set[str]:
@@ -48,15 +55,6 @@ def changed(settings: Settings | None, named: Mapping[str, Any]) -> Settings:
     if left:
         raise SettingsError(_unknown(next(iter(left))))
     return settings
-
-
-_TEXTS = {
-    field.name
-    for kind in (Settings, *_PARTS.values())
-    for field in dataclasses.fields(kind)
-    if isinstance(field.default, tuple)
-}
-"""The settings that are several texts."""
 
 
 def _tuple(value: object) -> object:
