@@ -58,10 +58,16 @@ def main() -> None:
     opened = gzip.open if given.file.suffix == ".gz" else open
     with opened(given.file, "rt", encoding="utf-8") as file:
         text = file.read()
+    if given.window_tokens <= FIRST or given.passage_tokens < 1:
+        parser.error(f"expected windows of more than {FIRST} tokens, and passages of 1 or more")
     reader = load_reader(given.model, dtype="float32")
     scorer = TargetScorer(reader.model)
     found: dict[str, list[float]] = {pattern: [] for pattern in PATTERNS}
     drawn = [*examples(reader, text, given.windows, given.window_tokens, given.passage_tokens)]
+    if len(drawn) < 2:
+        parser.error(
+            f"{given.file}: found {len(drawn)} windows; expected 2 or more, for an interval"
+        )
     for example in track(drawn, "scoring"):
         for pattern, nats in found.items():
             arrangement = Arrangement(pattern, reader.frame(None, pattern), reader.forbidden)
