@@ -75,7 +75,7 @@ class Measurement:
             window,
             tuple(passages),
             self._tokens,
-            recomputed=retrieval.recompute_tokens,
+            recomputed=retrieval.recomputed,
             history=retrieval.history_tokens,
         )
 

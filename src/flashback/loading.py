@@ -5,6 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashback.checked_settings import (
+    AUTO,
+    CheckedSettings,
+    Registry,
+    check_number,
+    check_type,
+    named,
+)
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
@@ -17,17 +25,7 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.kinds import Index, open_index
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import (
-    AUTO,
-    PATTERNS,
-    CheckedSettings,
-    Registry,
-    RetrievalSettings,
-    Weights,
-    check_number,
-    check_type,
-    named,
-)
+from flashback.settings import PATTERNS, RetrievalSettings, Weights
 from flashback.writing.generator import Generator
 
 

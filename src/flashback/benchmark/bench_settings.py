@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashback.benchmark.arms import all_arms, arm_named
+from flashback.checked_settings import CheckedSettings, setting
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import CheckedSettings, Weights, setting
+from flashback.settings import RECOMPUTED, Weights
 
 
 def _opt(hidden: int, layers: int) -> dict[str, Any]:
@@ -82,6 +83,9 @@ class RuntimeSettings(SweepSettings):
     )
     passage_megabytes: int = setting(
         256, "The most memory for keys and values of passages, MB.", low=0, high=1 << 30
+    )
+    recompute_tokens: int = setting(
+        RECOMPUTED, "e: in a slot, tokens computed again at a boundary.", low=1, high=1 << 20
     )
     dtype: str = setting("float32", _DTYPE)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from flashback.checked_settings import CheckedSettings
 from flashback.readers.reader import Reader
-from flashback.settings import CheckedSettings
 from flashback.version import versions
 
 

@@ -12,7 +12,7 @@ empty, so that a machine whose speed drifts treats them alike.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from flashback.benchmark.arms import RuntimeArm, all_arms, arm_named
@@ -244,7 +244,9 @@ class Runtime:
 
     def strides(self, arm: RuntimeArm, start: int, count: int) -> Iterator[Written]:
         """Strides of an arm that begins with an empty cache and `start` tokens of context."""
-        retrieval = self.material.forbidding(bare_retrieval(arm.pattern, self.settings))
+        bare = bare_retrieval(arm.pattern, self.settings)
+        again = replace(bare, recompute_tokens=self.settings.recompute_tokens)
+        retrieval = self.material.forbidding(again)
         stopping = StoppingSettings(count * self.settings.stride, ignore_eos=True)
         engine = self._engine(arm, start)
         if arm.cached:
@@ -266,7 +268,7 @@ class Runtime:
                 len(stride.arranged) - start,
                 first=before is None,
                 known=hit or unchanged,
-                recomputed=1 if unchanged else retrieval.recompute_tokens,
+                recomputed=1 if unchanged else retrieval.recomputed,
                 history=len(self._bos),
                 sink=len(self._bos),
                 behind_passage=before is not None and bool(before.passages),

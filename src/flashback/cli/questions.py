@@ -24,13 +24,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.retrieval.kinds import Index, open_index
-from flashback.settings import (
-    FrameText,
-    RetrievalSettings,
-    Settings,
-    StoppingSettings,
-    Weights,
-)
+from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings, Weights
 
 if TYPE_CHECKING:
     from flashback.questions.run import Answers, Comparison

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.checked_settings import AUTO
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import options_of, take
@@ -20,7 +21,7 @@ from flashback.cli.reader_options import (
 )
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import MIB, ServerSettings
-from flashback.settings import AUTO, RetrievalSettings, Weights
+from flashback.settings import RetrievalSettings, Weights
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generator

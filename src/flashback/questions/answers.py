@@ -124,7 +124,7 @@ class Respondent:
             (passages,),
             retrieval.passage_tokens,
             retrieval.passages,
-            retrieval.recompute_tokens,
+            retrieval.recomputed,
             retrieval.history_tokens,
         )
         arranged = self.arrangement.arrange(example, 0)

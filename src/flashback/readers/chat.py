@@ -21,6 +21,8 @@ Messages = Iterable[Mapping[str, Any]]
 
 INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
+RECOMPUTED_IN_CHAT = 16
+"""The default of e: what asks is short, and a history is computed without a passage."""
 _BEHIND = "\n\n"
 _PROBES = ("first probe", "second probe", "third probe")
 """Texts that are looked for in a rendered template."""
@@ -132,7 +134,9 @@ class Conversation:
             frame = asked if asked.has_text else FrameText(INSTRUCTION, _BEHIND, 0)
             sink = asked.sink or _before(reader, messages, first)
             retrieval = replace(retrieval, frame=replace(frame, sink=sink))
-        return replace(prompt, retrieval=replace(retrieval, history_tokens=history))
+        again = retrieval.recompute_tokens or RECOMPUTED_IN_CHAT
+        own = replace(retrieval, history_tokens=history, recompute_tokens=again)
+        return replace(prompt, retrieval=own)
 
     def _shown_before(self, reader: TextReader, retrieval: RetrievalSettings) -> ChatPrompt:
         """Cut the prompt where the first user message begins: a passage goes there."""

@@ -208,7 +208,7 @@ def examples_of(
     settings: RetrievalSettings,
 ) -> list[Example]:
     """Examples made of windows and their hits."""
-    limits = settings.passage_tokens, settings.passages, settings.recompute_tokens
+    limits = settings.passage_tokens, settings.passages, settings.recomputed
     return [
         Example(window, one.passages(reader, settings), *limits, settings.history_tokens)
         for window, one in zip(windows, found, strict=True)

@@ -170,7 +170,7 @@ class Text:
             len(context.bos),
             self.reserved,
             context.visible_of(self._history),
-            retrieval.recompute_tokens,
+            retrieval.recomputed,
             self._before,
             context.visible_of(len(self.prompt_tokens) - self.begun),
         )
