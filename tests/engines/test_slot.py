@@ -60,7 +60,8 @@ def shared_engine(family: str, window: int = WINDOW) -> RecordingEngine:
 
 
 def slot_settings(**more: object) -> RetrievalSettings:
-    given = {"stride": 5, "passage_tokens": 12, "query_tokens": 8, "frame": FrameText("[", "]")}
+    given: dict[str, object] = {"stride": 5, "passage_tokens": 12, "query_tokens": 8}
+    given |= {"recompute_tokens": 16, "frame": FrameText("[", "]")}
     return RetrievalSettings(pattern="slot", **(given | more))  # type: ignore[arg-type]
 
 
