@@ -17,7 +17,7 @@ from flashback.benchmark.engine import (
     prepare,
 )
 from flashback.benchmark.harness import Comparison
-from flashback.engines.kernels.packed import Int8Linear, PackedLinear
+from flashback.engines.kernels.linear import LaidOutLinear, is_quantized
 from flashback.settings import Weights
 
 ARMS = ["dynamic float32", "ours float32", "dynamic bfloat16", "ours bfloat16", "ours int8"]
@@ -35,9 +35,8 @@ def test_arms_differ_in_cache_layers_and_dtype(model_folder: Path) -> None:
     for arm, reader in machine.readers.items():
         kinds = {type(layer) for layer in reader.model.modules()}
         can_pack = arm.precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        own = arm.engine == "ours" and arm.weights is not Weights.INT8
-        assert (PackedLinear in kinds) == (own and can_pack)
-        assert (Int8Linear in kinds) == (arm.weights is Weights.INT8)
+        assert (LaidOutLinear in kinds) == (arm.engine == "ours" and can_pack)
+        assert is_quantized(reader.model) == (arm.weights is Weights.INT8)
         assert reader.placement.dtype_name == arm.dtype
         cache = ArmPasses(reader, dynamic=arm.dynamic).new_sequence().cache
         assert isinstance(cache, DynamicCache)

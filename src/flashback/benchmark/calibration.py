@@ -7,6 +7,7 @@ import time
 from flashback.benchmark.ceilings import Ceilings
 from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
 from flashback.benchmark.timed import TimedEngine
+from flashback.engines.self_check import fastest_step
 from flashback.patterns.cost import Pass
 from flashback.patterns.prompt import Prompt
 from flashback.readers.reader import Reader
@@ -31,7 +32,13 @@ def calibrate(
     """
     prefills: list[float] = []
     steps: list[float] = []
-    engine = TimedEngine(reader, itertools.repeat(0), rows=batch, fixed_passes=fixed_passes)
+    engine = TimedEngine(
+        reader,
+        itertools.repeat(0),
+        rows=batch,
+        fixed_passes=fixed_passes,
+        step=fastest_step(reader.model),
+    )
     for _ in range(_REPEATS):
         engine.forget()
         sampler = Sampler(SamplingSettings(), (0,))

@@ -1,15 +1,15 @@
 """The machine's two ceilings, memory bandwidth and matrix rate, and the time they allow."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 
 from flashback.benchmark.flops import Shape, pass_bytes, pass_operations
 from flashback.benchmark.harness import timed
-from flashback.engines.kernels.packed import packed_or_plain
+from flashback.engines.kernels.products import PackedProduct
 from flashback.patterns.cost import Pass
 from flashback.readers.placement import Placement
 
@@ -64,8 +64,8 @@ def _operations_per_second(placement: Placement) -> float:
         left, right = torch.randn(2, size, size, dtype=dtype, device=device)
         products: list[Callable[[], object]] = [partial(torch.matmul, left, right)]
         if device.type == "cpu":
-            layer = packed_or_plain(nn.Linear(size, size, bias=False, dtype=dtype))
-            products.append(partial(layer, left))
+            with contextlib.suppress(AttributeError, RuntimeError):  # not for this processor
+                products.append(partial(PackedProduct(right, None), left))
         rate = operations / min(_best_seconds(work, device) for work in products)
     return rate
 

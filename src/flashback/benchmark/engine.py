@@ -30,6 +30,7 @@ from flashback.benchmark.timed import TimedEngine, TimedPasses
 from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
 from flashback.engines.kernels.last_layer import WholeLastLayer
+from flashback.engines.self_check import fastest_step
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.placement import choose_placement
 from flashback.readers.reader import Reader
@@ -120,7 +121,8 @@ class ArmPasses(TimedPasses):
         model = reader.model
         attention = UsualAttention(model) if dynamic else None
         last_layer = WholeLastLayer(model) if dynamic else None
-        super().__init__(reader, attention=attention, last_layer=last_layer)
+        step = None if dynamic else fastest_step(model)
+        super().__init__(reader, attention=attention, last_layer=last_layer, step=step)
         self._dynamic = dynamic
         self.seconds = 0.0
 

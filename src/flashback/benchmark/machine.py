@@ -1,14 +1,12 @@
 """The machine that a benchmark runs on: its name, its threads, the versions installed."""
 
-import platform
-import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashback.checked_settings import CheckedSettings
+from flashback.readers.placement import processor
 from flashback.readers.reader import Reader
 from flashback.version import versions
 
@@ -38,12 +36,4 @@ def device_name(device: torch.device) -> str:
     """The processor's own name; a CPU's with its vector instructions, which decide speed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+    return processor()

@@ -30,7 +30,9 @@ from flashback.benchmark.shapes import shaped_reader
 from flashback.benchmark.sweep import bare_retrieval, grid, parse_lengths, text_size
 from flashback.benchmark.timed import TimedEngine
 from flashback.corpus.documents import Document
+from flashback.engines.kernels.single_step import SingleStep
 from flashback.engines.local import LocalEngine
+from flashback.engines.self_check import fastest_step
 from flashback.errors import CorpusError, SettingsError
 from flashback.patterns.cost import Pass, StrideShape
 from flashback.patterns.prompt import Ids, PlacedPassage
@@ -290,6 +292,10 @@ class Runtime:
         bos = self._bos
         engine.keep(PlacedPassage(frame.around(one), len(bos) + room, bos) for one in found)
 
+    @cached_property
+    def _step(self) -> SingleStep | None:
+        return fastest_step(self.reader.model)
+
     @property
     def _bos(self) -> Ids:
         """What the text begins with, in a history and in a sink."""
@@ -306,6 +312,7 @@ class Runtime:
             every_logit=arm.every_logit,
             cache_bytes=self.settings.passage_megabytes * 10**6 if limited else sys.maxsize,
             fixed_passes=self.fixed_passes,
+            step=self._step,
         )
         if isolated:
             _ = engine.joins_passages  # found out before anything is timed

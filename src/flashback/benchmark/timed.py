@@ -12,6 +12,7 @@ from flashback.benchmark.ceilings import synchronize
 from flashback.benchmark.material import Dictation
 from flashback.engines.kernels.attention import Attention
 from flashback.engines.kernels.last_layer import LastLayer
+from flashback.engines.kernels.single_step import SingleStep
 from flashback.engines.local import LocalEngine
 from flashback.engines.passes import Passes
 from flashback.engines.protocol import Completion
@@ -35,15 +36,16 @@ class TimedPasses(Passes):
         every_logit: bool = False,
         attention: Attention | None = None,
         last_layer: LastLayer | None = None,
+        step: SingleStep | None = None,
     ) -> None:
         """Take over a reader's model.
 
         Args:
             rows: B.
             every_logit: compute the logits of every position of a pass, as the authors' code does.
-            attention, last_layer: see `Passes`.
+            attention, last_layer, step: see `Passes`.
         """
-        super().__init__(reader.model, attention=attention, last_layer=last_layer)
+        super().__init__(reader.model, attention=attention, last_layer=last_layer, step=step)
         self._every_logit = every_logit
         self._size = reader.vocabulary_size
         numbers = torch.arange(rows, device=reader.model.device)[:, None]
@@ -72,13 +74,14 @@ class TimedEngine(LocalEngine):
         every_logit: bool = False,
         cache_bytes: int = sys.maxsize,
         fixed_passes: bool | None = None,
+        step: SingleStep | None = None,
         passes: Passes | None = None,
     ) -> None:
         """Take over a reader's model.
 
         Args:
             text: the tokens that are written, in order.
-            rows, every_logit: see `TimedPasses`.
+            rows, every_logit, step: see `TimedPasses`.
             cache_bytes, fixed_passes: see `LocalEngine`.
             passes: run the model; None: `TimedPasses`.
         """
@@ -89,7 +92,7 @@ class TimedEngine(LocalEngine):
             cache_bytes=cache_bytes,
             self_check=False,
             fixed_passes=fixed_passes,
-            passes=passes or TimedPasses(reader, rows=rows, every_logit=every_logit),
+            passes=passes or TimedPasses(reader, rows=rows, every_logit=every_logit, step=step),
         )
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:

@@ -4,6 +4,7 @@ Symbols: B rows, T new tokens of a row, V vocabulary, H key-value heads, D head 
 p tokens of a passage at reserved positions.
 
     plain     one call of the model, with its last layer narrowed to the logits that are needed
+    step      a token of every row, by few calls                kernels/single_step.py
     fixed     at fixed places in memory, recorded on CUDA      kernels/fixed_passes.py
     joint     a passage beside the tokens that see it first    kernels/joint_pass.py
     alone     a passage behind the sink, up to the last layer's keys    kernels/states.py
@@ -28,6 +29,7 @@ from flashback.engines.kernels.attention import Attention
 from flashback.engines.kernels.fixed_passes import FixedPasses, NewTokens, Recorder
 from flashback.engines.kernels.joint_pass import PassageApart
 from flashback.engines.kernels.last_layer import LastLayer, WholeLastLayer
+from flashback.engines.kernels.single_step import SingleStep
 from flashback.engines.kernels.states import KeysFirst, KeysKnown, States
 from flashback.engines.kernels.window_masks import column_positions, masks_by_kind
 from flashback.engines.support import label, support_of
@@ -47,6 +49,7 @@ class Passes:
         *,
         attention: Attention | None = None,
         last_layer: LastLayer | None = None,
+        step: SingleStep | None = None,
     ) -> None:
         """Take over a model.
 
@@ -54,6 +57,7 @@ class Passes:
             model: in evaluation mode, on its device.
             attention: which exact attention a pass takes; None: the fastest.
             last_layer: how the last layer is narrowed; None: to the logits that are needed.
+            step: computes single tokens, see `single_step_of`; None: the model.
         """
         self.model = model
         self.support = support_of(model)
@@ -63,10 +67,13 @@ class Passes:
         """Runs short passes at fixed places in memory; None: there are none."""
         self._attention = Attention(model) if attention is None else attention
         self._last_layer = LastLayer(model) if last_layer is None else last_layer
+        self.step = step
 
     def fresh(self) -> "Passes":
         """Passes of the same model with the same choices, and nothing recorded."""
-        passes = Passes(self.model, attention=self._attention, last_layer=self._last_layer)
+        passes = Passes(
+            self.model, attention=self._attention, last_layer=self._last_layer, step=self.step
+        )
         if self.fixed is not None:
             passes.fix()
         return passes
@@ -215,6 +222,8 @@ class Passes:
         Returns:
             The last logits, (B, keep, V).
         """
+        if self.step is not None and ids.shape[1] == 1 and not (more or fixed):
+            return self.step(ids, positions, cache)
         if self.support.takes_positions:
             more["position_ids"] = positions
         if self.support.takes_logits_to_keep:  # the head is half of a small model's work

@@ -6,7 +6,7 @@ import json
 import torch
 from transformers import PreTrainedModel
 
-from flashback.engines.kernels.packed import named_weights
+from flashback.engines.kernels.linear import named_weights
 from flashback.readers.card import Base
 from flashback.readers.reader import Reader
 

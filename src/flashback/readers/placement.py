@@ -1,8 +1,10 @@
 """Where and in which precision a model runs."""
 
 import os
+import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,8 @@ class Placement:
     dtype: torch.dtype
     reason: str
     weights: Weights = Weights.FULL
+    products: tuple[str, ...] = ()
+    """How weights of each shape are multiplied, see `choice.py`; empty: as PyTorch does."""
 
     @property
     def dtype_name(self) -> str:
@@ -68,3 +72,13 @@ def _check_device(device: str, devices: dict[str, int]) -> None:
     if int(number or 0) >= devices[kind]:
         found = f"{devices[kind]}, counted from 0" if devices[kind] else "none"
         raise SettingsError(f"--device {device}: this machine has {found}; use --device cpu")
+
+
+def processor() -> str:
+    """The CPU's name and vector instructions, which decide speed."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

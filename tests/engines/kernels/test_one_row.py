@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback.engines.kernels.packed import PackedLinear, Product, give_single_rows, pack_weights
+from flashback.engines.kernels.choice import always
+from flashback.engines.kernels.linear import JoinedLinear, LaidOutLinear, lay_out
+from flashback.engines.kernels.products import COMPILED, Kept, Product
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackError, SettingsError
 from flashback.loading import load
@@ -73,6 +75,16 @@ def dtype_of(number: str, one_row: Any) -> torch.dtype:
 def pack(weight: torch.Tensor) -> torch.Tensor:
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
     return packed
+
+
+def laid_out(model: nn.Module) -> list[LaidOutLinear]:
+    """Every layer once, those of the same input together."""
+    wholes = (
+        layer.joint.whole if isinstance(layer, JoinedLinear) else layer
+        for layer in model.modules()
+        if isinstance(layer, JoinedLinear | LaidOutLinear)
+    )
+    return list({id(whole): whole for whole in wholes}.values())
 
 
 def with_numba(reader: Reader) -> Reader:
@@ -193,9 +205,9 @@ def test_generation_equals_recomputation_by_the_plain_model(
     reader, plain = with_numba(make()), make()
     if not reader.can_have(PATTERNS[pattern]):
         return
-    layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
+    layers = laid_out(reader.model)
     assert layers
-    assert all(layer.single_rows is not None for layer in layers)
+    assert all(isinstance(layer.products[0], one_row.RowProduct) for layer in layers)
     generation, seen = write(reader, pattern)
     if pattern == "slot":  # which test_slot.py compares with recomputation
         expected, logits = write(plain, pattern)
@@ -216,10 +228,10 @@ def test_single_tokens_take_it_and_others_do_not(
         rows.append(x)
         return product(x)
 
-    layers = [layer for layer in reader.model.modules() if isinstance(layer, PackedLinear)]
+    layers = laid_out(reader.model)
     for layer in layers:
-        assert layer.single_rows is not None
-        monkeypatch.setattr(layer, "single_rows", partial(counted, layer.single_rows))
+        single, *others = layer.products
+        monkeypatch.setattr(layer, "products", (partial(counted, single), *others))
     ids = torch.arange(40, 80)[None]
     with torch.inference_mode():
         reader.model(ids, logits_to_keep=2)
@@ -236,18 +248,18 @@ def test_single_tokens_take_it_and_others_do_not(
 
 @pytest.mark.parametrize("wrong", [torch.nan, 1.0])
 def test_a_product_that_does_not_agree_is_not_taken(wrong: float) -> None:
-    model = tiny_model("gpt2")
-    count = pack_weights(model)
-    made: list[bool] = []
+    model, made = tiny_model("gpt2"), []
 
-    def make(packed: torch.Tensor, weight: torch.Tensor, bias: nn.Parameter | None) -> Product:
-        made.append(True)
-        return lambda x: nn.functional.linear(x, weight, bias) + (wrong if len(made) > 3 else 0)
+    def make(name: str, beside: Kept, weight: Tensor, bias: Tensor | None) -> Product:
+        made.append(name)
+        more = wrong if len(made) > 3 else 0
+        return lambda x: nn.functional.linear(x, weight, bias) + more
 
-    assert give_single_rows(model, make) == 3
-    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
-    assert len(made) == len(layers) == count
-    assert [layer.single_rows is not None for layer in layers] == [True] * 3 + [False] * (count - 3)
+    count = lay_out(model, always(COMPILED), make)
+    layers = laid_out(model)
+    assert made == [COMPILED] * len(layers) == [COMPILED] * count
+    singles = [layer.products[0] is not layer.products[1] for layer in layers]
+    assert singles == [True] * 3 + [False] * (count - 3)
 
 
 def test_the_same_text_is_written(one_row: Any, index: Path) -> None:
@@ -290,7 +302,8 @@ def test_without_numba_one_line_says_what_to_install(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "flashback.engines.kernels.one_row", raising=False)
+    for name in ("loops", "one_row"):
+        monkeypatch.delitem(sys.modules, f"flashback.engines.kernels.{name}", raising=False)
     call = ("--weights", "numba", "--device", "cpu")
     said = refused("generate", *call, "--model", model_folder, "--pattern", "none", "abc", code=1)
     assert "--weights numba needs numba; install FlashBack with the extra numba" in said
@@ -313,13 +326,15 @@ def test_threads_that_are_not_pytorchs_are_refused(
 ) -> None:
     import numba
 
+    from flashback.engines.kernels import loops
+
     monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
     with pytest.raises(FlashBackError, match="numba's threads are workqueue; expected omp"):
-        one_row.loop.__wrapped__(torch.float32)
+        loops.product_loop.__wrapped__(torch.float32)
 
-    def none(*_: object, **__: object) -> None:
+    def none() -> None:
         raise ValueError("No threading layer could be loaded.\nHINT:\nmore")
 
-    monkeypatch.setattr(numba, "njit", none)
+    monkeypatch.setattr(numba, "threading_layer", none)
     with pytest.raises(FlashBackError, match=r"numba's threads are none \(No .* loaded\.\);"):
-        one_row.loop.__wrapped__(torch.float32)
+        loops.product_loop.__wrapped__(torch.float32)

@@ -107,6 +107,11 @@ class BufferedLayer(DynamicLayer):
         """The buffers, (B, H, capacity, D) each: behind the room for passages, the text."""
         return self._buffer.held
 
+    @property
+    def shown_columns(self) -> tuple[int, int]:
+        """The columns of the buffers that are in view, the last one not included."""
+        return -self._passage - self._buffer.first, self._buffer.end - self._buffer.first
+
     def reserve(self, new: int) -> None:
         """Grow, if needed, for so many more positions, which may move the buffers."""
         self._buffer.reserve(new)

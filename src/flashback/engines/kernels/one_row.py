@@ -5,31 +5,22 @@ products of one row reach two thirds of that, these loops nearly all of it (docs
 kernel for one row"). They read the weights where oneDNN keeps them for passes of several rows, in
 blocks of B outputs:
 
-    float32     (O / B, I, B)
+    float32     (O / B, I, B); 8 bits, too, in a copy
     bfloat16    (O / B, I / 2, B, 2): the weights of two inputs side by side, in 32 bits
 
 so that a block is read from front to back, into B sums. oneDNN's layout is not documented: a weight
 that does not lie like this in memory, number by number, is left to oneDNN.
 
-Imported only where it was asked for: numba is an extra. Its threads are OpenMP's, the same as
-PyTorch's; a process that has used them must not fork.
+Imported only where it is wanted: numba is an extra.
 """
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
 
-import numba
-import numpy as np
 import torch
-from numba import prange
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from flashback.errors import FlashBackError
-
-Floats = NDArray[np.float32]
-Loop = Callable[[NDArray[np.generic], NDArray[np.generic], Floats, Floats], None]
+from flashback.engines.kernels.loops import product_loop, same_threads
 
 _PAIRS = {torch.float32: 1, torch.bfloat16: 2}
 """Inputs whose weights lie side by side."""
@@ -37,31 +28,44 @@ _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.uint32}
 """The type as which a loop reads weights and inputs."""
 _BLOCKS = range(128, 0, -8)
 """Outputs side by side that fill a processor's registers."""
-_ANY_ORDER = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in any order, as in every matrix product."""
+_INT8_BLOCK = 128
+"""The same for weights of 8 bits, which no other product reads."""
 
 
 class RowProduct:
-    """The product of one row with a packed weight (O, I): y = W x + b."""
+    """The product of one row with a weight (O, I) in blocks: y = v (W x) + b."""
 
-    def __init__(self, packed: Tensor, weight: Tensor, blocks: Tensor, bias: Tensor | None) -> None:
-        """Read a weight where it lies; see `row_product`.
+    def __init__(
+        self,
+        blocks: Tensor,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        *,
+        scales: Tensor | None = None,
+        bias: Tensor | None = None,
+        memory: object = None,
+    ) -> None:
+        """Read a weight where it lies.
 
         Args:
-            packed: keeps the memory.
-            weight: (O, I), only looked at.
-            blocks: that memory, (O / B, I, B) or (O / B, I / 2, B).
-            bias: (O,), copied.
+            blocks: (O / B, I, B) or (O / B, I / 2, B).
+            shape: (O, I).
+            dtype: of rows.
+            scales: v, (O,); None: ones.
+            bias: (O,), or none; both are copied.
+            memory: what the blocks are a part of, which is kept.
         """
-        self._packed = packed
-        self._outputs, self._inputs = weight.shape
-        self._dtype = weight.dtype
-        self._weight = blocks.numpy()
-        self._loop = loop(weight.dtype)
-        begin = torch.zeros(len(blocks) * blocks.shape[-1], dtype=torch.float32)
-        if bias is not None:
-            begin[: self._outputs] = bias.detach()
-        self._bias = begin.view(len(blocks), -1).numpy()
+        self._memory = memory
+        self._outputs, self._inputs = shape
+        self._dtype = dtype
+        self.weight = blocks.numpy()
+        self._loop = product_loop(blocks.dtype)
+        terms = torch.zeros(2, len(blocks) * blocks.shape[-1])
+        terms[0] = 1
+        for row, given in zip(terms, (scales, bias), strict=True):
+            if given is not None:
+                row[: self._outputs] = given.detach()
+        self.terms = terms.view(2, len(blocks), -1).numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., I) of one row to (..., O).
@@ -78,14 +82,13 @@ class RowProduct:
         row = x.reshape(-1).contiguous()
         if row.storage_offset() % _PAIRS[self._dtype]:
             row = row.clone()  # else it does not begin with a whole word
-        y = torch.empty(self._bias.shape, dtype=torch.float32)
-        # This number is the thread's own, and forgotten in a new one.
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        self._loop(self._weight, row.view(_WORDS[self._dtype]).numpy(), self._bias, y.numpy())
+        y = torch.empty(self.terms.shape[1:], dtype=torch.float32)
+        same_threads()
+        self._loop(self.weight, row.view(_WORDS[self._dtype]).numpy(), self.terms, y.numpy())
         return y.view(-1)[: self._outputs].to(self._dtype).view(*x.shape[:-1], self._outputs)
 
 
-def row_product(packed: Tensor, weight: Tensor, bias: nn.Parameter | None) -> RowProduct | None:
+def row_product(packed: Tensor, weight: Tensor, bias: Tensor | None) -> RowProduct | None:
     """The product of one row with a weight; None where it does not lie as above.
 
     Args:
@@ -94,7 +97,25 @@ def row_product(packed: Tensor, weight: Tensor, bias: nn.Parameter | None) -> Ro
         bias: (O,), or none.
     """
     blocks = _blocks(packed, weight) if weight.dtype in _PAIRS else None
-    return None if blocks is None else RowProduct(packed, weight, blocks, bias)
+    if blocks is None:
+        return None
+    return RowProduct(blocks, weight.shape, weight.dtype, bias=bias, memory=packed)
+
+
+def rounded_product(whole: Tensor, scales: Tensor, bias: Tensor | None) -> RowProduct:
+    """The product of one row in float32 with a weight of 8 bits.
+
+    Args:
+        whole: (O, I), copied.
+        scales: (O,).
+        bias: (O,), or none.
+    """
+    outputs, inputs = whole.shape
+    count = -(-outputs // _INT8_BLOCK)
+    padded = torch.zeros(count * _INT8_BLOCK, inputs, dtype=torch.int8)
+    padded[:outputs] = whole
+    blocks = padded.view(count, _INT8_BLOCK, inputs).transpose(1, 2).contiguous()
+    return RowProduct(blocks, whole.shape, torch.float32, scales=scales, bias=bias)
 
 
 @cache
@@ -131,56 +152,3 @@ def _memory(packed: Tensor, dtype: torch.dtype) -> Tensor:
     size = torch.ops.mkldnn._nbytes(packed)
     bytes_ = (ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(packed))
     return torch.frombuffer(bytes_, dtype=dtype)
-
-
-@cache
-def loop(dtype: torch.dtype) -> Loop:
-    """A compiled loop, for float32 or bfloat16.
-
-    Raises:
-        FlashBackError: numba has no OpenMP here, or was started with other threads. Those would
-            spin beside PyTorch's and take turns with them at every product.
-    """
-    numba.config.THREADING_LAYER = "omp"
-    python, words = {
-        torch.float32: (_float32, "float32"),
-        torch.bfloat16: (_bfloat16, "uint32"),
-    }[dtype]
-    types = f"void({words}[:,:,::1], {words}[::1], float32[:,::1], float32[:,::1])"
-    threads = torch.get_num_threads()
-    try:
-        compiled: Loop = numba.njit(types, parallel=True, fastmath=_ANY_ORDER)(python)
-        layer: str = numba.threading_layer()
-    except ValueError as error:
-        layer = f"none ({str(error).splitlines()[0]})"
-    torch.set_num_threads(threads)  # starting OpenMP, numba sets it for all
-    if layer != "omp":
-        raise FlashBackError(
-            f"--weights numba: numba's threads are {layer}; expected omp, OpenMP's, which "
-            "PyTorch uses: install libgomp, or leave the option out"
-        )
-    return compiled
-
-
-def _float32(weight: Floats, x: Floats, bias: Floats, y: Floats) -> None:
-    for block in prange(weight.shape[0]):
-        sums = bias[block].copy()
-        rows = weight[block]
-        for i in range(rows.shape[0]):
-            for o in range(rows.shape[1]):
-                sums[o] += x[i] * rows[i, o]
-        y[block] = sums
-
-
-def _bfloat16(weight: NDArray[np.uint32], x: NDArray[np.uint32], bias: Floats, y: Floats) -> None:
-    # The upper half of a float32 is a bfloat16: shifted or masked, it is one.
-    for block in prange(weight.shape[0]):
-        sums = bias[block].copy()
-        rows = weight[block]
-        for i in range(rows.shape[0]):
-            even = np.uint32(x[i] << 16).view(np.float32)
-            odd = np.uint32(x[i] & 0xFFFF0000).view(np.float32)
-            for o in range(rows.shape[1]):
-                sums[o] += even * np.uint32(rows[i, o] << 16).view(np.float32)
-                sums[o] += odd * np.uint32(rows[i, o] & 0xFFFF0000).view(np.float32)
-        y[block] = sums

@@ -10,14 +10,20 @@ from transformers.pytorch_utils import Conv1D
 
 from command_line import refused, run
 from families import FAMILIES, tiny_model
-from flashback.engines.kernels.packed import (
-    Int8Linear,
-    PackedLinear,
-    input_levels,
+from flashback.engines.kernels.choice import Choice, Choose, always
+from flashback.engines.kernels.linear import (
+    LaidOutLinear,
     is_quantized,
+    lay_out,
     named_weights,
-    pack_weights,
     quantize_weights,
+)
+from flashback.engines.kernels.products import (
+    INT8,
+    PACKED,
+    PLAIN,
+    Int8Product,
+    input_levels,
 )
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
@@ -32,16 +38,21 @@ from recorded import generate_and_record
 from tiny_readers import MadeUpRetriever, tiny_reader
 
 
+def forced(way: str) -> Choose:
+    """One product for all rows, or `single/few/many`."""
+    names = way.split("/")
+    return always(way) if len(names) == 1 else lambda *_: Choice(*names)
+
+
 def linear_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)]
 
 
+@pytest.mark.parametrize("way", [PLAIN, PACKED, "plain/packed/plain"])
 @pytest.mark.parametrize("pattern", ["append", "prepend"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_generation_equals_recomputation_by_the_plain_model(
-    family: str, pattern: str
-) -> None:
-    reader, plain = for_inference(tiny_reader(family)), tiny_model(family)
+def test_every_way_generates_what_the_plain_model_does(family: str, pattern: str, way: str) -> None:
+    reader, plain = for_inference(tiny_reader(family), choose=forced(way)), tiny_model(family)
     assert not linear_layers(reader.model)
     writer = Generator(reader, LocalEngine(reader.model, window=120), MadeUpRetriever(3))
     settings = Settings(
@@ -55,10 +66,10 @@ def test_packed_generation_equals_recomputation_by_the_plain_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packing_keeps_the_weights_and_the_models_identity(family: str) -> None:
+def test_laying_out_keeps_the_weights_and_the_models_identity(family: str) -> None:
     plain, packed = tiny_model(family), tiny_model(family)
     count = len(linear_layers(plain))
-    assert pack_weights(packed) == count > 0
+    assert lay_out(packed, always(PACKED)) == count > 0
     expected, found = dict(plain.named_parameters()), dict(named_weights(packed))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -69,9 +80,9 @@ def test_plain_weights_are_freed_and_a_tied_embedding_is_not() -> None:
     model = tiny_model("opt")
     embedding: Any = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is embedding
-    pack_weights(model)
+    lay_out(model, always(PACKED))
     assert model.get_input_embeddings().weight is embedding
-    assert isinstance(model.get_output_embeddings(), PackedLinear)
+    assert isinstance(model.get_output_embeddings(), LaidOutLinear)
     head: Any = model.get_output_embeddings()
     assert torch.equal(head.weight, model.get_input_embeddings().state_dict()["weight"])
     matrices = [name for name, weight in model.named_parameters() if weight.ndim == 2]
@@ -81,7 +92,7 @@ def test_plain_weights_are_freed_and_a_tied_embedding_is_not() -> None:
 
 def test_the_transposed_weights_of_gpt2_look_as_before() -> None:
     plain, packed = tiny_model("gpt2"), tiny_model("gpt2")
-    pack_weights(packed)
+    lay_out(packed, always(PACKED))
     name = "transformer.h.0.mlp.c_fc"
     found: Any = packed.get_submodule(name)
     expected: Any = plain.get_submodule(name)
@@ -94,7 +105,7 @@ def test_layers_stay_where_the_operator_is_missing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing)
     model = tiny_model("opt")
-    assert pack_weights(model) == 0
+    assert lay_out(model, always(PACKED)) == 0
     assert len(linear_layers(model)) == len(linear_layers(tiny_model("opt")))
 
 
@@ -103,14 +114,14 @@ def test_layers_stay_where_the_operator_computes_something_else(
 ) -> None:
     right = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *all: 1.01 * right(*all))
-    assert pack_weights(tiny_model("opt")) == 0
+    assert lay_out(tiny_model("opt"), always(PACKED)) == 0
 
 
 def test_bfloat16_weights_are_packed_where_the_processor_has_it() -> None:
     plain, packed = tiny_model("opt").bfloat16(), tiny_model("opt").bfloat16()
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")
-    assert pack_weights(packed) == len(linear_layers(plain))
+    assert lay_out(packed, always(PACKED)) == len(linear_layers(plain))
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
         expected, found = plain(ids).logits, packed(ids).logits
@@ -122,7 +133,7 @@ def test_bfloat16_weights_are_packed_where_the_processor_has_it() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounded_models_stay_near_and_pass_the_self_check(family: str) -> None:
     plain, rounded = tiny_model(family), tiny_model(family)
-    assert quantize_weights(rounded) == len(linear_layers(plain))
+    assert quantize_weights(rounded, always(INT8)) == len(linear_layers(plain))
     assert is_quantized(rounded)
     assert not is_quantized(plain)
     ids = torch.arange(2, 60)[None]
@@ -139,19 +150,19 @@ def test_a_rounded_product_is_that_of_its_weights_row_by_row(bias: bool) -> None
     torch.manual_seed(0)
     plain = nn.Linear(64, 48, bias=bias)
     with torch.inference_mode():
-        layer = Int8Linear(plain.weight.detach(), plain.bias, transposed=False, owned=True)
+        layer = Int8Product(plain.weight.detach(), plain.bias)
         x = torch.randn(1, 9, 64) * torch.logspace(-3, 3, 9)[None, :, None]
         x[0, 4] = 0
         together = layer(x)
         alone = torch.cat([layer(row[None, None]) for row in x[0]], 1)
         half_steps = 2 * input_levels()
         rounding = x.abs().amax(-1, keepdim=True) / half_steps  # half a step of every input
-        exact = nn.functional.linear(x, layer.weight, plain.bias)
-        most = rounding * layer.weight.abs().sum(1)
+        exact = nn.functional.linear(x, layer.unpacked(), plain.bias)
+        most = rounding * layer.unpacked().abs().sum(1)
     assert torch.allclose(together, alone, atol=0, rtol=1e-6)
     assert ((together - exact).abs() <= 1.001 * most + 1e-6).all()
     step = plain.weight.abs().amax(1, keepdim=True) / 127
-    assert ((layer.weight - plain.weight).abs() <= 0.501 * step).all()
+    assert ((layer.unpacked() - plain.weight).abs() <= 0.501 * step).all()
 
 
 def test_rounding_that_there_is_not_is_refused(

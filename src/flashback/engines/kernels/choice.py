@@ -1,0 +1,227 @@
+"""Which product each linear layer takes: the fastest one, measured on this processor at load.
+
+For every shape of a weight each product is timed with 1, 8 and 144 rows: a token, tokens of several
+texts, a passage with the tokens behind it. Weights are random, and more than caches hold, since a
+pass reads every weight of a model once. What was measured is kept in the user's cache folder, by
+processor, threads and versions.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashback.engines.kernels.products import BYTES, LAYOUT_OF, LAYOUTS, MakeRows, Product
+from flashback.files import write_atomically
+
+ROWS = (1, 8, 144)
+FEW = 32
+"""The most rows that count as a few."""
+_STRIDE = (15, 0, 1)
+"""Passes of a stride of 16 tokens with so many rows: what one layout for all is chosen for."""
+_COLD_BYTES = 1 << 26
+"""Of weights, more than a processor's caches hold."""
+_SECONDS = 0.02
+"""For one product and number of rows, after a first run."""
+_LEAST_BYTES = 1 << 18
+"""A smaller weight is not worth being timed."""
+_SECOND_COPY = 1 << 29
+"""Bytes that a model's weights may take once more, in a second layout."""
+_WORTH = 0.95
+"""Part of the time that a second layout must leave at most."""
+
+
+class Choice(NamedTuple):
+    """The products of a layer, by name."""
+
+    single: str
+    few: str
+    many: str
+
+    def __str__(self) -> str:
+        return self[0] if len(set(self)) == 1 else "/".join(self)
+
+
+Choose = Callable[[int, int, torch.dtype], Choice]
+"""From a weight's outputs, inputs and dtype."""
+Seconds = dict[str, list[float]]
+"""Of each product, for each of `ROWS`."""
+
+
+def always(name: str) -> Choose:
+    """One product for everything; beside compiled ones of single rows, that of their layout."""
+    layout = LAYOUT_OF.get(name, name)
+    choice = Choice(name, layout, layout)
+    return lambda *_: choice
+
+
+class Chooser:
+    """Measures, remembers and chooses."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        kept: Path | None = None,
+        machine: str = "",
+        compiled: MakeRows | None = None,
+    ) -> None:
+        """Choose among some products.
+
+        Args:
+            names: of products; the first is that of small weights.
+            kept: a file of what was measured before; None: nothing is kept.
+            machine: the processor and versions that figures are of.
+            compiled: makes the compiled products among them.
+        """
+        self.chosen: dict[str, Choice] = {}
+        """By shape, as `960x576`."""
+        self.seconds = 0.0
+        """Spent measuring."""
+        self._names = names
+        self._kept = kept
+        self._machine = machine
+        self._compiled = compiled
+        self._spare = _SECOND_COPY
+        self._known = _read(kept, machine)
+
+    def __call__(self, outputs: int, inputs: int, dtype: torch.dtype) -> Choice:
+        """The products of a layer of a model."""
+        shape, size = f"{outputs}x{inputs}", outputs * inputs * dtype.itemsize
+        if size < _LEAST_BYTES:
+            return always(self._names[0])(outputs, inputs, dtype)
+        figures = self._figures(
+            f"{shape} {str(dtype).removeprefix('torch.')}", outputs, inputs, dtype
+        )
+        choice, copies = _fastest(figures, self._names, second=size <= self._spare)
+        self._spare -= size * copies
+        self.chosen[shape] = choice
+        return choice
+
+    def keep(self) -> None:
+        """Write what was measured to the file; where it cannot be written, nothing is kept."""
+        if self._kept is None or not self.seconds:
+            return
+        with contextlib.suppress(OSError):
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            every = {**_read_all(self._kept), self._machine: self._known}
+            write_atomically(self._kept, json.dumps(every, indent=1) + "\n")
+
+    def _figures(self, key: str, outputs: int, inputs: int, dtype: torch.dtype) -> Seconds:
+        known = self._known.setdefault(key, {})
+        missing = [name for name in self._names if name not in known]
+        if missing:
+            started = time.perf_counter()
+            known |= measure(missing, outputs, inputs, dtype, self._compiled)
+            self.seconds += time.perf_counter() - started
+        return {name: known[name] for name in self._names if name in known}
+
+
+@torch.inference_mode()
+def measure(
+    names: Iterable[str],
+    outputs: int,
+    inputs: int,
+    dtype: torch.dtype,
+    compiled: MakeRows | None = None,
+) -> Seconds:
+    """Time products of one shape; those that this processor does not have are left out."""
+    weight = torch.full((outputs, inputs), 0.01, dtype=dtype)
+    found: Seconds = {}
+    for name in names:
+        size = weight.numel() * (1 if name in BYTES else dtype.itemsize)
+        copies = max(1, min(64, _COLD_BYTES // size))
+        try:
+            products = [_made(name, weight.clone(), compiled) for _ in range(copies)]
+            found[name] = [
+                _seconds(products, torch.ones(rows, inputs, dtype=dtype))
+                for rows in (ROWS if name in LAYOUTS else ROWS[:1])
+            ]
+        except (AttributeError, RuntimeError):
+            continue
+    return found
+
+
+def _made(name: str, weight: Tensor, compiled: MakeRows | None) -> Product:
+    layout = LAYOUTS[LAYOUT_OF.get(name, name)](weight, None)
+    if name in LAYOUTS:
+        return layout
+    product = None if compiled is None else compiled(name, layout, weight, None)
+    if product is None:
+        raise RuntimeError("there are no compiled products")
+    return product
+
+
+def _seconds(products: Sequence[Product], x: Tensor) -> float:
+    """The best time of one product; many rows are multiplied by a few weights only."""
+    some = products if len(x) < ROWS[-1] else products[:2]
+    some[0](x)
+    best, ends = float("inf"), time.perf_counter() + _SECONDS
+    while best == float("inf") or time.perf_counter() < ends:
+        started = time.perf_counter()
+        for product in some:
+            product(x)
+        best = min(best, (time.perf_counter() - started) / len(some))
+    return best
+
+
+def _fastest(figures: Seconds, names: Sequence[str], *, second: bool) -> tuple[Choice, int]:
+    """The fastest choice, and how many copies of a weight it keeps beyond one.
+
+    Args:
+        second: a second layout may be kept.
+    """
+    layouts = [name for name in names if name in figures and name in LAYOUTS]
+    if not layouts:
+        return always(names[0])(0, 0, torch.float32), 0
+
+    def singles(layout: str) -> tuple[float, str]:
+        own = [layout, *(one for one in figures if LAYOUT_OF.get(one) == layout)]
+        return min((figures[name][0], name) for name in own)
+
+    def total(one: str, other: str) -> float:
+        times = singles(one)[0], *figures[other][1:]
+        return sum(passes * seconds for passes, seconds in zip(_STRIDE, times, strict=True))
+
+    best = min(layouts, key=lambda name: total(name, name))
+    pair = min(
+        ((one, other) for one in layouts for other in layouts), key=lambda both: total(*both)
+    )
+    if second and pair[0] != pair[1] and total(*pair) < _WORTH * total(best, best):
+        one, other = pair
+        few = min(pair, key=lambda name: figures[name][1])
+        return Choice(singles(one)[1], few, other), 1
+    return Choice(singles(best)[1], best, best), 0
+
+
+def _read_all(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: Path | None, machine: str) -> dict[str, Seconds]:
+    """What was measured on this machine; figures that are none are left out."""
+    found = {} if path is None else _read_all(path).get(machine, {})
+    if not isinstance(found, dict):
+        return {}
+    return {
+        shape: {name: times for name, times in own.items() if _are_times(times, name)}
+        for shape, own in found.items()
+        if isinstance(own, dict)
+    }
+
+
+def _are_times(times: object, name: str) -> bool:
+    count = len(ROWS) if name in LAYOUTS else 1
+    return (
+        isinstance(times, list)
+        and len(times) == count
+        and all(isinstance(one, float) and one > 0 for one in times)
+    )
