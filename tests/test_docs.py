@@ -25,6 +25,11 @@ def test_the_command_line_page_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == page["render"](), "run `make docs`"
 
 
+def test_the_page_of_settings_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "write_settings.py"))
+    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == page["render"](), "run `make docs`"
+
+
 @pytest.mark.parametrize("command", ["ask", "chat", "generate", "index build"])
 def test_the_page_says_what_a_command_says(command: str) -> None:
     page = (ROOT / "docs" / "cli.md").read_text("utf-8")
