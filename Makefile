@@ -58,7 +58,7 @@ bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime
 
 figures: install  ## The figures of docs/benchmarks.md, on an idle machine: about an hour.
-	PYTHON=$(BIN)/python scripts/cpu_benchmark.sh docs/results
+	PYTHON=$(BIN)/python scripts/cpu_benchmark.sh build/benchmarks
 
 mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
 	$(PYTHON) -m venv build/mini/venv

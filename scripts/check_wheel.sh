@@ -32,7 +32,7 @@ for folder in wanted:
 for file in ("flashback/py.typed", weights + "flashback-mini/NOTICE"):
     if file not in names:
         sys.exit(f"the wheel lacks {file}")
-strange = [n for n in names if not n.startswith(("flashback/", "flashback_ralm-")) or "test" in n]
+strange = [n for n in names if not n.startswith(("flashback/", "flashback_ralm-")) or "/test" in n]
 if strange:
     sys.exit(f"the wheel has what does not belong there: {strange}")
 EOF
