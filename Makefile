@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 
-.PHONY: demo test check install extras readers format docs mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers format docs site mini mini-adapter bench figures lock clean
 
 demo: install  ## Index this Python's documentation and write with it.
 	$(BIN)/flashback demo
@@ -45,15 +45,20 @@ format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install  ## Write docs/cli.md and the table of modules anew, from help texts and docstrings.
+docs: install  ## Write docs/cli.md, docs/settings.md and the table of modules anew, from the code.
 	$(BIN)/python docs/write_cli_help.py
+	$(BIN)/python docs/write_settings.py
 	$(BIN)/python docs/write_module_table.py
+
+site: install  ## Make the site of docs/ in build/site; no network but for what it installs.
+	$(PIP) --no-build-isolation -e '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime
 
 figures: install  ## The figures of docs/benchmarks.md, on an idle machine: about an hour.
-	PYTHON=$(BIN)/python scripts/cpu_benchmark.sh docs/results
+	PYTHON=$(BIN)/python scripts/cpu_benchmark.sh build/benchmarks
 
 mini:  ## Train the shipped reader anew: about 75 minutes on two cores.
 	$(PYTHON) -m venv build/mini/venv
@@ -67,7 +72,7 @@ mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes 
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,numba,peers]'
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,docs,numba,peers]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 

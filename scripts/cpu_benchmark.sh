@@ -3,13 +3,13 @@
 #
 #   make figures        or        scripts/cpu_benchmark.sh [FOLDER]
 #
-# Records, figures, logs and tables go to FOLDER (docs/results). Variables replace what is measured:
+# Records, figures, logs and tables go to FOLDER (build/benchmarks). Variables replace what is measured:
 # PYTHON, SHAPE, LENGTHS, REPEATS (of the whole sweeps), OPTIONS (further options of every
 # measurement), STEPS (some of: whole sampled bfloat16 text), INDEX (for the real text; made of this
 # Python's documentation if there is none) and LIMIT (seconds, all together).
 set -u
 cd "$(dirname "$0")/.."
-OUT=${1:-docs/results}
+OUT=${1:-build/benchmarks}
 LIMIT=${LIMIT:-14400}
 SHAPE=${SHAPE:-opt-125m}
 NAME=$(basename "$SHAPE")

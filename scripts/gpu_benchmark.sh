@@ -4,13 +4,13 @@
 #
 #   pip install -e '.[dev,test]' && scripts/gpu_benchmark.sh [FOLDER]
 #
-# Records, figures, logs and tables go to FOLDER (docs/results/gpu). Variables replace what is
+# Records, figures, logs and tables go to FOLDER (build/benchmarks/gpu). Variables replace what is
 # measured: PYTHON, DEVICE, SHAPE, LENGTHS, LONG_SHAPE, LONG_LENGTHS, BATCH, OPTIONS (further options
 # of every measurement), TESTS (what pytest looks through), WORKERS (processes that test), STEPS (some
 # of: parity float32 bfloat16 long batch) and LIMIT (seconds, all together).
 set -u
 cd "$(dirname "$0")/.."
-OUT=${1:-docs/results/gpu}
+OUT=${1:-build/benchmarks/gpu}
 LIMIT=${LIMIT:-600}
 DEVICE=${DEVICE:-cuda}
 SHAPE=${SHAPE:-llama-2-7b}

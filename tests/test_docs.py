@@ -25,6 +25,11 @@ def test_the_command_line_page_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == page["render"](), "run `make docs`"
 
 
+def test_the_page_of_settings_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "write_settings.py"))
+    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == page["render"](), "run `make docs`"
+
+
 @pytest.mark.parametrize("command", ["ask", "chat", "generate", "index build"])
 def test_the_page_says_what_a_command_says(command: str) -> None:
     page = (ROOT / "docs" / "cli.md").read_text("utf-8")
@@ -81,12 +86,23 @@ def test_the_table_of_modules_is_current() -> None:
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^):]+)\)", document.read_text("utf-8")):
             file, _, heading = target.partition("#")
             linked = document.parent / file if file else document
             assert linked.exists(), f"{document.name}: {target}"
             assert not heading or heading in anchors(linked), f"{document.name}: {target}"
+
+
+def test_every_result_that_is_kept_is_referred_to() -> None:
+    results = ROOT / "docs" / "results"
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    linked = {
+        (page.parent / target).resolve()
+        for page in pages
+        for target in re.findall(r"\]\(([^):#]+)", page.read_text("utf-8"))
+    }
+    assert {path.resolve() for path in results.rglob("*.*")} <= linked
 
 
 def anchors(document: Path) -> set[str]:

@@ -143,6 +143,16 @@ def test_the_cpu_script_measures_real_text(
     assert record["seconds"].keys() == {"none", "append"}
     (out / "runtime-tiny-llama-text.json").write_text(json.dumps(record), "utf-8")
     assert "passages unchanged" in tables(out).read_text("utf-8")
+    kept = kept_of(out / "runtime-tiny-llama-text.json", tmp_path / "kept")
+    about, settings, _, names, *rows = kept.read_text("utf-8").splitlines()
+    assert about.startswith(f"# shape {model_folder}, device cpu, ")
+    assert "arms none+append, " in settings
+    assert names.split(",")[1:4] == [
+        f"none {name} ms" for name in ("boundary", "stride", "predicted")
+    ]
+    lengths = [row["length"] for row in record["rows"] if row["pattern"] == "none"]
+    assert [int(row.split(",")[0]) for row in rows] == lengths
+    assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_step_that_does_not_exist_and_time_that_is_over(tmp_path: Path) -> None:
@@ -150,6 +160,13 @@ def test_a_step_that_does_not_exist_and_time_that_is_over(tmp_path: Path) -> Non
     assert ended.stderr == "STEPS: everything; expected some of: whole sampled bfloat16 text\n"
     ended = run_script("cpu_benchmark.sh", tmp_path, code=1, STEPS="whole", LIMIT="0")
     assert ended.stderr.splitlines()[-1] == "failed: runtime-opt-125m tables"
+
+
+def kept_of(record: Path, folder: Path) -> Path:
+    """The table that is kept of a record, in a folder."""
+    write: Any = runpy.run_path(str(ROOT / "docs" / "write_results.py"))["write"]
+    path: Path = write(record, folder)
+    return path
 
 
 def tables(folder: Path) -> Path:
@@ -168,6 +185,28 @@ def test_whole_and_sampled_sweeps_are_compared(tmp_path: Path) -> None:
     assert "opt: seconds sampled / the whole sweep: none 1.000, append 1.040." in page
     assert "| append | 10.40 | 30.8 | 40% |  | 1.20 x | 50% | 60% | 0.90 |" in page
     assert "append takes 5.40 s more than none: 4.00 s in boundary passes, 1.40 s in" in page
+
+
+def test_what_is_kept_of_other_records(tmp_path: Path) -> None:
+    interval = {"value": 13.375, "low": 11.9, "high": 14.87}
+    row = {"name": "slot", "perplexity": 13.375, "low": 11.9, "high": 14.87, "bits_per_byte": 1.0}
+    table = {
+        "rows": [{**row, "against_first_row": interval}],
+        "settings": {"documents": ["a", "b"]},
+    }
+    point = {"arm": "slot", "stride": 4, "passages": 2, "seconds_per_token": 0.0129}
+    pareto = {"points": [{**point, "perplexity": interval}], "settings": {"timing": {"prompts": 2}}}
+    engine = {"arm": "ours", "tokens": 384, "tokens_per_second": 83.55, "spread": 0.0}
+    speed = {"rows": [{**engine, "other_share": 0.024}], "settings": {}, "versions": {"torch": "2"}}
+    kept = [
+        (table, ["# documents a+b", "slot,13.38,11.9,14.87,13.38,11.9,14.87,1"]),
+        (pareto, ["# timing (prompts 2)", "slot,4,2,13.38,11.9,14.87,12.9"]),
+        (speed, ["# torch 2", "ours,384,83.55,0,0.024"]),
+    ]
+    for record, (first, last) in kept:
+        (tmp_path / "some.json").write_text(json.dumps(record), "utf-8")
+        lines = kept_of(tmp_path / "some.json", tmp_path).read_text("utf-8").splitlines()
+        assert (lines[0], lines[-1]) == (first, last)
 
 
 def made_up_record(append: float) -> dict[str, Any]:
