@@ -9,9 +9,10 @@
 run-time test.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flashback.benchmark.bench_settings import EngineBenchSettings
-from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.ceilings import measure_ceilings, synchronize
+from flashback.benchmark.flops import Shape, pass_bytes
 from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns
 from flashback.benchmark.machine import measured_on
 from flashback.benchmark.material import Material, random_material
@@ -31,7 +33,9 @@ from flashback.engines.cache.sequence import CachedSequence
 from flashback.engines.kernels.attention import UsualAttention
 from flashback.engines.kernels.last_layer import WholeLastLayer
 from flashback.engines.self_check import fastest_step
-from flashback.readers.inference import check_weights, for_inference
+from flashback.errors import FlashBackError
+from flashback.patterns.cost import Pass
+from flashback.readers.inference import LARGE, check_weights, for_inference
 from flashback.readers.placement import choose_placement
 from flashback.readers.reader import Reader
 from flashback.settings import Settings, StoppingSettings, Weights
@@ -49,6 +53,7 @@ RATIOS = (
     ("numba bfloat16", "ours bfloat16"),
 )
 """Tokens per second that are compared, if both were measured."""
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,10 @@ class MeasuredStride:
     """From its beginning to its end, without retrieval."""
     model_seconds: float
     """Of these, the model's own passes."""
+    decode_seconds: float = 0.0
+    """Of single tokens."""
+    decode_bytes: float = 0.0
+    """What they must read at least: every weight, and the cache."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +166,33 @@ class EngineSeries(Series):
 
     model_seconds: float
     """Of all repeats, the model's own passes."""
+    step_seconds: float = 0.0
+    """Of a decode step: the median stride's."""
+    bound_share: float = 0.0
+    """The share of the decode steps that reading weights and cache takes at least."""
 
     @classmethod
-    def of(cls, arm: str, stride: int, runs: Sequence[Sequence[MeasuredStride]]) -> "EngineSeries":
-        """Sum up the strides, of `stride` tokens each, of every repeat."""
+    def of(
+        cls,
+        arm: str,
+        stride: int,
+        runs: Sequence[Sequence[MeasuredStride]],
+        bytes_per_second: float = 0.0,
+    ) -> "EngineSeries":
+        """Sum up the strides, of `stride` tokens each, of every repeat.
+
+        Args:
+            bytes_per_second: of the machine's memory; 0: there is no bound.
+        """
         seconds = tuple(sum(one.seconds for one in run) for run in runs)
-        model_seconds = sum(one.model_seconds for run in runs for one in run)
-        return cls(arm, len(runs[0]) * stride, seconds, model_seconds)
+        every = [one for run in runs for one in run]
+        model_seconds = sum(one.model_seconds for one in every)
+        steps = [one.decode_seconds / (stride - 1) for one in every]
+        decoding = sum(one.decode_seconds for one in every)
+        read = sum(one.decode_bytes for one in every)
+        share = read / bytes_per_second / decoding if decoding and bytes_per_second else 0.0
+        amount = len(runs[0]) * stride
+        return cls(arm, amount, seconds, model_seconds, statistics.median(steps), share)
 
     @property
     def other_share(self) -> float:
@@ -173,11 +202,19 @@ class EngineSeries(Series):
     @property
     def cells(self) -> dict[str, str]:
         """See `Series.cells`."""
-        return super().cells | {"other": f"{self.other_share:.1%}"}
+        return super().cells | {
+            "ms/step": f"{1e3 * self.step_seconds:.1f}",
+            "of the bound": f"{self.bound_share:.0%}",
+            "other": f"{self.other_share:.1%}",
+        }
 
     def record(self) -> dict[str, Any]:
         """See `Series.record`."""
-        return super().record() | {"other_share": self.other_share}
+        return super().record() | {
+            "step_seconds": self.step_seconds,
+            "bound_share": self.bound_share,
+            "other_share": self.other_share,
+        }
 
 
 @dataclass(frozen=True)
@@ -188,6 +225,9 @@ class EngineBench:
     lengths: range
     readers: dict[EngineArm, Reader]
     material: Material
+    shape: Shape
+    bytes_per_second: float
+    """Of the machine's memory."""
 
     @property
     def steps(self) -> int:
@@ -199,7 +239,10 @@ class EngineBench:
         self._once(self.lengths[:2])  # a warm-up
         runs = [self._once(self.lengths, on_step) for _ in range(self.settings.repeats)]
         stride = self.settings.stride
-        rows = (EngineSeries.of(str(arm), stride, [run[arm] for run in runs]) for arm in runs[0])
+        rows = (
+            EngineSeries.of(str(arm), stride, [run[arm] for run in runs], self.bytes_per_second)
+            for arm in runs[0]
+        )
         return Comparison(tuple(rows), RATIOS)
 
     def _once(
@@ -227,7 +270,19 @@ class EngineBench:
             before, started = passes.seconds, time.perf_counter()
             written = next(event for event in writing if isinstance(event, Stride))
             seconds = time.perf_counter() - started - written.retrieve_seconds
-            yield MeasuredStride(seconds, passes.seconds - before)
+            read = sum(
+                self._read_bytes(arm, len(written.arranged) + at) for at in range(stride - 1)
+            )
+            decoding = written.usage.decode_seconds
+            yield MeasuredStride(seconds, passes.seconds - before, decoding, read)
+
+    def _read_bytes(self, arm: EngineArm, cached: int) -> float:
+        """What a decode step behind so many tokens must read at least."""
+        if arm.precision != Weights.INT8:
+            shape = replace(self.shape, bytes_per_value=_BYTES[arm.precision])
+            return pass_bytes(shape, Pass(1, cached))
+        wide = pass_bytes(replace(self.shape, bytes_per_value=4), Pass(1, cached))
+        return wide - 3 * (self.shape.layer_weights + self.shape.hidden * self.shape.vocabulary)
 
     def report(self, results: Comparison[EngineSeries]) -> Report:
         """See `Benchmark.report`."""
@@ -237,7 +292,10 @@ class EngineBench:
             f"{reader.name} on {device}, {settings.pattern}, contexts {self.lengths[0]} to "
             f"{self.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
         )
-        return results.report(title, {"settings": asdict(settings), **measured_on(device)})
+        products = {str(arm): own.placement.products for arm, own in self.readers.items()}
+        memory = {"bytes_per_second": self.bytes_per_second, "products": products}
+        described = {"settings": asdict(settings), **measured_on(device), **memory}
+        return results.report(title, described)
 
 
 def prepare(settings: EngineBenchSettings) -> EngineBench:
@@ -251,4 +309,21 @@ def prepare(settings: EngineBenchSettings) -> EngineBench:
     first = next(iter(readers.values()))
     first.check_pattern(settings.pattern)
     material = random_material(first, text_size(first, lengths, settings), settings.passage_tokens)
-    return EngineBench(settings, lengths, readers, material)
+    plain = next(reader for arm, reader in readers.items() if arm.dynamic)
+    memory = measure_ceilings(plain.placement).bytes_per_second
+    return EngineBench(settings, lengths, readers, material, Shape.of(plain.model), memory)
+
+
+def check_never_slower(results: Comparison[EngineSeries], reader: Reader) -> None:
+    """Refuse an engine that is slower than plain transformers, on a model that leaves the caches.
+
+    Raises:
+        FlashBackError: it is, in float32.
+    """
+    ratio = results.ratios["ours float32/dynamic float32"]
+    size = sum(one.numel() for one in reader.model.parameters())
+    if size >= LARGE and ratio < 1:
+        raise FlashBackError(
+            f"ours writes {ratio:.2f} times as many tokens a second as plain transformers; "
+            "expected 1 or more: run it again on an idle machine, and report it if it stays"
+        )

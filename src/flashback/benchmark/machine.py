@@ -18,6 +18,7 @@ def described(reader: Reader, settings: CheckedSettings) -> dict[str, Any]:
         "shape": reader.name,
         **measured_on(placement.device),
         "dtype": placement.dtype_name,
+        "products": list(placement.products),
         "settings": asdict(settings),  # type: ignore[call-overload]
     }
 

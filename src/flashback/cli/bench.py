@@ -127,13 +127,16 @@ def engine(options: BenchOptions, **values: Any) -> None:
     The arms take turns, stride by stride: transformers' own cache with plain linear layers
     (dynamic) and this engine's cache with weights laid out for the processor (ours), in float32
     and bfloat16, and with 8-bit weights on CPU. Random tokens, passages all different. Other: the
-    share of a stride outside the model: sampling, detokenizing, bookkeeping.
+    share of a stride outside the model: sampling, detokenizing, bookkeeping. Of the bound: what
+    reading every weight and the cache once takes of a decode step. If a large model is slower than
+    with plain transformers, the command fails.
     """
     settings = take(EngineBenchSettings, values)
     options.use_threads()
-    from flashback.benchmark.engine import prepare
+    from flashback.benchmark.engine import check_never_slower, prepare
 
-    options.run(partial(prepare, settings))
+    benchmark, results = options.run(partial(prepare, settings))
+    check_never_slower(results, next(iter(benchmark.readers.values())))
 
 
 @bench.command()

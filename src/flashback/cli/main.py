@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import re
 import sys
 import warnings
@@ -33,7 +34,8 @@ _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="flashback")
-def app() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Say what is measured and chosen.")
+def app(verbose: bool) -> None:
     """Retrieval-augmented writing that does not waste the KV cache (arXiv 2405.04065).
 
     \b
@@ -41,6 +43,12 @@ def app() -> None:
     flashback index FOLDER --out IDX                 make an index of your texts
     flashback generate --index IDX "Once upon"       write, retrieving every 16 tokens
     """
+    if verbose:
+        log = logging.getLogger("flashback")
+        handler = logging.StreamHandler()  # to standard error
+        handler.setFormatter(logging.Formatter("flashback: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 COMMANDS = (

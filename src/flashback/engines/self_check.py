@@ -4,6 +4,7 @@ Each check runs a few small passes. `support.py` refuses models by their kind be
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from flashback.engines.support import label
 from flashback.errors import UnsupportedReader
 from flashback.patterns.prompt import Ids, Layout, PlacedPassage, Prompt
 
+_LOG = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
 _LOOSE = 5e-2
@@ -70,7 +72,10 @@ def _check_last_layer(passes: Passes, window: int) -> None:
 def fastest_step(model: PreTrainedModel) -> SingleStep | None:
     """The fastest way to compute single tokens that gives the model's own logits; None: its own."""
     with torch.inference_mode():
-        return next((step for step in single_steps(model) if _is_exact(step, model)), None)
+        found = next((step for step in single_steps(model) if _is_exact(step, model)), None)
+    way = "the model itself" if found is None else str(found)
+    _LOG.info("%s: single tokens are computed by %s", label(model), way)
+    return found
 
 
 def _is_exact(step: SingleStep, model: PreTrainedModel) -> bool:

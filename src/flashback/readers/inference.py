@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from flashback.readers.reader import Reader
 from flashback.settings import Weights
 from flashback.version import __version__
 
+_LOG = logging.getLogger(__name__)
 _PRODUCTS = {
     Weights.FULL: (PACKED, PLAIN, COMPILED),
     Weights.NUMBA: (PACKED, COMPILED),
@@ -38,7 +40,7 @@ _PRODUCTS = {
 """The products to choose from; the first is that of small weights."""
 _MakeProduct = Callable[[Tensor, Tensor, Tensor | None], Product | None]
 """From a packed weight, the plain one (O, I) and its bias (O,)."""
-_LARGE = 1 << 25
+LARGE = 1 << 25
 """Parameters of a model that is worth the start of numba: a second."""
 
 
@@ -99,6 +101,8 @@ def for_inference(
         )
     chooser.keep()
     products = tuple(f"{shape} {choice}" for shape, choice in chooser.chosen.items())
+    spent = f"measured in {chooser.seconds:.1f} s" if chooser.seconds else "measured before"
+    _LOG.info("%s: products of weights, %s: %s", reader.name, spent, ", ".join(products) or "none")
     placement = dataclasses.replace(reader.placement, weights=weights, products=products)
     return dataclasses.replace(reader, placement=placement)
 
@@ -108,7 +112,7 @@ def _compiled(reader: Reader, weights: Weights) -> "_Compiled | None":
     dtype = reader.placement.dtype
     if weights is Weights.NUMBA:
         return _Compiled(_compiled_product(dtype))
-    if sum(one.numel() for one in reader.model.parameters()) < _LARGE:
+    if sum(one.numel() for one in reader.model.parameters()) < LARGE:
         return None
     with contextlib.suppress(FlashBackError):
         return _Compiled(_compiled_product(dtype))

@@ -91,6 +91,7 @@ def placement_record(placement: Placement) -> dict[str, Any]:
         "device": str(placement.device),
         "dtype": placement.dtype_name,
         "weights": str(placement.weights),
+        "products": list(placement.products),
     }
 
 

@@ -114,6 +114,9 @@ class SingleStep:
     compute: Compute | None = None
     """For one row, in place of the blocks."""
 
+    def __str__(self) -> str:
+        return "few calls a layer" if self.compute is None else "a compiled loop a layer"
+
     def __call__(self, ids: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """The logits of new tokens, (B, 1, V), each behind all that is in its row of the cache.
 
@@ -124,7 +127,7 @@ class SingleStep:
         embedded = self.embed(ids, positions)
         rotation = None if self.rotate is None else self.rotate(embedded, positions)
         x = embedded[:, 0]
-        in_place = all(layer.is_initialized for layer in cache.layers)
+        in_place = all(getattr(layer, "is_initialized", False) for layer in cache.layers)
         if self.compute is not None and len(x) == 1 and in_place:
             x = self.compute(x, rotation, cache.layers)
         else:
