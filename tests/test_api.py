@@ -155,11 +155,11 @@ def test_former_names_of_weights_warn(former: dict[str, str], weights: str) -> N
 
 def test_two_kinds_of_weights_are_refused() -> None:
     with pytest.raises(
-        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+        flashback.FlashBackError, match="weights: expected one of them, found int8 and numba"
     ):
         flashback.load(quantize="int8", decode_kernel="numba")
     with pytest.raises(
-        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+        flashback.FlashBackError, match="weights: expected one of them, found int8 and numba"
     ):
         flashback.load(weights="numba", quantize="int8")
     both = ("--quantize", "int8", "--decode-kernel", "numba")
@@ -171,23 +171,23 @@ def load(**arguments: Any) -> Callable[[], object]:
 
 
 WRONG: dict[str, Callable[[], object]] = {
-    "--quantize int4: expected one of none, int8": load(quantize="int4"),
-    "--decode-kernel full: expected one of": load(decode_kernel="full"),
-    "--weights 3: expected one of full, numba, int8": load(weights=3),
-    "--pattern middle: expected one of auto, none": load(pattern="middle"),
-    "index 3: expected str or Path or None": load(index=3),
-    "model None: expected str": load(model=None),
-    "adapter 3: expected str or Path or None": load(adapter=3),
-    "window '12': expected int or None": load(window="12"),
-    "device 3: expected str": load(device=3),
-    "memory_bytes -1: expected a whole number from 0": load(memory_bytes=-1),
-    "frame 'x': expected FrameText or None": lambda: flashback.RetrievalSettings(frame="x"),  # type: ignore[arg-type]
-    "before 3: expected str or None": lambda: flashback.FrameText(before=3),  # type: ignore[arg-type]
-    "--ignore-eos 'no': expected bool": lambda: flashback.StoppingSettings(ignore_eos="no"),  # type: ignore[arg-type]
-    "--title 'no': expected bool": lambda: flashback.IndexSettings(title="no"),  # type: ignore[arg-type]
-    "retrieval 'append': expected RetrievalSettings": lambda: flashback.Settings("append"),  # type: ignore[arg-type]
-    "names 3: expected str or Path": lambda: flashback.index_corpus(3, "IDX"),  # type: ignore[arg-type]
-    "folder 3: expected str or Path": lambda: flashback.index_corpus("x", 3),  # type: ignore[arg-type]
+    "quantize='int4': expected one of none, int8": load(quantize="int4"),
+    "decode_kernel='full': expected one of": load(decode_kernel="full"),
+    "weights=3: expected one of full, numba, int8": load(weights=3),
+    "pattern='middle': expected one of auto, none": load(pattern="middle"),
+    "index=3: expected str or Path or None": load(index=3),
+    "model=None: expected str": load(model=None),
+    "adapter=3: expected str or Path or None": load(adapter=3),
+    "window='12': expected int or None": load(window="12"),
+    "device=3: expected str": load(device=3),
+    "memory_bytes=-1: expected a whole number from 0": load(memory_bytes=-1),
+    "frame='x': expected FrameText or None": lambda: flashback.RetrievalSettings(frame="x"),  # type: ignore[arg-type]
+    "before=3: expected str or None": lambda: flashback.FrameText(before=3),  # type: ignore[arg-type]
+    "ignore_eos='no': expected bool": lambda: flashback.StoppingSettings(ignore_eos="no"),  # type: ignore[arg-type]
+    "title='no': expected bool": lambda: flashback.IndexSettings(title="no"),  # type: ignore[arg-type]
+    "retrieval='append': expected RetrievalSettings": lambda: flashback.Settings("append"),  # type: ignore[arg-type]
+    "names=3: expected str or Path": lambda: flashback.index_corpus(3, "IDX"),  # type: ignore[arg-type]
+    "folder=3: expected str or Path": lambda: flashback.index_corpus("x", 3),  # type: ignore[arg-type]
 }
 
 
@@ -212,9 +212,9 @@ def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
         with pytest.raises(SettingsError, match="expected Settings or None"):
             writer.generate("x", wrong)
     for size in (0, "8", 1.5):
-        with pytest.raises(SettingsError, match=r"--batch-size .* expected a whole number"):
+        with pytest.raises(SettingsError, match=r"batch_size=.* expected a whole number"):
             writer.generate_batch(["x"], settings, batch_size=size)
-    with pytest.raises(SettingsError, match="prompts None: expected Iterable"):
+    with pytest.raises(SettingsError, match="prompts=None: expected Iterable"):
         writer.generate_batch(None, settings)
     assert writer.generate_batch([], settings) == []
     assert isinstance(writer.reader.name, str)
@@ -222,7 +222,7 @@ def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
 
 def test_one_query_needs_a_list(tmp_path: Path) -> None:
     index: Any = flashback.BM25Index.open(index_notes(tmp_path))
-    with pytest.raises(SettingsError, match=r"queries 'moon': expected several.*use \[...\]"):
+    with pytest.raises(SettingsError, match=r"queries='moon': expected several.*use \[...\]"):
         index.search("moon", flashback.SearchOptions())
-    with pytest.raises(SettingsError, match="k 0: expected at least 1 passage"):
+    with pytest.raises(SettingsError, match="k=0: expected at least 1 passage"):
         index.search(["moon"], flashback.SearchOptions(k=0))

@@ -119,7 +119,7 @@ def test_numbers_out_of_range_of_an_index(value: str, notes: Path, tmp_path: Pat
         (["--pattern", "sideways"], "'sideways' is not one of 'auto', 'none', 'prepend', 'append'"),
         (["--stop", ""], "--stop '': expected a text that is not empty"),
         (["--pattern", "append"], "--pattern append retrieves, but there is no index"),
-        ([], "give --index, or use --pattern none"),
+        ([], "give an --index, or use --pattern none"),
         (["--pattern", "none", "--device", "toaster"], "--device toaster: expected auto, cpu"),
         (["--pattern", "none", "--device", "cpu:x"], "--device cpu:x: expected auto, cpu"),
         (["--pattern", "none", "--device", "cuda:999"], "--device cuda:999: this machine has"),

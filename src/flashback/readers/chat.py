@@ -148,7 +148,7 @@ class Conversation:
         if not found or not whole.startswith(head) or not whole.endswith(tail):
             raise ChatTemplateError(
                 f"model {reader.name}: its chat template does not show the first user message as "
-                "it is, so no passage can stand before it; use --pattern append or --frame-before"
+                "it is, so no passage can stand before it; use --pattern='append' or --frame-before"
             )
         every = tuple(reader.encode_template(whole))
         ids, shown = _cut(reader, every, whole, head)
@@ -180,7 +180,7 @@ def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
     if not found:
         raise ChatTemplateError(
             f"model {reader.name}: its chat template does not show a second user message as it "
-            "is, so no passage can be shown behind the text; use --pattern prepend"
+            "is, so no passage can be shown behind the text; use --pattern='prepend'"
         )
     echo = FrameText().echo_tokens if asked is None else asked.echo_tokens
     return FrameText(before + INSTRUCTION, after, echo, echo_prompt=False)
@@ -215,7 +215,7 @@ def _before(reader: TextReader, messages: Sequence[Message], at: int) -> str:
     if not found:
         raise ChatTemplateError(
             f"model {reader.name}: its chat template does not show message {at + 1} as it is, so "
-            "no passage can stand before it; use --pattern append or prepend"
+            "no passage can stand before it; use --pattern='append' or prepend"
         )
     return head
 

@@ -37,7 +37,7 @@ def retriever_of(found: Any) -> Retriever:
         own: Retriever = found
         return own
     raise SettingsError(
-        f"retriever {reprlib.repr(found)}: expected an object with search(queries, options), or a "
+        f"retriever={reprlib.repr(found)}: expected an object with search(queries, options), or a "
         "retriever of LangChain or LlamaIndex"
     )
 
