@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 import flashback
 from command_line import index_notes, refused, run
 from flashback.errors import SettingsError
+from flashback.retrieval.frameworks import retriever_of
+from flashback.retrieval.protocol import NoRetriever
 
 SETTINGS = flashback.Settings(
     flashback.RetrievalSettings("append", stride=8, passage_tokens=40),
@@ -176,6 +178,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "weights=3: expected one of full, numba, int8": load(weights=3),
     "pattern='middle': expected one of auto, none": load(pattern="middle"),
     "index=3: expected str or Path or None": load(index=3),
+    "retriever=3: expected an object with search(queries, options)": load(retriever=3),
     "model=None: expected str": load(model=None),
     "adapter=3: expected str or Path or None": load(adapter=3),
     "window='12': expected int or None": load(window="12"),
@@ -218,6 +221,63 @@ def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
         writer.generate_batch(None, settings)
     assert writer.generate_batch([], settings) == []
     assert isinstance(writer.reader.name, str)
+
+
+class Strings:
+    """A retriever that returns texts."""
+
+    def search(self, queries: Sequence[str], options: flashback.SearchOptions) -> list[list[str]]:
+        return [["The moon."] for _ in queries]
+
+
+class Nothing:
+    """A retriever that forgets to return."""
+
+    def search(self, queries: Sequence[str], options: flashback.SearchOptions) -> None:
+        pass
+
+
+def generate(*arguments: Any, **named: Any) -> Callable[[Any], object]:
+    return lambda writer: writer.generate(*arguments, **named)
+
+
+def generate_with(retriever: object) -> Callable[[Any], object]:
+    return lambda writer: flashback.Generator(
+        writer.reader, writer.engine, retriever_of(retriever)
+    ).generate("a")
+
+
+MISUSED: list[tuple[Callable[[Any], object], str]] = [
+    (generate(5), "prompt=5: expected a text or token ids"),
+    (generate(["a", 3]), "prompt=3: expected a text or token ids"),
+    (generate("a", 32), "settings=32: expected Settings or None"),
+    (generate("a", max_new_tokens="many"), "max_new_tokens='many': expected a whole number"),
+    (generate("a", temperature=-1), "temperature=-1: expected a number from 0 to 100"),
+    (generate("a", pattern="slott"), "pattern='slott': expected one of auto, none, prepend"),
+    (generate("a", patern="slot"), "patern: no such setting; did you mean pattern?"),
+    (generate("a", lookahead=16), "lookahead=16: expected less than stride=16"),
+    (lambda writer: writer.chat("text"), "messages='text': expected a list of {'role': ...,"),
+    (
+        lambda writer: writer.chat([{"role": "user"}]),
+        "messages.0.content=None: expected a text, or a list of",
+    ),
+    (
+        generate_with(Strings()),
+        "retriever Strings: search returned [['The moon.']]; expected a list of flashback.Hit for",
+    ),
+    (generate_with(Nothing()), "retriever Nothing: search returned None; expected a list of"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISUSED)
+def test_a_wrong_call_is_told_in_one_line(
+    call: Callable[[Any], object], message: str, model_folder: Path
+) -> None:
+    writer = flashback.load(model_folder, retriever=NoRetriever(), device="cpu")
+    with pytest.raises(SettingsError) as found:
+        call(writer)
+    assert str(found.value).startswith(message)
+    assert "\n" not in str(found.value)
 
 
 def test_one_query_needs_a_list(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ What a template looks like is found by rendering it, never by its name. A last m
 assistant is the beginning of its answer, and is continued.
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -23,6 +24,7 @@ INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
 RECOMPUTED_IN_CHAT = 16
 """The default of e: what asks is short, and a history is computed without a passage."""
+_MESSAGE = "{'role': ..., 'content': ...}"
 _BEHIND = "\n\n"
 _PROBES = ("first probe", "second probe", "third probe")
 """Texts that are looked for in a rendered template."""
@@ -240,14 +242,14 @@ def message(role: str, content: str) -> dict[str, str]:
 def messages_of(given: object) -> tuple[Message, ...]:
     """Messages, none or more. See `Conversation.of`."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
+        raise SettingsError(f"messages={reprlib.repr(given)}: expected a list of {_MESSAGE}")
     return tuple(_checked(f"messages.{at}", one) for at, one in enumerate(given))
 
 
 def _checked(place: str, given: object) -> Message:
     """A message whose content is one text."""
     if not isinstance(given, Mapping) or not isinstance(role := given.get("role"), str):
-        raise SettingsError(f"{place}: expected {{'role': ..., 'content': ...}}")
+        raise SettingsError(f"{place}={reprlib.repr(given)}: expected {_MESSAGE}")
     content = given.get("content")
     name = given.get("name")
     named = {"name": name} if isinstance(name, str) else {}
@@ -255,7 +257,8 @@ def _checked(place: str, given: object) -> Message:
         return message(role, content) | named
     if not isinstance(content, list) or not content:
         raise SettingsError(
-            f"{place}.content: expected a text, or a list of {{'type': 'text', 'text': ...}}"
+            f"{place}.content={reprlib.repr(content)}: expected a text, or a list of "
+            "{'type': 'text', 'text': ...}"
         )
     parts = (_text(f"{place}.content.{at}", part) for at, part in enumerate(content))
     return message(role, "".join(parts)) | named
