@@ -92,7 +92,7 @@ def _compiled(loop: Any, types: str) -> Any:
     torch.set_num_threads(threads)  # starting OpenMP, numba sets it for all
     if layer != "omp":
         raise FlashBackError(
-            f"--weights numba: numba's threads are {layer}; expected omp, OpenMP's, which "
+            f"--weights='numba': numba's threads are {layer}; expected omp, OpenMP's, which "
             "PyTorch uses: install libgomp, or leave the option out"
         )
     return loop
