@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ NOTES = {
 """A small corpus: file names and their texts."""
 
 
+_PROGRESS = re.compile(r"^(loading .*|.+: step \d+ of \d+, .+)\n", re.MULTILINE)
+"""What is said where there is no terminal; see `tests/cli/test_seen_at_once.py`."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command printed, and its exit code."""
@@ -28,6 +33,7 @@ class Outcome:
     code: int
     out: str
     err: str
+    """Without lines of progress."""
 
     @property
     def record(self) -> Any:
@@ -62,9 +68,15 @@ def run(
         except SystemExit as error:
             found = error.code
     assert isinstance(found, int)
-    outcome = Outcome(found, written.getvalue().decode(encoding), err.getvalue())
+    told = without_progress(err.getvalue())
+    outcome = Outcome(found, written.getvalue().decode(encoding), told)
     assert outcome.code == code, outcome
     return outcome
+
+
+def without_progress(err: str) -> str:
+    """Standard error without what loads, and the steps of a training."""
+    return _PROGRESS.sub("", err)
 
 
 def refused(*arguments: str | Path, input: bytes | None = b"", code: int = 2) -> str:

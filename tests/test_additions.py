@@ -69,7 +69,7 @@ def test_a_new_pattern_is_timed(middle: str) -> None:
 
 
 def test_an_unknown_pattern_is_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match="--pattern middle: expected one of auto, none"):
+    with pytest.raises(SettingsError, match="pattern='middle': expected one of auto, none"):
         RetrievalSettings("middle")
 
 
@@ -102,5 +102,5 @@ def test_a_new_engine_writes_and_serves(tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(SettingsError, match="--engine parrot: expected one of local"):
+    with pytest.raises(SettingsError, match="engine='parrot': expected one of local"):
         load(engine="parrot")

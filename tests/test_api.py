@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 import flashback
 from command_line import index_notes, refused, run
 from flashback.errors import SettingsError
+from flashback.retrieval.frameworks import retriever_of
+from flashback.retrieval.protocol import NoRetriever
 
 SETTINGS = flashback.Settings(
     flashback.RetrievalSettings("append", stride=8, passage_tokens=40),
@@ -155,11 +157,11 @@ def test_former_names_of_weights_warn(former: dict[str, str], weights: str) -> N
 
 def test_two_kinds_of_weights_are_refused() -> None:
     with pytest.raises(
-        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+        flashback.FlashBackError, match="weights: expected one of them, found int8 and numba"
     ):
         flashback.load(quantize="int8", decode_kernel="numba")
     with pytest.raises(
-        flashback.FlashBackError, match="--weights: expected one of them, found int8 and numba"
+        flashback.FlashBackError, match="weights: expected one of them, found int8 and numba"
     ):
         flashback.load(weights="numba", quantize="int8")
     both = ("--quantize", "int8", "--decode-kernel", "numba")
@@ -171,23 +173,24 @@ def load(**arguments: Any) -> Callable[[], object]:
 
 
 WRONG: dict[str, Callable[[], object]] = {
-    "--quantize int4: expected one of none, int8": load(quantize="int4"),
-    "--decode-kernel full: expected one of": load(decode_kernel="full"),
-    "--weights 3: expected one of full, numba, int8": load(weights=3),
-    "--pattern middle: expected one of auto, none": load(pattern="middle"),
-    "index 3: expected str or Path or None": load(index=3),
-    "model None: expected str": load(model=None),
-    "adapter 3: expected str or Path or None": load(adapter=3),
-    "window '12': expected int or None": load(window="12"),
-    "device 3: expected str": load(device=3),
-    "memory_bytes -1: expected a whole number from 0": load(memory_bytes=-1),
-    "frame 'x': expected FrameText or None": lambda: flashback.RetrievalSettings(frame="x"),  # type: ignore[arg-type]
-    "before 3: expected str or None": lambda: flashback.FrameText(before=3),  # type: ignore[arg-type]
-    "--ignore-eos 'no': expected bool": lambda: flashback.StoppingSettings(ignore_eos="no"),  # type: ignore[arg-type]
-    "--title 'no': expected bool": lambda: flashback.IndexSettings(title="no"),  # type: ignore[arg-type]
-    "retrieval 'append': expected RetrievalSettings": lambda: flashback.Settings("append"),  # type: ignore[arg-type]
-    "names 3: expected str or Path": lambda: flashback.index_corpus(3, "IDX"),  # type: ignore[arg-type]
-    "folder 3: expected str or Path": lambda: flashback.index_corpus("x", 3),  # type: ignore[arg-type]
+    "quantize='int4': expected one of none, int8": load(quantize="int4"),
+    "decode_kernel='full': expected one of": load(decode_kernel="full"),
+    "weights=3: expected one of full, numba, int8": load(weights=3),
+    "pattern='middle': expected one of auto, none": load(pattern="middle"),
+    "index=3: expected str or Path or None": load(index=3),
+    "retriever=3: expected an object with search(queries, options)": load(retriever=3),
+    "model=None: expected str": load(model=None),
+    "adapter=3: expected str or Path or None": load(adapter=3),
+    "window='12': expected int or None": load(window="12"),
+    "device=3: expected str": load(device=3),
+    "memory_bytes=-1: expected a whole number from 0": load(memory_bytes=-1),
+    "frame='x': expected FrameText or None": lambda: flashback.RetrievalSettings(frame="x"),  # type: ignore[arg-type]
+    "before=3: expected str or None": lambda: flashback.FrameText(before=3),  # type: ignore[arg-type]
+    "ignore_eos='no': expected bool": lambda: flashback.StoppingSettings(ignore_eos="no"),  # type: ignore[arg-type]
+    "title='no': expected bool": lambda: flashback.IndexSettings(title="no"),  # type: ignore[arg-type]
+    "retrieval='append': expected RetrievalSettings": lambda: flashback.Settings("append"),  # type: ignore[arg-type]
+    "names=3: expected str or Path": lambda: flashback.index_corpus(3, "IDX"),  # type: ignore[arg-type]
+    "folder=3: expected str or Path": lambda: flashback.index_corpus("x", 3),  # type: ignore[arg-type]
 }
 
 
@@ -212,17 +215,74 @@ def test_what_is_no_prompt_is_refused(model_folder: Path) -> None:
         with pytest.raises(SettingsError, match="expected Settings or None"):
             writer.generate("x", wrong)
     for size in (0, "8", 1.5):
-        with pytest.raises(SettingsError, match=r"--batch-size .* expected a whole number"):
+        with pytest.raises(SettingsError, match=r"batch_size=.* expected a whole number"):
             writer.generate_batch(["x"], settings, batch_size=size)
-    with pytest.raises(SettingsError, match="prompts None: expected Iterable"):
+    with pytest.raises(SettingsError, match="prompts=None: expected Iterable"):
         writer.generate_batch(None, settings)
     assert writer.generate_batch([], settings) == []
     assert isinstance(writer.reader.name, str)
 
 
+class Strings:
+    """A retriever that returns texts."""
+
+    def search(self, queries: Sequence[str], options: flashback.SearchOptions) -> list[list[str]]:
+        return [["The moon."] for _ in queries]
+
+
+class Nothing:
+    """A retriever that forgets to return."""
+
+    def search(self, queries: Sequence[str], options: flashback.SearchOptions) -> None:
+        pass
+
+
+def generate(*arguments: Any, **named: Any) -> Callable[[Any], object]:
+    return lambda writer: writer.generate(*arguments, **named)
+
+
+def generate_with(retriever: object) -> Callable[[Any], object]:
+    return lambda writer: flashback.Generator(
+        writer.reader, writer.engine, retriever_of(retriever)
+    ).generate("a")
+
+
+MISUSED: list[tuple[Callable[[Any], object], str]] = [
+    (generate(5), "prompt=5: expected a text or token ids"),
+    (generate(["a", 3]), "prompt=3: expected a text or token ids"),
+    (generate("a", 32), "settings=32: expected Settings or None"),
+    (generate("a", max_new_tokens="many"), "max_new_tokens='many': expected a whole number"),
+    (generate("a", temperature=-1), "temperature=-1: expected a number from 0 to 100"),
+    (generate("a", pattern="slott"), "pattern='slott': expected one of auto, none, prepend"),
+    (generate("a", patern="slot"), "patern: no such setting; did you mean pattern?"),
+    (generate("a", lookahead=16), "lookahead=16: expected less than stride=16"),
+    (lambda writer: writer.chat("text"), "messages='text': expected a list of {'role': ...,"),
+    (
+        lambda writer: writer.chat([{"role": "user"}]),
+        "messages.0.content=None: expected a text, or a list of",
+    ),
+    (
+        generate_with(Strings()),
+        "retriever Strings: search returned [['The moon.']]; expected a list of flashback.Hit for",
+    ),
+    (generate_with(Nothing()), "retriever Nothing: search returned None; expected a list of"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISUSED)
+def test_a_wrong_call_is_told_in_one_line(
+    call: Callable[[Any], object], message: str, model_folder: Path
+) -> None:
+    writer = flashback.load(model_folder, retriever=NoRetriever(), device="cpu")
+    with pytest.raises(SettingsError) as found:
+        call(writer)
+    assert str(found.value).startswith(message)
+    assert "\n" not in str(found.value)
+
+
 def test_one_query_needs_a_list(tmp_path: Path) -> None:
     index: Any = flashback.BM25Index.open(index_notes(tmp_path))
-    with pytest.raises(SettingsError, match=r"queries 'moon': expected several.*use \[...\]"):
+    with pytest.raises(SettingsError, match=r"queries='moon': expected several.*use \[...\]"):
         index.search("moon", flashback.SearchOptions())
-    with pytest.raises(SettingsError, match="k 0: expected at least 1 passage"):
+    with pytest.raises(SettingsError, match="k=0: expected at least 1 passage"):
         index.search(["moon"], flashback.SearchOptions(k=0))

@@ -108,7 +108,7 @@ def named(flag: str, value: object, names: Sequence[str], kind: type = str) -> A
         SettingsError: an unknown name.
     """
     if not isinstance(value, str) or value not in names:
-        raise SettingsError(f"{flag} {value}: expected one of {', '.join(names)}")
+        raise SettingsError(f"{flag}={reprlib.repr(value)}: expected one of {', '.join(names)}")
     return kind(str(value))
 
 
@@ -117,13 +117,13 @@ def check_type(name: str, value: object, kind: Any) -> None:
     if isinstance(kind, type | UnionType) and not isinstance(value, kind):
         kinds = get_args(kind) or (kind,)
         names = ("None" if one is type(None) else one.__name__ for one in kinds)
-        raise SettingsError(f"{name} {reprlib.repr(value)}: expected {' or '.join(names)}")
+        raise SettingsError(f"{name}={reprlib.repr(value)}: expected {' or '.join(names)}")
 
 
 def _check_texts(flag: str, value: Any) -> None:
     # A bare string would be taken letter by letter.
     if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
-        raise SettingsError(f"{flag} {value!r}: expected a tuple of texts")
+        raise SettingsError(f"{flag}={reprlib.repr(value)}: expected a tuple of texts")
 
 
 def check_number(flag: str, value: Any, low: float, high: float, *, whole: bool = True) -> None:
@@ -131,8 +131,9 @@ def check_number(flag: str, value: Any, low: float, high: float, *, whole: bool 
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not good or not low <= value <= high:  # NaN is not within any range
         noun = "a whole number" if whole else "a number"
-        raise SettingsError(f"{flag} {value}: expected {noun} from {_shown(low)} to {_shown(high)}")
+        found = reprlib.repr(value)
+        raise SettingsError(f"{flag}={found}: expected {noun} from {_round(low)} to {_round(high)}")
 
 
-def _shown(number: float) -> str:
+def _round(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"

@@ -14,8 +14,58 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 └── PromptTooLong           the prompt leaves no room for passages and new tokens
 """
 
+import re
 
-class FlashBackError(Exception):
+_FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?:=('[^']+'|True|False)?)?")
+"""A flag in a message, with its value, or a command in backticks, which stays as it is."""
+_NAMES = {
+    "forbid-title": "forbid_titles",
+    "forbid-document": "forbid_documents",
+    "lora-target": "lora_targets",
+    "window-seed": "seed",
+}
+"""The arguments that are not named as their flags are."""
+
+
+def _argument(flag: str) -> str:
+    return _NAMES.get(flag, flag.replace("-", "_"))
+
+
+def _in_python(found: re.Match[str]) -> str:
+    text, flag = found[0], found[1]
+    return text.replace(f"--{flag}", _argument(flag), 1) if flag else text
+
+
+def _on_command_line(found: re.Match[str]) -> str:
+    text, flag, value = found[0], found[1], found[2]
+    if value in ("True", "False"):
+        return f"--{flag}" if value == "True" else f"--no-{flag}"
+    return f"--{flag} {(value or '')[1:-1]}" if flag and "=" in text else text
+
+
+class UserMessage(Exception):
+    """A line for the user, who may have written Python or a command.
+
+    It is written with flags and Python's values: `--dtype='float32'`, `--truncate=True`. As text it
+    has Python's arguments, `dtype='float32'`.
+    """
+
+    def __str__(self) -> str:
+        return _FLAG.sub(_in_python, super().__str__())
+
+    @property
+    def for_command_line(self) -> str:
+        """With the command line's flags: `--dtype float32`, `--truncate`."""
+        return _FLAG.sub(_on_command_line, super().__str__())
+
+    @property
+    def argument(self) -> str | None:
+        """The first argument that it names."""
+        flags = (found[1] for found in _FLAG.finditer(super().__str__()))
+        return next((_argument(flag) for flag in flags if flag), None)
+
+
+class FlashBackError(UserMessage):
     """A user's request that cannot be fulfilled; the message is one line meant for the user."""
 
     exit_code = 1
@@ -67,5 +117,5 @@ class PromptTooLong(FlashBackError):
     """The prompt does not fit the reader's window beside the passages and the next stride."""
 
 
-class FlashBackWarning(UserWarning):
+class FlashBackWarning(UserMessage, UserWarning):
     """Something was done as asked, but is probably not what was meant; one line for the user."""

@@ -152,7 +152,7 @@ class RetrievalSettings(CheckedSettings):
         """
         if self.lookahead >= self.stride:
             raise SettingsError(
-                f"--lookahead {self.lookahead}: expected less than the stride of {self.stride}"
+                f"--lookahead={self.lookahead}: expected less than --stride={self.stride}"
             )
 
     def check_retriever(self, retriever: object | None) -> None:
@@ -163,8 +163,8 @@ class RetrievalSettings(CheckedSettings):
         """
         if self.retrieves and retriever is None:
             raise SettingsError(
-                f"--pattern {self.pattern} retrieves, but there is no index; give --index, or use "
-                "--pattern none"
+                f"--pattern={self.pattern!r} retrieves, but there is no index; give an --index, or "
+                "use --pattern='none'"
             )
 
 
@@ -201,7 +201,7 @@ class SamplingSettings(CheckedSettings):
                 value = getattr(self, field.name)
                 if field.name in ("top_k", "top_p", "min_p") and value != field.default:
                     raise SettingsError(
-                        f"{flag_of(field)} {value}: has no effect on greedy writing; give a "
+                        f"{flag_of(field)}={value}: has no effect on greedy writing; give a "
                         f"--temperature of {_COLDEST} or more, such as 0.8"
                     )
 
@@ -221,7 +221,7 @@ class StoppingSettings(CheckedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "" in self.stop:
-            raise SettingsError("--stop '': expected a text that is not empty")
+            raise SettingsError("--stop='': expected a text that is not empty")
 
 
 @dataclass(frozen=True)

@@ -143,11 +143,11 @@ def test_a_run_whose_arms_disagree_is_refused(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"windows": 0}, "--windows 0: expected a whole number from 1"),
-        ({"window_tokens": 47}, "--window-tokens 47: expected at least 48"),
-        ({"shape": "gpt-17"}, "--shape gpt-17: expected a model's folder or one of gpt2"),
-        ({"device": "abacus"}, "--device abacus: expected auto, cpu"),
-        ({"dtype": "float8"}, "--dtype float8: expected auto, float32 or bfloat16"),
+        ({"windows": 0}, "windows=0: expected a whole number from 1"),
+        ({"window_tokens": 47}, "window_tokens=47: expected at least 48"),
+        ({"shape": "gpt-17"}, "shape='gpt-17': expected a model's folder or one of gpt2"),
+        ({"device": "abacus"}, "device='abacus': expected auto, cpu"),
+        ({"dtype": "float8"}, "dtype='float8': expected auto, float32 or bfloat16"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(settings: dict[str, object], message: str) -> None:
@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_is_refused(settings: dict[str, object], message
 def test_windows_that_do_not_fit_the_reader_are_refused() -> None:
     fitting = replace(SMALL, window_tokens=192 - 2 - 20)
     assert Training.of(tiny_reader(), fitting).targets > 0
-    with pytest.raises(SettingsError, match=r"--window-tokens 171: needs 193 positions .* has 192"):
+    with pytest.raises(SettingsError, match=r"window_tokens=171: needs 193 positions .* has 192"):
         Training.of(tiny_reader(), replace(SMALL, window_tokens=171))
 
 

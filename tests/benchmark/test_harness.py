@@ -106,7 +106,7 @@ def test_arms_are_named_as_on_the_command_line() -> None:
         assert arm_named(name) == arm
     assert arm_named("slot_cached") == RuntimeArm("slot", cached=True)
     assert arm_named("authors_prepend").title == "prepend, logits everywhere"
-    with pytest.raises(SettingsError, match="--pattern sideways: expected one of none"):
+    with pytest.raises(SettingsError, match="pattern='sideways': expected one of none"):
         arm_named("sideways")
 
 

@@ -119,8 +119,8 @@ def test_a_conversation_is_kept_between_runs(chat: Chat, asked: Asked, tmp_path:
     [
         (b"{", "not a kept conversation: Expecting property name"),
         (b"\xff", "not a kept conversation: 'utf-8' codec"),
-        (b"{}", "messages: expected a list"),
-        (b'[{"role": "user"}]', "messages.0.content: expected a text"),
+        (b"{}", "messages={}: expected a list"),
+        (b'[{"role": "user"}]', "messages.0.content=None: expected a text"),
         (b"[" * 100_000, "nested too deeply"),
         (b'[{"role": "user", "content": ' + b"[" * 100_000, "nested too deeply"),
         (b'[{"role": "user", "content": "\\ud800"}]', "messages.0: half a character"),

@@ -194,7 +194,7 @@ def test_a_bad_record_is_skipped_and_named_or_refused_if_strict(
     assert report.bad_records == 1
     assert str(report.examples[0]).startswith("c.jsonl:2: ")
     assert reason in report.examples[0].reason
-    with pytest.raises(CorpusError, match=r"^c\.jsonl:2: .*--strict") as caught:
+    with pytest.raises(CorpusError, match=r"^c\.jsonl:2: .*strict=True") as caught:
         read(path, strict=True)
     assert "\n" not in str(caught.value)
 

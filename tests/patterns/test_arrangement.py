@@ -71,12 +71,12 @@ def test_the_budget_is_what_passages_frame_and_stride_leave() -> None:
 
 @pytest.mark.parametrize("window", [1, 100, 147, 178])
 def test_a_window_too_small_is_refused_with_what_to_lower(window: int) -> None:
-    with pytest.raises(SettingsError, match="lower --passage-tokens"):
+    with pytest.raises(SettingsError, match="lower passage_tokens, passages or stride"):
         context_budget(window, passages=1, passage_tokens=128, frame=2, stride=16)
 
 
 def test_a_prompt_over_the_budget_names_truncate() -> None:
-    with pytest.raises(PromptTooLong, match=r"11 tokens, but only 10 fit.*--truncate"):
+    with pytest.raises(PromptTooLong, match=r"11 tokens, but only 10 fit.*truncate=True"):
         Context.of_prompt(range(11), (0,), 10, truncate=False)
     assert Context.of_prompt(range(10), (0,), 10, truncate=False).visible == tuple(range(10))
 

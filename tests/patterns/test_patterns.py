@@ -85,5 +85,5 @@ def test_what_ships_is_taken_for_its_own_pattern() -> None:
 
 
 def test_a_training_must_say_where_passages_stand() -> None:
-    with pytest.raises(SettingsError, match=r"--pattern auto: .* expected one of none, prepend"):
+    with pytest.raises(SettingsError, match=r"pattern='auto': .* expected one of none, prepend"):
         Run(TrainingSettings(), RetrievalSettings(), WindowSettings())

@@ -213,13 +213,16 @@ def test_the_texts_of_a_contents_parts_are_joined() -> None:
 
 PICTURE = {"type": "image_url", "image_url": {"url": "x"}}
 WRONG: list[tuple[object, str]] = [
-    ("hello", r"messages: expected a list of"),
-    (QUESTION, r"messages: expected a list of"),
-    (3, r"messages: expected a list of"),
-    (["hello"], r"messages\.0: expected {'role'"),
-    ([{"content": "x"}], r"messages\.0: expected {'role'"),
-    ([QUESTION, {"role": "user", "content": None}], r"messages\.1\.content: expected a text, or"),
-    ([{"role": "user", "content": []}], r"messages\.0\.content: expected a text, or"),
+    ("hello", r"messages='hello': expected a list of"),
+    (QUESTION, r"messages={.*}: expected a list of"),
+    (3, r"messages=3: expected a list of"),
+    (["hello"], r"messages\.0=.*: expected {'role'"),
+    ([{"content": "x"}], r"messages\.0=.*: expected {'role'"),
+    (
+        [QUESTION, {"role": "user", "content": None}],
+        r"messages\.1\.content=None: expected a text, or",
+    ),
+    ([{"role": "user", "content": []}], r"messages\.0\.content=\[\]: expected a text, or"),
     (
         [{"role": "user", "content": [PICTURE]}],
         r"messages\.0\.content\.0: a part of type 'image_url'",

@@ -29,11 +29,11 @@ def test_they_ask_for_the_same(
 @pytest.mark.parametrize(
     ("weights", "quantize", "decode_kernel", "message"),
     [
-        ("full", "int8", "numba", "--weights: expected one of them, found int8 and numba"),
-        ("numba", "int8", None, "--weights: expected one of them, found int8 and numba"),
-        ("full", "int4", None, "--quantize int4: expected one of none, int8"),
-        ("full", None, "cuda", "--decode-kernel cuda: expected one of pytorch, numba"),
-        ("int4", "int8", None, "--weights int4: expected one of full, numba, int8"),
+        ("full", "int8", "numba", "weights: expected one of them, found int8 and numba"),
+        ("numba", "int8", None, "weights: expected one of them, found int8 and numba"),
+        ("full", "int4", None, "quantize='int4': expected one of none, int8"),
+        ("full", None, "cuda", "decode_kernel='cuda': expected one of pytorch, numba"),
+        ("int4", "int8", None, "weights='int4': expected one of full, numba, int8"),
     ],
 )
 def test_unknown_and_different_weights_are_refused(

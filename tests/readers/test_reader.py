@@ -111,7 +111,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_the_window_can_be_made_smaller_only(model_folder: Path) -> None:
     assert load_reader(str(model_folder), window=50).window == 50
-    with pytest.raises(SettingsError, match="--window 193: expected 1 to 192"):
+    with pytest.raises(SettingsError, match="window=193: expected 1 to 192"):
         load_reader(str(model_folder), window=193)
 
 
@@ -153,7 +153,7 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("device", "dtype", "message"),
-    [("toaster", "auto", "--device toaster"), ("auto", "int3", "--dtype int3")],
+    [("toaster", "auto", "device='toaster'"), ("auto", "int3", "dtype='int3'")],
 )
 def test_unknown_devices_and_dtypes(device: str, dtype: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -248,5 +248,5 @@ def test_rotations_of_single_kinds_of_layers_end_the_window_too() -> None:
 
 @pytest.mark.parametrize("name", ["auto", "sideways"])
 def test_a_pattern_that_there_is_not_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"--pattern {name}: expected one of none, "):
+    with pytest.raises(SettingsError, match=f"pattern={name!r}: expected one of none, "):
         tiny_reader("llama").check_pattern(name)

@@ -90,7 +90,7 @@ def test_a_note_says_how_much_is_never_seen() -> None:
     assert note is not None
     assert note.startswith("1 of 2 passages looked at are longer than the 10 tokens")
     assert "50.0% of the text is never seen" in note
-    assert f"--model {reader.name}" in note
+    assert f"--model={reader.name!r}" in note
 
 
 def test_loading_says_if_an_index_was_cut_for_a_reader_with_fewer_tokens(tmp_path: Path) -> None:

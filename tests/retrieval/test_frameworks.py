@@ -114,7 +114,14 @@ def test_load_takes_them_all(make: Callable[..., Any], title: str) -> None:
     assert [stride.passages[0].title for stride in result.strides] == [title, title]
 
 
-@pytest.mark.parametrize("wrong", [3, "IDX", object(), dict, Own])
+class OneQuery:
+    """As other libraries have it."""
+
+    def search(self, query: str) -> list[str]:
+        return [query]
+
+
+@pytest.mark.parametrize("wrong", [3, "IDX", object(), dict, Own, OneQuery()])
 def test_other_things_are_refused_in_one_line(wrong: Any) -> None:
     with pytest.raises(SettingsError, match="expected an object with search") as found:
         flashback.load(retriever=wrong)

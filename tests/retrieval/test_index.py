@@ -521,7 +521,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_that_is_there_is_replaced_only_when_asked(folder: Path) -> None:
     before = listing(folder)
-    assert "exists already; use --overwrite" in refusal(lambda: build(folder, passages_of(PETS)))
+    assert "exists already; use overwrite=True" in refusal(lambda: build(folder, passages_of(PETS)))
     assert listing(folder) == before
 
 
@@ -654,7 +654,7 @@ def test_near_identical_passages_are_left_out_and_listed_only_when_asked(tmp_pat
 
 
 def test_equal_passages_cannot_be_kept_where_similar_ones_are_left_out() -> None:
-    with pytest.raises(SettingsError, match="--drop-near-duplicates with --no-deduplicate"):
+    with pytest.raises(SettingsError, match="drop_near_duplicates=True with deduplicate=False"):
         IndexSettings(deduplicate=False, drop_near_duplicates=True)
 
 

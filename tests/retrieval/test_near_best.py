@@ -58,7 +58,5 @@ def test_the_reader_is_shown_at_most_k(k: int, share: float, left: int) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
-    with pytest.raises(
-        SettingsError, match=r"--min-relative-score .*: expected a number from 0 to"
-    ):
+    with pytest.raises(SettingsError, match=r"min_relative_score=.*: expected a number from 0 to"):
         RetrievalSettings(min_relative_score=share)

@@ -316,7 +316,7 @@ def test_windows_without_room_for_a_context_and_a_stride(
     with pytest.raises(SettingsError) as caught:
         of_size(least - 1)
     message = str(caught.value)
-    assert message.startswith(f"--window-tokens {least - 1}: a context of ")
+    assert message.startswith(f"window_tokens={least - 1}: a context of ")
     assert "\n" not in message
     assert ("a multiple of all strides" in message) == (strides == (4, 6))
     for one in of_size(least):
@@ -358,7 +358,7 @@ def test_an_index_without_a_permitted_passage_says_so(
         check_found(found)
     message = str(caught.value)
     assert message.startswith(f"no passage was found for any of {counted.cuts} boundaries: ")
-    assert "--forbid-title" in message
+    assert "forbid_titles" in message
     assert "\n" not in message
 
 

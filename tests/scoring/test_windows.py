@@ -270,6 +270,6 @@ def test_only_a_cut_that_begins_behind_bos_has_a_context_of_its_own() -> None:
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match=r"--protocol tiles: expected one of windows, random"):
+    with pytest.raises(SettingsError, match=r"protocol='tiles': expected one of windows, random"):
         WindowSettings(protocol="tiles")  # type: ignore[arg-type]
     assert WindowSettings(protocol="random").protocol is Protocol.RANDOM  # type: ignore[arg-type]

@@ -504,7 +504,7 @@ def test_a_second_signal_does_not_wait_for_the_grace() -> None:
 @pytest.mark.parametrize(
     ("defaults", "message"),
     [
-        (RetrievalSettings(stride=4, lookahead=4), "--lookahead 4"),
+        (RetrievalSettings(stride=4, lookahead=4), "lookahead=4"),
         (RetrievalSettings(passages=99), "leaves -"),
     ],
 )

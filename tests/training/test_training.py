@@ -296,7 +296,9 @@ def test_a_family_with_other_names_must_name_its_layers() -> None:
     mpt = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=300))
     assert query_and_value(mpt) == ("Wqkv",)
     ctrl = CTRLLMHeadModel(CTRLConfig(vocab_size=300, n_embd=16, dff=16, n_layer=1, n_head=2))
-    with pytest.raises(SettingsError, match=r"of ctrl are not known; name the layers with --lora-"):
+    with pytest.raises(
+        SettingsError, match=r"of ctrl are not known; name the layers with lora_targets"
+    ):
         query_and_value(ctrl)
     reader = tiny_reader(model=ctrl)
     add_lora(reader, replace(SETTINGS, lora_targets=("Wq", "Wv")), seed=0)
@@ -337,13 +339,13 @@ def test_an_untied_head_can_be_a_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "target", "message"),
     [
-        ("llama", "nonsuch", "--lora-target nonsuch: llama has no such linear layer"),
-        ("llama", "", "--lora-target : llama has no such linear layer"),
-        ("llama", "embed_tokens", "--lora-target embed_tokens: llama has no such linear layer"),
-        ("llama", "self_attn", "--lora-target self_attn: llama has no such linear layer"),
-        ("llama", "proj", "--lora-target proj: llama has no such linear layer"),
-        ("gpt2", "lm_head", "--lora-target lm_head: its weight is the embedding's too"),
-        ("opt", "lm_head", "--lora-target lm_head: its weight is the embedding's too"),
+        ("llama", "nonsuch", "lora_targets='nonsuch': llama has no such linear layer"),
+        ("llama", "", "lora_targets='': llama has no such linear layer"),
+        ("llama", "embed_tokens", "lora_targets='embed_tokens': llama has no such linear layer"),
+        ("llama", "self_attn", "lora_targets='self_attn': llama has no such linear layer"),
+        ("llama", "proj", "lora_targets='proj': llama has no such linear layer"),
+        ("gpt2", "lm_head", "lora_targets='lm_head': its weight is the embedding's too"),
+        ("opt", "lm_head", "lora_targets='lm_head': its weight is the embedding's too"),
     ],
 )
 def test_targets_that_cannot_be(family: str, target: str, message: str, tmp_path: Path) -> None:
@@ -559,11 +561,11 @@ def test_a_run_without_a_checkpoint_does_not_stand_in_the_way(
 
 
 def test_folders_that_are_taken(uninterrupted: Path, tmp_path: Path) -> None:
-    assert "exists already; choose another --out" in why_refused(uninterrupted)
+    assert "exists already; choose another out" in why_refused(uninterrupted)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
-    assert "the folder is not empty; choose another --out" in why_refused(foreign)
+    assert "the folder is not empty; choose another out" in why_refused(foreign)
     assert kept(foreign) == ["thesis.tex"]
     assert "a file is in the way" in why_refused(foreign / "thesis.tex")
     empty = tmp_path / "empty"
@@ -580,7 +582,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 def test_nothing_to_learn(tmp_path: Path) -> None:
     """Windows without a passage, or without a target."""
     empty = [replace(one, passages=((),) * len(one.passages)) for one in EXAMPLES]
-    with pytest.raises(TrainingError, match="no window has a passage, which --pattern append"):
+    with pytest.raises(TrainingError, match="no window has a passage, which pattern='append'"):
         train(tiny_reader(), empty, RUN, tmp_path / "A")
     uncut = [replace(one, window=replace(one.window, cuts=()), passages=()) for one in EXAMPLES]
     with pytest.raises(TrainingError, match="no window has a target"):
@@ -616,7 +618,7 @@ def test_windows_without_passages_need_their_own_length_only(tmp_path: Path) -> 
     with pytest.raises(SettingsError) as caught:
         check_positions(tiny_reader(window=63), WINDOWS, alone)
     assert str(caught.value) == (
-        "windows of 64 tokens need 64 positions, but llama has 63 (a test); lower --window-tokens"
+        "windows of 64 tokens need 64 positions, but llama has 63 (a test); lower window_tokens"
     )
 
 
@@ -627,7 +629,7 @@ def test_loggers_that_are_not_there(name: str, tmp_path: Path) -> None:
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     message = why_refused(tmp_path / "A", error=SettingsError, log_to=[name])
-    assert message.startswith("--log-to: ")
+    assert message.startswith("log_to: ")
     assert name in message.lower()
     assert not (tmp_path / "A").exists()
 
@@ -689,7 +691,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     messages = dict(why_poisoned(at, tmp_path / str(at)) for at in range(len(EXAMPLES)))
     assert sorted(messages) == [1, 2, 3, 4, 5]  # wherever the window came
     for step, message in messages.items():
-        assert "lower --learning-rate, with another --out" in message
+        assert "lower learning_rate, with another out" in message
         last = f"the last good checkpoint is {tmp_path}/\\d/checkpoints/checkpoint-{step - 1};"
         assert re.search(last if step > 1 else "there is no checkpoint yet;", message)
 

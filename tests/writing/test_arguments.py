@@ -72,12 +72,12 @@ def test_every_field_of_every_part_has_a_name_of_its_own() -> None:
         ({"max_tokens": 3}, "max_tokens: no such setting; did you mean max_new_tokens?"),
         ({"Temperature": 3}, "Temperature: no such setting; did you mean temperature?"),
         ({"qqq": 3}, "qqq: no such setting; expected one of cache_salt, forbid_documents, "),
-        ({"max_new_tokens": "3"}, "--max-new-tokens 3: expected a whole number"),
-        ({"pattern": "middle"}, "--pattern middle: expected one of auto, none"),
-        ({"temperature": "warm"}, "--temperature warm: expected a number"),
-        ({"stop": 3}, "--stop 3: expected a tuple of texts"),
-        ({"frame": "x"}, "frame 'x': expected FrameText or None"),
-        ({"retrieval": "x"}, "retrieval 'x': expected RetrievalSettings"),
+        ({"max_new_tokens": "3"}, "max_new_tokens='3': expected a whole number"),
+        ({"pattern": "middle"}, "pattern='middle': expected one of auto, none"),
+        ({"temperature": "warm"}, "temperature='warm': expected a number"),
+        ({"stop": 3}, "stop=3: expected a tuple of texts"),
+        ({"frame": "x"}, "frame='x': expected FrameText or None"),
+        ({"retrieval": "x"}, "retrieval='x': expected RetrievalSettings"),
     ],
 )
 def test_wrong_ones_are_told_in_one_line(wrong: dict[str, Any], message: str) -> None:

@@ -97,7 +97,7 @@ def test_parts_of_text_are_taken_and_others_refused_by_name() -> None:
 
 def test_an_outgrown_conversation_is_refused_or_goes_on_with_its_last_exchanges() -> None:
     generator, messages = chatting(), talk(9)
-    with pytest.raises(PromptTooLong, match="--truncate"):
+    with pytest.raises(PromptTooLong, match="truncate=True"):
         generator.chat(messages, asking(truncate=False))
     result = generator.chat(messages, asking())
     assert result.cut is not None
@@ -259,7 +259,7 @@ def test_what_can_never_fit_is_refused_by_its_name() -> None:
         generator.chat([message("system", "x" * 700), QUESTION], asking("prepend"))
     with pytest.raises(PromptTooLong, match="the last message and the system's have 7"):
         generator.chat([message("system", "x" * 700), QUESTION], asking("slot"))
-    with pytest.raises(SettingsError, match="--passage-tokens"):
+    with pytest.raises(SettingsError, match="passage_tokens"):
         generator.chat([SYSTEM, QUESTION], Settings(RetrievalSettings("slot", passage_tokens=600)))
 
 

@@ -291,7 +291,7 @@ def test_token_ids_are_as_good_as_text() -> None:
 def test_a_long_prompt_is_refused_or_truncated() -> None:
     engine = LocalEngine(READER.model, 100)
     writer = Generator(READER, engine, OnePassage())
-    with pytest.raises(PromptTooLong, match="--truncate"):
+    with pytest.raises(PromptTooLong, match="truncate=True"):
         writer.generate("x" * 100, small(new=5))
     cut = Settings(small(new=5).retrieval, stopping=StoppingSettings(5), truncate=True)
     result = writer.generate("y" + "x" * 100, cut)
@@ -315,7 +315,7 @@ def test_a_jump_is_reported_and_keeps_bos_and_the_second_half() -> None:
 @pytest.mark.parametrize(
     ("prompt", "pattern", "message"),
     [
-        ("x", "append", "give --index"),
+        ("x", "append", "give an index"),
         ([0, 5, 300], "none", "prompt token 300"),
         ([0, -1], "none", "prompt token -1"),
         ([], "none", "prompt is empty"),
@@ -341,33 +341,33 @@ def test_whole_numbers_are_good_real_ones() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RetrievalSettings(stride=0), r"--stride 0: expected a whole number from 1"),
-        (lambda: RetrievalSettings(**wrong(stride=2.5)), r"--stride 2.5"),
-        (lambda: RetrievalSettings(stride=True), r"--stride True"),
-        (lambda: RetrievalSettings(passages=-1), r"--passages -1"),
+        (lambda: RetrievalSettings(stride=0), r"stride=0: expected a whole number from 1"),
+        (lambda: RetrievalSettings(**wrong(stride=2.5)), r"stride=2.5"),
+        (lambda: RetrievalSettings(stride=True), r"stride=True"),
+        (lambda: RetrievalSettings(passages=-1), r"passages=-1"),
         (
             lambda: RetrievalSettings(**wrong(pattern="sideways")),
-            r"--pattern sideways: expected one of auto, none",
+            r"pattern='sideways': expected one of auto, none",
         ),
-        (lambda: RetrievalSettings(min_score=float("nan")), r"--min-score nan"),
-        (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1"),
-        (lambda: SamplingSettings(top_p=2.0), r"--top-p 2.0: expected a number from 1e-06 to 1"),
-        (lambda: SamplingSettings(seed=-1), r"--seed -1"),
-        (lambda: SamplingSettings(temperature=-0.1), r"--temperature -0.1: expected a number"),
+        (lambda: RetrievalSettings(min_score=float("nan")), r"min_score=nan"),
+        (lambda: SamplingSettings(temperature=-0.1), r"temperature=-0.1"),
+        (lambda: SamplingSettings(top_p=2.0), r"top_p=2.0: expected a number from 1e-06 to 1"),
+        (lambda: SamplingSettings(seed=-1), r"seed=-1"),
+        (lambda: SamplingSettings(temperature=-0.1), r"temperature=-0.1: expected a number"),
         (
             lambda: SamplingSettings(temperature=1e-9, top_k=5),
-            r"--top-k 5: has no effect on greedy",
+            r"top_k=5: has no effect on greedy",
         ),
-        (lambda: RetrievalSettings(min_relative_score=1.5), r"--min-relative-score 1.5"),
-        (lambda: SamplingSettings(0.005, top_k=5), r"give a --temperature of 0\.01 or more, such"),
-        (lambda: SamplingSettings(top_p=0.9), r"--top-p 0.9: has no effect on greedy writing"),
-        (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"--forbid-title 'secret'"),
-        (lambda: StoppingSettings(max_new_tokens=0), r"--max-new-tokens 0"),
-        (lambda: StoppingSettings(stop=("",)), r"--stop ''"),
-        (lambda: StoppingSettings(**wrong(stop="abc")), r"--stop 'abc': expected a tuple"),
+        (lambda: RetrievalSettings(min_relative_score=1.5), r"min_relative_score=1.5"),
+        (lambda: SamplingSettings(0.005, top_k=5), r"give a temperature of 0\.01 or more, such"),
+        (lambda: SamplingSettings(top_p=0.9), r"top_p=0.9: has no effect on greedy writing"),
+        (lambda: RetrievalSettings(**wrong(forbid_titles="secret")), r"forbid_titles='secret'"),
+        (lambda: StoppingSettings(max_new_tokens=0), r"max_new_tokens=0"),
+        (lambda: StoppingSettings(stop=("",)), r"stop=''"),
+        (lambda: StoppingSettings(**wrong(stop="abc")), r"stop='abc': expected a tuple"),
     ],
 )
-def test_settings_out_of_range_name_their_flag(build: "type", message: str) -> None:
+def test_settings_out_of_range_name_their_argument(build: "type", message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build()
 

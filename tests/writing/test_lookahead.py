@@ -165,7 +165,7 @@ def test_a_search_that_is_not_wanted_any_more_leaves_no_thread() -> None:
 def test_a_lookahead_must_be_within_a_stride() -> None:
     reader = tiny_reader()
     writer = Generator(reader, LocalEngine(reader.model, reader.window), Recording())
-    with pytest.raises(SettingsError, match="less than the stride of 8"):
+    with pytest.raises(SettingsError, match="less than stride=8"):
         writer.generate(PROMPT, settings("append", 8))
 
 

@@ -52,5 +52,5 @@ def arm_named(name: str) -> RuntimeArm:
     """
     arms = all_arms()
     if name not in arms:
-        raise SettingsError(f"--pattern {name}: expected one of {', '.join(arms)}")
+        raise SettingsError(f"--pattern={name!r}: expected one of {', '.join(arms)}")
     return arms[name]

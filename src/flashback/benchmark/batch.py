@@ -110,7 +110,7 @@ def prepare(settings: BatchBenchSettings) -> BatchBench:
     needed = settings.prompt_tokens + settings.new_tokens + settings.passage_tokens
     if needed > reader.window:
         raise SettingsError(
-            f"--prompt-tokens {settings.prompt_tokens}: with {settings.new_tokens} new and "
+            f"--prompt-tokens={settings.prompt_tokens}: with {settings.new_tokens} new and "
             f"{settings.passage_tokens} passage tokens, {needed} positions are needed, but "
             f"{reader.name} has {reader.window}"
         )

@@ -129,7 +129,7 @@ class EngineBenchSettings(SweepSettings):
         super().__post_init__()
         if PATTERNS[self.pattern].isolated:
             raise SettingsError(
-                f"--pattern {self.pattern}: transformers' cache has none; see 'bench runtime'"
+                f"--pattern={self.pattern!r}: transformers' cache has none; see 'bench runtime'"
             )
 
 
@@ -165,7 +165,7 @@ class TrainingBenchSettings(ModelBenchSettings):
         least = self.first_boundary + self.stride
         if self.window_tokens < least:
             raise SettingsError(
-                f"--window-tokens {self.window_tokens}: expected at least {least}, "
+                f"--window-tokens={self.window_tokens}: expected at least {least}, "
                 f"{self.first_boundary} before the first boundary and a stride of {self.stride}"
             )
 

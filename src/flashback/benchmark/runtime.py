@@ -80,8 +80,8 @@ def prepare(settings: RuntimeSettings, real: RealText | None = None) -> "Runtime
     parse_lengths(settings)  # before a model is made
     if real is not None and settings.sampled:
         raise SettingsError(
-            "--sampled with --index: on real text the strides differ, since some keep their "
-            "passage; leave out --sampled"
+            "--sampled=True with --index: on real text the strides differ, since some keep their "
+            "passage; leave out --sampled=True"
         )
     check_weights(settings.weights, settings.device, settings.dtype)
     reader = shaped_reader(

@@ -38,7 +38,7 @@ def shaped_reader(
         if name == MINI or Path(name).is_dir():
             return load_reader(name, device=device, dtype=dtype)
         known = ", ".join(SHAPES)
-        raise SettingsError(f"--shape {name}: expected a model's folder or one of {known}")
+        raise SettingsError(f"--shape={name!r}: expected a model's folder or one of {known}")
     tokenizer = AutoTokenizer.from_pretrained(shipped(MINI)) if real_text else None
     return random_reader(name, config_of(name), choose_placement(device, dtype), tokenizer)
 

@@ -28,13 +28,13 @@ def parse_lengths(settings: SweepSettings, frame: int = 0) -> range:
     text = settings.lengths
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and len(text) < _LONGEST_LENGTHS):
-        raise SettingsError(f"--lengths {text}: expected FIRST:LAST in tokens, such as 512:1024")
+        raise SettingsError(f"--lengths={text!r}: expected FIRST:LAST in tokens, such as 512:1024")
     lengths = range(int(first), int(last) - settings.passage_tokens, settings.stride)
     if lengths and frame:
         lengths = range(lengths[0], lengths[-1] - frame + 1, settings.stride)
     if len(lengths) < 2 or int(first) < 4 * settings.stride:
         raise SettingsError(
-            f"--lengths {text}: expected FIRST from {4 * settings.stride} and LAST at least "
+            f"--lengths={text!r}: expected FIRST from {4 * settings.stride} and LAST at least "
             f"{settings.passage_tokens + frame + 2 * settings.stride} higher"
         )
     return lengths
@@ -63,7 +63,7 @@ def text_size(reader: Reader, lengths: range, settings: SweepSettings, frame: in
     needed = size + settings.passage_tokens + frame
     if needed > reader.window:
         raise SettingsError(
-            f"--lengths {settings.lengths}: needs {needed} positions, but {reader.name} has "
+            f"--lengths={settings.lengths!r}: needs {needed} positions, but {reader.name} has "
             f"{reader.window}"
         )
     return size

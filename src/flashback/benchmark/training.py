@@ -135,7 +135,7 @@ class Training:
         needed = settings.window_tokens + len(frame) + settings.passage_tokens
         if needed > reader.window:
             raise SettingsError(
-                f"--window-tokens {settings.window_tokens}: needs {needed} positions with a "
+                f"--window-tokens={settings.window_tokens}: needs {needed} positions with a "
                 f"passage, but {reader.name} has {reader.window}"
             )
         arrangement = Arrangement("append", frame)

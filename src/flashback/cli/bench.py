@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,11 +21,8 @@ from flashback.cli.bench_options import (
     print_report,
 )
 from flashback.cli.console import notes
-from flashback.cli.documents import open_sources
+from flashback.cli.documents import Sources, open_sources
 from flashback.cli.options import options_of, take
-
-if TYPE_CHECKING:
-    from flashback.benchmark.runtime import RealText
 
 TEXT = "python-docs:evaluation"
 """Real text that is on every machine."""
@@ -82,12 +79,15 @@ def runtime(
     at the first length, before anything else is measured.
     """
     settings = take(RuntimeSettings, values)
-    real = _real_text(index, text)
+    sources = _real_sources(index, text)
     options.use_threads()
     from flashback.benchmark.plot import plot_runtime
-    from flashback.benchmark.runtime import prepare
+    from flashback.benchmark.runtime import RealText, prepare
     from flashback.evaluation.figures import check_plot
 
+    real = None
+    if sources is not None and sources.retriever is not None:
+        real = RealText(sources.corpus.read(lambda _: None), sources.retriever)
     if plot is not None:
         check_plot(plot)  # now, not after minutes of measuring
     benchmark, results = options.run(partial(prepare, settings, real))
@@ -95,22 +95,18 @@ def runtime(
         plot_runtime(results, benchmark.title, plot)
 
 
-def _real_text(index: Path | None, text: tuple[str, ...]) -> "RealText | None":
+def _real_sources(index: Path | None, text: tuple[str, ...]) -> Sources | None:
     """The text and the passages that `--index` and `--text` ask for.
 
     Raises:
         click.UsageError: text without an index.
         FlashBackError: one of them is missing or unusable.
     """
-    from flashback.benchmark.runtime import RealText
-
     if index is None:
         if text:
             raise click.UsageError("--text is read with passages of an index; give --index, too")
         return None
-    sources = open_sources(text or (TEXT,), index, retrieves=True)
-    assert sources.retriever is not None
-    return RealText(sources.corpus.read(lambda _: None), sources.retriever)
+    return open_sources(text or (TEXT,), index, retrieves=True)
 
 
 @bench.command()

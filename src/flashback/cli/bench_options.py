@@ -34,9 +34,9 @@ class BenchOptions:
 
     def use_threads(self) -> None:
         """Load PyTorch, and let it use these threads."""
-        from flashback.cli.quiet import quiet_transformers
+        from flashback.cli.quiet import begin_loading
 
-        quiet_transformers()
+        begin_loading("PyTorch")
         import torch
 
         if self.threads is not None:

@@ -117,8 +117,10 @@ def _read(file: Path) -> "list[Message]":
         return _messages(file.read_bytes())
     except RecursionError:
         reason = "it is nested too deeply; expected a list of messages"
-    except (ValueError, SettingsError) as error:  # the former: no UTF-8, or no JSON
+    except ValueError as error:  # no UTF-8, or no JSON
         reason = str(error)
+    except SettingsError as error:
+        reason = error.for_command_line
     raise click.UsageError(f"--file {file}: not a kept conversation: {reason}")
 
 
@@ -164,7 +166,7 @@ def _complaining() -> Iterator[None]:
     except FlashBackError as error:
         if not at_terminal():
             raise
-        click.echo(f"flashback: {error}", err=True)
+        click.echo(f"flashback: {error.for_command_line}", err=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import math
 import os
 import sys
 import time
@@ -154,7 +155,38 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def training_progress(title: str = "training") -> Iterator[Callable[[Any], None]]:
-    """A bar of optimizer steps with the loss, targets per second and the time left."""
+    """Optimizer steps with the loss and targets per second: a bar, or lines if that is no terminal.
+
+    Call what is yielded after every step, with the training's `Progress`.
+    """
+    if not is_main_process():
+        yield lambda _: None
+    elif notes.is_terminal:
+        with _bar_of_steps(title) as on_step:
+            yield on_step
+    else:
+        yield _lines_of_steps(title)
+
+
+def _lines_of_steps(title: str) -> Callable[[Any], None]:
+    """A line after the first step, and whenever there is a new loss."""
+    began, last = time.perf_counter(), 0.0
+
+    def on_step(state: Any) -> None:
+        nonlocal last
+        if state.loss == last or (math.isnan(state.loss) and math.isnan(last)):
+            return
+        last = state.loss
+        loss = "" if math.isnan(last) else f"loss {last:.3f}, "
+        rate = state.targets / (time.perf_counter() - began)
+        line = f"{title}: step {state.step} of {state.steps}, {loss}{rate:,.0f} targets/s"
+        notes.print(line, markup=False)
+
+    return on_step
+
+
+@contextlib.contextmanager
+def _bar_of_steps(title: str) -> Iterator[Callable[[Any], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -163,8 +195,7 @@ def training_progress(title: str = "training") -> Iterator[Callable[[Any], None]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    shown = notes.is_terminal and is_main_process()
-    with Progress(*columns, console=notes, disable=not shown) as progress:
+    with Progress(*columns, console=notes) as progress:
         task = progress.add_task(title, total=None, loss=float("nan"), rate=0.0)
         began = time.perf_counter()
 

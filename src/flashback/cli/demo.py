@@ -33,9 +33,9 @@ def demo(as_json: bool) -> None:
 
     The index is kept in the user's cache folder, so that the next time begins at once.
     """
-    from flashback.cli.quiet import quiet_transformers
+    from flashback.cli.quiet import begin_loading
 
-    quiet_transformers()
+    begin_loading("flashback-mini")
     from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index, score_patterns
 
     quiet = as_json and not notes.is_terminal

@@ -134,9 +134,6 @@ def perplexity(**values: Any) -> None:
     All rows have the same targets and share what was retrieved. Passages of a document's own, of
     its title, and copies of it are never used.
     """
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
     request = _parse(values)
     tables = _score(request)
     try:
@@ -160,6 +157,9 @@ def _parse(values: dict[str, Any]) -> _Request:
 def _score(request: _Request) -> "list[Table]":
     sources = open_sources(request.documents, request.index, retrieves=request.retrieves)
 
+    from flashback.cli.quiet import begin_loading
+
+    begin_loading(request.options.model)
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card

@@ -121,9 +121,9 @@ def _token_ends(model: str, trust_remote_code: bool) -> TokenEnds:
     """Where tokens end; loaded before a corpus is read."""
     if model == "none":
         return estimated_ends
-    from flashback.cli.quiet import quiet_transformers
+    from flashback.cli.quiet import begin_loading
 
-    quiet_transformers()
+    begin_loading(f"the tokenizer of {model}")
     from flashback.readers.load import load_token_ends
 
     return load_token_ends(model, trust_remote_code)

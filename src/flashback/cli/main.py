@@ -80,7 +80,7 @@ def _run() -> int:
     except click.ClickException as error:
         return _fail(_usage_message(error), error.exit_code)
     except FlashBackError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error.for_command_line, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except OSError as error:
@@ -101,8 +101,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Our own warnings, in one line; those of libraries are for developers."""
-    if issubclass(category, FlashBackWarning):
-        click.echo(f"flashback: warning: {message}", err=True)
+    if isinstance(message, FlashBackWarning):
+        click.echo(f"flashback: warning: {message.for_command_line}", err=True)
 
 
 def _check_arguments(arguments: list[str]) -> None:

@@ -80,9 +80,6 @@ def pareto(
     that the same command resumes where it stopped; then every arm continues the same beginnings of
     the documents, in turns, and is timed. Time it on an idle machine.
     """
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
     request = _Request(
         documents,
         index,
@@ -128,6 +125,9 @@ def _run(request: _Request, options: ReaderOptions) -> "Report":
     """Score and time every arm; write the folder."""
     sources = open_sources(request.documents, request.index, retrieves=True)
 
+    from flashback.cli.quiet import begin_loading
+
+    begin_loading(options.model)
     from flashback.benchmark.pareto import Speed, pareto_report, points_of, prompts_of
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import ScoreStore

@@ -134,7 +134,7 @@ def _check_prompts(writer: "Generator", settings: Settings, file: PromptFile) ->
         try:
             writer.check(prompt.text, settings)
         except FlashBackError as error:
-            raise type(error)(f"{file.name} line {prompt.line}: {error}") from None
+            raise type(error)(f"{file.name} line {prompt.line}: {error.for_command_line}") from None
 
 
 def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> dict[str, Any]:

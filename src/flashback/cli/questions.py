@@ -109,9 +109,6 @@ def qa(as_json: bool, **values: Any) -> None:
     into the prompt. Rows without an adapter have the frame that is printed below the table, rows
     with one the frame that it was trained with.
     """
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
     record = _answered(_parse(values))
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
@@ -121,6 +118,7 @@ def qa(as_json: bool, **values: Any) -> None:
 
 def _parse(values: dict[str, Any]) -> _Request:
     """Check all that can be checked before a model is loaded."""
+    from flashback.cli.quiet import begin_loading
     from flashback.evaluation.figures import check_writable
     from flashback.questions.metrics import check_metrics
 
@@ -136,6 +134,7 @@ def _parse(values: dict[str, Any]) -> _Request:
         check_echo(echo, next(echoes, values["patterns"][0]))
     if values["out"] is not None:
         check_writable("--out", values["out"])
+    begin_loading(values["options"].model)
     check_metrics()
     file = read_questions(values.pop("file"))
     return _Request(file, questions, retrieval, bootstrap, frame.text, **values)

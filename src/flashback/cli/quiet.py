@@ -1,7 +1,16 @@
-"""Turn off what libraries print on their own; our messages say what matters."""
+"""The beginning of a command that loads a model: say so at once, and silence libraries."""
 
 import sys
 from logging import ERROR
+
+from flashback.cli.console import is_main_process, notes
+
+
+def begin_loading(name: str) -> None:
+    """Say what is loaded before PyTorch is imported, which takes seconds."""
+    if is_main_process():
+        notes.print(f"loading {name}", style="dim", markup=False)
+    quiet_transformers()
 
 
 def quiet_transformers() -> None:

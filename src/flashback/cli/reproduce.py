@@ -127,9 +127,6 @@ def reproduce(**values: Any) -> None:
     paper's: rows with an echo, an untrained one and with --echo-tokens a trained one; and, for
     readers that can have one, passages in a slot, untrained and with LoRA.
     """
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
     request = _parse(values)
     trained, scored = (
         open_sources(names, request.index, retrieves=True)
@@ -152,6 +149,9 @@ def _parse(values: dict[str, Any]) -> _Request:
         raise click.UsageError("--out '': expected a folder's name")
     if "-" in request.train_documents and "-" in request.documents:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
+    from flashback.cli.quiet import begin_loading
+
+    begin_loading(request.options.model)
     from flashback.training.reproduce import check_output
 
     check_output(request.out)

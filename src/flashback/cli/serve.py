@@ -65,9 +65,9 @@ def serve(
     defaults.check_retriever(index)  # before a model is loaded, or even downloaded
     _check_installed()
 
-    from flashback.cli.quiet import quiet_transformers
+    from flashback.cli.quiet import begin_loading
 
-    quiet_transformers()
+    begin_loading(options.model)
     from flashback.loading import load
     from flashback.retrieval.live import LiveIndex
     from flashback.server.serving import bind

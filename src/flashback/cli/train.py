@@ -91,9 +91,6 @@ def train(**values: Any) -> None:
     The same command continues an interrupted one. On several GPUs:
     torchrun --nproc-per-node 4 -m flashback train ...
     """
-    from flashback.cli.quiet import quiet_transformers
-
-    quiet_transformers()
     request = _parse(values)
     documents = request.open(request.documents)
     held_out = request.open(request.held_out) if request.held_out else None
@@ -114,6 +111,9 @@ def _parse(values: dict[str, Any]) -> _Request:
     retrieval.check_retriever(request.index)
     if "-" in request.documents and "-" in request.held_out:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
+    from flashback.cli.quiet import begin_loading
+
+    begin_loading(request.options.model)
     from flashback.training.arguments import loggers
     from flashback.training.run import check_output
 
@@ -221,9 +221,9 @@ def export(
     \b
     flashback export --model facebook/opt-125m --adapter ADAPTER --out MERGED
     """
-    from flashback.cli.quiet import quiet_transformers
+    from flashback.cli.quiet import begin_loading
 
-    quiet_transformers()
+    begin_loading(options.model)
     from flashback.readers.adapted import adapter_folder, load_adapted
     from flashback.training.export import check_export
     from flashback.training.export import export as write_export

@@ -53,9 +53,9 @@ class WritingRequest:
             FlashBackError: model, adapter or index are missing or unusable.
             SettingsError: the settings do not fit the reader.
         """
-        from flashback.cli.quiet import quiet_transformers
+        from flashback.cli.quiet import begin_loading
 
-        quiet_transformers()
+        begin_loading(options.model)
         from flashback.loading import load
 
         retrieval = self.settings.retrieval

@@ -72,7 +72,9 @@ class CorpusReport:
     def refuse(self, record: BadRecord) -> None:
         """Count a bad record; in strict mode raise CorpusError instead."""
         if self.strict:
-            raise CorpusError(f"{record}; correct it, or leave out --strict to skip such records")
+            raise CorpusError(
+                f"{record}; correct it, or leave out --strict=True to skip such records"
+            )
         self.bad_records += 1
         if len(self.examples) < self.KEPT:
             self.examples.append(record)

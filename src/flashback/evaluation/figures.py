@@ -27,7 +27,9 @@ def check_plot(path: Path) -> None:
         ) from None
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
-        raise SettingsError(f"--plot {path}: expected a name ending in one of {', '.join(known)}")
+        raise SettingsError(
+            f"--plot={str(path)!r}: expected a name ending in one of {', '.join(known)}"
+        )
     check_writable("--plot", path)
 
 
@@ -42,11 +44,13 @@ def check_writable(flag: str, path: Path) -> None:
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise SettingsError(f"{flag} {path}: no such folder as {path.parent}")
+        raise SettingsError(f"{flag}={str(path)!r}: no such folder as {path.parent}")
     if path.exists() and not path.is_file():  # a device would be replaced
-        raise SettingsError(f"{flag} {path}: exists and is not a file; expected a file's name")
+        raise SettingsError(
+            f"{flag}={str(path)!r}: exists and is not a file; expected a file's name"
+        )
     if not os.access(folder, os.W_OK):
-        raise SettingsError(f"{flag} {path}: {path.parent} is not writable")
+        raise SettingsError(f"{flag}={str(path)!r}: {path.parent} is not writable")
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 100) -> None:

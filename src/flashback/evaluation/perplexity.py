@@ -98,7 +98,7 @@ def score(
                 document = example.window.document
                 raise FloatingPointError(
                     "the model's log-probabilities are not finite on a window of "
-                    f"{document.title or document.id}; use --dtype float32, or another model"
+                    f"{document.title or document.id}; use --dtype='float32', or another model"
                 )
             on_window()
     return nats

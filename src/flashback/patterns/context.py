@@ -59,7 +59,7 @@ class Context:
         if len(ids) > budget and not truncate:
             raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens, but only {budget} fit the reader's window "
-                "beside passages and new tokens; shorten it, or use --truncate to keep its end"
+                "beside passages and new tokens; shorten it, or use --truncate=True to keep its end"
             )
         cut = max(len(ids) - budget, 0)
         return cls(bos, budget, [*bos, *ids[len(bos) + cut :]], cut=cut)

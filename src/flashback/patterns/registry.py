@@ -32,4 +32,4 @@ def best_untrained(possible: Callable[[ContextPattern], bool]) -> str:
     for name in _UNTRAINED:
         if possible(PATTERNS[name]):
             return name
-    raise SettingsError(f"--pattern auto: expected one of {', '.join(PATTERNS)}")
+    raise SettingsError(f"--pattern='auto': expected one of {', '.join(PATTERNS)}")

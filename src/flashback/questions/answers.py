@@ -180,7 +180,7 @@ def _nats(
     nats = [-float(one.double().sum()) for one in scorer.log_probs(examples, arrangement)]
     if not all(map(math.isfinite, nats)):
         raise TrainingError(
-            "the model's log-probabilities are not finite; use --dtype float32, or another model"
+            "the model's log-probabilities are not finite; use --dtype='float32', or another model"
         )
     return nats
 

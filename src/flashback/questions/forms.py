@@ -95,12 +95,12 @@ def settled_form(form: str, reader: TextReader, questions: Sequence[Question]) -
         return Form.CHAT if chats else Form.QUESTION
     if form == Form.CHAT and not chats:
         raise SettingsError(
-            f"--form chat: {reader.name} has no chat template; use question or few-shot"
+            f"--form='chat': {reader.name} has no chat template; use question or few-shot"
         )
     without = next((one.id for one in questions if one.completion is None), None)
     if form == Form.COMPLETION and without is not None:
         raise SettingsError(
-            f"--form completion: question {without!r} has no text to be continued; expected "
-            '"completion" in every line, or use --form question'
+            f"--form='completion': question {without!r} has no text to be continued; expected "
+            "'completion' in every line, or use --form='question'"
         )
     return Form(form)

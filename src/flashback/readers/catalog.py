@@ -67,7 +67,7 @@ def _described(name: str, origin: str, size: int, folder: Path | None = None) ->
             tuple(key for key, one in PATTERNS.items() if slots or not one.isolated),
         )
     except FlashBackError as error:
-        return KnownReader(name, origin, size, problem=str(error))
+        return KnownReader(name, origin, size, problem=error.for_command_line)
     except Exception as error:  # whatever is wrong with a model of someone else's
         found = " ".join(str(error).split())[:200]
         return KnownReader(name, origin, size, problem=f"{found} ({type(error).__name__})")

@@ -4,6 +4,7 @@ What a template looks like is found by rendering it, never by its name. A last m
 assistant is the beginning of its answer, and is continued.
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -23,6 +24,7 @@ INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
 RECOMPUTED_IN_CHAT = 16
 """The default of e: what asks is short, and a history is computed without a passage."""
+_MESSAGE = "{'role': ..., 'content': ...}"
 _BEHIND = "\n\n"
 _PROBES = ("first probe", "second probe", "third probe")
 """Texts that are looked for in a rendered template."""
@@ -148,7 +150,7 @@ class Conversation:
         if not found or not whole.startswith(head) or not whole.endswith(tail):
             raise ChatTemplateError(
                 f"model {reader.name}: its chat template does not show the first user message as "
-                "it is, so no passage can stand before it; use --pattern append or --frame-before"
+                "it is, so no passage can stand before it; use --pattern='append' or --frame-before"
             )
         every = tuple(reader.encode_template(whole))
         ids, shown = _cut(reader, every, whole, head)
@@ -180,7 +182,7 @@ def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
     if not found:
         raise ChatTemplateError(
             f"model {reader.name}: its chat template does not show a second user message as it "
-            "is, so no passage can be shown behind the text; use --pattern prepend"
+            "is, so no passage can be shown behind the text; use --pattern='prepend'"
         )
     echo = FrameText().echo_tokens if asked is None else asked.echo_tokens
     return FrameText(before + INSTRUCTION, after, echo, echo_prompt=False)
@@ -215,7 +217,7 @@ def _before(reader: TextReader, messages: Sequence[Message], at: int) -> str:
     if not found:
         raise ChatTemplateError(
             f"model {reader.name}: its chat template does not show message {at + 1} as it is, so "
-            "no passage can stand before it; use --pattern append or prepend"
+            "no passage can stand before it; use --pattern='append' or prepend"
         )
     return head
 
@@ -240,14 +242,14 @@ def message(role: str, content: str) -> dict[str, str]:
 def messages_of(given: object) -> tuple[Message, ...]:
     """Messages, none or more. See `Conversation.of`."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise SettingsError("messages: expected a list of {'role': ..., 'content': ...}")
+        raise SettingsError(f"messages={reprlib.repr(given)}: expected a list of {_MESSAGE}")
     return tuple(_checked(f"messages.{at}", one) for at, one in enumerate(given))
 
 
 def _checked(place: str, given: object) -> Message:
     """A message whose content is one text."""
     if not isinstance(given, Mapping) or not isinstance(role := given.get("role"), str):
-        raise SettingsError(f"{place}: expected {{'role': ..., 'content': ...}}")
+        raise SettingsError(f"{place}={reprlib.repr(given)}: expected {_MESSAGE}")
     content = given.get("content")
     name = given.get("name")
     named = {"name": name} if isinstance(name, str) else {}
@@ -255,7 +257,8 @@ def _checked(place: str, given: object) -> Message:
         return message(role, content) | named
     if not isinstance(content, list) or not content:
         raise SettingsError(
-            f"{place}.content: expected a text, or a list of {{'type': 'text', 'text': ...}}"
+            f"{place}.content={reprlib.repr(content)}: expected a text, or a list of "
+            "{'type': 'text', 'text': ...}"
         )
     parts = (_text(f"{place}.content.{at}", part) for at, part in enumerate(content))
     return message(role, "".join(parts)) | named

@@ -141,7 +141,7 @@ def _refuse_piece(path: Path, name: str) -> None:
     whole = _PIECE.sub(".gguf", path.name)
     raise ReaderError(
         f"model {name}: {path.name} is one piece of a split file; join all of them: "
-        f"llama-gguf-split --merge {path.name} {whole}"
+        f"`llama-gguf-split --merge {path.name} {whole}`"
     )
 
 

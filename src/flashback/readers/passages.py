@@ -39,5 +39,5 @@ def unseen_note(reader: TextReader, texts: Sequence[str], passage_tokens: int) -
     return (
         f"{len(long)} of {len(sizes)} passages looked at are longer than the {passage_tokens} "
         f"tokens that are shown of them; {lost / sum(sizes):.1%} of the text is never seen. Index "
-        f"again with --model {reader.name}, or raise --passage-tokens"
+        f"again with --model={reader.name!r}, or raise --passage-tokens"
     )

@@ -50,7 +50,7 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     if device != "auto":
         _check_device(device, devices)
     if dtype != "auto" and dtype not in _DTYPES:
-        raise SettingsError(f"--dtype {dtype}: expected auto, {' or '.join(_DTYPES)}")
+        raise SettingsError(f"--dtype={dtype!r}: expected auto, {' or '.join(_DTYPES)}")
     if device == "auto":
         device = next(name for name, count in devices.items() if count)
         reason = "no GPU found" if device == "cpu" else f"{device} found"
@@ -67,11 +67,11 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
 
 def _check_device(device: str, devices: dict[str, int]) -> None:
     if not _DEVICE.fullmatch(device):
-        raise SettingsError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+        raise SettingsError(f"--device={device!r}: expected auto, cpu, cuda, cuda:N or mps")
     kind, _, number = device.partition(":")
     if int(number or 0) >= devices[kind]:
         found = f"{devices[kind]}, counted from 0" if devices[kind] else "none"
-        raise SettingsError(f"--device {device}: this machine has {found}; use --device cpu")
+        raise SettingsError(f"--device={device!r}: this machine has {found}; use --device='cpu'")
 
 
 def processor() -> str:

@@ -247,7 +247,7 @@ class TextReader:
         """
         reason = self.why_not(PATTERNS[named("--pattern", name, list(PATTERNS))])
         if reason is not None:
-            raise SettingsError(f"--pattern {name}: {self.name} {reason}; use append or prepend")
+            raise SettingsError(f"--pattern={name!r}: {self.name} {reason}; use append or prepend")
 
 
 def ids_of(given: int | Sequence[int] | None) -> frozenset[int]:

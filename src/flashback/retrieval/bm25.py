@@ -68,8 +68,8 @@ class IndexSettings(CheckedSettings):
         super().__post_init__()
         if self.drop_near_duplicates and not self.deduplicate:
             raise SettingsError(
-                "--drop-near-duplicates with --no-deduplicate: equal passages cannot be kept where "
-                "similar ones are left out; give one of the two"
+                "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
+                "kept where similar ones are left out; give one of the two"
             )
 
 
@@ -268,9 +268,9 @@ class BM25Index:
         check_type("options", options, SearchOptions)
         check_type("k", options.k, int)
         if options.k < 1:
-            raise SettingsError(f"k {options.k}: expected at least 1 passage")
+            raise SettingsError(f"k={options.k}: expected at least 1 passage")
         if isinstance(queries, str):  # it would be taken letter by letter
-            raise SettingsError(f"queries {queries[:40]!r}: expected several, found one; use [...]")
+            raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:

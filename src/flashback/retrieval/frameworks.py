@@ -3,6 +3,7 @@
 They are told apart by what they can do, so neither framework is imported here.
 """
 
+import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,13 +34,26 @@ def retriever_of(found: Any) -> Retriever:
         return LlamaIndexRetriever(found)
     if callable(getattr(found, "batch", None)) and callable(getattr(found, "invoke", None)):
         return LangChainRetriever(found)
-    if callable(getattr(found, "search", None)) and not isinstance(found, type):
+    if not isinstance(found, type) and _takes(getattr(found, "search", None)):
         own: Retriever = found
         return own
     raise SettingsError(
-        f"retriever {reprlib.repr(found)}: expected an object with search(queries, options), or a "
+        f"retriever={reprlib.repr(found)}: expected an object with search(queries, options), or a "
         "retriever of LangChain or LlamaIndex"
     )
+
+
+def _takes(search: object) -> bool:
+    """Whether a method can be called with queries and options."""
+    if not callable(search):
+        return False
+    try:
+        inspect.signature(search).bind([], SearchOptions())
+    except ValueError:  # one that is not written in Python may say nothing
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 class LangChainRetriever:

@@ -178,7 +178,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         if (folder / MANIFEST).exists():
             if not overwrite:
                 raise IndexFolderError(
-                    f"index {folder}: exists already; use --overwrite to replace it"
+                    f"index {folder}: exists already; use --overwrite=True to replace it"
                 )
         elif not all(_is_ours(path.name) for path in folder.iterdir()):
             raise IndexFolderError(

@@ -1,9 +1,11 @@
 """The protocol of retrievers."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flashback.errors import SettingsError
 from flashback.settings import RetrievalSettings, SearchOptions
 
 
@@ -78,11 +80,34 @@ class NoRetriever:
         return [[] for _ in queries]
 
 
+def ask(retriever: Retriever, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+    """What a retriever finds, which may be anybody's.
+
+    Raises:
+        SettingsError: it is no list of hits for every query.
+    """
+    found: object = retriever.search(queries, options)
+    if (
+        isinstance(found, list | tuple)
+        and len(found) == len(queries)
+        and all(map(_are_hits, found))
+    ):
+        return list(found)
+    raise SettingsError(
+        f"retriever {type(retriever).__name__}: search returned {reprlib.repr(found)}; expected a "
+        f"list of flashback.Hit for each of the queries ({len(queries)})"
+    )
+
+
+def _are_hits(found: object) -> bool:
+    return isinstance(found, list | tuple) and all(isinstance(hit, Hit) for hit in found)
+
+
 def search(
     retriever: Retriever, queries: Sequence[str], settings: RetrievalSettings
 ) -> list[list[Hit]]:
     """What the reader is shown for each query: at most k hits, none much worse than the best."""
-    found = retriever.search(queries, settings.search_options)
+    found = ask(retriever, queries, settings.search_options)
     return [near_best(hits, settings.min_relative_score) for hits in found]
 
 

@@ -18,7 +18,7 @@ from flashback.files import write_atomically
 from flashback.patterns.prompt import Ids
 from flashback.readers.passages import passage_ids, query_text
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever, near_best
+from flashback.retrieval.protocol import Hit, Retriever, ask, near_best
 from flashback.scoring.examples import Example
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings
@@ -91,7 +91,7 @@ class Lookup:
                 forbid_documents=(*options.forbid_documents, document.id),
             )
             for window in own:
-                found = self._retriever.search(self.queries(window), options)
+                found = ask(self._retriever, self.queries(window), options)
                 yield _without_copies(found, overlap, self._settings)
 
     def search_all(self, windows: Sequence[Window], start: StartLookup) -> list[Found]:

@@ -137,7 +137,7 @@ def _first_boundary(reader: Reader, windows: WindowSettings, strides: Sequence[i
     if windows.window_tokens < least + math.lcm(*strides):
         more = "--first-boundary or " if windows.protocol is Protocol.WINDOWS else ""
         raise SettingsError(
-            f"--window-tokens {windows.window_tokens}: a context of {least} tokens and "
+            f"--window-tokens={windows.window_tokens}: a context of {least} tokens and "
             f"{_strides(strides)} do not fit; raise it, or lower {more}--stride"
         )
     return first

@@ -1,6 +1,5 @@
 """Errors as OpenAI's clients expect them: a status, and an object that says what is wrong."""
 
-import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -12,7 +11,6 @@ _TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
-_FLAG = re.compile(r"--([a-z][a-z-]*)")
 
 
 @dataclass(eq=False)
@@ -59,10 +57,7 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
         reader: the reader's name, which may be a path.
         model: its name in the API.
     """
-    found = _FLAG.search(str(error))
-    param = found[1].replace("-", "_") if found else None
-    named = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))
-    named = named.replace(reader, model)
+    param, named = error.argument, str(error).replace(reader, model)
     if isinstance(error, PromptTooLong):
         return ApiError(400, named, "context_length_exceeded", "prompt")
     if isinstance(error, NoChatTemplate):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sized
 from typing import Any
 
-from flashback.errors import FlashBackError
+from flashback.errors import FlashBackError, FlashBackWarning
 from flashback.retrieval.protocol import Renewable
 from flashback.server.metrics import Metrics
 
@@ -97,7 +97,7 @@ class IndexWatch:
             _LOG.exception("the new version of the index could not be read through")
             return
         if note is not None:
-            _LOG.warning("%s", note)
+            _LOG.warning("%s", FlashBackWarning(note).for_command_line)
 
     def _run(self) -> None:
         pause = self._every

@@ -78,7 +78,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     except (OSError, UnicodeError) as error:  # the latter: no name of a host
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise FlashBackError(
-            f"--host {host} --port {port}: cannot listen there: {reason}; give another host or "
+            f"--host={host!r} --port={port}: cannot listen there: {reason}; give another host or "
             "port (0 for any)"
         ) from error
     return bound

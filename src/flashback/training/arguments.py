@@ -85,6 +85,6 @@ def _use_one_device(arguments: TrainingArguments, chosen: torch.device) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if chosen.index not in (None, arguments.device.index):
         raise SettingsError(
-            f"--device {chosen}: training takes {arguments.device}; use --device cuda with "
+            f"--device='{chosen}': training takes {arguments.device}; use --device='cuda' with "
             f"CUDA_VISIBLE_DEVICES={chosen.index}"
         )

@@ -40,8 +40,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.retrieval.pattern == AUTO:
             raise SettingsError(
-                "--pattern auto: an adapter is trained for passages in one place; expected one of "
-                + ", ".join(PATTERNS)
+                "--pattern='auto': an adapter is trained for passages in one place; expected one "
+                "of " + ", ".join(PATTERNS)
             )
 
     def identity(self, reader: Reader, examples: Iterable[Example], **more: Any) -> str:

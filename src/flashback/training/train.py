@@ -96,8 +96,8 @@ def _check_inputs(reader: Reader, examples: Sequence[Example], run: Run, out: Pa
         raise TrainingError("no window has a target; give longer documents, or a shorter --stride")
     if run.retrieval.retrieves and not any(any(example.passages) for example in examples):
         raise TrainingError(
-            f"no window has a passage, which --pattern {run.retrieval.pattern} would be trained to "
-            "read; give an index of other texts"
+            f"no window has a passage, which --pattern={run.retrieval.pattern!r} would be trained "
+            "to read; give an index of other texts"
         )
     if reader.adapter is not None or hasattr(reader.model, "peft_config"):
         raise TrainingError(f"{reader.name} has an adapter on it; load it anew, without one")

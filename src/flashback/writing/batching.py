@@ -73,6 +73,6 @@ def check_batch(prompts: object, batch_size: object) -> None:
     check_number("--batch-size", batch_size, 1, 1 << 20)
     if isinstance(prompts, str):  # it would be taken letter by letter
         raise SettingsError(
-            f"prompts {prompts[:40]!r}: expected several texts, found one; use [...]"
+            f"prompts={prompts[:40]!r}: expected several texts, found one; use [...]"
         )
     check_type("prompts", prompts, Iterable)

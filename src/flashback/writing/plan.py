@@ -74,7 +74,7 @@ class Planner:
         self.reader.check_pattern(pattern.name)
         if not self.supports(pattern):
             raise SettingsError(
-                f"--pattern {pattern}: this engine has no slot; use append or prepend"
+                f"--pattern='{pattern}': this engine has no slot; use append or prepend"
             )
         return Plan(settings, frame, pattern.reserved(passages, tokens, frame), budget)
 
@@ -103,8 +103,8 @@ class Planner:
         best = best_untrained(self.supports)
         if best != best_untrained(lambda _: True):
             warnings.warn(
-                f"the reader or the engine does not support a slot; passages go where --pattern "
-                f"{best} puts them",
+                f"the reader or the engine does not support a slot; passages go where "
+                f"--pattern={best!r} puts them",
                 FlashBackWarning,
                 stacklevel=4,
             )
@@ -123,5 +123,5 @@ def _token_ids(prompt: object) -> list[int]:
         return [operator.index(token) for token in prompt]
     except TypeError:
         raise SettingsError(
-            f"prompt {reprlib.repr(prompt)}: expected a text or token ids"
+            f"prompt={reprlib.repr(prompt)}: expected a text or token ids"
         ) from None

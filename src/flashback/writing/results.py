@@ -55,10 +55,10 @@ def open_results(path: Path, run: dict[str, Any], numbered: str = "line") -> Ite
         OSError: it cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise PromptsError(f"--out {path}: is no regular file; expected the name of one")
+        raise PromptsError(f"--out={str(path)!r}: is no regular file; expected the name of one")
     with open(path, "ab") as file, folder_locked(path) as alone:
         if not alone:
-            raise PromptsError(f"--out {path}: another process is writing into it")
+            raise PromptsError(f"--out={str(path)!r}: another process is writing into it")
         _check_run(path, json.loads(json.dumps(run)))
         yield Results(file, _whole_lines(path, numbered))
 
@@ -73,11 +73,11 @@ def _check_run(path: Path, run: dict[str, Any]) -> None:
         earlier = dict(json.loads(run_path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         raise PromptsError(
-            f"--out {path}: the file exists, but {run_path.name}, which says how it was made, is "
-            "missing or damaged; give another --out"
+            f"--out={str(path)!r}: the file exists, but {run_path.name}, which says how it was "
+            "made, is missing or damaged; give another --out"
         ) from None
     if difference := _difference("", earlier | {NOTED: None}, run | {NOTED: None}):
-        raise PromptsError(f"--out {path}: begun with {difference}; give another --out")
+        raise PromptsError(f"--out={str(path)!r}: begun with {difference}; give another --out")
 
 
 def _difference(name: str, earlier: Any, now: Any) -> str:
@@ -103,7 +103,8 @@ def _whole_lines(path: Path, numbered: str) -> frozenset[int]:
             done.add(int(json.loads(line)[numbered]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise PromptsError(
-                f"--out {path}: line {number} is no result; the file is damaged, give another --out"
+                f"--out={str(path)!r}: line {number} is no result; the file is damaged, give "
+                "another --out"
             ) from None
     if whole < len(content):
         os.truncate(path, whole)

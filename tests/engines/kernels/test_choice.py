@@ -73,8 +73,13 @@ def test_what_was_measured_is_kept_for_the_same_machine(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"one": 3}', '{"one": {"768x512 torch.float32": {"packed": [1, "x", 3]}}}']
-    + ['{"one": {"768x512 torch.float32": {"packed": [1.0, 2.0], "plain": [-1.0, 2.0, 3.0]}}}'],
+    [
+        "",
+        "[]",
+        '{"one": 3}',
+        '{"one": {"768x512 torch.float32": {"packed": [1, "x", 3]}}}',
+        '{"one": {"768x512 torch.float32": {"packed": [1.0, 2.0], "plain": [-1.0, 2.0, 3.0]}}}',
+    ],
 )
 def test_a_file_that_says_something_else_is_measured_anew(
     measured: list[list[str]], tmp_path: Path, text: str

@@ -169,14 +169,14 @@ def test_rounding_that_there_is_not_is_refused(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for more, message in (
-        ({"dtype": "bfloat16"}, "--weights int8: .* leave out --dtype"),
-        ({"weights": "int4"}, "--weights int4: expected one of full, numba, int8"),
+        ({"dtype": "bfloat16"}, "weights='int8': .* leave out dtype"),
+        ({"weights": "int4"}, "weights='int4': expected one of full, numba, int8"),
     ):
         with pytest.raises(SettingsError, match=message):
             load(str(model_folder), **{"device": "cpu", "weights": "int8"} | more)  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SettingsError, match="for CPUs only, found cuda; use --device cpu"):
+    with pytest.raises(SettingsError, match="for CPUs only, found cuda; use device='cpu'"):
         load(str(model_folder), device="cuda", dtype="float32", weights="int8")
 
 

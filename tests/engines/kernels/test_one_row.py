@@ -290,11 +290,11 @@ def test_benchmarks_measure_it(one_row: Any) -> None:
 
 
 def test_what_it_is_not_for_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="--weights cuda: expected one of full, numba, int8"):
+    with pytest.raises(SettingsError, match="weights='cuda': expected one of full, numba, int8"):
         load(str(model_folder), device="cpu", weights="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SettingsError, match="for CPUs only, found cuda; use --device cpu"):
+    with pytest.raises(SettingsError, match="for CPUs only, found cuda; use device='cpu'"):
         load(str(model_folder), device="cuda", dtype="float32", weights="numba")
 
 

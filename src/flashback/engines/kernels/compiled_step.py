@@ -15,10 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashback.engines.kernels.layer_parts import BlockParts
 from flashback.engines.kernels.linear import Joined, LaidOutLinear
-from flashback.engines.kernels.loops import GATED, RELU, Floats, block_loop, same_threads
+from flashback.engines.kernels.loops import (
+    GATED,
+    RELU,
+    Floats,
+    HeadNorms,
+    Norm,
+    Weights,
+    block_loop,
+    same_threads,
+)
 from flashback.engines.kernels.one_row import RowProduct
-from flashback.engines.kernels.single_step import BlockParts
 
 _NOTHING = np.zeros(0, np.float32)
 
@@ -32,23 +41,19 @@ class CompiledBlock:
         Raises:
             ValueError: there is no such loop for this layer.
         """
-        norms = [_norm_of(one) for one in (parts.attention_norm, parts.feed_forward_norm)]
-        every = (parts.project, parts.output, parts.up, parts.down)
-        products = [part for one in every for part in _weight_of(one)]
-        heads = [
-            _NOTHING if one is None else _norm_of(one)[0]
-            for one in (parts.query_norm, parts.key_norm)
-        ]
-        head_eps = 0.0 if parts.query_norm is None else _norm_of(parts.query_norm)[2]
-        self._keys = parts.keys
-        self._size = parts.size
+        products = (parts.project, parts.output, parts.up, parts.down)
+        self._weights = tuple(map(_weights_of, products))
+        self._norms = (
+            _norm_of(parts.attention_norm),
+            _norm_of(parts.feed_forward_norm),
+            _head_norms_of(parts),
+        )
         self._sizes = parts.queries, parts.keys, parts.size, np.float32(parts.scale)
-        self._given = *norms[0], *norms[1], *heads, np.float32(head_eps), *products
         self._act = _act_of(parts)
-        self._loop = block_loop(torch.from_numpy(products[0]).dtype)
+        self._loop = block_loop(torch.from_numpy(self._weights[0][0]).dtype)
         self._memory: tuple[Tensor, Any, Any] | None = None
 
-    def __call__(self, x: Floats, cosines: Floats, sines: Floats, cache: Any) -> None:
+    def __call__(self, x: Floats, rotation: tuple[Floats, Floats], cache: Any) -> None:
         """Add what the layer computes to x (W), and the token's keys and values to its cache.
 
         Args:
@@ -59,16 +64,13 @@ class CompiledBlock:
         if self._memory is None or self._memory[0] is not keys:
             flat = (one.view(-1).numpy() for one in (keys, values))
             self._memory = (keys, *flat)
-        first, end = cache.shown_columns
-        columns = np.int64(keys.shape[2]), np.int64(first), np.int64(end)
-        self._loop(
-            *(x, cosines, sines, *self._memory[1:], *columns, *self._sizes, self._act),
-            *(torch.get_num_threads(), *self._given),
-        )
+        columns = (*self._memory[1:], keys.shape[2], *cache.shown_columns)
+        sizes = (*self._sizes, torch.get_num_threads())
+        self._loop(x, rotation, columns, sizes, self._act, self._norms, self._weights)
         cache.advance(1)
 
 
-def _weight_of(layer: Any) -> tuple[Floats, Floats]:
+def _weights_of(layer: Any) -> Weights:
     """The blocks of a layer whose single rows numba multiplies, and their scales and biases."""
     whole = layer.whole if isinstance(layer, Joined) else layer
     product = whole.products[0] if isinstance(whole, LaidOutLinear) else None
@@ -77,11 +79,18 @@ def _weight_of(layer: Any) -> tuple[Floats, Floats]:
     return product.weight, product.terms
 
 
-def _norm_of(norm: Any) -> tuple[Floats, Floats, np.float32]:
+def _norm_of(norm: Any) -> Norm:
     """Weight, bias (empty: an RMS norm) and ε."""
     if isinstance(norm, torch.nn.LayerNorm):
         return _array(norm.weight), _array(norm.bias), np.float32(norm.eps)
     return _array(norm.weight), _NOTHING, np.float32(norm.variance_epsilon)
+
+
+def _head_norms_of(parts: BlockParts) -> HeadNorms:
+    if parts.query_norm is None or parts.key_norm is None:
+        return _NOTHING, _NOTHING, np.float32(0)
+    own = _norm_of(parts.query_norm)
+    return own[0], _norm_of(parts.key_norm)[0], own[2]
 
 
 def _act_of(parts: BlockParts) -> int:
@@ -118,5 +127,5 @@ def compute(
         turns = tuple(one.reshape(-1).numpy() for one in rotation)  # type: ignore[assignment]
     same_threads()
     for block, layer in zip(blocks, layers, strict=True):
-        block(row, *turns, layer)
+        block(row, turns, layer)
     return found[None]

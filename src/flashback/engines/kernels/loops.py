@@ -20,6 +20,16 @@ from numpy.typing import NDArray
 from flashback.errors import FlashBackError
 
 Floats = NDArray[np.float32]
+Weights = tuple[NDArray[np.generic], Floats]
+"""Blocks (O / B, I, B), and scales and biases (2, O / B, B)."""
+Norm = tuple[Floats, Floats, np.float32]
+"""Weight, bias (empty: an RMS norm) and ε."""
+HeadNorms = tuple[Floats, Floats, np.float32]
+"""RMS norms of queries and of keys (D; empty: there are none), and their ε."""
+Columns = tuple[Floats, Floats, int, int, int]
+"""Keys and values of a layer (H, C, D), flat; C, the first column in view, the one to write."""
+Sizes = tuple[int, int, int, np.float32, int]
+"""H·G, H, D, the scale of scores, and in how many pieces columns are cut."""
 
 GATED, RELU = 0, 1
 """Activations of a feed-forward network."""
@@ -55,21 +65,14 @@ def product_loop(dtype: torch.dtype) -> Any:
 
 @cache
 def block_loop(dtype: torch.dtype) -> Any:
-    """A layer of a model whose weights are in float32 or 8 bits; see `CompiledBlock`.
+    """`block` for weights in float32 or 8 bits, which is compiled when it is first called.
 
     Raises:
         FlashBackError: see `_compiled`.
     """
     product_loop(dtype)
     _compiled(attention, _ATTENTION)
-    row, places = "float32[::1]", "int64, int64, int64"
-    norms = f"{row}, {row}, float32"
-    weights = ", ".join([f"{_NUMBERS[dtype]}[:,:,::1], float32[:,:,::1]"] * 4)
-    return _compiled(
-        _block,
-        f"void({row}, {row}, {row}, {row}, {row}, {places}, {places}, float32, int64, int64, "
-        f"{norms}, {norms}, {norms}, {weights})",
-    )
+    return block
 
 
 def _compiled(loop: Any, types: str) -> Any:
@@ -89,7 +92,7 @@ def _compiled(loop: Any, types: str) -> Any:
     torch.set_num_threads(threads)  # starting OpenMP, numba sets it for all
     if layer != "omp":
         raise FlashBackError(
-            f"--weights numba: numba's threads are {layer}; expected omp, OpenMP's, which "
+            f"--weights='numba': numba's threads are {layer}; expected omp, OpenMP's, which "
             "PyTorch uses: install libgomp, or leave the option out"
         )
     return loop
@@ -251,83 +254,68 @@ def _activated(up: Floats, act: int, y: Floats) -> None:
 
 
 @_inner  # type: ignore[untyped-decorator]
-def _block(
+def _times(weights: Weights, x: Floats) -> Floats:
+    y = np.empty(weights[1].shape[1:], np.float32)
+    product(weights[0], x, weights[1], y)
+    return y.reshape(-1)
+
+
+@_inner  # type: ignore[untyped-decorator]
+def _attended(
+    heads: Floats, rotation: tuple[Floats, Floats], norms: HeadNorms, cache: Columns, sizes: Sizes
+) -> Floats:
+    # Queries, keys and values (H·G + 2 H) D of a token to (H·G) D; its keys and values are cached.
+    keys, values, capacity, first, end = cache
+    queries, count, size, scale, pieces = sizes
+    nothing = np.zeros(0, np.float32)
+    for at in range(queries + count):
+        head = heads[at * size : (at + 1) * size]
+        own = norms[0] if at < queries else norms[1]
+        if len(own):
+            _normed(head, own, nothing, norms[2], head)
+        if len(rotation[0]):
+            _rotated(head, rotation[0], rotation[1])
+    for at in range(count):
+        place = (at * capacity + end) * size
+        key, value = (queries + at) * size, (queries + count + at) * size
+        keys[place : place + size] = heads[key : key + size]
+        values[place : place + size] = heads[value : value + size]
+    query = heads[: queries * size].reshape(count, queries // count, size)
+    found = np.empty((queries, size), np.float32)
+    own_keys, own_values = keys[first * size :], values[first * size :]
+    columns, apart = end + 1 - first, capacity * size
+    attention(query, own_keys, own_values, columns, apart, size, scale, pieces, found)
+    return found.reshape(-1)
+
+
+@_inner  # type: ignore[untyped-decorator]
+def block(
     x: Floats,
-    cosines: Floats,
-    sines: Floats,
-    keys: Floats,
-    values: Floats,
-    capacity: int,
-    first: int,
-    end: int,
-    queries: int,
-    heads: int,
-    size: int,
-    scale: float,
+    rotation: tuple[Floats, Floats],
+    cache: Columns,
+    sizes: Sizes,
     act: int,
-    pieces: int,
-    norm: Floats,
-    norm_bias: Floats,
-    eps: float,
-    second_norm: Floats,
-    second_bias: Floats,
-    second_eps: float,
-    query_norm: Floats,
-    key_norm: Floats,
-    head_eps: float,
-    project: Floats,
-    project_terms: Floats,
-    output: Floats,
-    output_terms: Floats,
-    up: Floats,
-    up_terms: Floats,
-    down: Floats,
-    down_terms: Floats,
+    norms: tuple[Norm, Norm, HeadNorms],
+    weights: tuple[Weights, Weights, Weights, Weights],
 ) -> None:
+    """A layer of a model for one token: x (W) becomes what it gives.
+
+    Args:
+        rotation: cosines and sines, (D) each; empty: positions are not rotated.
+        act: `GATED` or `RELU`.
+        norms: before attention, before the feed-forward network, and of queries and keys.
+        weights: to queries, keys and values, of the output, up, and down.
+    """
     width = len(x)
     h = np.empty(width, np.float32)
-    _normed(x, norm, norm_bias, eps, h)
-    projected = np.empty(project_terms.shape[1:], np.float32)
-    product(project, h, project_terms, projected)
-    flat = projected.reshape(-1)
-    nothing = np.zeros(0, np.float32)
-    for at in range(queries + heads):
-        head = flat[at * size : (at + 1) * size]
-        own = query_norm if at < queries else key_norm
-        if len(own):
-            _normed(head, own, nothing, head_eps, head)
-        if len(cosines):
-            _rotated(head, cosines, sines)
-    for at in range(heads):
-        place = (at * capacity + end) * size
-        key, value = (queries + at) * size, (queries + heads + at) * size
-        keys[place : place + size] = flat[key : key + size]
-        values[place : place + size] = flat[value : value + size]
-    query = flat[: queries * size].reshape(heads, queries // heads, size)
-    found = np.empty((queries, size), np.float32)
-    attention(
-        query,
-        keys[first * size :],
-        values[first * size :],
-        end + 1 - first,
-        capacity * size,
-        size,
-        scale,
-        pieces,
-        found,
-    )
-    added = np.empty(output_terms.shape[1:], np.float32)
-    product(output, found.reshape(-1), output_terms, added)
-    more = added.reshape(-1)
+    _normed(x, norms[0][0], norms[0][1], norms[0][2], h)
+    found = _attended(_times(weights[0], h), rotation, norms[2], cache, sizes)
+    added = _times(weights[1], found)
     for i in range(width):
-        x[i] += more[i]
-    _normed(x, second_norm, second_bias, second_eps, h)
-    wide = np.empty(up_terms.shape[1:], np.float32)
-    product(up, h, up_terms, wide)
-    middle = np.empty(down.shape[1], np.float32)
-    _activated(wide.reshape(-1), act, middle)
-    last = np.empty(down_terms.shape[1:], np.float32)
-    product(down, middle, down_terms, last)
-    more = last.reshape(-1)
+        x[i] += added[i]
+    _normed(x, norms[1][0], norms[1][1], norms[1][2], h)
+    middle = np.empty(weights[3][0].shape[1], np.float32)
+    _activated(_times(weights[2], h), act, middle)
+    added = _times(weights[3], middle)
     for i in range(width):
-        x[i] += more[i]
+        x[i] += added[i]

@@ -5,9 +5,8 @@ layer takes about twenty: queries, keys and values are one product, as are the g
 gates, and nothing is copied. For one row in float32 it takes a single one, if numba is installed
 (`compiled_step.py`).
 
-It takes models built of one of the blocks below, found by the names of their parts. The steps are
-compared with the model's own before they are used, so that a relative with a factor of its own is
-left to its own code.
+It takes models whose parts `layer_parts.py` knows. The steps are compared with the model's own
+before they are used, so that a relative with a factor of its own is left to its own code.
 
 Symbols: B rows, W width, H key-value heads, G query heads of each, D head size, V vocabulary.
 """
@@ -22,34 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 
-from flashback.engines.kernels.linear import joined
-
-Function = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class BlockParts:
-    """A layer, as it is built."""
-
-    attention_norm: nn.Module
-    project: Any
-    """(B, W) to queries, keys and values side by side, (B, (H·G + 2 H) D)."""
-    queries: int
-    """H·G."""
-    keys: int
-    """H."""
-    size: int
-    """D."""
-    scale: float
-    output: Any
-    feed_forward_norm: nn.Module
-    up: Any
-    act: Function
-    down: Any
-    gated: bool = False
-    """Half of what `up` gives is a gate for the other."""
-    query_norm: nn.Module | None = None
-    key_norm: nn.Module | None = None
+from flashback.engines.kernels.layer_parts import BlockParts, Function, parts_of
 
 
 class Block:
@@ -146,11 +118,11 @@ def single_steps(model: PreTrainedModel) -> Iterator[SingleStep]:
     """
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         return
-    found = next(filter(None, (build(model) for build in (_llama, _opt))), None)
-    if found is None:
+    if (parts := parts_of(model)) is None:
         return
-    step, parts = found
-    if (compute := _compiled(parts)) is not None:
+    blocks = tuple(map(Block, parts.blocks))
+    step = SingleStep(parts.embed, parts.rotate, blocks, _norm(parts.norm), parts.head)
+    if (compute := _compiled(parts.blocks)) is not None:
         yield replace(step, compute=compute)
     yield step
 
@@ -166,96 +138,6 @@ def _compiled(parts: Sequence[BlockParts]) -> Compute | None:
         return partial(compute, tuple(map(CompiledBlock, parts)))
     except (AttributeError, ValueError):
         return None
-
-
-def _has(module: Any, parts: Sequence[str], also: Sequence[str] = ()) -> bool:
-    """Whether a module has these parts and no others, but for some that it may have."""
-    names = {name for name, _ in module.named_children()}
-    return set(parts) <= names <= {*parts, *also}
-
-
-def _llama(model: Any) -> tuple[SingleStep, list[BlockParts]] | None:
-    """Llama and its relatives: rotary positions, RMS norms, a gated feed-forward network."""
-    base: Any = getattr(model, "model", None)
-    if not _has(model, ("model", "lm_head")) or not _has(
-        base, ("embed_tokens", "layers", "norm", "rotary_emb")
-    ):
-        return None
-    if not all(map(_is_llama_layer, base.layers)):
-        return None
-    parts = [_llama_parts(layer) for layer in base.layers]
-    step = SingleStep(
-        lambda ids, _: base.embed_tokens(ids),
-        lambda x, positions: base.rotary_emb(x, position_ids=positions),
-        tuple(map(Block, parts)),
-        _norm(base.norm),
-        model.lm_head,
-    )
-    return step, parts
-
-
-_QUERIES_KEYS_VALUES = ("q_proj", "k_proj", "v_proj")
-
-
-def _is_llama_layer(layer: Any) -> bool:
-    return (
-        _has(layer, ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"))
-        and _has(layer.self_attn, (*_QUERIES_KEYS_VALUES, "o_proj"), ("q_norm", "k_norm"))
-        and _has(layer.mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
-    )
-
-
-def _llama_parts(layer: Any) -> BlockParts:
-    attention, network = layer.self_attn, layer.mlp
-    normed = hasattr(attention, "q_norm") and hasattr(attention, "k_norm")
-    size = attention.head_dim
-    return BlockParts(
-        layer.input_layernorm,
-        joined(attention, _QUERIES_KEYS_VALUES),
-        *(len(attention.q_proj.weight) // size, len(attention.k_proj.weight) // size, size),
-        attention.scaling,
-        attention.o_proj,
-        layer.post_attention_layernorm,
-        joined(network, ("gate_proj", "up_proj")),
-        network.act_fn,
-        network.down_proj,
-        gated=True,
-        query_norm=attention.q_norm if normed else None,
-        key_norm=attention.k_norm if normed else None,
-    )
-
-
-def _opt(model: Any) -> tuple[SingleStep, list[BlockParts]] | None:
-    """OPT: learned positions, norms before attention and network, no gate."""
-    base: Any = getattr(getattr(model, "model", None), "decoder", None)
-    if base is None or not _has(
-        base, ("embed_tokens", "embed_positions", "layers", "final_layer_norm")
-    ):
-        return None
-
-    def embed(ids: Tensor, positions: Tensor) -> Tensor:
-        placed = base.embed_positions(torch.ones_like(ids), position_ids=positions)
-        embedded: Tensor = placed + base.embed_tokens(ids)
-        return embedded
-
-    parts = [_opt_parts(layer) for layer in base.layers]
-    blocks = tuple(map(Block, parts))
-    return SingleStep(embed, None, blocks, base.final_layer_norm, model.lm_head), parts
-
-
-def _opt_parts(layer: Any) -> BlockParts:
-    attention = layer.self_attn
-    heads = attention.num_heads
-    return BlockParts(
-        layer.self_attn_layer_norm,
-        joined(attention, _QUERIES_KEYS_VALUES),
-        *(heads, heads, attention.head_dim, attention.scaling),
-        attention.out_proj,
-        layer.final_layer_norm,
-        layer.fc1,
-        layer.activation_fn,
-        layer.fc2,
-    )
 
 
 @torch.inference_mode()
