@@ -95,9 +95,9 @@ def weights_option(command: Command) -> Command:
             type=click.Choice([str(value) for value in Weights]),
             default=str(Weights.FULL),
             show_default=True,
-            help="On CPU: numba: single tokens are multiplied by loops that numba compiles; "
-            "faster, in float32 exact. int8: linear layers with 8-bit weights and inputs; faster, "
-            "not exact.",
+            help="On CPU: full: multiplied as is fastest, measured at load. numba: single tokens "
+            "by numba's loops in any case. int8: linear layers with 8-bit weights; faster, not "
+            "exact.",
         ),
     ):
         run = option(run)
