@@ -61,10 +61,11 @@ class CompiledBlock:
         """
         cache.reserve(1)
         keys, values = cache.buffers
-        if self._memory is None or self._memory[0] is not keys:
-            flat = (one.view(-1).numpy() for one in (keys, values))
-            self._memory = (keys, *flat)
-        columns = (*self._memory[1:], keys.shape[2], *cache.shown_columns)
+        memory = self._memory
+        if memory is None or memory[0] is not keys:
+            memory = keys, keys.view(-1).numpy(), values.view(-1).numpy()
+            self._memory = memory
+        columns = (*memory[1:], keys.shape[2], *cache.shown_columns)
         sizes = (*self._sizes, torch.get_num_threads())
         self._loop(x, rotation, columns, sizes, self._act, self._norms, self._weights)
         cache.advance(1)

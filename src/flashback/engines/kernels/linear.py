@@ -84,8 +84,8 @@ class Joined:
         """Take the layer of all their outputs, and how many each of them has."""
         self.whole = whole
         self._sizes = list(sizes)
-        self._input: Tensor | None = None
-        self._outputs: list[Tensor | None] = []
+        self._held: tuple[Tensor, list[Tensor | None]] | None = None
+        """An input and the outputs that were not asked for yet."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """All outputs side by side, (..., O)."""
@@ -94,11 +94,13 @@ class Joined:
 
     def part(self, x: Tensor, at: int) -> Tensor:
         """The outputs of one of the layers; those of the others wait for the same input."""
-        if self._input is not x or self._outputs[at] is None:
-            self._input, self._outputs = x, [*self(x).split(self._sizes, -1)]
-        found, self._outputs[at] = self._outputs[at], None
-        if not any(part is not None for part in self._outputs):
-            self._input = None
+        held = self._held  # another thread may replace it meanwhile
+        found = None if held is None or held[0] is not x else held[1][at]
+        if held is None or found is None:
+            held = x, [*self(x).split(self._sizes, -1)]
+            found = held[1][at]
+        held[1][at] = None
+        self._held = held if any(part is not None for part in held[1]) else None
         assert found is not None
         return found
 
