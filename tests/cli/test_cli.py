@@ -3,23 +3,18 @@
 import json
 import os
 import warnings
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import flashback.cli.demonstration
-import flashback.retrieval.indexing
+import flashback
 from command_line import NOTES, Outcome, run, start
-from flashback.cli.demonstration import DemoSettings
 from flashback.cli.main import app
 from flashback.corpus.passages import TokenEnds, estimated_ends
-from flashback.corpus.python_docs import find_modules
-from flashback.scoring.window_settings import WindowSettings
 from recompute import TOLERANCE, recomputed_logits
 
 PROMPT = "What pulls at the tides? Moon, moon. Network: "
@@ -452,41 +447,6 @@ def test_a_process_prints_the_result_alone(generate: Generate, model_folder: Pat
     out, err = process.communicate(PROMPT.encode(), timeout=120)
     assert (process.returncode, err.decode()) == (0, f"loading {model_folder}{os.linesep}")
     assert out.decode() == generate(*small, indexed=False).out.replace("\n", os.linesep)
-
-
-def test_the_demo_shows_appending_encoding_less_and_keeps_its_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A short text, and a part of the standard library's documentation: all takes minutes."""
-    parts = {"asyncio", "collections", "email", "http", "logging", "pydoc_data", "urllib", "xml"}
-    modules = [(name, path) for name, path in find_modules() if name.split(".")[0] in parts]
-    monkeypatch.setattr(flashback.cli.demonstration, "find_modules", lambda: modules)
-    monkeypatch.setattr(flashback.retrieval.indexing, "find_modules", lambda: modules)
-    monkeypatch.setattr(flashback.cli.demonstration, "SCORED_PAGES", 1)
-    windows = partial(WindowSettings, window_tokens=128)
-    monkeypatch.setattr(flashback.cli.demonstration, "WindowSettings", windows)
-    short = partial(DemoSettings, prompt_tokens=256, new_tokens=48)
-    monkeypatch.setattr(flashback.cli.demonstration, "DemoSettings", short)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    ended = run("demo", "--json")
-    assert ended.err == ""
-    record = json.loads(ended.out)
-    assert [row["pattern"] for row in record["rows"]] == ["append", "slot", "prepend", "none"]
-    assert [row["tokens"] for row in record["rows"]] == [48] * 4
-    append, slot, prepend, _ = record["rows"]
-    assert max(slot["encoded"], append["encoded"]) < prepend["encoded"]
-
-    def files() -> list[Path]:
-        return sorted((tmp_path / "flashback").glob("*/*"))
-
-    def build(size: int) -> NoReturn:
-        pytest.fail(f"{size} bytes are indexed again")
-
-    kept = files()
-    assert len(kept) == 2  # the manifest and one data folder, named at random
-    _, built = flashback.cli.demonstration.open_or_build_index(build)
-    assert (built, files()) == (False, kept)
 
 
 @pytest.mark.parametrize(

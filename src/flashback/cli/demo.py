@@ -1,12 +1,16 @@
 """`flashback demo`."""
 
 import json
+import textwrap
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -14,73 +18,95 @@ from flashback.cli.console import indexing_progress, notes
 from flashback.cli.documents import counting
 
 if TYPE_CHECKING:
-    from flashback.cli.demonstration import Demo
-    from flashback.retrieval.kinds import Index
+    from flashback.cli.demo_reader import Choice
+    from flashback.cli.demonstration import Answered, Demo
     from flashback.retrieval.protocol import Hit
-    from flashback.writing.generator import Generation
 
-_TITLE_WIDTH = 34
+_TITLE_WIDTH = 28
+_SHOWN = 60
+"""Characters of an answer."""
 
 
-@click.command(short_help="See it work on this Python's documentation.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.command(short_help="See it work on texts about an island that does not exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print one record of all of it as JSON.")
 def demo(as_json: bool) -> None:
-    """Index this Python's documentation and continue a held-out page of it, four ways.
+    """See what looking things up costs, and what it is good for, in about two minutes.
 
     \b
     flashback demo
-    flashback demo --json > table.json
+    flashback demo --json > demo.json
 
-    The index is kept in the user's cache folder, so that the next time begins at once.
+    Twelve short documents about a made-up island are indexed. A language model then writes behind a
+    long text, looking something up every 16 tokens, in four ways that take different times. In the
+    end it answers questions about the island, without the documents and with them.
+
+    It takes a small chat model, SmolLM2, if that is installed or can be had from the hub, and else
+    flashback-mini. No network is needed.
     """
     from flashback.cli.quiet import begin_loading
 
-    begin_loading("flashback-mini")
-    from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index, score_patterns
+    begin_loading("a reader")
+    from flashback.cli.demo_reader import choose_reader
+    from flashback.cli.demonstration import Demo, DemoSettings, open_or_build_index
 
-    quiet = as_json and not notes.is_terminal
-    console = Console(stderr=as_json, highlight=False, quiet=quiet)
+    began = time.perf_counter()
+    console = Console(stderr=as_json, highlight=False, quiet=as_json and not notes.is_terminal)
+    with notes.status("looking for a reader"):
+        choice = choose_reader()
+    if choice.note is not None:
+        console.print(choice.note)
     with indexing_progress() as progress:
-        index, built = open_or_build_index(progress)
-    _print_index(console, index, built)
-    show = Demo(index, DemoSettings())
-    show.warm_up()
-    _print_append(console, show)
-    for pattern in ("slot", "prepend", "none"):
-        with notes.status(f"the same again: {pattern}"):
-            for _ in show.run(pattern):
-                pass
-    _print_comparison(console, show)
-    with counting("scoring windows") as start:
-        table = score_patterns(index, start)
-    _print_perplexity(console, table)
-    if as_json:
-        rows = [{"pattern": name, **_row(result)} for name, result in show.results.items()]
-        record = {"prompt_tokens": len(show.prompt), "rows": rows, "perplexity": table["rows"]}
-        click.echo(json.dumps(record))
-
-
-def _print_index(console: Console, index: "Index", built: bool) -> None:
+        index, _ = open_or_build_index(choice.model, progress)
     counts = index.manifest.content.counts
-    done = "Indexed" if built else "Opened the index of"
+    with notes.status(f"loading {choice.name}"):
+        show = Demo.load(choice.model, index, DemoSettings())
     console.print(
-        f"{done} the documentation of this Python environment: {counts['documents']:,} modules, "
-        f"{counts['passages']:,} passages ({counts['repeated_passages']:,} repeated ones stored "
-        f"once), {index.manifest.bytes / 1e6:.1f} MB."
+        f"[bold]{choice.name}[/] writes. It can look things up in {counts['documents']} short "
+        f"documents about Tolmere, an island that does not exist ({counts['passages']} passages)."
     )
+    _write(console, show)
+    answered = _answer(console, show, choice)
+    _print_next(console, choice, show)
+    if as_json:
+        record = {
+            "reader": choice.name,
+            "documents": counts["documents"],
+            "passages": counts["passages"],
+            **show.record(),
+            "questions": [one.record() for one in answered],
+            "seconds": time.perf_counter() - began,
+        }
+        click.echo(json.dumps(record, ensure_ascii=False))
 
 
-def _print_append(console: Console, show: "Demo") -> None:
-    from flashback.cli.demonstration import PAGE
+def _write(console: Console, show: "Demo") -> None:
+    """Write with every pattern, the first one in sight."""
+    from flashback.cli.demonstration import WAYS
+
+    console.print("\n[bold]1. The time[/]\n")
+    with counting("warming up, so that the times are fair") as start:
+        advance = start(len(WAYS))
+        for pattern in WAYS:
+            show.warm_up(pattern)
+            advance()
+    shown, *others = WAYS
+    _print_written(console, show, shown)
+    for pattern in others:
+        _write_unseen(show, pattern)
+    _print_times(console, show)
+
+
+def _print_written(console: Console, show: "Demo", pattern: str) -> None:
+    """Write with a pattern, with the passages beside the text."""
     from flashback.writing.generator import StrideStart, TextPiece
 
+    does = "the reader is asked" if show.chats else "it continues"
+    console.print(f"Behind a diary of {show.diary_tokens:,} tokens {does}:")
+    console.print(Text(f"{show.task}\n", style="italic"))
     console.print(
-        f"Continuing a page no training or index has seen, [bold]{PAGE}[/], after "
-        f"{len(show.prompt):,} tokens; a passage is retrieved and appended every "
-        f"{show.settings.stride} tokens (its title and score on the right):\n"
+        "Every 16 tokens (about a line) it is shown the passage that fits what it wrote last:\n"
     )
-    console.print(Text(f"… {show.prompt_end}\n", style="dim"))
-    events = show.run("append")
+    events = show.run(pattern)
     for start in events:
         assert isinstance(start, StrideStart)
         text = ""
@@ -96,52 +122,95 @@ def _print_append(console: Console, show: "Demo") -> None:
 
 
 def _stride_row(console: Console, text: str, passages: Sequence["Hit"]) -> Table:
-    titles = "\n".join(f"{hit.title} ({hit.score:.0f})" for hit in passages)
+    titles = "\n".join(hit.title for hit in passages)
     row = Table.grid(padding=(0, 3))
     row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
     row.add_column(width=_TITLE_WIDTH, style="dim", overflow="ellipsis", no_wrap=True)
-    row.add_row(Text(text.strip("\n")), titles or "no passage")
+    row.add_row(Text(" ".join(text.split())), titles or "no passage")
     return row
 
 
-def _row(result: "Generation") -> dict[str, Any]:
-    return {
-        "seconds": result.seconds,
-        "retrieve_seconds": sum(stride.retrieve_seconds for stride in result.strides),
-        "prefilled": result.prefilled,
-        "encoded": result.prefilled,  # the former name, for one version
-        "reused": result.reused,
-        "tokens": len(result.tokens),
-        "tokens_per_second": result.tokens_per_second,
-    }
+def _write_unseen(show: "Demo", pattern: str) -> None:
+    from flashback.writing.generator import TextPiece
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    hidden = not notes.is_terminal
+    with Progress(
+        *columns, console=notes, auto_refresh=False, transient=True, disable=hidden
+    ) as progress:
+        task = progress.add_task(f"the same again: {pattern}", total=show.settings.new_tokens)
+        for event in show.run(pattern):
+            if isinstance(event, TextPiece):
+                progress.update(task, advance=1, refresh=True)
 
 
-def _print_comparison(console: Console, show: "Demo") -> None:
-    table = Table(title="\nThe same prompt and settings, each from an empty cache")
-    for heading in ("pattern", "seconds", "prompt tokens prefilled", "reused", "tokens/s"):
-        table.add_column(heading, justify="left" if heading == "pattern" else "right")
-    for pattern, result in show.results.items():
+def _print_times(console: Console, show: "Demo") -> None:
+    from flashback.cli.demonstration import WAYS
+
+    console.print(
+        f"\nThe same task in four ways, {show.settings.new_tokens} tokens each. A model keeps what "
+        "it has read (the KV cache), but\nwhatever stands behind a change must be read again: with "
+        "a passage in front, that is all of it."
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("pattern")
+    table.add_column("what it does")
+    for heading in ("seconds", "tokens read\nafter the start", "times as fast\nas prepend"):
+        table.add_column(heading, justify="right")
+    for row in show.record()["patterns"]:
         table.add_row(
-            pattern,
-            f"{result.seconds:.2f}",
-            f"{result.prefilled:,}",
-            f"{result.reused:,}",
-            f"{result.tokens_per_second:.1f}",
+            row["pattern"],
+            WAYS[row["pattern"]],
+            f"{row['seconds']:.1f}",
+            f"{row['read_after_start']:,}",
+            f"{row['times_prepend']:.1f}",
         )
     console.print(table)
 
 
-def _print_perplexity(console: Console, record: dict[str, Any]) -> None:
-    table = Table(
-        title=f"\nHow well {record['tokens']:,} tokens of {record['documents']} other unseen pages "
-        "are predicted (perplexity; lower is better)"
-    )
-    table.add_column("pattern")
-    table.add_column("perplexity", justify="right")
-    for row in record["rows"]:
-        table.add_row(row["name"], f"{row['perplexity']:.2f}")
-    console.print(table)
+def _answer(console: Console, show: "Demo", choice: "Choice") -> "list[Answered]":
+    """Questions with and without the documents; none if the reader does not chat."""
+    from flashback.cli.demonstration import ANSWERING, questions
+
+    console.print("\n[bold]2. The answers[/]\n")
+    if not show.chats:
+        console.print(f"Left out: {choice.name} has no chat template and answers no questions.")
+        return []
+    with counting("answering") as start:
+        asked = questions()
+        answered = list(show.answer(asked, start(len(asked) * len(ANSWERING))))
+    _print_answers(console, answered)
+    return answered
+
+
+def _print_answers(console: Console, answered: "list[Answered]") -> None:
+    from flashback.cli.demonstration import ANSWERING
+
     console.print(
-        "'(text)': the reader as it is, with words around passages. 'LoRA': with the adapter that "
-        "was trained to read appended passages and that wrote the text above."
+        "Questions that no model can have learned the answers to, without and with the documents:"
     )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("question", "without retrieval", "with the slot"):
+        table.add_column(heading, ratio=1)
+        if heading != "question":
+            table.add_column("")
+    for one in answered:
+        cells = [one.question.text]
+        for pattern in ANSWERING:
+            shown = textwrap.shorten(one.written[pattern], _SHOWN, placeholder=" …")
+            cells += [shown, "✓" if one.right(pattern) else "✗"]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    without, within = (sum(one.right(pattern) for one in answered) for pattern in ANSWERING)
+    console.print(
+        f"Right: [bold]{without} of {len(answered)}[/] without retrieval, "
+        f"[bold]{within} of {len(answered)}[/] with the slot."
+    )
+
+
+def _print_next(console: Console, choice: "Choice", show: "Demo") -> None:
+    """What to do with a folder of one's own."""
+    model = f" --model {choice.name}"
+    then = f"chat --index IDX{model}" if show.chats else 'generate --index IDX "Once upon"'
+    console.print(f"\nWith a folder of your own: flashback index FOLDER --out IDX{model}")
+    console.print(f"and then:                  flashback {then}", soft_wrap=True)
