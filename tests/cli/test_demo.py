@@ -33,7 +33,7 @@ DOCUMENTS = [
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Little is written, and nothing is in the user's cache."""
-    settings = partial(DemoSettings, diary_tokens=1000, new_tokens=40, answer_tokens=4)
+    settings = partial(DemoSettings, diary_tokens=1000, answer_tokens=4)
     monkeypatch.setattr(flashback.cli.demonstration, "DemoSettings", settings)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -82,7 +82,7 @@ def test_every_pattern_writes_as_much_and_prepending_reads_most(tiny_chat: None)
     assert (record["reader"], record["documents"]) == ("tiny-chat", 12)
     rows = {row["pattern"]: row for row in record["patterns"]}
     assert list(rows) == list(WAYS)
-    assert {row["tokens"] for row in rows.values()} == {40}
+    assert {row["tokens"] for row in rows.values()} == {80}
     others = (rows[name]["read_after_start"] for name in ("slot", "append", "none"))
     assert max(others) < rows["prepend"]["read_after_start"]
     assert rows["prepend"]["times_prepend"] == 1
@@ -97,7 +97,7 @@ def test_text_tables_and_what_to_do_next_are_printed(tiny_chat: None) -> None:
     assert first.endswith("flashback index FOLDER --out IDX --model tiny-chat")
     assert last.endswith("flashback chat --index IDX --model tiny-chat")
     shown = " ".join(ended.out.split())
-    assert "Write a guide" in shown or "write a guide" in shown
+    assert "Tell me about the ferry to Tolmere." in shown
     assert "Right: " in shown
 
 

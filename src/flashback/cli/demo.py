@@ -38,7 +38,7 @@ def demo(as_json: bool) -> None:
 
     Twelve short documents about a made-up island are indexed. A language model then writes behind a
     long text, looking something up every 16 tokens, in four ways that take different times. In the
-    end it answers questions about the island, without the documents and with them.
+    end it answers ten questions about the island, without the documents and with them.
 
     It takes a small chat model, SmolLM2, if that is installed or can be had from the hub, and else
     flashback-mini. No network is needed.
@@ -100,19 +100,19 @@ def _print_written(console: Console, show: "Demo", pattern: str) -> None:
     """Write with a pattern, with the passages beside the text."""
     from flashback.writing.generator import StrideStart, TextPiece
 
-    does = "the reader is asked" if show.chats else "it continues"
-    console.print(f"Behind a diary of {show.diary_tokens:,} tokens {does}:")
-    console.print(Text(f"{show.task}\n", style="italic"))
     console.print(
-        "Every 16 tokens (about a line) it is shown the passage that fits what it wrote last:\n"
+        f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and then writes a "
+        f"line about each of some places on the island. For each line it is shown the passage that "
+        "fits best; its title stands on the right.\n"
     )
     events = show.run(pattern)
-    for start in events:
+    for topic, start in events:
         assert isinstance(start, StrideStart)
+        console.print(Text(f"Tell me about {topic}." if show.chats else f"{topic} …", style="dim"))
         text = ""
         # Refreshed by hand: a refreshing thread would take time from the reader.
         with Live(console=console, auto_refresh=False) as live:
-            for event in events:
+            for _, event in events:
                 if not isinstance(event, TextPiece):
                     break
                 text += event.text
@@ -126,7 +126,7 @@ def _stride_row(console: Console, text: str, passages: Sequence["Hit"]) -> Table
     row = Table.grid(padding=(0, 3))
     row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
     row.add_column(width=_TITLE_WIDTH, style="dim", overflow="ellipsis", no_wrap=True)
-    row.add_row(Text(" ".join(text.split())), titles or "no passage")
+    row.add_row(Text(f"{' '.join(text.split())} …"), titles or "no passage")
     return row
 
 
@@ -139,7 +139,7 @@ def _write_unseen(show: "Demo", pattern: str) -> None:
         *columns, console=notes, auto_refresh=False, transient=True, disable=hidden
     ) as progress:
         task = progress.add_task(f"the same again: {pattern}", total=show.settings.new_tokens)
-        for event in show.run(pattern):
+        for _, event in show.run(pattern):
             if isinstance(event, TextPiece):
                 progress.update(task, advance=1, refresh=True)
 
@@ -148,9 +148,9 @@ def _print_times(console: Console, show: "Demo") -> None:
     from flashback.cli.demonstration import WAYS
 
     console.print(
-        f"\nThe same task in four ways, {show.settings.new_tokens} tokens each. A model keeps what "
-        "it has read (the KV cache), but\nwhatever stands behind a change must be read again: with "
-        "a passage in front, that is all of it."
+        f"\nThe same in four ways, {show.settings.new_tokens} tokens each. A model keeps what it "
+        "has read (the KV cache), but whatever stands behind a change must be read again. Where the "
+        "passage stands in front, that is everything, the whole diary included."
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("pattern")

@@ -6,7 +6,7 @@ They ship with the package, as do a visitor's diary, which makes prompts long, a
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -24,7 +24,7 @@ from flashback.readers.load import load_token_ends
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.retrieval.kinds import Index, open_index
-from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.version import __version__
 from flashback.writing.generator import Event, Generation, Generator, Writing
 
@@ -37,15 +37,16 @@ WAYS = {
 """The patterns in the order in which they write, and what they do in five words."""
 ANSWERING = ("none", "slot")
 """The patterns that answer questions."""
-TASK = (
-    "Now write a guide to Tolmere for visitors, in one long text. Tell of the ferry, the "
-    "lighthouse, the bakery, the museum, the inn and the seals."
+TOPICS = (
+    "the ferry to Tolmere",
+    "the lighthouse of Tolmere",
+    "the bakery of Tolmere",
+    "the Museum of Lost Letters",
+    "the cheese of Tolmere",
 )
-"""What the chat model is asked to write behind the diary."""
+"""What the reader writes of, one after the other, behind the diary."""
 _GIVEN = "Here is the diary of my holiday on the island of Tolmere."
 _READ = "Thank you, I have read your diary."
-_CONTINUED = "A guide to Tolmere for visitors\n\nThe ferry to Tolmere"
-"""What a reader that does not chat continues behind the diary."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,19 @@ class DemoSettings:
 
     diary_tokens: int = 1300
     """As many of the diary's paragraphs as fit."""
-    new_tokens: int = 80
-    warm_up_tokens: int = 18
-    """More than a stride."""
+    topic_tokens: int = 16
+    """Of each topic: a stride, so that something is looked up for each."""
     answer_tokens: int = 16
-    sampling: SamplingSettings = SamplingSettings()
 
-    def of(self, pattern: str, tokens: int) -> Settings:
+    @property
+    def new_tokens(self) -> int:
+        """Of all topics."""
+        return self.topic_tokens * len(TOPICS)
+
+    def of(self, pattern: str) -> Settings:
         """The same settings for every pattern."""
-        return Settings(
-            RetrievalSettings(pattern=pattern),
-            self.sampling,
-            StoppingSettings(max_new_tokens=tokens, ignore_eos=True),
-        )
+        stopping = StoppingSettings(max_new_tokens=self.topic_tokens, ignore_eos=True)
+        return Settings(RetrievalSettings(pattern=pattern), stopping=stopping)
 
 
 def texts() -> Path:
@@ -141,8 +142,8 @@ class Demo:
 
     writer: Generator
     settings: DemoSettings = field(default_factory=DemoSettings)
-    results: dict[str, Generation] = field(default_factory=dict)
-    """Of the patterns that have written."""
+    results: dict[str, list[Generation]] = field(default_factory=dict)
+    """Of the patterns that have written: what they wrote of each topic."""
 
     @classmethod
     def load(cls, model: str, index: Index, settings: DemoSettings) -> "Demo":
@@ -161,18 +162,22 @@ class Demo:
 
     def warm_up(self, pattern: str) -> None:
         """Let libraries allocate and tune themselves before anything is timed."""
-        self._begin(pattern, self.settings.warm_up_tokens).finish()
+        for _ in self.run(pattern, TOPICS[:2]):
+            pass
 
-    def run(self, pattern: str) -> Iterator[Event]:
-        """Write with one pattern; its result is in `results` afterwards."""
-        writing = self._begin(pattern, self.settings.new_tokens)
-        yield from writing
-        self.results[pattern] = writing.result
+    def run(self, pattern: str, topics: Sequence[str] = TOPICS) -> Iterator[tuple[str, Event]]:
+        """Write of topics with a pattern, from an empty cache: yields events with their topics.
 
-    @property
-    def task(self) -> str:
-        """What stands behind the diary: a request, or a beginning that is continued."""
-        return TASK if self.chats else _CONTINUED
+        What was written is in `results` afterwards.
+        """
+        assert isinstance(self.writer.engine, LocalEngine)
+        self.writer.engine.forget()
+        written = self.results[pattern] = []
+        for topic in topics:
+            writing = self._begin(pattern, topics, [one.text for one in written])
+            for event in writing:
+                yield topic, event
+            written.append(writing.result)
 
     @property
     def diary_tokens(self) -> int:
@@ -183,13 +188,11 @@ class Demo:
     def _diary(self) -> str:
         return beginning_of_diary(self.writer.reader, self.settings.diary_tokens)
 
-    def _begin(self, pattern: str, tokens: int) -> Writing:
-        assert isinstance(self.writer.engine, LocalEngine)
-        self.writer.engine.forget()
-        settings = self.settings.of(pattern, tokens)
+    def _begin(self, pattern: str, topics: Sequence[str], written: Sequence[str]) -> Writing:
+        settings = self.settings.of(pattern)
         if self.chats:
-            return self.writer.stream_chat(_conversation(self._diary), settings)
-        return self.writer.stream(f"{self._diary}\n\n{_CONTINUED}", settings)
+            return self.writer.stream_chat(_chat(self._diary, topics, written), settings)
+        return self.writer.stream(_text(self._diary, topics, written), settings)
 
     def answer(self, asked: Iterable[Question], advance: Callable[[], None]) -> Iterator[Answered]:
         """Answer questions without retrieval and with a slot, each in a chat of its own.
@@ -209,22 +212,21 @@ class Demo:
 
     def record(self) -> dict[str, Any]:
         """What was written, and what every pattern took, as plain data."""
-        slowest = self.results["prepend"].seconds
+        slowest = _seconds(self.results["prepend"])
         rows = [
             {
                 "pattern": pattern,
-                "seconds": result.seconds,
-                "times_prepend": slowest / result.seconds,
-                "prefilled": result.prefilled,
-                "read_after_start": _read_after_start(result),
-                "reused": result.reused,
-                "tokens": len(result.tokens),
-                "text": result.text,
-                "titles": [[hit.title for hit in one.passages] for one in result.strides],
+                "seconds": _seconds(written),
+                "times_prepend": slowest / _seconds(written),
+                "prefilled": sum(one.prefilled for one in written),
+                "read_after_start": _read_after_start(written),
+                "tokens": sum(len(one.tokens) for one in written),
+                "texts": [one.text for one in written],
+                "titles": [[hit.title for hit in one.sources] for one in written],
             }
-            for pattern, result in self.results.items()
+            for pattern, written in self.results.items()
         ]
-        return {"diary_tokens": self.diary_tokens, "task": self.task, "patterns": rows}
+        return {"diary_tokens": self.diary_tokens, "topics": TOPICS, "patterns": rows}
 
 
 def beginning_of_diary(reader: TextReader, tokens: int) -> str:
@@ -235,14 +237,28 @@ def beginning_of_diary(reader: TextReader, tokens: int) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _conversation(diary: str) -> list[Message]:
-    return [
-        message("user", f"{_GIVEN}\n\n{diary}"),
-        message("assistant", _READ),
-        message("user", TASK),
-    ]
+def _chat(diary: str, topics: Sequence[str], written: Sequence[str]) -> list[Message]:
+    """The conversation up to the question for the next topic."""
+    asked = [message("user", f"Tell me about {topic}.") for topic in topics[: len(written) + 1]]
+    said = [message("user", f"{_GIVEN}\n\n{diary}"), message("assistant", _READ)]
+    for question, answer in zip(asked, written, strict=False):
+        said += [question, message("assistant", answer)]
+    return [*said, asked[-1]]
 
 
-def _read_after_start(result: Generation) -> int:
+def _text(diary: str, topics: Sequence[str], written: Sequence[str]) -> str:
+    """The same for a reader that continues texts."""
+    parts = [diary]
+    for topic, text in zip(topics, [*written, ""], strict=False):
+        parts.append(f"{topic[:1].upper()}{topic[1:]}{text}")
+    return "\n\n".join(parts)
+
+
+def _seconds(written: Sequence[Generation]) -> float:
+    return sum(one.seconds for one in written)
+
+
+def _read_after_start(written: Sequence[Generation]) -> int:
     """Tokens of prompts that were computed after the first stride, new passages included."""
-    return sum(stride.usage.prefilled for stride in result.strides[1:])
+    strides = [stride for one in written for stride in one.strides]
+    return sum(stride.usage.prefilled for stride in strides[1:])
