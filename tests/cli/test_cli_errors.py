@@ -436,7 +436,7 @@ def test_a_changed_index_is_found_by_verifying(notes: Path, tmp_path: Path) -> N
 
 def test_a_cache_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert "/dev/null/flashback" in refused("demo", code=1)
+    assert "/dev/null/flashback" in run("demo", code=1).err
 
 
 # Output that goes nowhere

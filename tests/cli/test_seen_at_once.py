@@ -82,7 +82,7 @@ def test_what_loads_a_model_says_so_first(words: tuple[str, ...], folder: Path) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("demo",), "loading flashback-mini\n"),
+        (("demo",), "loading a reader\n"),
         (("bench", "runtime"), "loading PyTorch\n"),
         (("index", "notes", "--out", "A"), "loading the tokenizer of flashback-mini\n"),
     ],
