@@ -149,8 +149,8 @@ def _print_times(console: Console, show: "Demo") -> None:
 
     console.print(
         f"\nThe same in four ways, {show.settings.new_tokens} tokens each. A model keeps what it "
-        "has read (the KV cache), but whatever stands behind a change must be read again. Where the "
-        "passage stands in front, that is everything, the whole diary included."
+        "has read (the KV cache), but whatever stands behind a change must be read again. Where "
+        "the passage stands in front, that is everything, the whole diary included."
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("pattern")
