@@ -97,7 +97,7 @@ def test_text_tables_and_what_to_do_next_are_printed(tiny_chat: None) -> None:
     assert first.endswith("flashback index FOLDER --out IDX --model tiny-chat")
     assert last.endswith("flashback chat --index IDX --model tiny-chat")
     shown = " ".join(ended.out.split())
-    assert "Tell me about the ferry to Tolmere." in shown
+    assert "Who founded the library of Tolmere?" in shown
     assert "Right: " in shown
 
 

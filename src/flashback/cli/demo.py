@@ -101,14 +101,14 @@ def _print_written(console: Console, show: "Demo", pattern: str) -> None:
     from flashback.writing.generator import StrideStart, TextPiece
 
     console.print(
-        f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and then writes a "
-        f"line about each of some places on the island. For each line it is shown the passage that "
-        "fits best; its title stands on the right.\n"
+        f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and then asked "
+        "about the island. It looks something up every 16 tokens, which is about a line; the title of "
+        "what it found stands on the right.\n"
     )
     events = show.run(pattern)
-    for topic, start in events:
+    for question, start in events:
         assert isinstance(start, StrideStart)
-        console.print(Text(f"Tell me about {topic}." if show.chats else f"{topic} …", style="dim"))
+        console.print(Text(question, style="dim"))
         text = ""
         # Refreshed by hand: a refreshing thread would take time from the reader.
         with Live(console=console, auto_refresh=False) as live:

@@ -1,4 +1,4 @@
-"""The demonstration: a long text continued with every pattern, and questions about made-up facts.
+"""The demonstration: what patterns cost behind a long text, and questions about made-up facts.
 
 The documents are about an island that does not exist, so that no reader can know what is in them.
 They ship with the package, as do a visitor's diary, which makes prompts long, and the questions.
@@ -37,14 +37,14 @@ WAYS = {
 """The patterns in the order in which they write, and what they do in five words."""
 ANSWERING = ("none", "slot")
 """The patterns that answer questions."""
-TOPICS = (
-    "the ferry to Tolmere",
-    "the lighthouse of Tolmere",
-    "the bakery of Tolmere",
-    "the Museum of Lost Letters",
-    "the cheese of Tolmere",
+ASKED = (
+    "Who founded the library of Tolmere?",
+    "How many pupils does the school of Tolmere have?",
+    "Which bread is the bakery of Tolmere known for?",
+    "How many letters does the Museum of Lost Letters keep?",
+    "What is the cheese of Tolmere called?",
 )
-"""What the reader writes of, one after the other, behind the diary."""
+"""What the reader writes about behind the diary: each question needs another passage."""
 _GIVEN = "Here is the diary of my holiday on the island of Tolmere."
 _READ = "Thank you, I have read your diary."
 
@@ -55,18 +55,18 @@ class DemoSettings:
 
     diary_tokens: int = 1300
     """As many of the diary's paragraphs as fit."""
-    topic_tokens: int = 16
-    """Of each topic: a stride, so that something is looked up for each."""
+    stride_tokens: int = 16
+    """Of each line: a stride, so that something is looked up for each."""
     answer_tokens: int = 16
 
     @property
     def new_tokens(self) -> int:
-        """Of all topics."""
-        return self.topic_tokens * len(TOPICS)
+        """Of all lines."""
+        return self.stride_tokens * len(ASKED)
 
     def of(self, pattern: str) -> Settings:
         """The same settings for every pattern."""
-        stopping = StoppingSettings(max_new_tokens=self.topic_tokens, ignore_eos=True)
+        stopping = StoppingSettings(max_new_tokens=self.stride_tokens, ignore_eos=True)
         return Settings(RetrievalSettings(pattern=pattern), stopping=stopping)
 
 
@@ -143,7 +143,7 @@ class Demo:
     writer: Generator
     settings: DemoSettings = field(default_factory=DemoSettings)
     results: dict[str, list[Generation]] = field(default_factory=dict)
-    """Of the patterns that have written: what they wrote of each topic."""
+    """Of the patterns that have written: what they wrote to each question."""
 
     @classmethod
     def load(cls, model: str, index: Index, settings: DemoSettings) -> "Demo":
@@ -162,21 +162,21 @@ class Demo:
 
     def warm_up(self, pattern: str) -> None:
         """Let libraries allocate and tune themselves before anything is timed."""
-        for _ in self.run(pattern, TOPICS[:2]):
+        for _ in self.run(pattern, ASKED[:2]):
             pass
 
-    def run(self, pattern: str, topics: Sequence[str] = TOPICS) -> Iterator[tuple[str, Event]]:
-        """Write of topics with a pattern, from an empty cache: yields events with their topics.
+    def run(self, pattern: str, asked: Sequence[str] = ASKED) -> Iterator[tuple[str, Event]]:
+        """Write a line to each question, from an empty cache: yields events with their questions.
 
         What was written is in `results` afterwards.
         """
         assert isinstance(self.writer.engine, LocalEngine)
         self.writer.engine.forget()
         written = self.results[pattern] = []
-        for topic in topics:
-            writing = self._begin(pattern, topics, [one.text for one in written])
+        for question in asked:
+            writing = self._begin(pattern, asked, [one.text for one in written])
             for event in writing:
-                yield topic, event
+                yield question, event
             written.append(writing.result)
 
     @property
@@ -188,11 +188,11 @@ class Demo:
     def _diary(self) -> str:
         return beginning_of_diary(self.writer.reader, self.settings.diary_tokens)
 
-    def _begin(self, pattern: str, topics: Sequence[str], written: Sequence[str]) -> Writing:
+    def _begin(self, pattern: str, asked: Sequence[str], written: Sequence[str]) -> Writing:
         settings = self.settings.of(pattern)
         if self.chats:
-            return self.writer.stream_chat(_chat(self._diary, topics, written), settings)
-        return self.writer.stream(_text(self._diary, topics, written), settings)
+            return self.writer.stream_chat(_chat(self._diary, asked, written), settings)
+        return self.writer.stream(_text(self._diary, asked, written), settings)
 
     def answer(self, asked: Iterable[Question], advance: Callable[[], None]) -> Iterator[Answered]:
         """Answer questions without retrieval and with a slot, each in a chat of its own.
@@ -226,7 +226,7 @@ class Demo:
             }
             for pattern, written in self.results.items()
         ]
-        return {"diary_tokens": self.diary_tokens, "topics": TOPICS, "patterns": rows}
+        return {"diary_tokens": self.diary_tokens, "asked": ASKED, "patterns": rows}
 
 
 def beginning_of_diary(reader: TextReader, tokens: int) -> str:
@@ -237,20 +237,20 @@ def beginning_of_diary(reader: TextReader, tokens: int) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _chat(diary: str, topics: Sequence[str], written: Sequence[str]) -> list[Message]:
-    """The conversation up to the question for the next topic."""
-    asked = [message("user", f"Tell me about {topic}.") for topic in topics[: len(written) + 1]]
+def _chat(diary: str, asked: Sequence[str], written: Sequence[str]) -> list[Message]:
+    """The conversation up to the next question."""
+    turns = [message("user", question) for question in asked[: len(written) + 1]]
     said = [message("user", f"{_GIVEN}\n\n{diary}"), message("assistant", _READ)]
-    for question, answer in zip(asked, written, strict=False):
+    for question, answer in zip(turns, written, strict=False):
         said += [question, message("assistant", answer)]
-    return [*said, asked[-1]]
+    return [*said, turns[-1]]
 
 
-def _text(diary: str, topics: Sequence[str], written: Sequence[str]) -> str:
+def _text(diary: str, asked: Sequence[str], written: Sequence[str]) -> str:
     """The same for a reader that continues texts."""
     parts = [diary]
-    for topic, text in zip(topics, [*written, ""], strict=False):
-        parts.append(f"{topic[:1].upper()}{topic[1:]}{text}")
+    for question, text in zip(asked, [*written, ""], strict=False):
+        parts.append(f"Question: {question}\nAnswer:{text}")
     return "\n\n".join(parts)
 
 
