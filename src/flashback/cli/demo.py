@@ -102,8 +102,8 @@ def _print_written(console: Console, show: "Demo", pattern: str) -> None:
 
     console.print(
         f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and then asked "
-        "about the island. It looks something up every 16 tokens, which is about a line; the title of "
-        "what it found stands on the right.\n"
+        "about the island. It looks something up every 16 tokens, which is about a line; the title "
+        "of what it found stands on the right.\n"
     )
     events = show.run(pattern)
     for question, start in events:
