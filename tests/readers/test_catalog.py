@@ -1,6 +1,7 @@
 """Readers found on this machine: installed packages and the hub's cache, whole or damaged."""
 
-import sys
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class Packages:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    return Packages(tmp_path / "site")
+    """Instead of those that are installed, such as the reader of `make demo`."""
+    site = tmp_path / "site"
+    own = partial(distributions, path=[str(site)])
+    monkeypatch.setattr("flashback.readers.installed.distributions", own)
+    return Packages(site)
 
 
 @pytest.fixture
