@@ -126,7 +126,8 @@ def _stride_row(console: Console, text: str, passages: Sequence["Hit"]) -> Table
     row = Table.grid(padding=(0, 3))
     row.add_column(width=max(console.width - _TITLE_WIDTH - 3, 20))
     row.add_column(width=_TITLE_WIDTH, style="dim", overflow="ellipsis", no_wrap=True)
-    row.add_row(Text(f"{' '.join(text.split())} …"), titles or "no passage")
+    line = text.strip().partition("\n")[0]  # what is written behind an answer's end is none
+    row.add_row(Text(f"{line} …"), titles or "no passage")
     return row
 
 
