@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flashback.checked_settings import CheckedSettings, choices_of, flag_of
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.settings import (
+    CheckedSettings,
     RetrievalSettings,
     SamplingSettings,
     Settings,
     StoppingSettings,
+    choices_of,
+    flag_of,
 )
 
 PAGE = Path(__file__).parent / "settings.md"

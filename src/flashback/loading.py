@@ -5,14 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashback.checked_settings import (
-    AUTO,
-    CheckedSettings,
-    Registry,
-    check_number,
-    check_type,
-    named,
-)
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
@@ -22,10 +14,20 @@ from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
 from flashback.readers.passages import unseen_note
 from flashback.readers.text_reader import TextReader
+from flashback.readers.weight_settings import Weights
 from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.kinds import Index, open_index
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import PATTERNS, RetrievalSettings, Weights
+from flashback.settings import (
+    AUTO,
+    PATTERNS,
+    CheckedSettings,
+    Registry,
+    RetrievalSettings,
+    check_number,
+    check_type,
+    named,
+)
 from flashback.writing.generator import Generator
 
 

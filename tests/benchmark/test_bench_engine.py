@@ -18,7 +18,7 @@ from flashback.benchmark.engine import (
 )
 from flashback.benchmark.harness import Comparison
 from flashback.engines.kernels.linear import LaidOutLinear, is_quantized
-from flashback.settings import Weights
+from flashback.readers.weight_settings import Weights
 
 ARMS = ["dynamic float32", "ours float32", "dynamic bfloat16", "ours bfloat16", "ours int8"]
 

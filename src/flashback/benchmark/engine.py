@@ -38,7 +38,8 @@ from flashback.patterns.cost import Pass
 from flashback.readers.inference import LARGE, check_weights, for_inference
 from flashback.readers.placement import choose_placement
 from flashback.readers.reader import Reader
-from flashback.settings import Settings, StoppingSettings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import Settings, StoppingSettings
 from flashback.writing.generator import Generator, Stride
 
 RATIOS = (

@@ -9,14 +9,13 @@ from functools import partial
 
 from flashback.benchmark.harness import timed
 from flashback.benchmark.report import Report
-from flashback.checked_settings import CheckedSettings, setting
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
 from flashback.errors import CorpusError
 from flashback.files import temporary_folder
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.indexing import index_corpus, open_corpus
-from flashback.settings import SearchOptions
+from flashback.settings import CheckedSettings, SearchOptions, setting
 
 
 @dataclass(frozen=True)

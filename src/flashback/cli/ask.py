@@ -13,7 +13,7 @@ from flashback.cli.writing_options import (
     writing_options,
     writing_request,
 )
-from flashback.settings import Weights
+from flashback.readers.weight_settings import Weights
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generation

@@ -21,7 +21,8 @@ from flashback.cli.writing_options import WritingRequest, turn_options, writing_
 from flashback.errors import FlashBackError, FlashBackWarning, SettingsError
 from flashback.files import rewrite
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import Settings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import Settings
 
 if TYPE_CHECKING:
     from flashback.readers.chat import Message

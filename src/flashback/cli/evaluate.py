@@ -23,8 +23,9 @@ from flashback.cli.perplexity import (
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.weight_settings import Weights
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import RetrievalSettings, Weights
+from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.adapted_readers import AdaptedReaders

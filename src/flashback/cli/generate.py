@@ -19,7 +19,8 @@ from flashback.cli.writing_options import (
     writing_request,
 )
 from flashback.errors import FlashBackWarning
-from flashback.settings import Settings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import Settings
 
 if TYPE_CHECKING:
     from flashback.readers.text_reader import TextReader

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from flashback.checked_settings import AUTO
 from flashback.cli.options import Names
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import RetrievalSettings
+from flashback.settings import AUTO, RetrievalSettings
 
 
 def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:

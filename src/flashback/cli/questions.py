@@ -23,8 +23,9 @@ from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import Form, QuestionSettings
+from flashback.readers.weight_settings import Weights
 from flashback.retrieval.kinds import Index, open_index
-from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings, Weights
+from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
     from flashback.questions.run import Answers, Comparison

@@ -10,7 +10,7 @@ import click
 
 from flashback.errors import FlashBackWarning
 from flashback.readers.old_weights import weights_of
-from flashback.settings import Weights
+from flashback.readers.weight_settings import Weights
 
 if TYPE_CHECKING:
     from flashback.readers.reader import Reader

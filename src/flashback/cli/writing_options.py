@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashback.checked_settings import AUTO
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import options_of, take
@@ -20,13 +19,8 @@ from flashback.cli.reader_options import (
     weights_option,
 )
 from flashback.errors import FlashBackWarning
-from flashback.settings import (
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-    Weights,
-)
+from flashback.readers.weight_settings import Weights
+from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generation, Generator

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flashback.checked_settings import CheckedSettings, setting
+from flashback.settings import CheckedSettings, setting
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.checked_settings import AUTO, CheckedSettings, setting
+from flashback.settings import AUTO, CheckedSettings, setting
 
 
 class Form(StrEnum):

@@ -28,7 +28,7 @@ from flashback.engines.kernels.products import (
 from flashback.errors import FlashBackError, SettingsError
 from flashback.readers.placement import choose_placement, processor
 from flashback.readers.reader import Reader
-from flashback.settings import Weights
+from flashback.readers.weight_settings import Weights
 from flashback.version import __version__
 
 _LOG = logging.getLogger(__name__)

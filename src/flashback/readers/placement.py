@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flashback.errors import SettingsError
-from flashback.settings import Weights
+from flashback.readers.weight_settings import Weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import tantivy
 
-from flashback.checked_settings import CheckedSettings, check_type, setting
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
@@ -32,7 +31,7 @@ from flashback.retrieval.index_folder import (
 )
 from flashback.retrieval.protocol import Hit
 from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
-from flashback.settings import SearchOptions
+from flashback.settings import CheckedSettings, SearchOptions, check_type, setting
 
 KIND = "bm25"
 NEAR_DUPLICATES = "near-duplicates.jsonl"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flashback.checked_settings import check_type
 from flashback.corpus.documents import (
     Advance,
     CorpusReport,
@@ -26,6 +25,7 @@ from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import IndexSettings, build_index
 from flashback.retrieval.index_folder import Manifest, check_target
+from flashback.settings import check_type
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""

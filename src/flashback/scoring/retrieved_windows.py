@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from flashback.checked_settings import AUTO
 from flashback.corpus.documents import Document, name_of
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
@@ -18,7 +17,7 @@ from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window, cut_windows, random_lengths
-from flashback.settings import RetrievalSettings
+from flashback.settings import AUTO, RetrievalSettings
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.checked_settings import CheckedSettings, setting
+from flashback.settings import CheckedSettings, setting
 
 MIB = 1 << 20
 

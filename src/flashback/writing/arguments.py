@@ -5,9 +5,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from flashback.checked_settings import check_type
 from flashback.errors import SettingsError
-from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+from flashback.settings import (
+    RetrievalSettings,
+    SamplingSettings,
+    Settings,
+    StoppingSettings,
+    check_type,
+)
 
 _PARTS = {
     "retrieval": RetrievalSettings,

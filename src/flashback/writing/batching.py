@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from flashback.checked_settings import check_number, check_type
 from flashback.engines.protocol import Batch, Request
 from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit
-from flashback.settings import RetrievalSettings
+from flashback.settings import RetrievalSettings, check_number, check_type
 from flashback.writing.text import Generation, Text
 
 Find = Callable[[Sequence[str], RetrievalSettings], list[list[Hit]]]

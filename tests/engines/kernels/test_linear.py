@@ -31,7 +31,8 @@ from flashback.loading import load
 from flashback.readers.fingerprint import fingerprint
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from recompute import TOLERANCE, check_greedy, largest_error
 from recorded import generate_and_record

@@ -25,7 +25,8 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.inference import for_inference
 from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generation, Generator
 from recompute import TOLERANCE, check_greedy, largest_error
 from recorded import generate_and_record

@@ -16,7 +16,8 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.self_check import fastest_step
 from flashback.readers.inference import for_inference
 from flashback.readers.reader import Reader
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings, Weights
+from flashback.readers.weight_settings import Weights
+from flashback.settings import RetrievalSettings, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from recompute import TOLERANCE, check_greedy, largest_error
 from recorded import generate_and_record
