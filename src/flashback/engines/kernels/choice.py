@@ -24,8 +24,8 @@ FEW = 32
 """The most rows that count as a few."""
 _STRIDE = (15, 0, 1)
 """Passes of a stride of 16 tokens with so many rows: what one layout for all is chosen for."""
-_COLD_BYTES = 1 << 26
-"""Of weights, more than a processor's caches hold."""
+_COLD_BYTES = 1 << 25
+"""Of each weight, copies: with those of other layouts more than caches hold."""
 _SECONDS = 0.02
 """For each product and number of rows."""
 _LEAST_BYTES = 1 << 18
