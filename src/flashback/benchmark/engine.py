@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flashback.benchmark.bench_settings import PRECISIONS, EngineBenchSettings
-from flashback.benchmark.ceilings import measure_ceilings, synchronize
+from flashback.benchmark.ceilings import Memory, synchronize
 from flashback.benchmark.flops import Shape, pass_bytes
 from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns
 from flashback.benchmark.machine import measured_on
@@ -159,8 +159,8 @@ class MeasuredStride:
     """Of these, the model's own passes."""
     decode_seconds: float = 0.0
     """Of single tokens."""
-    decode_bytes: float = 0.0
-    """What they must read at least: every weight, and the cache."""
+    bound_seconds: float = 0.0
+    """What they take at least: to read every weight and the cache, as fast as memory was then."""
 
 
 @dataclass(frozen=True)
@@ -175,25 +175,15 @@ class EngineSeries(Series):
     """The share of the decode steps that reading weights and cache takes at least."""
 
     @classmethod
-    def of(
-        cls,
-        arm: str,
-        stride: int,
-        runs: Sequence[Sequence[MeasuredStride]],
-        bytes_per_second: float = 0.0,
-    ) -> "EngineSeries":
-        """Sum up the strides, of `stride` tokens each, of every repeat.
-
-        Args:
-            bytes_per_second: of the machine's memory; 0: there is no bound.
-        """
+    def of(cls, arm: str, stride: int, runs: Sequence[Sequence[MeasuredStride]]) -> "EngineSeries":
+        """Sum up the strides, of `stride` tokens each, of every repeat."""
         seconds = tuple(sum(one.seconds for one in run) for run in runs)
         every = [one for run in runs for one in run]
         model_seconds = sum(one.model_seconds for one in every)
         steps = [one.decode_seconds / (stride - 1) for one in every]
         decoding = sum(one.decode_seconds for one in every)
-        read = sum(one.decode_bytes for one in every)
-        share = read / bytes_per_second / decoding if decoding and bytes_per_second else 0.0
+        bound = sum(one.bound_seconds for one in every)
+        share = bound / decoding if decoding else 0.0
         amount = len(runs[0]) * stride
         return cls(arm, amount, seconds, model_seconds, statistics.median(steps), share)
 
@@ -229,8 +219,8 @@ class EngineBench:
     readers: dict[EngineArm, Reader]
     material: Material
     shape: Shape
-    bytes_per_second: float
-    """Of the machine's memory."""
+    memory: Memory
+    """Read beside every stride."""
 
     @property
     def steps(self) -> int:
@@ -242,10 +232,7 @@ class EngineBench:
         self._once(self.lengths[:2])  # a warm-up
         runs = [self._once(self.lengths, on_step) for _ in range(self.settings.repeats)]
         stride = self.settings.stride
-        rows = (
-            EngineSeries.of(str(arm), stride, [run[arm] for run in runs], self.bytes_per_second)
-            for arm in runs[0]
-        )
+        rows = (EngineSeries.of(str(arm), stride, [run[arm] for run in runs]) for arm in runs[0])
         return Comparison(tuple(rows), RATIOS)
 
     def _once(
@@ -276,8 +263,8 @@ class EngineBench:
             read = sum(
                 self._read_bytes(arm, len(written.arranged) + at) for at in range(stride - 1)
             )
-            decoding = written.usage.decode_seconds
-            yield MeasuredStride(seconds, passes.seconds - before, decoding, read)
+            decoding, bound = written.usage.decode_seconds, read / self.memory.bytes_per_second(2)
+            yield MeasuredStride(seconds, passes.seconds - before, decoding, bound)
 
     def _read_bytes(self, arm: EngineArm, cached: int) -> float:
         """What a decode step behind so many tokens must read at least."""
@@ -296,8 +283,7 @@ class EngineBench:
             f"{self.lengths[-1]}, s={settings.stride}, m={settings.passage_tokens}"
         )
         products = {str(arm): own.placement.products for arm, own in self.readers.items()}
-        memory = {"bytes_per_second": self.bytes_per_second, "products": products}
-        described = {"settings": asdict(settings), **measured_on(device), **memory}
+        described = {"settings": asdict(settings), **measured_on(device), "products": products}
         return results.report(title, described)
 
 
@@ -313,7 +299,7 @@ def prepare(settings: EngineBenchSettings) -> EngineBench:
     first.check_pattern(settings.pattern)
     material = random_material(first, text_size(first, lengths, settings), settings.passage_tokens)
     plain = next(reader for arm, reader in readers.items() if arm.dynamic)
-    memory = measure_ceilings(plain.placement).bytes_per_second
+    memory = Memory(plain.placement.device)
     return EngineBench(settings, lengths, readers, material, Shape.of(plain.model), memory)
 
 
