@@ -263,7 +263,7 @@ class EngineBench:
             read = sum(
                 self._read_bytes(arm, len(written.arranged) + at) for at in range(stride - 1)
             )
-            decoding, bound = written.usage.decode_seconds, read / self.memory.bytes_per_second(2)
+            decoding, bound = written.usage.decode_seconds, read / self.memory.bytes_per_second(1)
             yield MeasuredStride(seconds, passes.seconds - before, decoding, bound)
 
     def _read_bytes(self, arm: EngineArm, cached: int) -> float:
