@@ -1,7 +1,7 @@
-"""Times llama.cpp beside `flashback bench engine`: prefill of a context, and a decode step behind it.
+"""llama.cpp beside `flashback bench engine`: prefill of a context, and a decode step behind it.
 
-pip install llama-cpp-python     (builds llama.cpp, minutes)
-python scripts/llama_cpp_decode.py FILE.gguf [FILE.gguf …] [--context 1000] [--threads 2]
+`pip install llama-cpp-python` builds it in minutes; then
+`python scripts/llama_cpp_decode.py FILE.gguf [FILE.gguf …] [--context 1000] [--threads 2]`.
 """
 
 import argparse
