@@ -37,7 +37,7 @@ def test_a_prompt_is_half_a_sentence_and_the_last_one_a_long_text() -> None:
         "A bridge over the river Orlen was opened",
     ]
     assert long.startswith(LIGHTHOUSE)
-    assert long.endswith(f"\n\n{short[-1]}")
+    assert long.endswith(f"\n\n{short[0]}")
 
 
 def test_passages_without_a_sentence_give_no_prompts() -> None:

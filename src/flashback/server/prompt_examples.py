@@ -42,7 +42,7 @@ def prompts_of(passages: Sequence[str]) -> list[str]:
     short = found[:: max(1, len(found) // _COUNT)][:_COUNT]
     if not short:
         return []
-    return [*short, "\n\n".join([*passages[:_LONG_TEXTS], short[-1]])]
+    return [*short, "\n\n".join([*passages[:_LONG_TEXTS], short[0]])]
 
 
 def _beginnings(passages: Sequence[str]) -> Iterator[str]:
