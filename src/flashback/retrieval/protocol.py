@@ -122,6 +122,14 @@ def check_search(queries: Sequence[str], options: SearchOptions) -> None:
         raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
 
 
+def missing_extra(what: str, package: str | None, extra: str) -> SettingsError:
+    """What to raise where a package of an extra is not installed."""
+    return SettingsError(
+        f"{what} needs {package}; install FlashBack with the extra {extra}: "
+        f"pip install '.[{extra}]' in a clone of the project"
+    )
+
+
 def storable(text: str) -> str:
     """A text without lone surrogates, which no store of UTF-8 holds."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -22,6 +22,7 @@ from flashback.errors import FlashBackError, SettingsError
 from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.kinds import open_index
 from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.remote import HttpRetriever
 from flashback.settings import Registry
 
 GROUP = "flashback.retrievers"
@@ -35,6 +36,8 @@ NAMES: Registry[Callable[[str], Retriever]] = Registry("retriever")
 """By name: opens what stands behind `NAME=`."""
 
 NAMES.register("index", open_index)
+SCHEMES.register("http", HttpRetriever.open)
+SCHEMES.register("https", HttpRetriever.open)
 
 
 @dataclass(frozen=True)
