@@ -21,6 +21,8 @@ from typing import Any
 from flashback.errors import FlashBackError, SettingsError
 from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.kinds import open_index
+from flashback.retrieval.milvus import MilvusRetriever
+from flashback.retrieval.postgres import PostgresRetriever
 from flashback.retrieval.protocol import Retriever
 from flashback.retrieval.remote import HttpRetriever
 from flashback.settings import Registry
@@ -38,6 +40,9 @@ NAMES: Registry[Callable[[str], Retriever]] = Registry("retriever")
 NAMES.register("index", open_index)
 SCHEMES.register("http", HttpRetriever.open)
 SCHEMES.register("https", HttpRetriever.open)
+SCHEMES.register("postgresql", PostgresRetriever)
+SCHEMES.register("milvus+http", MilvusRetriever)
+SCHEMES.register("milvus+https", MilvusRetriever)
 
 
 @dataclass(frozen=True)
