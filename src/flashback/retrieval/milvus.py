@@ -192,7 +192,9 @@ def _row(passage: Passage) -> dict[str, str]:
 
 def _hit(record: Any) -> Hit:
     entity = record["entity"]
-    return Hit(*(str(entity[name]) for name in _SHOWN), float(record["distance"]))
+    identifier, document, title, text = (str(entity[name]) for name in _SHOWN)
+    # Milvus gives BM25 as a score; milvus-lite as a distance, which is the score below 0.
+    return Hit(identifier, document, title, text, abs(float(record["distance"])))
 
 
 def _create(client: "MilvusClient", name: str) -> None:

@@ -24,6 +24,7 @@ from flashback.retrieval.kinds import open_index
 from flashback.retrieval.milvus import MilvusRetriever
 from flashback.retrieval.postgres import PostgresRetriever
 from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.qdrant import QdrantRetriever
 from flashback.retrieval.remote import HttpRetriever
 from flashback.settings import Registry
 
@@ -43,6 +44,8 @@ SCHEMES.register("https", HttpRetriever.open)
 SCHEMES.register("postgresql", PostgresRetriever)
 SCHEMES.register("milvus+http", MilvusRetriever)
 SCHEMES.register("milvus+https", MilvusRetriever)
+SCHEMES.register("qdrant+http", QdrantRetriever.open)
+SCHEMES.register("qdrant+https", QdrantRetriever.open)
 
 
 @dataclass(frozen=True)
