@@ -26,7 +26,6 @@ from flashback.readers.reader import Reader
 from flashback.scoring.given import TopModel
 from flashback.server import searching
 from flashback.server.scheduler import Job
-from flashback.server.searching import within
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.server.service import make_service
 from flashback.settings import RetrievalSettings

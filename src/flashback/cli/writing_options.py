@@ -18,6 +18,7 @@ from flashback.cli.reader_options import (
 from flashback.cli.retriever_options import Source, source_arguments, source_options
 from flashback.errors import FlashBackWarning
 from flashback.readers.weight_settings import Weights
+from flashback.retrieval.guard import GuardSettings
 from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class WritingRequest:
     index: Source | None
     adapter: str | None
     frame: FrameOptions
+    guard: GuardSettings
 
     def load(
         self, options: ReaderOptions, weights: Weights, *, always_index: bool = False
@@ -54,6 +56,7 @@ class WritingRequest:
         writer = load(
             options.model,
             **(source_arguments(self.index) if retrieval.retrieves or always_index else {}),
+            guard=self.guard,
             adapter=self.adapter,
             pattern=retrieval.pattern,
             weights=weights,
@@ -80,6 +83,7 @@ def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options_of(SamplingSettings),
         options_of(StoppingSettings),
         frame_options,
+        options_of(GuardSettings),
         options_of(RetrievalSettings),
         weights_option,
         reader_options,
@@ -109,7 +113,7 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
         check_echo(frame.echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)
-    return WritingRequest(settings, index, adapter, frame)
+    return WritingRequest(settings, index, adapter, frame, take(GuardSettings, values))
 
 
 def warn_if_empty(result: "Generation") -> None:
