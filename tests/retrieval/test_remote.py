@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.breaker import CircuitBreaker
 from flashback.retrieval.remote import HttpRetriever, Patience
 from flashback.retrieval.specs import open_retriever
+from flashback.server.server_settings import ServerSettings
+from flashback.server.serving import bind
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, found, passages_of
 from servers import MINUTES, Clock, chat_reader, serving
@@ -334,6 +337,12 @@ def test_a_wrong_request_is_not_the_servers_failure() -> None:
         with pytest.raises(RetrieverError, match=r"too long \(status 400\)"):
             retriever.search(["ant"], SearchOptions())
         assert len(retriever.search(["ant"], SearchOptions())[0]) == 1
+
+
+def test_the_servers_answers_are_not_held_back() -> None:
+    """Only for sockets that are TCP's by name does asyncio switch off Nagle's algorithm."""
+    with bind(ServerSettings(port=0)) as bound:
+        assert bound.proto == socket.IPPROTO_TCP
 
 
 def test_it_writes_from_a_server(model_folder: Any, tmp_path: Any) -> None:

@@ -2,7 +2,7 @@
 
     postgresql://user@host:5432/database?table=passages&config=english
 
-Words are found by the stems of one of PostgreSQL's configurations and ranked by its `ts_rank_cd`,
+Words are found by the stems of one of PostgreSQL's configurations and ranked by its `ts_rank`,
 which is not BM25: how rare a word is does not count. The password may stand in the environment
 (PGPASSWORD) or in ~/.pgpass, as for any client.
 """
@@ -40,7 +40,7 @@ WITH asked AS (
         FROM unnest(to_tsvector(%(config)s::regconfig, text)))::tsquery AS query
     FROM unnest(%(queries)s::text[]) WITH ORDINALITY AS given (text, place))
 SELECT place, hit.id, document, title, shown, score FROM asked, LATERAL (
-    SELECT *, ts_rank_cd(terms, query, 1)::float8 AS score FROM {0}
+    SELECT *, ts_rank(terms, query, 1)::float8 AS score FROM {0}
     WHERE terms @@ query AND title <> ALL (%(titles)s) AND document <> ALL (%(documents)s)
     ORDER BY score DESC, number LIMIT %(k)s) AS hit
 WHERE score >= %(min_score)s ORDER BY place, score DESC, hit.number
