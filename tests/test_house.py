@@ -38,7 +38,7 @@ MAY_IMPORT = {
     | {"retrieval.protocol"},
     "training": {"evaluation", "scoring", "readers", "patterns", "corpus"},
     "server": {"writing", "scoring", "readers", "patterns", "engines.protocol"}
-    | {"retrieval.protocol"},
+    | {"retrieval.guard", "retrieval.protocol"},
     "loading": {"writing", "readers", "engines", "retrieval"},
     "benchmark": {"loading", "evaluation", "scoring", "writing", "readers", "retrieval", "corpus"}
     | {"engines", "engines.cache", "engines.kernels", "patterns"},

@@ -16,8 +16,10 @@ from flashback.readers.passages import unseen_note
 from flashback.readers.text_reader import TextReader
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.frameworks import retriever_of
-from flashback.retrieval.kinds import Index, open_index
-from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
+from flashback.retrieval.kinds import open_index
+from flashback.retrieval.protocol import Retriever, Sampled
+from flashback.retrieval.specs import open_retriever
 from flashback.settings import (
     AUTO,
     PATTERNS,
@@ -90,6 +92,7 @@ def load(
     index: str | Path | None = None,
     *,
     retriever: object | None = None,
+    guard: GuardSettings | None = None,
     engine: str = "local",
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
@@ -108,7 +111,8 @@ def load(
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
         index: a folder made by `flashback index`; None is enough for the pattern `none`.
-        retriever: instead of an index: what `retriever_of` takes, LangChain's and LlamaIndex's too.
+        retriever: instead of an index: what `retriever_of` takes, or a SPEC of `open_retriever`.
+        guard: how long a search may take, and what becomes of a text without it; None: no limits.
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with; an adapter for another pattern is then not taken by
@@ -120,11 +124,9 @@ def load(
         quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
-        SettingsError: an argument is of a wrong type, unknown or out of range.
-        FlashBackError: the model, the adapter or the index is missing or unusable.
+        FlashBackError: an argument is wrong, or the model, adapter, index or retriever unusable.
     """
     named("--engine", engine, list(ENGINES))
-    check_type("index", index, str | Path | None)
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
@@ -133,16 +135,23 @@ def load(
     check_weights(options.weights, device, dtype)
     found = _retriever(index, retriever)
     reader, opened = ENGINES[engine](options)
-    _warn(reader, pattern, found.sample() if isinstance(found, Index) else [], passage_tokens)
-    return Generator(reader, opened, found)
+    _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
+    return Generator(reader, opened, _guarded(found, guard))
 
 
 def _retriever(index: str | Path | None, retriever: object | None) -> Retriever | None:
+    check_type("index", index, str | Path | None)
     if retriever is None:
         return None if index is None else open_index(index)
     if index is not None:
         raise SettingsError("index and retriever: expected one of them, found both")
-    return retriever_of(retriever)
+    return open_retriever(retriever) if isinstance(retriever, str) else retriever_of(retriever)
+
+
+def _guarded(retriever: Retriever | None, guard: GuardSettings | None) -> Retriever | None:
+    if retriever is None or guard is None:
+        return retriever
+    return LimitedRetriever(retriever, guard)
 
 
 def _warn(

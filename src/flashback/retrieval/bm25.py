@@ -29,9 +29,9 @@ from flashback.retrieval.index_folder import (
     publish,
     read_manifest,
 )
-from flashback.retrieval.protocol import Hit
+from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
-from flashback.settings import CheckedSettings, SearchOptions, check_type, setting
+from flashback.settings import CheckedSettings, SearchOptions, setting
 
 KIND = "bm25"
 NEAR_DUPLICATES = "near-duplicates.jsonl"
@@ -264,16 +264,11 @@ class BM25Index:
             SettingsError: k is below 1, or `queries` is one text.
             IndexFolderError: the index turns out to be damaged.
         """
-        check_type("options", options, SearchOptions)
-        check_type("k", options.k, int)
-        if options.k < 1:
-            raise SettingsError(f"k={options.k}: expected at least 1 passage")
-        if isinstance(queries, str):  # it would be taken letter by letter
-            raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
+        check_search(queries, options)
         return [self._search_one(query, options) for query in queries]
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
-        query = self._query(_storable(text), options)
+        query = self._query(storable(text), options)
         if query is None:
             return []
         limit = min(options.k, len(self))  # tantivy reserves memory for as many
@@ -305,13 +300,8 @@ class BM25Index:
 
     def _term(self, field: str, value: str, weight: float = 1.0) -> tantivy.Query:
         option = "freq" if field == "terms" else "basic"
-        query = tantivy.Query.term_query(self._schema, field, _storable(value), option)
+        query = tantivy.Query.term_query(self._schema, field, storable(value), option)
         return query if weight == 1.0 else tantivy.Query.boost_query(query, weight)
 
     def _hit(self, score: float, at: tantivy.DocAddress, options: SearchOptions) -> Hit | None:
         return hit_of(self._searcher.doc(at), float(score), options)
-
-
-def _storable(text: str) -> str:
-    """A text without lone surrogates, which tantivy refuses and no index holds."""
-    return text.encode("utf-8", "replace").decode("utf-8")

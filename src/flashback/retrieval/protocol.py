@@ -1,12 +1,13 @@
 """The protocol of retrievers."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flashback.corpus.passages import Passage
 from flashback.errors import SettingsError
-from flashback.settings import RetrievalSettings, SearchOptions
+from flashback.settings import RetrievalSettings, SearchOptions, check_type
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,33 @@ class Renewable(Retriever, Protocol):
 
 
 @runtime_checkable
+class Writable(Retriever, Protocol):
+    """A retriever whose passages change while it is searched. One writer at a time."""
+
+    def add(self, passages: Iterable[Passage]) -> None:
+        """Add passages at the next commit; of a document that is there, delete it first."""
+        ...
+
+    def delete(self, documents: Iterable[str]) -> None:
+        """Remove all passages of documents, by document id, at the next commit.
+
+        Unknown ids are passed over; what is added behind it stays.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Make what was added and deleted lasting, in the order of the calls, all or nothing.
+
+        Stores without transactions (Milvus, Qdrant) may stop half-way at a failure; they say so.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Search what was committed before from now on; until then a search may see less."""
+        ...
+
+
+@runtime_checkable
 class Sampled(Protocol):
     """What gives some of its passages to look at."""
 
@@ -78,6 +106,33 @@ class NoRetriever:
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`."""
         return [[] for _ in queries]
+
+
+def check_search(queries: Sequence[str], options: SearchOptions) -> None:
+    """Refuse what no retriever can answer.
+
+    Raises:
+        SettingsError: k is below 1, or `queries` is one text.
+    """
+    check_type("options", options, SearchOptions)
+    check_type("k", options.k, int)
+    if options.k < 1:
+        raise SettingsError(f"k={options.k}: expected at least 1 passage")
+    if isinstance(queries, str):  # it would be taken letter by letter
+        raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
+
+
+def missing_extra(what: str, package: str | None, extra: str) -> SettingsError:
+    """What to raise where a package of an extra is not installed."""
+    return SettingsError(
+        f"{what} needs {package}; install FlashBack with the extra {extra}: "
+        f"pip install '.[{extra}]' in a clone of the project"
+    )
+
+
+def storable(text: str) -> str:
+    """A text without lone surrogates, which no store of UTF-8 holds."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def ask(retriever: Retriever, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
