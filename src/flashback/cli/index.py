@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
+from flashback.cli.console import building_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
+from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.kinds import open_index
+from flashback.retrieval.kinds import KINDS, open_index
 from flashback.settings import RetrievalSettings
 
 _WORTH_SAYING = 0.01
@@ -78,6 +79,14 @@ def index() -> None:
     help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code of that reader's folder.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    default="bm25",
+    show_default=True,
+    help="bm25: passages are found by their words; dense: by their meaning, as vectors.",
+)
+@options_of(DenseSettings)
 @options_of(IndexSettings)
 def build(
     corpus: tuple[str, ...],
@@ -87,6 +96,7 @@ def build(
     as_json: bool,
     model: str,
     trust_remote_code: bool,
+    kind: str,
     **values: Any,
 ) -> None:
     """Read a corpus, cut it into passages and index them (the default command).
@@ -97,12 +107,13 @@ def build(
     \b
     flashback index build notes/ --out IDX --model smollm2
     flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
+    flashback index build notes/ --out IDX --kind dense --encoder all-MiniLM-L6-v2
     """
     if out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
-    settings = take(IndexSettings, values)
+    settings, dense = take(IndexSettings, values), take(DenseSettings, values)
     report = CorpusReport(strict=strict)
-    with indexing_progress() as progress:
+    with building_progress(kind) as (progress, on_encoding):
         manifest = index_corpus(
             corpus,
             out,
@@ -111,6 +122,9 @@ def build(
             overwrite=overwrite,
             progress=progress,
             token_ends=_token_ends(model, trust_remote_code),
+            kind=kind,
+            dense=dense,
+            on_encoding=on_encoding,
         )
     print_report(report)
     _print_notes(out, manifest)
