@@ -16,8 +16,9 @@ from flashback.readers.passages import unseen_note
 from flashback.readers.text_reader import TextReader
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.frameworks import retriever_of
-from flashback.retrieval.kinds import Index, open_index
-from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.kinds import open_index
+from flashback.retrieval.protocol import Retriever, Sampled
+from flashback.retrieval.specs import open_retriever
 from flashback.settings import (
     AUTO,
     PATTERNS,
@@ -108,7 +109,7 @@ def load(
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
         index: a folder made by `flashback index`; None is enough for the pattern `none`.
-        retriever: instead of an index: what `retriever_of` takes, LangChain's and LlamaIndex's too.
+        retriever: instead of an index: what `retriever_of` takes, or a SPEC of `open_retriever`.
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with; an adapter for another pattern is then not taken by
@@ -133,7 +134,7 @@ def load(
     check_weights(options.weights, device, dtype)
     found = _retriever(index, retriever)
     reader, opened = ENGINES[engine](options)
-    _warn(reader, pattern, found.sample() if isinstance(found, Index) else [], passage_tokens)
+    _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
     return Generator(reader, opened, found)
 
 
@@ -142,7 +143,7 @@ def _retriever(index: str | Path | None, retriever: object | None) -> Retriever 
         return None if index is None else open_index(index)
     if index is not None:
         raise SettingsError("index and retriever: expected one of them, found both")
-    return retriever_of(retriever)
+    return open_retriever(retriever) if isinstance(retriever, str) else retriever_of(retriever)
 
 
 def _warn(

@@ -9,6 +9,7 @@ import click
 
 from flashback.cli.console import building_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
+from flashback.cli.retriever_options import spec_given
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
@@ -17,6 +18,8 @@ from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import KINDS, open_index
+from flashback.retrieval.protocol import ask
+from flashback.retrieval.specs import RetrieverSpec, open_source
 from flashback.settings import RetrievalSettings
 
 _WORTH_SAYING = 0.01
@@ -187,24 +190,36 @@ def _print_notes(folder: Path, manifest: Manifest) -> None:
 
 
 @click.command(short_help="Search an index.")
-@click.argument("folder", type=Path)
-@click.argument("query")
+@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER] QUERY")
+@click.option(
+    "--retriever",
+    callback=spec_given,
+    metavar="SPEC",
+    help="Instead of FOLDER: where to search, as in 'flashback generate'.",
+)
 @click.option(
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
 )
 @options_of(RetrievalSettings, only=("min_score", "forbid_titles", "forbid_documents"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
-def search(folder: Path, query: str, k: int, as_json: bool, **values: Any) -> None:
+def search(
+    asked: tuple[str, ...], retriever: RetrieverSpec | None, k: int, as_json: bool, **values: Any
+) -> None:
     """Search an index; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
     flashback search IDX - --json < queries.txt
+    flashback search --retriever http://127.0.0.1:8000 "open a file for reading"
     """
     options = RetrievalSettings(passages=k, **values).search_options
-    opened = open_index(folder)
+    *folders, query = asked
+    if len(folders) != (retriever is None):
+        expected = "FOLDER and QUERY" if retriever is None else "QUERY alone beside --retriever"
+        raise click.UsageError(f"expected {expected}; found {', '.join(map(repr, asked))}")
+    opened = open_source(retriever or folders[0])
     queries = _lines(read_standard_input()) if query == "-" else [query]
-    for text, hits in zip(queries, opened.search(queries, options), strict=True):
+    for text, hits in zip(queries, ask(opened, queries, options), strict=True):
         if as_json:
             click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
             continue

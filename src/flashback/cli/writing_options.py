@@ -3,10 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
@@ -18,6 +15,7 @@ from flashback.cli.reader_options import (
     reader_options,
     weights_option,
 )
+from flashback.cli.retriever_options import Source, source_arguments, source_options
 from flashback.errors import FlashBackWarning
 from flashback.readers.weight_settings import Weights
 from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
@@ -31,7 +29,7 @@ class WritingRequest:
     """Settings, index and adapter of a command that writes."""
 
     settings: Settings
-    index: Path | None
+    index: Source | None
     adapter: str | None
     frame: FrameOptions
 
@@ -55,7 +53,7 @@ class WritingRequest:
         retrieval = self.settings.retrieval
         writer = load(
             options.model,
-            self.index if retrieval.retrieves or always_index else None,
+            **(source_arguments(self.index) if retrieval.retrieves or always_index else {}),
             adapter=self.adapter,
             pattern=retrieval.pattern,
             weights=weights,
@@ -86,7 +84,7 @@ def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
         weights_option,
         reader_options,
         adapter_option,
-        click.option("--index", type=Path, help="Index folder made by 'flashback index'."),
+        source_options,
     ):
         command = option(command)
     return command
