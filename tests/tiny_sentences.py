@@ -63,9 +63,9 @@ def save_encoder(folder: Path, *, seed: int = 0, prompts: dict[str, str] | None 
     return folder
 
 
-def save_cross_encoder(folder: Path, *, seed: int = 0) -> Path:
-    """A cross-encoder: a BERT of one layer that gives a pair of texts one number."""
+def save_cross_encoder(folder: Path, *, seed: int = 0, labels: int = 1) -> Path:
+    """A cross-encoder: a BERT of one layer that gives a pair of texts one number, or several."""
     torch.manual_seed(seed)
-    BertForSequenceClassification(_config(num_labels=1)).save_pretrained(folder)
+    BertForSequenceClassification(_config(num_labels=labels)).save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
     return folder

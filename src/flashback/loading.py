@@ -13,12 +13,16 @@ from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
 from flashback.readers.passages import unseen_note
+from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.frameworks import retriever_of
+from flashback.retrieval.fusion import FusedRetriever, FusionSettings
 from flashback.retrieval.kinds import open_index
 from flashback.retrieval.protocol import Retriever, Sampled
+from flashback.retrieval.rerank import READER, RerankSettings, reranked
 from flashback.retrieval.specs import open_retriever
+from flashback.scoring.reader_reranker import ReaderReranker
 from flashback.settings import (
     AUTO,
     PATTERNS,
@@ -88,9 +92,11 @@ ENGINES.register("local", open_local)
 
 def load(
     model: str | Path = MINI,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     *,
     retriever: object | None = None,
+    fusion: FusionSettings | None = None,
+    rerank: RerankSettings | None = None,
     engine: str = "local",
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
@@ -108,8 +114,12 @@ def load(
 
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
-        index: a folder made by `flashback index`; None is enough for the pattern `none`.
-        retriever: instead of an index: what `retriever_of` takes, or a SPEC of `open_retriever`.
+        index: a folder made by `flashback index`, or several, whose hits are fused; None is enough
+            for the pattern `none`.
+        retriever: instead of an index: what `retriever_of` takes, or a SPEC of `open_retriever`; a
+            list of them is fused, with the indexes if there are any.
+        fusion: how; by default with equal weights.
+        rerank: whether, and by what, hits are ranked anew; `reader` is the model.
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with; an adapter for another pattern is then not taken by
@@ -125,25 +135,49 @@ def load(
         FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     named("--engine", engine, list(ENGINES))
-    check_type("index", index, str | Path | None)
+    check_type("index", index, str | Path | Sequence | None)
+    rerank = rerank or RerankSettings()
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
         *(_weights(weights, quantize, decode_kernel), memory_bytes),
     )
     check_weights(options.weights, device, dtype)
-    found = _retriever(index, retriever)
+    found = _retriever(index, retriever, fusion or FusionSettings())
     reader, opened = ENGINES[engine](options)
+    found = _reranked(found, rerank, reader, passage_tokens)
     _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
     return Generator(reader, opened, found)
 
 
-def _retriever(index: str | Path | None, retriever: object | None) -> Retriever | None:
-    if retriever is None:
-        return None if index is None else open_index(index)
-    if index is not None:
+def _retriever(
+    index: str | Path | Sequence[str | Path] | None, retriever: object, fusion: FusionSettings
+) -> Retriever | None:
+    """What is searched; several are one."""
+    if index is not None and retriever is not None and not isinstance(retriever, list):
         raise SettingsError("index and retriever: expected one of them, found both")
+    folders = [index] if isinstance(index, str | Path) else index or []
+    others = retriever if isinstance(retriever, list) else [retriever]
+    parts = [*map(open_index, folders), *(_opened(one) for one in others if one is not None)]
+    fusion.weights(len(parts))
+    return FusedRetriever(parts, fusion) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _opened(retriever: object) -> Retriever:
     return open_retriever(retriever) if isinstance(retriever, str) else retriever_of(retriever)
+
+
+def _reranked(
+    found: Retriever | None, rerank: RerankSettings, reader: TextReader, passage_tokens: int
+) -> Retriever | None:
+    """With what ranks anew in front of it."""
+    if found is None:
+        return None
+    if rerank.reranker != READER:
+        return reranked(found, rerank)
+    if not isinstance(reader, Reader):
+        raise SettingsError("--reranker='reader': this engine runs its reader elsewhere")
+    return reranked(found, rerank, ReaderReranker(reader, passage_tokens))
 
 
 def _warn(

@@ -9,7 +9,7 @@ import click
 
 from flashback.cli.console import building_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.cli.retriever_options import spec_given
+from flashback.cli.retriever_options import combined, combining_options, spec_given
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
@@ -190,13 +190,14 @@ def _print_notes(folder: Path, manifest: Manifest) -> None:
 
 
 @click.command(short_help="Search an index.")
-@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER] QUERY")
+@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER]... QUERY")
 @click.option(
     "--retriever",
     callback=spec_given,
     metavar="SPEC",
-    help="Instead of FOLDER: where to search, as in 'flashback generate'.",
+    help="Instead of a FOLDER, or beside: where to search, as in 'flashback generate'.",
 )
+@combining_options
 @click.option(
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
 )
@@ -205,19 +206,20 @@ def _print_notes(folder: Path, manifest: Manifest) -> None:
 def search(
     asked: tuple[str, ...], retriever: RetrieverSpec | None, k: int, as_json: bool, **values: Any
 ) -> None:
-    """Search an index; QUERY '-' reads one query per line of standard input.
+    """Search an index, or several; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
+    flashback search WORDS MEANING "open a file for reading" --fusion-weights 1,0.5
     flashback search IDX - --json < queries.txt
     flashback search --retriever http://127.0.0.1:8000 "open a file for reading"
     """
-    options = RetrievalSettings(passages=k, **values).search_options
     *folders, query = asked
-    if len(folders) != (retriever is None):
-        expected = "FOLDER and QUERY" if retriever is None else "QUERY alone beside --retriever"
-        raise click.UsageError(f"expected {expected}; found {', '.join(map(repr, asked))}")
-    opened = open_source(retriever or folders[0])
+    source = combined([*map(Path, folders), *([] if retriever is None else [retriever])], values)
+    options = RetrievalSettings(passages=k, **values).search_options
+    if source is None:
+        raise click.UsageError(f"expected FOLDER and QUERY; found {', '.join(map(repr, asked))}")
+    opened = open_source(source)
     queries = _lines(read_standard_input()) if query == "-" else [query]
     for text, hits in zip(queries, ask(opened, queries, options), strict=True):
         if as_json:
