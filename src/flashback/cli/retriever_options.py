@@ -19,8 +19,8 @@ Source = Path | RetrieverSpec | CombinedSource
 
 _INDEX = "Index folder that passages come from (repeatable: what several find is fused)."
 _RETRIEVER = (
-    "Instead of an index, or beside it: a URL (http://...), package.module:factory or a name, each with =TEXT "
-    "behind it if it takes one (docs/retrieval.md)."
+    "Instead of an index, or beside it: a URL (http://...), package.module:factory or a name, each "
+    "with =TEXT behind it if it takes one (docs/retrieval.md)."
 )
 
 
@@ -42,6 +42,7 @@ def _source_options(command: Callable[..., Any], *, required: bool) -> Callable[
             raise click.UsageError("Missing option '--index' (or '--retriever').")
         return command(index=source, **values)
 
+    given: Callable[..., Any] = run
     for option in (
         combining_options,
         click.option(
@@ -49,8 +50,8 @@ def _source_options(command: Callable[..., Any], *, required: bool) -> Callable[
         ),
         click.option("--index", type=Path, multiple=True, help=_INDEX),
     ):
-        run = option(run)
-    return run
+        given = option(given)
+    return given
 
 
 def combining_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -259,6 +259,19 @@ class BM25Index:
             found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
             return [text_of(self._searcher.doc(at)) for _, at in found]
 
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, in no order, each as its first document has it; scores say nothing.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with _readable_damage(self.folder):
+            query = tantivy.Query.all_query()
+            for _, at in self._searcher.search(query, limit=len(self), count=False).hits:
+                hit = self._hit(0.0, at, SearchOptions())
+                assert hit is not None
+                yield hit
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 

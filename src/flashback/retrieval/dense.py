@@ -249,6 +249,13 @@ class DenseIndex:
         """The texts of up to 256 passages, spread evenly over the index."""
         return list(self._store.texts(range(0, len(self), -(-len(self) // _SAMPLE))))
 
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, each as its first document has it; scores say nothing."""
+        for number in range(len(self)):
+            hit = self._store.hit(number, 0.0, SearchOptions())
+            assert hit is not None
+            yield hit
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. A query without a token that the encoder knows finds nothing.
 

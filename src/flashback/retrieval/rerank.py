@@ -38,7 +38,7 @@ class Reranker(Protocol):
 
 
 class CrossEncoderReranker:
-    """A cross-encoder of sentence-transformers; scores are what it gives, by default from 0 to 1."""
+    """A cross-encoder of sentence-transformers; by default it gives scores from 0 to 1."""
 
     def __init__(self, name: str) -> None:
         """Load a model.
