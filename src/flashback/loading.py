@@ -114,29 +114,22 @@ def load(
 
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
-        index: a folder made by `flashback index`, or several, whose hits are fused; None is enough
-            for the pattern `none`.
-        retriever: instead of an index: what `retriever_of` takes, or a SPEC of `open_retriever`; a
-            list of them is fused, with the indexes if there are any.
-        fusion: how; by default with equal weights.
-        rerank: whether, and by what, hits are ranked anew; `reader` is the model.
+        index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
+        retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are fused.
+        fusion, rerank: how; and what ranks hits anew, if anything (`reader` is the model).
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with; an adapter for another pattern is then not taken by
             `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
-        device, dtype, window, trust_remote_code: see `load_reader`.
-        weights: see `Weights`; `numba` and `int8` on CPU only.
+        device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.
         memory_bytes: of kept keys and values; None: one text's, and 256 MiB of passages'.
         passage_tokens: m; a warning says how many passages are longer.
-        quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
         SettingsError: an argument is of a wrong type, unknown or out of range.
         FlashBackError: the model, the adapter or the index is missing or unusable.
     """
     named("--engine", engine, list(ENGINES))
-    check_type("index", index, str | Path | Sequence | None)
-    rerank = rerank or RerankSettings()
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
@@ -145,15 +138,15 @@ def load(
     check_weights(options.weights, device, dtype)
     found = _retriever(index, retriever, fusion or FusionSettings())
     reader, opened = ENGINES[engine](options)
-    found = _reranked(found, rerank, reader, passage_tokens)
     _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
-    return Generator(reader, opened, found)
+    return Generator(reader, opened, _reranked(found, rerank, reader, passage_tokens))
 
 
 def _retriever(
     index: str | Path | Sequence[str | Path] | None, retriever: object, fusion: FusionSettings
 ) -> Retriever | None:
     """What is searched; several are one."""
+    check_type("index", index, str | Path | Sequence | None)
     if index is not None and retriever is not None and not isinstance(retriever, list):
         raise SettingsError("index and retriever: expected one of them, found both")
     folders = [index] if isinstance(index, str | Path) else index or []
@@ -168,11 +161,11 @@ def _opened(retriever: object) -> Retriever:
 
 
 def _reranked(
-    found: Retriever | None, rerank: RerankSettings, reader: TextReader, passage_tokens: int
+    found: Retriever | None, rerank: RerankSettings | None, reader: TextReader, passage_tokens: int
 ) -> Retriever | None:
     """With what ranks anew in front of it."""
-    if found is None:
-        return None
+    if found is None or rerank is None:
+        return found
     if rerank.reranker != READER:
         return reranked(found, rerank)
     if not isinstance(reader, Reader):

@@ -1,7 +1,6 @@
 """`flashback eval retrieval`."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any
 
 import click
 
+from flashback.cli.console import notes
 from flashback.cli.documents import counting
 from flashback.cli.options import options_of, take
 from flashback.cli.reader_options import ReaderOptions, model_options
 from flashback.cli.retriever_options import combining_options, specs_given
 from flashback.cli.tables import print_columns
-from flashback.errors import FlashBackWarning
 from flashback.evaluation.judgements import Judgements, read_judgements
 from flashback.evaluation.search_quality import (
     Quality,
@@ -87,7 +86,7 @@ def retrieval(
     """
     fusion, rerank = take(FusionSettings, values), take(RerankSettings, values)
     settings = take(QualitySettings, values)
-    sources = (*index, *retriever)
+    sources: list[Path | RetrieverSpec] = [*index, *retriever]
     if not sources:
         raise click.UsageError("there is nothing to search in; give --index or --retriever")
     check_measures(settings.measure)
@@ -149,11 +148,10 @@ def _measured(
     for row, own in zip(rows, found, strict=True):
         judged = judgements.judged
         if not any(set(documents) & set(judged[name]) for name, documents in own.run.items()):
-            warnings.warn(
+            notes.print(
                 f"{row.name}: not one judged document was found; are the ids of the judgements "
                 "those that the documents were indexed with?",
-                FlashBackWarning,
-                stacklevel=2,
+                markup=False,
             )
     return found
 

@@ -2,7 +2,7 @@
 
 Vectors are kept as float16 in a graph (HNSW, Malkov and Yashunin 2018) of usearch, memory-mapped
 when searched. Few vectors are all compared; of many, the graph finds nearly all of the nearest
-(docs/retrieval.md). Scores are cosines.
+(docs/hybrid.md). Scores are cosines.
 
 Symbols: N passages, D dimensions.
 """

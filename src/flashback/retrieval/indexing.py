@@ -18,7 +18,7 @@ from flashback.corpus.paper_datasets import (
     find_data_files,
     read_data_files,
 )
-from flashback.corpus.passages import TokenEnds, TokenLimit, cut_documents, estimated_ends
+from flashback.corpus.passages import Passage, TokenEnds, TokenLimit, cut_documents, estimated_ends
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
@@ -182,18 +182,21 @@ def index_corpus(
     encoder = _encoder(dense or DenseSettings()) if kind == DENSE else None  # before all is read
     listed = [names] if isinstance(names, str | Path) else names
     corpus = open_corpus([str(name) for name in listed], report)
-    advance, on_passage = progress(corpus.bytes)
     limit = TokenLimit(settings.passage_tokens, token_ends)
+    passages = _passages(corpus, settings, limit, progress)
+    if encoder is None:
+        return build_index(folder, passages, settings, report, overwrite=overwrite)
+    made = folder, passages, settings, encoder, report
+    return build_dense(*made, overwrite=overwrite, on_encoding=on_encoding)
+
+
+def _passages(
+    corpus: Corpus, settings: IndexSettings, limit: TokenLimit, progress: ProgressStart
+) -> Iterator[Passage]:
+    advance, on_passage = progress(corpus.bytes)
     documents = corpus.read(advance)
     passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
-    counted = called(on_passage, passages)
-    if encoder is None:
-        return build_index(folder, counted, settings, report, overwrite=overwrite)
-    return build_dense(
-        *(folder, counted, settings, encoder, report),
-        overwrite=overwrite,
-        on_encoding=on_encoding,
-    )
+    return called(on_passage, passages)
 
 
 def _encoder(settings: DenseSettings) -> Encoder:
