@@ -115,7 +115,7 @@ def load(
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
         index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
-        retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are fused.
+        retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
         fusion, rerank: how; and what ranks hits anew, if anything (`reader` is the model).
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
