@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "training": {"evaluation", "scoring", "readers", "patterns", "corpus"},
     "server": {"writing", "scoring", "readers", "patterns", "engines.protocol"}
     | {"retrieval.guard", "retrieval.protocol"},
-    "loading": {"writing", "readers", "engines", "retrieval"},
+    "loading": {"writing", "readers", "engines", "retrieval", "scoring"},
     "benchmark": {"loading", "evaluation", "scoring", "writing", "readers", "retrieval", "corpus"}
     | {"engines", "engines.cache", "engines.kernels", "patterns"},
 }

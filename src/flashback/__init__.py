@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from flashback.readers.load import load_reader
     from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index, IndexSettings
+    from flashback.retrieval.dense import DenseSettings
+    from flashback.retrieval.fusion import FusionSettings
     from flashback.retrieval.indexing import index_corpus
     from flashback.retrieval.protocol import Hit, Retriever
+    from flashback.retrieval.rerank import RerankSettings
     from flashback.settings import (
         FrameText,
         RetrievalSettings,
@@ -48,15 +51,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BM25Index",
+    "DenseSettings",
     "Engine",
     "FlashBackError",
     "FrameText",
+    "FusionSettings",
     "Generation",
     "Generator",
     "Hit",
     "IndexSettings",
     "LocalEngine",
     "Reader",
+    "RerankSettings",
     "RetrievalSettings",
     "Retriever",
     "SamplingSettings",
@@ -90,6 +96,9 @@ _MODULES = {
     "readers.load": ("load_reader",),
     "readers.reader": ("Reader",),
     "retrieval.bm25": ("BM25Index", "IndexSettings"),
+    "retrieval.dense": ("DenseSettings",),
+    "retrieval.fusion": ("FusionSettings",),
+    "retrieval.rerank": ("RerankSettings",),
     "retrieval.protocol": ("Hit", "Retriever"),
     "settings": (
         "FrameText",

@@ -73,13 +73,14 @@ def test_answers(here: Path, chat_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("generate", "--index", "IDX", *SPEC, "x"), "--index and --retriever: expected one of"),
         (("generate", "--retriever", "nonsuch:make", "x"), "there is no module nonsuch"),
-        (("search", *SPEC, "IDX", "x"), "expected QUERY alone beside --retriever; found 'IDX'"),
+        (("search", "x"), "expected FOLDER and QUERY; found 'x'"),
         (("search", *SPEC), "Missing argument"),
         (("search", "--retriever", "gopher://a", "x"), "unknown scheme gopher://"),
         (("bench", "pareto", "x", "--out", "y"), "Missing option '--index' (or '--retriever')"),
-        (("serve", "--index", "IDX", *SPEC), "--index and --retriever: expected one of them"),
+        (("generate", *SPEC, "--fusion-weights", "1,2", "x"), "a weight for each of 1 indexes"),
+        (("generate", *SPEC, "--fusion-weights", "1,x", "x"), "expected numbers above 0"),
+        (("search", *SPEC, "--reranker", "reader", "x"), "searches before its reader is loaded"),
     ],
 )
 def test_refusals(here: Path, words: tuple[str, ...], message: str) -> None:

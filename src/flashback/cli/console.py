@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from flashback.corpus.documents import Advance, CorpusReport
+from flashback.retrieval.dense import KIND as DENSE
 from flashback.retrieval.indexing import ProgressStart
 
 _WIDE = 160
@@ -68,6 +69,38 @@ def indexing_progress() -> Iterator[ProgressStart]:
             return lambda size: progress.advance(task, size), on_passage
 
         yield start
+
+
+Encoding = Callable[[int], Callable[[], None]]
+"""Given a number of passages: what to call for each that is encoded."""
+
+
+@contextlib.contextmanager
+def encoding_progress() -> Iterator[tuple[ProgressStart, Encoding]]:
+    """A bar of bytes read and one of passages encoded."""
+    columns = Progress.get_default_columns()
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+
+        def reading(total: int) -> tuple[Advance, Callable[[], None]]:
+            task = progress.add_task("reading", total=total or None)
+            return lambda size: progress.advance(task, size), lambda: None
+
+        def encoding(total: int) -> Callable[[], None]:
+            task = progress.add_task("encoding", total=total)
+            return lambda: progress.advance(task)
+
+        yield reading, encoding
+
+
+@contextlib.contextmanager
+def building_progress(kind: str) -> Iterator[tuple[ProgressStart, Encoding]]:
+    """The bars of an index of a kind."""
+    if kind == DENSE:
+        with encoding_progress() as started:
+            yield started
+    else:
+        with indexing_progress() as progress:
+            yield progress, lambda _: lambda: None
 
 
 def print_report(report: CorpusReport) -> None:

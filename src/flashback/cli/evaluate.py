@@ -85,13 +85,16 @@ class _Evaluations(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group("eval", cls=_Evaluations, short_help="Perplexity and answers to questions.")
+@click.group(
+    "eval", cls=_Evaluations, short_help="Perplexity, answers to questions, what is found."
+)
 def evaluate() -> None:
-    """Compare the context patterns.
+    """Compare the context patterns, and indexes.
 
     \b
     flashback eval perplexity texts/ --index IDX     perplexity of texts
     flashback eval qa FILE --index IDX               answers to questions
+    flashback eval retrieval QRELS --queries FILE --index IDX    what is found
 
     Without a command, perplexity is meant: 'flashback eval texts/ --index IDX'.
     """

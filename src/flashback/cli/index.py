@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
+from flashback.cli.console import building_progress, notes, print_report, read_standard_input
 from flashback.cli.options import options_of, take
-from flashback.cli.retriever_options import spec_given
+from flashback.cli.retriever_options import combined, combining_options, spec_given
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
+from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.kinds import open_index
+from flashback.retrieval.kinds import KINDS, open_index
 from flashback.retrieval.protocol import ask
 from flashback.retrieval.specs import RetrieverSpec, open_source
 from flashback.settings import RetrievalSettings
@@ -81,6 +82,14 @@ def index() -> None:
     help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code of that reader's folder.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    default="bm25",
+    show_default=True,
+    help="bm25: passages are found by their words; dense: by their meaning, as vectors.",
+)
+@options_of(DenseSettings)
 @options_of(IndexSettings)
 def build(
     corpus: tuple[str, ...],
@@ -90,6 +99,7 @@ def build(
     as_json: bool,
     model: str,
     trust_remote_code: bool,
+    kind: str,
     **values: Any,
 ) -> None:
     """Read a corpus, cut it into passages and index them (the default command).
@@ -100,12 +110,13 @@ def build(
     \b
     flashback index build notes/ --out IDX --model smollm2
     flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
+    flashback index build notes/ --out IDX --kind dense --encoder all-MiniLM-L6-v2
     """
     if out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
-    settings = take(IndexSettings, values)
+    settings, dense = take(IndexSettings, values), take(DenseSettings, values)
     report = CorpusReport(strict=strict)
-    with indexing_progress() as progress:
+    with building_progress(kind) as (progress, on_encoding):
         manifest = index_corpus(
             corpus,
             out,
@@ -114,6 +125,9 @@ def build(
             overwrite=overwrite,
             progress=progress,
             token_ends=_token_ends(model, trust_remote_code),
+            kind=kind,
+            dense=dense,
+            on_encoding=on_encoding,
         )
     print_report(report)
     _print_notes(out, manifest)
@@ -176,13 +190,14 @@ def _print_notes(folder: Path, manifest: Manifest) -> None:
 
 
 @click.command(short_help="Search an index.")
-@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER] QUERY")
+@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER]... QUERY")
 @click.option(
     "--retriever",
     callback=spec_given,
     metavar="SPEC",
-    help="Instead of FOLDER: where to search, as in 'flashback generate'.",
+    help="Instead of a FOLDER, or beside: where to search, as in 'flashback generate'.",
 )
+@combining_options
 @click.option(
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
 )
@@ -191,19 +206,20 @@ def _print_notes(folder: Path, manifest: Manifest) -> None:
 def search(
     asked: tuple[str, ...], retriever: RetrieverSpec | None, k: int, as_json: bool, **values: Any
 ) -> None:
-    """Search an index; QUERY '-' reads one query per line of standard input.
+    """Search an index, or several; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
+    flashback search WORDS MEANING "open a file for reading" --fusion-weights 1,0.5
     flashback search IDX - --json < queries.txt
     flashback search --retriever http://127.0.0.1:8000 "open a file for reading"
     """
-    options = RetrievalSettings(passages=k, **values).search_options
     *folders, query = asked
-    if len(folders) != (retriever is None):
-        expected = "FOLDER and QUERY" if retriever is None else "QUERY alone beside --retriever"
-        raise click.UsageError(f"expected {expected}; found {', '.join(map(repr, asked))}")
-    opened = open_source(retriever or folders[0])
+    source = combined([*map(Path, folders), *([] if retriever is None else [retriever])], values)
+    options = RetrievalSettings(passages=k, **values).search_options
+    if source is None:
+        raise click.UsageError(f"expected FOLDER and QUERY; found {', '.join(map(repr, asked))}")
+    opened = open_source(source)
     queries = _lines(read_standard_input()) if query == "-" else [query]
     for text, hits in zip(queries, ask(opened, queries, options), strict=True):
         if as_json:

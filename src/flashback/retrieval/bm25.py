@@ -92,14 +92,15 @@ def build_index(
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
     """
-    with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, _called(on_passage, passages), settings, report)
+    with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
+        counts = _fill(data, called(on_passage, passages), settings, report)
         versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
         content = Content(KIND, counts, asdict(settings), versions)
         return publish(folder, data, content)
 
 
-def _called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
+def called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
+    """The same passages; `on_passage` is called for each."""
     for passage in passages:
         on_passage()
         yield passage
@@ -115,7 +116,7 @@ def _fill(
             for passage in passages:
                 spool.add(passage)
             if not spool.stored:
-                raise CorpusError(_nothing_found(report))
+                raise CorpusError(nothing_found(report))
             letters = _write(writer, spool, settings)
         if spool.dropped:
             lines = (f"{line}\n" for line in spool.reasons())
@@ -146,7 +147,7 @@ def _write(writer: tantivy.IndexWriter, spool: Spool, settings: IndexSettings) -
 
 
 @contextlib.contextmanager
-def _readable_errors(folder: Path) -> Iterator[None]:
+def readable_errors(folder: Path) -> Iterator[None]:
     """A full disk in one line; tantivy reports every failure of its files as a ValueError."""
     try:
         yield
@@ -172,7 +173,8 @@ def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
         writer.wait_merging_threads()
 
 
-def _nothing_found(report: CorpusReport) -> str:
+def nothing_found(report: CorpusReport) -> str:
+    """Why a corpus gave no passage."""
     refused = f", {report.bad_records} bad records" if report.bad_records else ""
     ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
     first = f"; the first: {report.examples[0]}" if report.examples else ""
@@ -256,6 +258,19 @@ class BM25Index:
             query = self._term(SAMPLED, SAMPLED)
             found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
             return [text_of(self._searcher.doc(at)) for _, at in found]
+
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, in no order, each as its first document has it; scores say nothing.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with _readable_damage(self.folder):
+            query = tantivy.Query.all_query()
+            for _, at in self._searcher.search(query, limit=len(self), count=False).hits:
+                hit = self._hit(0.0, at, SearchOptions())
+                assert hit is not None
+                yield hit
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.

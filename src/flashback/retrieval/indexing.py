@@ -18,14 +18,18 @@ from flashback.corpus.paper_datasets import (
     find_data_files,
     read_data_files,
 )
-from flashback.corpus.passages import TokenEnds, TokenLimit, cut_documents, estimated_ends
+from flashback.corpus.passages import Passage, TokenEnds, TokenLimit, cut_documents, estimated_ends
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
-from flashback.retrieval.bm25 import IndexSettings, build_index
+from flashback.retrieval.bm25 import KIND as BM25
+from flashback.retrieval.bm25 import IndexSettings, build_index, called
+from flashback.retrieval.dense import KIND as DENSE
+from flashback.retrieval.dense import DenseSettings, build_dense, check_installed
+from flashback.retrieval.encoders import Encoder, load_encoder
 from flashback.retrieval.index_folder import Manifest, check_target
-from flashback.settings import check_type
+from flashback.settings import check_type, named
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""
@@ -144,6 +148,9 @@ def index_corpus(
     overwrite: bool = False,
     progress: ProgressStart = lambda _: (lambda _: None, lambda: None),
     token_ends: TokenEnds = estimated_ends,
+    kind: str = BM25,
+    dense: DenseSettings | None = None,
+    on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
 
@@ -155,24 +162,43 @@ def index_corpus(
         progress: starts a progress bar.
         token_ends: counts the tokens of passages as the reader does that they will be shown to, see
             `load_token_ends`; without it, an estimate errs on the safe side.
+        kind: `bm25` or `dense`.
+        dense: of the kind `dense`: how passages become vectors.
+        on_encoding: see `build_dense`.
 
     Raises:
-        SettingsError: an argument is of a wrong type.
+        SettingsError: an argument is of a wrong type, or an extra is not installed.
+        ReaderError: the encoder is missing or unusable.
         FlashBackError: the corpus or the folder is not usable.
     """
     check_type("names", names, str | Path | Sequence)
     check_type("folder", folder, str | Path)
     check_type("settings", settings, IndexSettings | None)
+    named("--kind", kind, [BM25, DENSE])
     folder = Path(folder)
     settings = settings or IndexSettings()
     report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
+    encoder = _encoder(dense or DenseSettings()) if kind == DENSE else None  # before all is read
     listed = [names] if isinstance(names, str | Path) else names
     corpus = open_corpus([str(name) for name in listed], report)
-    advance, on_passage = progress(corpus.bytes)
     limit = TokenLimit(settings.passage_tokens, token_ends)
+    passages = _passages(corpus, settings, limit, progress)
+    if encoder is None:
+        return build_index(folder, passages, settings, report, overwrite=overwrite)
+    made = folder, passages, settings, encoder, report
+    return build_dense(*made, overwrite=overwrite, on_encoding=on_encoding)
+
+
+def _passages(
+    corpus: Corpus, settings: IndexSettings, limit: TokenLimit, progress: ProgressStart
+) -> Iterator[Passage]:
+    advance, on_passage = progress(corpus.bytes)
     documents = corpus.read(advance)
     passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
-    return build_index(
-        folder, passages, settings, report, overwrite=overwrite, on_passage=on_passage
-    )
+    return called(on_passage, passages)
+
+
+def _encoder(settings: DenseSettings) -> Encoder:
+    check_installed()
+    return load_encoder(settings.encoder)

@@ -1,7 +1,7 @@
 """The protocol of retrievers."""
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -97,6 +97,15 @@ class Sampled(Protocol):
 
     def sample(self) -> list[str]:
         """The texts of some passages that stand for all, as a reader gets them."""
+        ...
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """What gives all of its passages."""
+
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, in any order; scores say nothing."""
         ...
 
 

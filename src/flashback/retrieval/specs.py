@@ -20,12 +20,14 @@ from typing import Any
 
 from flashback.errors import FlashBackError, SettingsError
 from flashback.retrieval.frameworks import retriever_of
+from flashback.retrieval.fusion import FusedRetriever, FusionSettings
 from flashback.retrieval.kinds import open_index
 from flashback.retrieval.milvus import MilvusRetriever
 from flashback.retrieval.postgres import PostgresRetriever
 from flashback.retrieval.protocol import Retriever
 from flashback.retrieval.qdrant import QdrantRetriever
 from flashback.retrieval.remote import HttpRetriever
+from flashback.retrieval.rerank import READER, RerankSettings, reranked
 from flashback.settings import Registry
 
 GROUP = "flashback.retrievers"
@@ -85,9 +87,45 @@ def open_retriever(spec: str) -> Retriever:
     return _made(_factory(name, shown), (argument,) if equals else (), shown)
 
 
-def open_source(source: str | Path | RetrieverSpec) -> Retriever:
-    """An index folder or a SPEC, opened; see `open_index` and `open_retriever`."""
+@dataclass(frozen=True)
+class CombinedSource:
+    """Index folders and retrievers that are fused, and what ranks anew what they find."""
+
+    parts: tuple[str | Path | RetrieverSpec, ...]
+    fusion: FusionSettings = FusionSettings()
+    rerank: RerankSettings = RerankSettings()
+
+    def __str__(self) -> str:
+        """For people and records."""
+        fused = " + ".join(map(str, self.parts))
+        weights = f" ({self.fusion.fusion_weights})" if self.fusion.fusion_weights else ""
+        reranked = f", reranked by {self.rerank.reranker}" if self.rerank.reranker else ""
+        return f"{fused}{weights}{reranked}"
+
+
+def open_source(source: str | Path | RetrieverSpec | CombinedSource) -> Retriever:
+    """An index folder, a SPEC or several, opened; see `open_index` and `open_retriever`.
+
+    Raises:
+        SettingsError: a SPEC or the weights are wrong, or the reranker is the reader, which is
+            known to `load` alone.
+        FlashBackError: something cannot be opened.
+    """
+    if isinstance(source, CombinedSource):
+        if source.rerank.reranker == READER:
+            raise SettingsError(
+                "--reranker='reader': this command searches before its reader is loaded; expected "
+                "a cross-encoder"
+            )
+        return reranked(open_fused(source), source.rerank)
     return open_retriever(source.text) if isinstance(source, RetrieverSpec) else open_index(source)
+
+
+def open_fused(source: CombinedSource) -> Retriever:
+    """The same without what ranks anew; see `open_source`."""
+    source.fusion.weights(len(source.parts))  # before anything is opened
+    opened = [open_source(part) for part in source.parts]
+    return opened[0] if len(opened) == 1 else FusedRetriever(opened, source.fusion)
 
 
 def _open_url(scheme: str, url: str, shown: str) -> Retriever:
