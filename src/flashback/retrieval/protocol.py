@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flashback.corpus.place import Place
 from flashback.errors import SettingsError
 from flashback.settings import RetrievalSettings, SearchOptions
 
@@ -21,6 +22,15 @@ class Hit:
     score: float
     """Higher is better; only comparable within one retriever, and by ratio, see `near_best`: for
     distances or logits set `min_relative_score` to 0."""
+    place: Place | None = None
+    """Where in its document it stands, if that is known."""
+
+    @property
+    def source(self) -> str:
+        """Its title (or document) and place, for people: `manual.pdf, page 3`."""
+        name = self.title or self.document_id
+        place = "" if self.place is None else str(self.place)
+        return f"{name}, {place}" if place else name
 
 
 class Retriever(Protocol):
