@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.settings import (
     CheckedSettings,
@@ -24,7 +25,14 @@ setting is a keyword of [`generate`](api.md#writing); on the command line it has
 A value out of its range is refused, never changed.
 """
 _HEAD = "| setting | flag | default | range | meaning |\n|---|---|---|---|---|"
-_CLASSES = (RetrievalSettings, SamplingSettings, StoppingSettings, Settings, IndexSettings)
+_CLASSES = (
+    RetrievalSettings,
+    SamplingSettings,
+    StoppingSettings,
+    Settings,
+    IndexSettings,
+    FileSettings,
+)
 _LARGE = 1 << 16
 """A limit from here on only keeps nonsense out."""
 

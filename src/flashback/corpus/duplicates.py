@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
@@ -138,7 +138,7 @@ class Spool:
         copies = "SELECT id, document FROM copy WHERE number = ? AND document != ? ORDER BY rowid"
         for number, *values, place in self._db.execute("SELECT * FROM passage ORDER BY number"):
             known = None if place is None else place_of(json.loads(place))
-            passage = Passage(*values, place=known)
+            passage = replace(Passage(*values), place=known)
             found = self._db.execute(copies, (number, passage.document_id))
             yield Stored(passage, tuple(found))
 

@@ -4,12 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from zipfile import BadZipFile, ZipFile
 
-from flashback.corpus.formats.format import Source, Unreadable
+from flashback.corpus.formats.format import MOST_FILE_BYTES, Source, Unreadable
 
 MOST_UNPACKED_BYTES = 512 << 20
 """Of all that an archive says it holds; more than it says is never unpacked."""
 _COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """The beginning of Microsoft's older container, in which encrypted files are, too."""
+_PARSED = ("ml", ".rels", ".opf")
+"""How the names of members end that are parsed as a whole: `.xml`, `.html`, `.xhtml`."""
 
 
 @contextlib.contextmanager
@@ -38,3 +40,9 @@ def _check(packed: ZipFile) -> None:
     size = sum(member.file_size for member in members)
     if size > MOST_UNPACKED_BYTES:
         raise Unreadable(f"unpacked {size:,} bytes; expected at most {MOST_UNPACKED_BYTES:,}")
+    for member in members:
+        if member.file_size > MOST_FILE_BYTES and member.filename.lower().endswith(_PARSED):
+            raise Unreadable(
+                f"{member.filename} has {member.file_size:,} bytes; expected at most "
+                f"{MOST_FILE_BYTES:,}"
+            )

@@ -8,7 +8,7 @@ from zipfile import ZipFile
 
 from flashback.corpus.documents import Document
 from flashback.corpus.formats.archives import archive
-from flashback.corpus.formats.format import MOST_FILE_BYTES, Reading, Source, Unreadable
+from flashback.corpus.formats.format import Reading, Source, Unreadable
 from flashback.corpus.formats.html import NEEDS as NEEDS
 from flashback.corpus.formats.html import visible
 from flashback.corpus.formats.whole import document, joined
@@ -65,9 +65,6 @@ def _xml(packed: ZipFile, member: str) -> Any:
 
 def _member(packed: ZipFile, name: str) -> bytes:
     try:
-        size = packed.getinfo(name).file_size
+        return packed.read(name)
     except KeyError:
         raise Unreadable(f"damaged: {name} is missing") from None
-    if size > MOST_FILE_BYTES:
-        raise Unreadable(f"{name} has {size:,} bytes; expected at most {MOST_FILE_BYTES:,}")
-    return packed.read(name)
