@@ -224,7 +224,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "no PDF": ("a.pdf", b"%PDF-1.7 nothing", "no readable PDF: "),
     "a truncated PDF": ("a.pdf", pdf(["The tide."])[:200], "no readable PDF: "),
     "an encrypted PDF": ("a.pdf", pdf(["The tide."], encrypted=True), "encrypted; save it"),
-    "a PDF of images": ("a.pdf", pdf(["", ""]), "no text on its 2 pages"),
+    "a PDF of images": ("a.pdf", pdf(["", ""]), "no text on its pages (2)"),
     "an encrypted DOCX": ("a.docx", OLD_WORD, "encrypted, or of an old format"),
     "no archive": ("a.docx", b"PK", "damaged: "),
     "another archive": ("a.docx", zipped({"a": b"b"}), "no readable DOCX: "),

@@ -35,7 +35,7 @@ def read(source: Source, reading: Reading) -> Iterator[Document]:
         pdf.close()
     if not text.strip():
         raise Unreadable(
-            f"no text on its {len(pages)} pages; if they are scanned, recognise their text first"
+            f"no text on its pages ({len(pages)}); if they are scanned, recognise their text first"
         )
     yield document(source, text, Layout(pages=tuple(pages)))
 
