@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.fusion import FusionSettings
@@ -28,7 +29,7 @@ A value out of its range is refused, never changed.
 """
 _HEAD = "| setting | flag | default | range | meaning |\n|---|---|---|---|---|"
 _CLASSES = (
-    *(RetrievalSettings, SamplingSettings, StoppingSettings, Settings),
+    *(RetrievalSettings, SamplingSettings, StoppingSettings, Settings, FileSettings),
     *(IndexSettings, DenseSettings, FusionSettings, RerankSettings),
 )
 _LARGE = 1 << 16

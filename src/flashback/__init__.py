@@ -19,6 +19,8 @@ from flashback.settings import AUTO
 from flashback.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from flashback.corpus.formats.file_settings import FileSettings
+    from flashback.corpus.place import Place
     from flashback.engines.local import LocalEngine
     from flashback.engines.protocol import Engine, Usage
     from flashback.errors import FlashBackError
@@ -53,6 +55,7 @@ __all__ = [
     "BM25Index",
     "DenseSettings",
     "Engine",
+    "FileSettings",
     "FlashBackError",
     "FrameText",
     "FusionSettings",
@@ -61,6 +64,7 @@ __all__ = [
     "Hit",
     "IndexSettings",
     "LocalEngine",
+    "Place",
     "Reader",
     "RerankSettings",
     "RetrievalSettings",
@@ -80,6 +84,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "corpus.formats.file_settings": ("FileSettings",),
+    "corpus.place": ("Place",),
     "engines.local": ("LocalEngine",),
     "errors": ("FlashBackError",),
     "engines.protocol": ("Engine", "Usage"),

@@ -326,7 +326,13 @@ def test_a_bug_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> Non
     ("file", "content", "message"),
     [
         ("absent.txt", None, "no such file or folder"),
-        ("paper.pdf", b"%PDF", "unknown format; expected one of .txt, .md, .rst, .jsonl"),
+        ("paper.xls", b"x", "unknown format; expected one of .txt, .rst, .md, .markdown, .jsonl"),
+        ("paper.pdf", b"%PDF", "paper.pdf: no readable PDF: "),
+        (
+            "columns.csv",
+            b"a,b\n1,2\n",
+            "columns.csv: no column 'text' or 'contents'; found 'a', 'b'",
+        ),
         ("empty.txt", b"", "empty.txt:1: no text in this file"),
         ("binary.txt", b"\x00\x01\x02", "binary.txt:1: binary data; expected UTF-8 text"),
         ("latin.txt", b"caf\xe9 good\n", "latin.txt:1: not UTF-8 at byte 4"),

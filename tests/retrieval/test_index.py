@@ -376,8 +376,8 @@ def test_opening_leaves_nothing_though_the_library_writes_late(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 1}, "format 1, but this version reads format 2"),
-        ({"format": None}, "format None, but this version reads format 2"),
+        ({"format": 1}, "format 1, but this version reads format 3"),
+        ({"format": None}, "format None, but this version reads format 3"),
         ({"data": "../elsewhere"}, "names '../elsewhere', which is no file"),
         ({"data": "/etc"}, "names '/etc', which is no file"),
         ({"data": ".."}, "names '..', which is no file"),
@@ -497,7 +497,7 @@ def test_a_corpus_without_passages_is_refused_and_leaves_no_folder(tmp_path: Pat
         build(tmp_path / "IDX", [])
     report = CorpusReport(ignored_files=2)
     report.refuse(BadRecord("c.jsonl", 1, "not JSON"))
-    explained = r"1 bad records, 2 files of other formats; the first: c\.jsonl:1: not JSON$"
+    explained = r"1 bad records, 2 files that were skipped; the first: c\.jsonl:1: not JSON$"
     with pytest.raises(CorpusError, match=explained):
         build_index(tmp_path / "IDX", [], IndexSettings(), report)
     assert list(tmp_path.iterdir()) == []

@@ -104,13 +104,16 @@ def building_progress(kind: str) -> Iterator[tuple[ProgressStart, Encoding]]:
 
 
 def print_report(report: CorpusReport) -> None:
-    """Name every skipped record and ignored file."""
+    """Name every skipped record and file; of very many, the first and how many more."""
     for record in report.examples:
         notes.print(f"skipped {record}", markup=False)
     if report.bad_records > len(report.examples):
         notes.print(f"more bad records, skipped: {report.bad_records - len(report.examples)}")
-    if report.ignored_files:
-        notes.print(f"files of other formats, ignored: {report.ignored_files}")
+    for file in report.skipped[: report.KEPT]:
+        notes.print(f"skipped {file}", markup=False)
+    if report.ignored_files > report.KEPT:
+        more = report.ignored_files - report.KEPT
+        notes.print(f"more files, skipped: {more}; 'flashback index --json' lists them")
 
 
 def read_standard_input() -> str:

@@ -11,6 +11,7 @@ from flashback.cli.console import building_progress, notes, print_report, read_s
 from flashback.cli.options import options_of, take
 from flashback.cli.retriever_options import combined, combining_options, spec_given
 from flashback.corpus.documents import CorpusReport
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
 from flashback.retrieval.dense import DenseSettings
@@ -51,10 +52,14 @@ def index() -> None:
     zcat dump.gz | flashback index - --out IDX
     flashback index python-docs --out IDX
     flashback index pile-arxiv:index@FOLDER --out IDX
+    flashback index dataset:OWNER/NAME:train --out IDX --text-field body
     flashback index verify IDX
 
-    A corpus is .txt, .md, .rst, .jsonl and .jsonl.gz files ('title' and 'text', or BEIR's and
-    Pyserini's names), folders of these, '-' for standard input, or one of these names:
+    A corpus is files, folders of these, '-' for standard input, or one of the names below. Read
+    are .txt, .md, .rst, .pdf, .html, .docx, .epub, .ipynb and source code, a document for each
+    file, and .jsonl, .csv, .tsv (and these with .gz) and .parquet, a document for each record
+    ('title' and 'text', or BEIR's and Pyserini's names, or --text-field). What is left out of a
+    folder is listed with its reason.
 
     \b
     python-docs[:train|base|adapter|evaluation]
@@ -63,9 +68,12 @@ def index() -> None:
     pile-arxiv, pile-freelaw, pile-stackexchange[:index|train|evaluation]
         the paper's data sets in the authors' splits, fetched from the Hugging Face hub;
         NAME@FOLDER and NAME:PART@FOLDER read a local copy of the hub's files instead
+    dataset:OWNER/NAME[:PART], dataset[:PART]@FOLDER
+        any data set of the hub, or a local copy; PART is a split, or CONFIG/SPLIT
 
-    The paper's data sets need the extra 'train': pip install '.[train]'. To index a
-    folder that is called like one of the names, write ./NAME.
+    PDF, HTML, DOCX, EPUB and Parquet need the extra 'files': pip install '.[files]'; the paper's
+    data sets the extra 'train'. To index a folder that is called like one of the names, write
+    ./NAME.
     """
 
 
@@ -74,7 +82,7 @@ def index() -> None:
 @click.option("--out", type=Path, required=True, help="The index folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--strict", is_flag=True, help="Refuse bad records instead of skipping them.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print manifest and skipped files as JSON.")
 @click.option(
     "--model",
     default="flashback-mini",
@@ -91,6 +99,7 @@ def index() -> None:
 )
 @options_of(DenseSettings)
 @options_of(IndexSettings)
+@options_of(FileSettings)
 def build(
     corpus: tuple[str, ...],
     out: Path,
@@ -115,6 +124,7 @@ def build(
     if out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
     settings, dense = take(IndexSettings, values), take(DenseSettings, values)
+    files = take(FileSettings, values)
     report = CorpusReport(strict=strict)
     with building_progress(kind) as (progress, on_encoding):
         manifest = index_corpus(
@@ -128,10 +138,19 @@ def build(
             kind=kind,
             dense=dense,
             on_encoding=on_encoding,
+            files=files,
         )
     print_report(report)
     _print_notes(out, manifest)
-    _print_manifest(out, manifest, as_json)
+    _print_manifest(out, manifest, as_json, _skipped(report))
+
+
+def _skipped(report: CorpusReport) -> dict[str, Any]:
+    """What was not read, and why."""
+    return {
+        "bad_records": [asdict(record) for record in report.examples],
+        "skipped_files": [asdict(file) for file in report.skipped],
+    }
 
 
 def _token_ends(model: str, trust_remote_code: bool) -> TokenEnds:
@@ -160,9 +179,11 @@ def verify(folder: Path, as_json: bool) -> None:
     _print_manifest(folder, manifest, as_json)
 
 
-def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
+def _print_manifest(
+    folder: Path, manifest: Manifest, as_json: bool, more: dict[str, Any] | None = None
+) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(manifest), indent=2))
+        click.echo(json.dumps(asdict(manifest) | (more or {}), indent=2))
         return
     counts = manifest.content.counts
     repeated = counts.get("repeated_passages", 0)
@@ -231,7 +252,7 @@ def search(
             notes.print(f"nothing found for {text!r}", markup=False)
         for rank, hit in enumerate(hits, 1):
             excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
-            click.echo(f"{rank}. {hit.title or hit.document_id}  [{hit.score:.2f}]  {hit.id}")
+            click.echo(f"{rank}. {hit.source}  [{hit.score:.2f}]  {hit.id}")
             click.echo(f"   {excerpt}")
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,7 @@ from rensa import RMinHash
 
 from flashback.corpus.characters import UNSPACED
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import place_of
 
 SIMILAR = 0.9
 """The least Jaccard similarity of the 3-word shingles of near-identical texts."""
@@ -50,7 +51,7 @@ _DENYING_ENDS = ("less", "los", "loos", "lös")
 _LONGEST_PREFIX = 4
 """Letters that may turn a word into its opposite: `un`, `im`, `dis`, `k` of `kein`, `anti`."""
 _TABLES = """
-CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading);
+CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading, place);
 CREATE TABLE known (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
 CREATE TABLE copy (number INTEGER, id, document, UNIQUE (number, document));
 CREATE TABLE band (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID;
@@ -122,17 +123,22 @@ class Spool:
 
     def _store(self, key: bytes, bands: Sequence[int], passage: Passage) -> None:
         self.stored += 1
-        row = (self.stored, *astuple(passage))
-        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?, ?)", self._row(passage))
         if self._once:
             self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
         marks = [(band, self.stored) for band in bands]
         self._db.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", marks)
 
+    def _row(self, passage: Passage) -> tuple[int | str | None, ...]:
+        place = None if passage.place is None else json.dumps(passage.place.record())
+        names = (self.stored, passage.id, passage.document_id, passage.title)
+        return (*names, passage.text, passage.heading, place)
+
     def __iter__(self) -> Iterator[Stored]:
         copies = "SELECT id, document FROM copy WHERE number = ? AND document != ? ORDER BY rowid"
-        for number, *values in self._db.execute("SELECT * FROM passage ORDER BY number"):
-            passage = Passage(*values)
+        for number, *values, place in self._db.execute("SELECT * FROM passage ORDER BY number"):
+            known = None if place is None else place_of(json.loads(place))
+            passage = replace(Passage(*values), place=known)
             found = self._db.execute(copies, (number, passage.document_id))
             yield Stored(passage, tuple(found))
 

@@ -63,8 +63,21 @@ class IndexSettings(CheckedSettings):
         "are the same, title, numbers and symbols are equal, and no word differs that may deny.",
     )
 
+    overlap: int = setting(
+        0,
+        "Words at the end of a passage that the next one repeats; characters in scripts without "
+        "spaces between words.",
+        low=0,
+        high=100_000,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.overlap >= self.passage_words:
+            raise SettingsError(
+                f"--overlap={self.overlap}: expected less than --passage-words, which is "
+                f"{self.passage_words}"
+            )
         if self.drop_near_duplicates and not self.deduplicate:
             raise SettingsError(
                 "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
@@ -176,7 +189,7 @@ def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
 def nothing_found(report: CorpusReport) -> str:
     """Why a corpus gave no passage."""
     refused = f", {report.bad_records} bad records" if report.bad_records else ""
-    ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
+    ignored = f", {report.ignored_files} files that were skipped" if report.ignored_files else ""
     first = f"; the first: {report.examples[0]}" if report.examples else ""
     return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
 

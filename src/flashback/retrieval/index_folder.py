@@ -27,7 +27,7 @@ from flashback.files import (
 )
 
 MANIFEST = "flashback-index.json"
-FORMAT = 2
+FORMAT = 3
 _DATA_PREFIX = "flashback-data-"
 
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flashback.corpus.documents import (
-    Advance,
-    CorpusReport,
-    Document,
-    find_sources,
-    read_documents,
-)
+from flashback.corpus.documents import Advance, CorpusReport, Document
+from flashback.corpus.formats.datasets import find_dataset
+from flashback.corpus.formats.file_settings import FileSettings
+from flashback.corpus.formats.format import Source
+from flashback.corpus.formats.reading import read_documents
+from flashback.corpus.formats.sources import find_sources
 from flashback.corpus.paper_datasets import (
     PAPER_DATASETS,
     PaperDataset,
@@ -55,20 +54,34 @@ class NamedCorpus:
     takes_folder: bool = False
 
 
-def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
-    """Find what `names` stand for: files, folders, `-`, or one of `NAMED_CORPORA`.
+DATASET = "dataset"
+"""`dataset:OWNER/NAME`, `dataset:OWNER/NAME:PART`, `dataset@FOLDER` and `dataset:PART@FOLDER`: data
+sets of the Hugging Face hub, or folders of the same form."""
+
+
+def open_corpus(
+    names: Sequence[str], report: CorpusReport, files: FileSettings | None = None
+) -> Corpus:
+    """Find what `names` stand for: files, folders, `-`, one of `NAMED_CORPORA`, or a data set.
 
     Raises:
         CorpusError: something is missing or of no known format.
     """
-    named = [name for name in names if _parse(name)[0] in NAMED_CORPORA]
+    files = files or FileSettings()
+    named = [name for name in names if _parse(name)[0] in (*NAMED_CORPORA, DATASET)]
     if named:
         if len(names) > 1:
             raise CorpusError(f"corpus {named[0]} cannot be mixed with others; name one of them")
+        if _parse(named[0])[0] == DATASET:
+            _, part, folder = _parse(named[0])
+            return _files(find_dataset(part, folder, report, files), report, files)
         return _open_named(named[0], report)
-    sources = find_sources(names, report)
+    return _files(find_sources(names, report, files), report, files)
+
+
+def _files(sources: Sequence[Source], report: CorpusReport, files: FileSettings) -> Corpus:
     size = sum(source.bytes for source in sources)
-    return Corpus(size, lambda advance: read_documents(sources, report, advance))
+    return Corpus(size, lambda advance: read_documents(sources, report, advance, files))
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
@@ -151,37 +164,38 @@ def index_corpus(
     kind: str = BM25,
     dense: DenseSettings | None = None,
     on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    files: FileSettings | None = None,
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
 
     Args:
-        names: files, folders, `-`, or one of `NAMED_CORPORA`; one or several. `python-docs` is read
-            by worker processes, which import the program's main module: guard that as usual.
+        names: files, folders, `-`, one of `NAMED_CORPORA`, or a data set; one or several.
+            `python-docs` is read by worker processes, which import the program's main module:
+            guard that as usual.
         folder: of the index to make.
-        report: filled with counts of documents, bad records and ignored files.
+        report: filled with counts of documents, bad records and skipped files.
         progress: starts a progress bar.
         token_ends: counts the tokens of passages as the reader does that they will be shown to, see
             `load_token_ends`; without it, an estimate errs on the safe side.
         kind: `bm25` or `dense`.
-        dense: of the kind `dense`: how passages become vectors.
-        on_encoding: see `build_dense`.
+        dense, on_encoding: of the kind `dense`, see `build_dense`.
+        files: which files of folders are read, and which fields of records.
 
     Raises:
         SettingsError: an argument is of a wrong type, or an extra is not installed.
         ReaderError: the encoder is missing or unusable.
         FlashBackError: the corpus or the folder is not usable.
     """
-    check_type("names", names, str | Path | Sequence)
-    check_type("folder", folder, str | Path)
-    check_type("settings", settings, IndexSettings | None)
     named("--kind", kind, [BM25, DENSE])
+    check_type("settings", settings, IndexSettings | None)
+    check_type("files", files, FileSettings | None)
+    check_type("folder", folder, str | Path)
     folder = Path(folder)
     settings = settings or IndexSettings()
     report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
     encoder = _encoder(dense or DenseSettings()) if kind == DENSE else None  # before all is read
-    listed = [names] if isinstance(names, str | Path) else names
-    corpus = open_corpus([str(name) for name in listed], report)
+    corpus = open_corpus(_listed(names), report, files)
     limit = TokenLimit(settings.passage_tokens, token_ends)
     passages = _passages(corpus, settings, limit, progress)
     if encoder is None:
@@ -190,12 +204,18 @@ def index_corpus(
     return build_dense(*made, overwrite=overwrite, on_encoding=on_encoding)
 
 
+def _listed(names: str | Path | Sequence[str | Path]) -> list[str]:
+    check_type("names", names, str | Path | Sequence)
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
+
+
 def _passages(
     corpus: Corpus, settings: IndexSettings, limit: TokenLimit, progress: ProgressStart
 ) -> Iterator[Passage]:
     advance, on_passage = progress(corpus.bytes)
     documents = corpus.read(advance)
-    passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
+    words, overlap = settings.passage_words, settings.overlap
+    passages = cut_documents(documents, words, limit, titled=settings.title, overlap=overlap)
     return called(on_passage, passages)
 
 

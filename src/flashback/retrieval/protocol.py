@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import Place
 from flashback.errors import SettingsError
 from flashback.settings import RetrievalSettings, SearchOptions, check_type
 
@@ -22,6 +23,15 @@ class Hit:
     score: float
     """Higher is better; only comparable within one retriever, and by ratio, see `near_best`: for
     distances or logits set `min_relative_score` to 0."""
+    place: Place | None = None
+    """Where in its document it stands, if that is known."""
+
+    @property
+    def source(self) -> str:
+        """Its title (or document) and place, for people: `manual.pdf, page 3`."""
+        name = self.title or self.document_id
+        place = "" if self.place is None else str(self.place)
+        return f"{name}, {place}" if place else name
 
 
 class Retriever(Protocol):

@@ -6,6 +6,7 @@ from typing import Any
 import tantivy
 
 from flashback.corpus.duplicates import Stored
+from flashback.corpus.place import Place, place_of
 from flashback.retrieval import analysis
 from flashback.retrieval.protocol import Hit
 from flashback.settings import SearchOptions
@@ -22,6 +23,7 @@ def schema() -> tantivy.Schema:
     builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_bytes_field("text", stored=True)
     builder.add_bytes_field("sharers", stored=True)
+    builder.add_bytes_field("place", stored=True)
     builder.add_text_field(SAMPLED, tokenizer_name="raw", index_option="basic")
     builder.add_text_field("terms", tokenizer_name=analysis.NAME, index_option="freq")
     return builder.build()
@@ -47,6 +49,8 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
         record.add_text("document", passage.document_id)
     record.add_text("title", passage.title)
     record.add_bytes("text", shown.encode())
+    if passage.place is not None:
+        record.add_bytes("place", json.dumps(passage.place.record()).encode())
     if sampled:
         record.add_text(SAMPLED, SAMPLED)
     terms = analysis.terms(f"{passage.title}\n{passage.text}" if titled else passage.text)
@@ -55,16 +59,28 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
 
 
 def hit_of(record: tantivy.Document, score: float, options: SearchOptions) -> Hit | None:
-    """A record as the first document has it that is not forbidden; None if all are."""
-    allowed = [name for name in _sharers(record) if name[1] not in options.forbid_documents]
+    """A record as the first document has it that is not forbidden; None if all are.
+
+    Its place is known in the first of its documents alone.
+    """
+    sharers = _sharers(record)
+    allowed = [name for name in sharers if name[1] not in options.forbid_documents]
     if not allowed:
         return None
-    return Hit(*allowed[0], str(record.get_first("title")), text_of(record), score)
+    place = _place(record) if allowed[0] == sharers[0] else None
+    return Hit(*allowed[0], str(record.get_first("title")), text_of(record), score, place)
 
 
 def text_of(record: tantivy.Document) -> str:
     """The text as it is shown."""
     return _bytes(record, "text").decode()
+
+
+def _place(record: tantivy.Document) -> Place | None:
+    if record.get_first("place") is None:
+        return None
+    found = json.loads(_bytes(record, "place"))
+    return place_of(found) if isinstance(found, dict) else None
 
 
 def _sharers(record: tantivy.Document) -> list[tuple[str, str]]:

@@ -120,7 +120,7 @@ class Column {
     if (this.card === null || key !== this.shown) this.addCard(event.passages, key);
     this.span = element("span", `stride ${this.tint}`);
     this.span.tabIndex = 0;
-    const titles = event.passages.map((one) => one.title || one.id).join(", ");
+    const titles = event.passages.map((one) => one.source).join("; ");
     this.span.setAttribute("aria-label", `stride ${event.stride + 1}, ${titles || "no passage"}`);
     this.span.title = titles || "no passage";
     const card = this.card;
@@ -138,7 +138,7 @@ class Column {
     item.classList.add(this.tint);
     if (!passages.length) item.append(element("span", "", "No passage: nothing was found or asked for."));
     for (const one of passages) {
-      item.append(element("strong", "", one.title || one.id));
+      item.append(element("strong", "", one.source));
       item.append(element("span", "facts", `  score ${one.score.toFixed(1)}`));
       item.append(element("p", "", one.excerpt));
     }
