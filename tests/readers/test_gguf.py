@@ -415,7 +415,7 @@ def test_the_missing_package_is_named(
 ) -> None:
     file = written(tmp_path, llama)
     monkeypatch.setattr("flashback.readers.gguf.is_gguf_available", lambda _: False)
-    assert "pip install 'flashback-ralm[gguf]'" in refused(file)
+    assert "pip install '.[gguf]'" in refused(file)
 
 
 def test_an_encoder_decoder_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -283,7 +283,8 @@ def _rendered(reader: TextReader, messages: Sequence[Message]) -> str:
     """
     if not reader.tokenizer.chat_template:
         raise NoChatTemplate(
-            f"model {reader.name} has no chat template; expected an instruction-tuned model"
+            f"model {reader.name} has no chat template; expected an instruction-tuned "
+            "model, such as smollm2"
         )
     begun = bool(messages) and messages[-1]["role"] == "assistant"
     try:
