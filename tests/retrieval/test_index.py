@@ -228,6 +228,7 @@ def test_the_manifest_says_what_was_counted_and_how_the_index_was_made(tmp_path:
         "near_duplicates": 0,
         "bad_records": 2,
         "ignored_files": 3,
+        "passages_read": 8,
         "letters": 145,
         "letters_without_stems": 0,
     }
@@ -376,8 +377,8 @@ def test_opening_leaves_nothing_though_the_library_writes_late(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 1}, "format 1, but this version reads format 2"),
-        ({"format": None}, "format None, but this version reads format 2"),
+        ({"format": 1}, "format 1, but this version reads format 3"),
+        ({"format": None}, "format None, but this version reads format 3"),
         ({"data": "../elsewhere"}, "names '../elsewhere', which is no file"),
         ({"data": "/etc"}, "names '/etc', which is no file"),
         ({"data": ".."}, "names '..', which is no file"),

@@ -71,6 +71,11 @@ def normalised(text: str) -> str:
     return unicodedata.normalize("NFKC", folded).replace("i\u0307", "i")
 
 
+def letters(words: str) -> int:
+    """How many characters `terms` has without the spaces."""
+    return len(words) - words.count(" ")
+
+
 def without_stems(words: str) -> int:
     """How many characters of `terms` stand in words that are found only as they are written."""
     if words.isascii():

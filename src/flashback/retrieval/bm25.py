@@ -4,12 +4,10 @@ BM25 with k1 = 1.2 and b = 0.75 (Robertson and Zaragoza 2009), tantivy's constan
 go through one analysis (`analysis.py`); what is shown is the text as it was.
 """
 
-import contextlib
+import json
 import platform
-import sqlite3
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +15,9 @@ from pathlib import Path
 import tantivy
 
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.duplicates import Spool
+from flashback.corpus.duplicates import Spool, Stored
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
 from flashback.errors import CorpusError, IndexFolderError, SettingsError
-from flashback.files import temporary_folder
 from flashback.retrieval import analysis
 from flashback.retrieval.index_folder import (
     Content,
@@ -28,18 +25,28 @@ from flashback.retrieval.index_folder import (
     new_version,
     publish,
     read_manifest,
+    steadily,
 )
 from flashback.retrieval.protocol import Hit, check_search, storable
-from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
+from flashback.retrieval.records import SAMPLED, hit_of, record_of, stored_of, text_of
+from flashback.retrieval.tantivy_files import (
+    open_without_writing,
+    readable_damage,
+    readable_errors,
+    writing,
+)
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
 KIND = "bm25"
 NEAR_DUPLICATES = "near-duplicates.jsonl"
 """In an index's data folder: what was left out as near-identical, a line for each."""
-_HEAP_BYTES = 128_000_000
 _MAX_QUERY_TERMS = 1024
 _SAMPLE = 256
 """Passages that stand for all of an index."""
+_MOST_TIES = 4096
+"""Equal scores at the end of what is asked for among which the order is looked at."""
+_PAGE = 50_000
+"""Passages that are listed at a time."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,20 @@ class IndexSettings(CheckedSettings):
             )
 
 
+def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
+    """The settings with which an index was made.
+
+    Raises:
+        IndexFolderError: the manifest has others.
+    """
+    try:
+        return IndexSettings(**manifest.content.settings)
+    except (TypeError, SettingsError) as error:
+        raise IndexFolderError(
+            f"index {folder}: its manifest has other settings ({error}); build it again"
+        ) from error
+
+
 def build_index(
     folder: Path,
     passages: Iterable[Passage],
@@ -80,6 +101,8 @@ def build_index(
     *,
     overwrite: bool = False,
     on_passage: Callable[[], None] = lambda: None,
+    tokens_of: str = "none",
+    files: Callable[[], Mapping[str, bytes]] = dict,
 ) -> Manifest:
     """Write a new index of `passages`, in bounded memory.
 
@@ -87,16 +110,25 @@ def build_index(
         folder: where; it is whole or absent whatever happens meanwhile.
         report: filled while `passages` are produced; its counts go into the manifest.
         on_passage: called for every passage, for progress.
+        tokens_of: the reader whose tokens limit passages.
+        files: once all passages were taken, gives further files of the data folder, by name.
 
     Raises:
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
     """
-    with _readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
+    with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
         counts = _fill(data, _called(on_passage, passages), settings, report)
-        versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
-        content = Content(KIND, counts, asdict(settings), versions)
+        for name, written in files().items():
+            (data / name).write_bytes(written)
+        versions = versions_here()
+        content = Content(KIND, counts, asdict(settings), versions, tokens_of)
         return publish(folder, data, content)
+
+
+def versions_here() -> dict[str, str]:
+    """What an index is made with."""
+    return {"tantivy": version("tantivy"), "python": platform.python_version()}
 
 
 def _called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
@@ -111,12 +143,12 @@ def _fill(
     """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
     with Spool(data / "spool", once=once, near=near) as spool:
-        with _writing(data) as writer:
+        with writing(data) as (_, writer):
             for passage in passages:
                 spool.add(passage)
             if not spool.stored:
-                raise CorpusError(_nothing_found(report))
-            letters = _write(writer, spool, settings)
+                raise CorpusError(nothing_found(report))
+            letters = write_records(writer, spool, spool.stored, settings.title)
         if spool.dropped:
             lines = (f"{line}\n" for line in spool.reasons())
             (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
@@ -127,88 +159,41 @@ def _fill(
             "near_duplicates": spool.dropped,
             "bad_records": report.bad_records,
             "ignored_files": report.ignored_files,
+            "passages_read": spool.next_number,
             **letters,
         }
 
 
-def _write(writer: tantivy.IndexWriter, spool: Spool, settings: IndexSettings) -> dict[str, int]:
-    """Write what was collected; the letters that were counted."""
+def write_records(
+    writer: tantivy.IndexWriter,
+    passages: Iterable[Stored],
+    count: int,
+    titled: bool,
+    before: int = 0,
+) -> dict[str, int]:
+    """Write passages; the letters that were counted.
+
+    Args:
+        count: how many there will be in the index, about.
+        titled: the title is searched and shown.
+        before: how many are in the index.
+    """
     letters = unstemmed = 0
-    every = -(-spool.stored // _SAMPLE)
-    for number, stored in enumerate(spool):
-        sampled = number % every == 0
-        record, terms = record_of(stored, titled=settings.title, sampled=sampled)
+    every = max(1, -(-count // _SAMPLE))
+    for number, stored in enumerate(passages, before):
+        record, terms = record_of(stored, titled=titled, sampled=number % every == 0)
         writer.add_document(record)
-        letters += len(terms) - terms.count(" ")
+        letters += analysis.letters(terms)
         unstemmed += analysis.without_stems(terms)
     writer.commit()
     return {"letters": letters, "letters_without_stems": unstemmed}
 
 
-@contextlib.contextmanager
-def _readable_errors(folder: Path) -> Iterator[None]:
-    """A full disk in one line; tantivy reports every failure of its files as a ValueError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise IndexFolderError(f"index {folder} cannot be written: {reason}") from error
-    except (ValueError, sqlite3.Error) as error:
-        raise IndexFolderError(
-            f"index {folder} cannot be written: {error} (is the disk full?)"
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
-    """A writer whose threads have ended when the block is left, so that none writes any more."""
-    index = tantivy.Index(schema(), path=str(data))
-    index.register_tokenizer(analysis.NAME, analysis.analyzer())
-    # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
-    writer = index.writer(_HEAP_BYTES, num_threads=1)
-    try:
-        yield writer
-    finally:
-        writer.wait_merging_threads()
-
-
-def _nothing_found(report: CorpusReport) -> str:
+def nothing_found(report: CorpusReport) -> str:
     refused = f", {report.bad_records} bad records" if report.bad_records else ""
     ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
     first = f"; the first: {report.examples[0]}" if report.examples else ""
     return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
-
-
-@contextlib.contextmanager
-def _readable_damage(folder: Path) -> Iterator[None]:
-    """Damaged data in one line; tantivy reports it as a ValueError, or panics."""
-    try:
-        yield
-    except BaseException as error:
-        # A Rust panic is a BaseException of a class that cannot be imported.
-        if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
-            reason = textwrap.shorten(str(error), 200)  # it may quote a whole file
-            raise IndexFolderError(
-                f"index {folder}: damaged ({reason}); build it again with `flashback index`"
-            ) from error
-        raise
-
-
-def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
-    """Open the data of an index that may be read-only.
-
-    tantivy creates lock files beside what it opens, at times from a thread that watches the folder;
-    it gets a folder of links to do so. What it has mapped stays mapped when that folder goes.
-    """
-    with temporary_folder() as links, _readable_damage(folder):
-        for name in manifest.files:
-            if not name.endswith(".lock"):
-                (links / name).symlink_to((folder / manifest.data / name).resolve())
-        index = tantivy.Index.open(str(links))
-        index.register_tokenizer(analysis.NAME, analysis.analyzer())
-        index.config_reader(reload_policy="manual")  # maps the files; nothing is reloaded later
-        index.searcher()
-        return index
 
 
 class BM25Index:
@@ -228,13 +213,16 @@ class BM25Index:
         Raises:
             IndexFolderError: missing, foreign, damaged or half-written.
         """
-        folder = Path(folder)
+        return steadily(Path(folder), lambda: cls._open(Path(folder)))
+
+    @classmethod
+    def _open(cls, folder: Path) -> "BM25Index":
         manifest = read_manifest(folder)
         if manifest.content.kind != KIND:
             raise IndexFolderError(
                 f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
             )
-        opened = cls(folder, manifest, _open_without_writing(folder, manifest))
+        opened = cls(folder, manifest, open_without_writing(folder, manifest))
         expected = manifest.content.counts.get("passages")
         if opened._searcher.num_docs != expected:
             raise IndexFolderError(
@@ -246,16 +234,48 @@ class BM25Index:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
+    @property
+    def segments(self) -> int:
+        """The parts that it is searched in."""
+        return int(self._searcher.num_segments)
+
+    @property
+    def deleted(self) -> int:
+        """Passages that were deleted and still take space, see `merge_index`."""
+        stored = self.folder / self.manifest.data / "meta.json"
+        with readable_damage(self.folder):
+            parts = json.loads(stored.read_bytes())["segments"]
+            return sum(int(part["max_doc"]) for part in parts) - len(self)
+
     def sample(self) -> list[str]:
         """The texts of up to 256 passages, spread evenly over the index.
 
         Raises:
             IndexFolderError: the index turns out to be damaged.
         """
-        with _readable_damage(self.folder):
-            query = self._term(SAMPLED, SAMPLED)
-            found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
+        with readable_damage(self.folder):
+            sampled = self._searcher.search(
+                self._term(SAMPLED, SAMPLED), limit=_SAMPLE, count=False
+            )
+            # The samples may have been deleted.
+            found = sampled.hits or self._searcher.search(tantivy.Query.all_query(), _SAMPLE).hits
             return [text_of(self._searcher.doc(at)) for _, at in found]
+
+    def records(self) -> Iterator[Stored]:
+        """All passages, in the order of the corpus.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        every = tantivy.Query.all_query()
+        titled = settings_of(self.folder, self.manifest).title
+        with readable_damage(self.folder):
+            for start in range(0, len(self), _PAGE):
+                page = self._searcher.search(
+                    every, _PAGE, False, "number", offset=start, order=tantivy.Order.Asc
+                )
+                for _, at in page.hits:
+                    yield stored_of(self._searcher.doc(at), titled=titled)
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
@@ -269,17 +289,33 @@ class BM25Index:
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
         query = self._query(storable(text), options)
-        if query is None:
+        if query is None or not len(self):
             return []
         limit = min(options.k, len(self))  # tantivy reserves memory for as many
-        with _readable_damage(self.folder):
+        with readable_damage(self.folder):
             while True:
-                best = self._searcher.search(query, limit=limit, count=False).hits
+                best = self._best(query, limit)
                 good = [(score, at) for score, at in best if score >= options.min_score]
                 hits = [hit for one in good if (hit := self._hit(*one, options)) is not None]
                 if len(hits) >= options.k or len(good) < limit or limit == len(self):
                     return hits[: options.k]
                 limit = min(2 * limit, len(self))  # some are shared by forbidden documents alone
+
+    def _best(self, query: tantivy.Query, limit: int) -> list[tuple[float, tantivy.DocAddress]]:
+        """The best records; equal scores in the order of the corpus, whatever files they are in."""
+        reach = limit + 1
+        while True:
+            found = self._searcher.search(query, limit=reach, count=False).hits
+            is_cut = len(found) == reach and found[limit - 1][0] == found[-1][0]
+            if not is_cut or reach > limit + _MOST_TIES:
+                break
+            reach = 2 * reach
+        if len({score for score, _ in found}) < len(found):
+            numbers = self._searcher.fast_field_values("number", [at for _, at in found])
+            order = zip(found, numbers, strict=True)
+            ranked = sorted(order, key=lambda one: (-one[0][0], one[1]))
+            found = [one for one, _ in ranked]
+        return found[:limit]
 
     def _query(self, text: str, options: SearchOptions) -> tantivy.Query | None:
         """The query for a text; None if it has no words."""

@@ -1,7 +1,7 @@
 """Corpus names to an index: what `flashback index` and `flashback demo` do."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +25,16 @@ from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import IndexSettings, build_index
 from flashback.retrieval.index_folder import Manifest, check_target
+from flashback.retrieval.sources import Sources, noting_files, stored_sources
 from flashback.settings import check_type
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""
+
+
+def no_progress(_: int) -> tuple[Advance, Callable[[], None]]:
+    """A `ProgressStart` that shows nothing."""
+    return (lambda _: None), (lambda: None)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Corpus:
     bytes: int
     """What reading it will report to `advance` in the end; 0: unknown."""
     read: Callable[[Advance], Iterable[Document]]
+    files: Sources = field(default_factory=dict)
+    """The files that it is read from, each noted when it was read."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class NamedCorpus:
     open: Callable[[str, str | None, CorpusReport], Corpus]
     """Given a part, a folder and where bad records go; documents are counted by the caller."""
     takes_folder: bool = False
+
+
+def corpus_names(names: str | Path | Sequence[str | Path]) -> list[str]:
+    """One name or several, as texts."""
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
 def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
@@ -64,7 +77,14 @@ def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
         return _open_named(named[0], report)
     sources = find_sources(names, report)
     size = sum(source.bytes for source in sources)
-    return Corpus(size, lambda advance: read_documents(sources, report, advance))
+    files: Sources = {}
+
+    def read(advance: Advance) -> Iterator[Document]:
+        return noting_files(
+            sources, lambda source: read_documents([source], report, advance), files
+        )
+
+    return Corpus(size, read, files)
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
@@ -142,8 +162,9 @@ def index_corpus(
     report: CorpusReport | None = None,
     *,
     overwrite: bool = False,
-    progress: ProgressStart = lambda _: (lambda _: None, lambda: None),
+    progress: ProgressStart = no_progress,
     token_ends: TokenEnds = estimated_ends,
+    tokens_of: str = "none",
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
 
@@ -155,6 +176,7 @@ def index_corpus(
         progress: starts a progress bar.
         token_ends: counts the tokens of passages as the reader does that they will be shown to, see
             `load_token_ends`; without it, an estimate errs on the safe side.
+        tokens_of: the name of that reader, by which `flashback index add` loads it again.
 
     Raises:
         SettingsError: an argument is of a wrong type.
@@ -167,12 +189,18 @@ def index_corpus(
     settings = settings or IndexSettings()
     report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
-    listed = [names] if isinstance(names, str | Path) else names
-    corpus = open_corpus([str(name) for name in listed], report)
+    corpus = open_corpus(corpus_names(names), report)
     advance, on_passage = progress(corpus.bytes)
     limit = TokenLimit(settings.passage_tokens, token_ends)
     documents = corpus.read(advance)
     passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
     return build_index(
-        folder, passages, settings, report, overwrite=overwrite, on_passage=on_passage
+        folder,
+        passages,
+        settings,
+        report,
+        overwrite=overwrite,
+        on_passage=on_passage,
+        tokens_of=tokens_of,
+        files=lambda: stored_sources(corpus.files) if corpus.files else {},
     )

@@ -1,11 +1,13 @@
 """A stored passage as a record of tantivy, and a record as a hit."""
 
 import json
+from dataclasses import astuple
 from typing import Any
 
 import tantivy
 
-from flashback.corpus.duplicates import Stored
+from flashback.corpus.duplicates import Owner, Stored, identity_of
+from flashback.corpus.passages import Passage
 from flashback.retrieval import analysis
 from flashback.retrieval.protocol import Hit
 from flashback.settings import SearchOptions
@@ -17,11 +19,15 @@ SAMPLED = "sampled"
 def schema() -> tantivy.Schema:
     """What is shown, what is searched and what may be forbidden are fields of their own."""
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_bytes_field("id", stored=True)
     builder.add_text_field("document", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_bytes_field("heading", stored=True)
     builder.add_bytes_field("text", stored=True)
     builder.add_bytes_field("sharers", stored=True)
+    builder.add_text_field("sharer", tokenizer_name="raw", index_option="basic")
+    builder.add_unsigned_field("number", stored=True, fast=True)
+    builder.add_unsigned_field("key", indexed=True)
     builder.add_text_field(SAMPLED, tokenizer_name="raw", index_option="basic")
     builder.add_text_field("terms", tokenizer_name=analysis.NAME, index_option="freq")
     return builder.build()
@@ -38,28 +44,57 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
     heading = passage.title if passage.heading is None else passage.heading
     shown = f"{heading}\n{passage.text}" if titled and heading else passage.text
     record = tantivy.Document()
-    record.add_text("id", passage.id)
+    record.add_bytes("id", passage.id.encode())
     # Forbidding a document must hide what it alone has: what others share is looked at when found.
-    if stored.copies:
-        sharers = [(passage.id, passage.document_id), *stored.copies]
-        record.add_bytes("sharers", json.dumps(sharers).encode())
-    else:
+    if len(stored.owners) == 1:
         record.add_text("document", passage.document_id)
+    else:
+        for owner in stored.owners:
+            record.add_text("sharer", owner.document_id)
+    if stored.repeats:
+        owners = [astuple(owner) for owner in stored.owners]
+        record.add_bytes("sharers", json.dumps(owners).encode())
     record.add_text("title", passage.title)
+    if passage.heading is not None:
+        record.add_bytes("heading", passage.heading.encode())
     record.add_bytes("text", shown.encode())
+    record.add_unsigned("number", stored.owners[0].number)
+    record.add_unsigned("key", key_of(identity_of(passage)))
     if sampled:
         record.add_text(SAMPLED, SAMPLED)
-    terms = analysis.terms(f"{passage.title}\n{passage.text}" if titled else passage.text)
+    terms = terms_of(passage, titled=titled)
     record.add_text("terms", terms)
     return record, terms
 
 
+def terms_of(passage: Passage, *, titled: bool) -> str:
+    """The words by which a passage is found."""
+    return analysis.terms(f"{passage.title}\n{passage.text}" if titled else passage.text)
+
+
+def key_of(identity: bytes) -> int:
+    """The same for equal passages, and rarely for others, of their `identity_of`."""
+    return int.from_bytes(identity[:8])
+
+
+def stored_of(record: tantivy.Document, *, titled: bool) -> Stored:
+    """What `record_of` made a record of."""
+    owners = _owners(record)
+    title = str(record.get_first("title"))
+    heading = None if record.get_first("heading") is None else _bytes(record, "heading").decode()
+    above = title if heading is None else heading
+    text = text_of(record).removeprefix(f"{above}\n" if titled and above else "")
+    names = (owners[0].id, owners[0].document_id)
+    return Stored(Passage(*names, title, text, heading), owners)
+
+
 def hit_of(record: tantivy.Document, score: float, options: SearchOptions) -> Hit | None:
     """A record as the first document has it that is not forbidden; None if all are."""
-    allowed = [name for name in _sharers(record) if name[1] not in options.forbid_documents]
-    if not allowed:
-        return None
-    return Hit(*allowed[0], str(record.get_first("title")), text_of(record), score)
+    for owner in _owners(record):
+        if owner.document_id not in options.forbid_documents:
+            title = str(record.get_first("title"))
+            return Hit(owner.id, owner.document_id, title, text_of(record), score)
+    return None
 
 
 def text_of(record: tantivy.Document) -> str:
@@ -67,12 +102,18 @@ def text_of(record: tantivy.Document) -> str:
     return _bytes(record, "text").decode()
 
 
-def _sharers(record: tantivy.Document) -> list[tuple[str, str]]:
-    """Id and document id of a passage in each document that has it."""
+def _owners(record: tantivy.Document) -> tuple[Owner, ...]:
+    """The documents that have a passage, in the order of the corpus."""
     if record.get_first("sharers") is not None:
         shared = json.loads(_bytes(record, "sharers"))
-        return [(str(identifier), str(document)) for identifier, document in shared]
-    return [(str(record.get_first("id")), str(record.get_first("document")))]
+        return tuple(Owner(str(one), str(document), *rest) for one, document, *rest in shared)
+    identifier = _bytes(record, "id").decode()
+    return (Owner(identifier, str(record.get_first("document")), _number(record)),)
+
+
+def _number(record: tantivy.Document) -> int:
+    value: Any = record.get_first("number")
+    return int(value)
 
 
 def _bytes(record: tantivy.Document, field: str) -> bytes:

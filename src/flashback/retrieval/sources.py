@@ -1,0 +1,125 @@
+"""The files that the documents of an index came from, as they were when they were read.
+
+They are listed in `sources.json` in the index's data folder, by their real paths.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from flashback.corpus.documents import Document, Source
+from flashback.errors import CorpusError, IndexFolderError
+from flashback.retrieval.index_folder import Manifest
+
+SOURCES = "sources.json"
+_SETTLED_NS = 2_000_000_000
+"""A file that was changed so shortly before it was read may change again at the same time."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a corpus, and the documents that were read from it."""
+
+    name: str
+    """As it was called in the corpus; its documents' ids may begin so."""
+    bytes: int
+    modified_ns: int
+    sha256: str
+    read_ns: int
+    documents: tuple[str, ...] = ()
+
+    def is_like(self, path: Path) -> bool:
+        """Whether a file has the same content; it is read only if size and time do not tell.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        found = path.stat()
+        if found.st_size != self.bytes:
+            return False
+        settled = self.modified_ns + _SETTLED_NS < self.read_ns
+        if settled and found.st_mtime_ns == self.modified_ns:
+            return True
+        return _sha256(path) == self.sha256
+
+
+Sources = dict[str, SourceFile]
+"""By their real paths."""
+
+
+def load_sources(folder: Path, manifest: Manifest) -> Sources:
+    """The files of an index; none if its corpus had no files.
+
+    Raises:
+        IndexFolderError: the list is damaged.
+    """
+    if SOURCES not in manifest.files:
+        return {}
+    try:
+        records = json.loads((folder / manifest.data / SOURCES).read_bytes())
+        return {
+            path: SourceFile(**record | {"documents": tuple(record["documents"])})
+            for path, record in records.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IndexFolderError(
+            f"index {folder}: {manifest.data}/{SOURCES} is damaged ({error}); build the index again"
+        ) from error
+
+
+def stored_sources(sources: Mapping[str, SourceFile]) -> dict[str, bytes]:
+    """The file of an index's data folder that lists them."""
+    return {SOURCES: json.dumps({path: asdict(one) for path, one in sources.items()}).encode()}
+
+
+def real_path(source: Source) -> str:
+    """The name by which a file is known, however it is called in a corpus."""
+    assert source.path is not None
+    return os.path.realpath(source.path)
+
+
+Read = Callable[[Source], Iterable[Document]]
+"""Gives the documents of a source."""
+
+
+def noting_files(sources: Iterable[Source], read: Read, noted: Sources) -> Iterator[Document]:
+    """The documents of `sources`; each file is noted when its last document was taken.
+
+    Raises:
+        CorpusError: a file cannot be read.
+    """
+    for source in sources:
+        if source.path is None:
+            yield from read(source)
+            continue
+        file, documents = _looked_at(source), list[str]()
+        for document in read(source):
+            if documents[-1:] != [document.id]:
+                documents.append(document.id)
+            yield document
+        noted[real_path(source)] = replace(file, documents=tuple(documents))
+
+
+def _looked_at(source: Source) -> SourceFile:
+    """A file as it is before it is read: what is written to it meanwhile is seen the next time."""
+    assert source.path is not None
+    try:
+        found = source.path.stat()
+        return SourceFile(
+            source.name,
+            found.st_size,
+            found.st_mtime_ns,
+            _sha256(source.path),
+            time.time_ns(),
+        )
+    except OSError as error:
+        raise CorpusError(f"corpus {source.name}: {error.strerror or error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
