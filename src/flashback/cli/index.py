@@ -8,18 +8,15 @@ from typing import Any
 import click
 
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
+from flashback.cli.index_changes import add, delete, merge, stats, sync
+from flashback.cli.index_output import print_manifest, print_notes, token_ends_of
 from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.passages import TokenEnds, estimated_ends
-from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
-from flashback.retrieval.index_folder import Manifest
+from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
 from flashback.settings import RetrievalSettings
-
-_WORTH_SAYING = 0.01
-"""The share of a corpus about which a note is printed."""
 
 
 class _BuildByDefault(click.Group):
@@ -39,7 +36,7 @@ class _BuildByDefault(click.Group):
 
 @click.group(cls=_BuildByDefault)
 def index() -> None:
-    """Make an index of a corpus, or check one.
+    """Make an index of a corpus, change one, or check one.
 
     \b
     flashback index notes/ manual.md --out IDX
@@ -47,6 +44,9 @@ def index() -> None:
     zcat dump.gz | flashback index - --out IDX
     flashback index python-docs --out IDX
     flashback index pile-arxiv:index@FOLDER --out IDX
+    flashback index add new/ --index IDX
+    flashback index sync notes/ manual.md --index IDX
+    flashback index delete notes/old.md --index IDX
     flashback index verify IDX
 
     A corpus is .txt, .md, .rst, .jsonl and .jsonl.gz files ('title' and 'text', or BEIR's and
@@ -110,23 +110,12 @@ def build(
             report,
             overwrite=overwrite,
             progress=progress,
-            token_ends=_token_ends(model, trust_remote_code),
+            token_ends=token_ends_of(model, trust_remote_code),
+            tokens_of=model,
         )
     print_report(report)
-    _print_notes(out, manifest)
-    _print_manifest(out, manifest, as_json)
-
-
-def _token_ends(model: str, trust_remote_code: bool) -> TokenEnds:
-    """Where tokens end; loaded before a corpus is read."""
-    if model == "none":
-        return estimated_ends
-    from flashback.cli.quiet import begin_loading
-
-    begin_loading(f"the tokenizer of {model}")
-    from flashback.readers.load import load_token_ends
-
-    return load_token_ends(model, trust_remote_code)
+    print_notes(out, manifest)
+    print_manifest(out, manifest, as_json)
 
 
 @index.command(short_help="Check an index against its checksums.")
@@ -140,36 +129,11 @@ def verify(folder: Path, as_json: bool) -> None:
     """
     manifest = verify_index(folder)
     open_index(folder)
-    _print_manifest(folder, manifest, as_json)
+    print_manifest(folder, manifest, as_json)
 
 
-def _print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(asdict(manifest), indent=2))
-        return
-    counts = manifest.content.counts
-    repeated = counts.get("repeated_passages", 0)
-    click.echo(
-        f"{folder}: {counts.get('passages', 0):,} passages of {counts.get('documents', 0):,} "
-        f"documents ({repeated:,} repeated ones left out), {manifest.bytes / 1e6:.1f} MB"
-    )
-
-
-def _print_notes(folder: Path, manifest: Manifest) -> None:
-    """What a user should know about what was made."""
-    counts = manifest.content.counts
-    if dropped := counts.get("near_duplicates", 0):
-        notes.print(
-            f"near-identical passages, left out: {dropped:,}, listed in "
-            f"{folder / manifest.data / NEAR_DUPLICATES}",
-            markup=False,
-        )
-    share = counts.get("letters_without_stems", 0) / (counts.get("letters", 0) or 1)
-    if share >= _WORTH_SAYING:
-        notes.print(
-            f"{share:.0%} of the text is in scripts without stemming: its words are found only in "
-            "the form in which they are written"
-        )
+for command in (add, sync, delete, merge, stats):
+    index.add_command(command)
 
 
 @click.command(short_help="Search an index.")
