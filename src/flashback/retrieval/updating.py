@@ -147,16 +147,28 @@ def sync_index(
         kept = {path: one for path, one in known.items() if path not in found.gone | found.changed}
         for path in found.gone | found.changed:
             pending.delete(known[path].documents)
-        noted: Sources = {}
-        advance, on_passage = progress(sum(source.bytes for source in found.read))
-        documents = noting_files(
-            found.read, lambda source: read_documents([source], report, advance), noted
-        )
-        _put(pending, documents, token_ends, on_passage)
-        _check_ids(kept | noted)
+        kept |= _read(pending, found.read, report, progress, token_ends)
+        _check_ids(kept)
         # Files of other formats are ignored each time.
         read = CorpusReport(bad_records=report.bad_records)
-        return Synced(pending.commit(read, stored_sources(kept | noted)), *counts)
+        return Synced(pending.commit(read, stored_sources(kept)), *counts)
+
+
+def _read(
+    pending: Changes,
+    sources: Sequence[Source],
+    report: CorpusReport,
+    progress: ProgressStart,
+    token_ends: TokenEnds,
+) -> Sources:
+    """Add the documents of files; the files."""
+    noted: Sources = {}
+    advance, on_passage = progress(sum(source.bytes for source in sources))
+    documents = noting_files(
+        sources, lambda source: read_documents([source], report, advance), noted
+    )
+    _put(pending, documents, token_ends, on_passage)
+    return noted
 
 
 def _put(
