@@ -61,6 +61,11 @@ class IndexSettings(CheckedSettings):
         high=100_000,
     )
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
+    language: str = setting(
+        "english",
+        "What Latin script is taken for: its words are found by their stems.",
+        choices=analysis.LANGUAGES,
+    )
     deduplicate: bool = setting(
         True, "Store passages once whose title and text are equal; their documents stay findable."
     )
@@ -143,7 +148,7 @@ def _fill(
     """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
     with Spool(data / "spool", once=once, near=near) as spool:
-        with writing(data) as (_, writer):
+        with writing(data, settings.language) as (_, writer):
             for passage in passages:
                 spool.add(passage)
             if not spool.stored:
@@ -204,7 +209,7 @@ class BM25Index:
         self.manifest = manifest
         self._schema = index.schema
         self._searcher = index.searcher()
-        self._analyzer = analysis.analyzer()
+        self._analyzer = analysis.analyzer(settings_of(folder, manifest).language)
 
     @classmethod
     def open(cls, folder: str | Path) -> "BM25Index":

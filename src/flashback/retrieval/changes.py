@@ -108,7 +108,7 @@ class Changes:
         """Write the data folder's files; the counts of the new version."""
         counts = Counter(self.manifest.content.counts)
         counts.update(bad_records=report.bad_records, ignored_files=report.ignored_files)
-        with writing(self._data) as (index, writer):
+        with writing(self._data, self.settings.language) as (index, writer):
             old = _OldRecords(index, writer, self._spool, self.settings)
             with readable_damage(self._folder):
                 counts["documents"] += old.take(self._gone)
@@ -215,7 +215,7 @@ def merge(folder: Path) -> Manifest:
     with readable_errors(folder), next_version(folder, own.__contains__) as (manifest, data):
         settings = settings_of(folder, _changeable(folder, manifest))
         old = BM25Index.open(folder)
-        with writing(data) as (_, writer):
+        with writing(data, settings.language) as (_, writer):
             write_records(writer, old.records(), len(old), settings.title)
         content = replace(manifest.content, versions=versions_here())
         return publish(folder, data, content, manifest)

@@ -32,13 +32,16 @@ def readable_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(data: Path) -> Iterator[tuple[tantivy.Index, tantivy.IndexWriter]]:
+def writing(data: Path, language: str) -> Iterator[tuple[tantivy.Index, tantivy.IndexWriter]]:
     """The index in a folder, made if there is none, and a writer.
 
     The writer's threads have ended when the block is left, so that none writes any more.
+
+    Args:
+        language: see `analysis.analyzer`.
     """
     index = tantivy.Index(schema(), path=str(data))
-    index.register_tokenizer(analysis.NAME, analysis.analyzer())
+    index.register_tokenizer(analysis.NAME, analysis.analyzer(language))
     index.config_reader(reload_policy="manual")
     # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
     writer = index.writer(_HEAP_BYTES, num_threads=1)
