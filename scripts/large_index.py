@@ -1,10 +1,10 @@
 """Build, open, search and change a large index of spliced passages, and print what it costs.
 
-    python scripts/large_index.py docs_passages.jsonl.gz --documents 250000
+    python scripts/large_index.py docs_passages.jsonl.gz --documents 320000
 
-Documents are spliced of two halves of real ones, drawn at random, so that their words are as
-frequent as in real texts and no two are equal. The index is built by `flashback index` in a process
-of its own, with `--model none`; a document of 100 words makes about four passages. Queries are 32
+Documents are spliced of pieces of ten words of real ones, drawn at random: words are as frequent as
+there, and no two passages are equal. The index is built by `flashback index` in a process
+of its own, with `--model none`; a document makes three or four passages. Queries are 32
 words in a row of documents. The folder (--folder) keeps the corpus and the index.
 """
 
@@ -38,9 +38,12 @@ def real_texts(path: Path) -> list[list[str]]:
 
 
 def splice(texts: list[list[str]], rng: random.Random) -> str:
-    """The first half of a text and the second half of another one."""
-    one, two = rng.choice(texts), rng.choice(texts)
-    return " ".join(one[: len(one) // 2] + two[len(two) // 2 :])
+    """About 100 words: pieces of ten words of texts drawn at random."""
+    pieces: list[str] = []
+    for words in rng.choices(texts, k=10):
+        start = rng.randrange(len(words) - 10)
+        pieces += words[start : start + 10]
+    return " ".join(pieces)
 
 
 def write(path: Path, texts: list[list[str]], count: int, name: str) -> None:
@@ -79,7 +82,7 @@ def latencies(index: BM25Index, queries: list[str], k: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path, help="JSON lines with `text`, which may be gzipped.")
-    parser.add_argument("--documents", type=int, default=250_000)
+    parser.add_argument("--documents", type=int, default=320_000)
     parser.add_argument("--folder", type=Path, default=Path("build/large-index"))
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--merge", action="store_true", help="Measure `index merge`, too.")

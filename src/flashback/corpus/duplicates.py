@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
@@ -191,14 +191,14 @@ class Spool:
 
     def _store(self, key: bytes | None, passage: Passage) -> int:
         self.stored += 1
-        row = (self.stored, *astuple(passage))
+        row = (self.stored, *vars(passage).values())
         self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
         if key is not None:
             self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
         return self.stored
 
     def _own(self, place: int, owner: Owner) -> None:
-        self._db.execute(_OWN, (place, *astuple(owner)))
+        self._db.execute(_OWN, (place, *vars(owner).values()))
 
     def __iter__(self) -> Iterator[Stored]:
         """The passages that have owners, in the order of their first ones."""

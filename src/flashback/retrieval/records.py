@@ -1,7 +1,6 @@
 """A stored passage as a record of tantivy, and a record as a hit."""
 
 import json
-from dataclasses import astuple
 from typing import Any
 
 import tantivy
@@ -52,7 +51,7 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
         for owner in stored.owners:
             record.add_text("sharer", owner.document_id)
     if stored.repeats:
-        owners = [astuple(owner) for owner in stored.owners]
+        owners = [(*vars(owner).values(),) for owner in stored.owners]
         record.add_bytes("sharers", json.dumps(owners).encode())
     record.add_text("title", passage.title)
     if passage.heading is not None:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashback.corpus.documents import Document, Source
@@ -73,7 +73,7 @@ def load_sources(folder: Path, manifest: Manifest) -> Sources:
 
 def stored_sources(sources: Mapping[str, SourceFile]) -> dict[str, bytes]:
     """The file of an index's data folder that lists them."""
-    return {SOURCES: json.dumps({path: asdict(one) for path, one in sources.items()}).encode()}
+    return {SOURCES: json.dumps({path: vars(one) for path, one in sources.items()}).encode()}
 
 
 def real_path(source: Source) -> str:
