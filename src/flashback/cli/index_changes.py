@@ -11,6 +11,7 @@ from flashback.cli.index_output import print_manifest, token_ends_of
 from flashback.corpus.documents import CorpusReport
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import read_manifest
+from flashback.retrieval.kinds import open_index
 from flashback.retrieval.updating import (
     add_documents,
     delete_documents,
@@ -147,12 +148,12 @@ def stats(folder: Path, as_json: bool) -> None:
     \b
     flashback index stats IDX
     """
-    opened = BM25Index.open(folder)
+    opened = open_index(folder)
     content = opened.manifest.content
-    record = {
-        **content.counts,
-        "deleted_passages": opened.deleted,
-        "segments": opened.segments,
+    record: dict[str, Any] = dict(content.counts)
+    if isinstance(opened, BM25Index):
+        record |= {"deleted_passages": opened.deleted, "parts": opened.segments}
+    record |= {
         "bytes": opened.manifest.bytes,
         "kind": content.kind,
         "tokens_of": content.tokens_of,

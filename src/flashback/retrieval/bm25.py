@@ -8,7 +8,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import tantivy
 
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.duplicates import Spool, Stored
-from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
-from flashback.errors import CorpusError, IndexFolderError, SettingsError
+from flashback.corpus.passages import Passage
+from flashback.errors import CorpusError, IndexFolderError
 from flashback.retrieval import analysis
 from flashback.retrieval.index_folder import (
     Content,
@@ -27,6 +27,8 @@ from flashback.retrieval.index_folder import (
     read_manifest,
     steadily,
 )
+from flashback.retrieval.index_settings import IndexSettings as IndexSettings
+from flashback.retrieval.index_settings import settings_of
 from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.records import SAMPLED, hit_of, record_of, stored_of, text_of
 from flashback.retrieval.tantivy_files import (
@@ -35,7 +37,7 @@ from flashback.retrieval.tantivy_files import (
     readable_errors,
     writing,
 )
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 KIND = "bm25"
 NEAR_DUPLICATES = "near-duplicates.jsonl"
@@ -49,53 +51,8 @@ _PAGE = 50_000
 """Passages that are listed at a time."""
 
 
-@dataclass(frozen=True)
-class IndexSettings(CheckedSettings):
-    """How passages are made and indexed."""
-
-    passage_words: int = setting(DEFAULT_WORDS, "Words per passage at most.", low=1, high=100_000)
-    passage_tokens: int = setting(
-        DEFAULT_TOKENS,
-        "m: tokens per passage at most, its title included, so that a reader can show all of it.",
-        low=1,
-        high=100_000,
-    )
-    title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
-    language: str = setting(
-        "english",
-        "What Latin script is taken for: its words are found by their stems.",
-        choices=analysis.LANGUAGES,
-    )
-    deduplicate: bool = setting(
-        True, "Store passages once whose title and text are equal; their documents stay findable."
-    )
-    drop_near_duplicates: bool = setting(
-        False,
-        "Leave out, and list, near-identical passages, too: at least 0.9 of their 3-word sequences "
-        "are the same, title, numbers and symbols are equal, and no word differs that may deny.",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drop_near_duplicates and not self.deduplicate:
-            raise SettingsError(
-                "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
-                "kept where similar ones are left out; give one of the two"
-            )
-
-
-def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
-    """The settings with which an index was made.
-
-    Raises:
-        IndexFolderError: the manifest has others.
-    """
-    try:
-        return IndexSettings(**manifest.content.settings)
-    except (TypeError, SettingsError) as error:
-        raise IndexFolderError(
-            f"index {folder}: its manifest has other settings ({error}); build it again"
-        ) from error
+Write = Callable[[Path, Spool, IndexSettings], dict[str, int]]
+"""Writes passages into a data folder; the letters that were counted."""
 
 
 def build_index(
@@ -108,6 +65,7 @@ def build_index(
     on_passage: Callable[[], None] = lambda: None,
     tokens_of: str = "none",
     files: Callable[[], Mapping[str, bytes]] = dict,
+    write: Write | None = None,
 ) -> Manifest:
     """Write a new index of `passages`, in bounded memory.
 
@@ -116,6 +74,7 @@ def build_index(
         report: filled while `passages` are produced; its counts go into the manifest.
         on_passage: called for every passage, for progress.
         tokens_of: the reader whose tokens limit passages.
+        write: writes the files of the settings' kind, if that is not `bm25`.
         files: once all passages were taken, gives further files of the data folder, by name.
 
     Raises:
@@ -123,11 +82,11 @@ def build_index(
         IndexFolderError: the folder is taken, or cannot be written.
     """
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, _called(on_passage, passages), settings, report)
+        counts = _fill(data, _called(on_passage, passages), settings, report, write or _write)
         for name, written in files().items():
             (data / name).write_bytes(written)
         versions = versions_here()
-        content = Content(KIND, counts, asdict(settings), versions, tokens_of)
+        content = Content(settings.kind, counts, asdict(settings), versions, tokens_of)
         return publish(folder, data, content)
 
 
@@ -143,17 +102,20 @@ def _called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iter
 
 
 def _fill(
-    data: Path, passages: Iterable[Passage], settings: IndexSettings, report: CorpusReport
+    data: Path,
+    passages: Iterable[Passage],
+    settings: IndexSettings,
+    report: CorpusReport,
+    write: Write,
 ) -> dict[str, int]:
     """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
     with Spool(data / "spool", once=once, near=near) as spool:
-        with writing(data, settings.language) as (_, writer):
-            for passage in passages:
-                spool.add(passage)
-            if not spool.stored:
-                raise CorpusError(nothing_found(report))
-            letters = write_records(writer, spool, spool.stored, settings.title)
+        for passage in passages:
+            spool.add(passage)
+        if not spool.stored:
+            raise CorpusError(nothing_found(report))
+        letters = write(data, spool, settings)
         if spool.dropped:
             lines = (f"{line}\n" for line in spool.reasons())
             (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
@@ -167,6 +129,11 @@ def _fill(
             "passages_read": spool.next_number,
             **letters,
         }
+
+
+def _write(data: Path, spool: Spool, settings: IndexSettings) -> dict[str, int]:
+    with writing(data, settings.language) as (_, writer):
+        return write_records(writer, spool, spool.stored, settings.title)
 
 
 def write_records(

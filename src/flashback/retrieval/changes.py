@@ -22,12 +22,11 @@ from flashback.retrieval.bm25 import (
     KIND,
     NEAR_DUPLICATES,
     BM25Index,
-    IndexSettings,
-    settings_of,
     versions_here,
     write_records,
 )
 from flashback.retrieval.index_folder import Manifest, next_version, publish
+from flashback.retrieval.index_settings import IndexSettings, settings_of
 from flashback.retrieval.protocol import storable
 from flashback.retrieval.records import key_of, stored_of, terms_of
 from flashback.retrieval.sources import SOURCES

@@ -23,6 +23,8 @@ from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
+from flashback.retrieval.arrays import KIND as ARRAYS
+from flashback.retrieval.arrays import write_arrays
 from flashback.retrieval.bm25 import IndexSettings, build_index
 from flashback.retrieval.index_folder import Manifest, check_target
 from flashback.retrieval.sources import Sources, noting_files, stored_sources
@@ -202,5 +204,6 @@ def index_corpus(
         overwrite=overwrite,
         on_passage=on_passage,
         tokens_of=tokens_of,
+        write=write_arrays if settings.kind == ARRAYS else None,
         files=lambda: stored_sources(corpus.files) if corpus.files else {},
     )

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from flashback.errors import IndexFolderError
+from flashback.retrieval.arrays import KIND as BM25S
+from flashback.retrieval.arrays import ArrayIndex
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import Manifest, read_manifest
@@ -30,6 +32,7 @@ KINDS: Registry[Callable[[Path], Index]] = Registry("index kind")
 """By the `kind` of a folder's manifest: opens the folder."""
 
 KINDS.register(BM25, BM25Index.open)
+KINDS.register(BM25S, ArrayIndex.open)
 
 
 def open_index(folder: str | Path) -> Index:

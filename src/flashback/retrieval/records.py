@@ -40,8 +40,6 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
         sampled: the record stands for others, see `BM25Index.sample`.
     """
     passage = stored.passage
-    heading = passage.title if passage.heading is None else passage.heading
-    shown = f"{heading}\n{passage.text}" if titled and heading else passage.text
     record = tantivy.Document()
     record.add_bytes("id", passage.id.encode())
     # Forbidding a document must hide what it alone has: what others share is looked at when found.
@@ -56,7 +54,7 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
     record.add_text("title", passage.title)
     if passage.heading is not None:
         record.add_bytes("heading", passage.heading.encode())
-    record.add_bytes("text", shown.encode())
+    record.add_bytes("text", shown_of(passage, titled=titled).encode())
     record.add_unsigned("number", stored.owners[0].number)
     record.add_unsigned("key", key_of(identity_of(passage)))
     if sampled:
@@ -64,6 +62,12 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
     terms = terms_of(passage, titled=titled)
     record.add_text("terms", terms)
     return record, terms
+
+
+def shown_of(passage: Passage, *, titled: bool) -> str:
+    """A passage as the reader gets it."""
+    heading = passage.title if passage.heading is None else passage.heading
+    return f"{heading}\n{passage.text}" if titled and heading else passage.text
 
 
 def terms_of(passage: Passage, *, titled: bool) -> str:
