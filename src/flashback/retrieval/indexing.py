@@ -23,9 +23,7 @@ from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
-from flashback.retrieval.arrays import KIND as ARRAYS
-from flashback.retrieval.arrays import write_arrays
-from flashback.retrieval.bm25 import IndexSettings, build_index
+from flashback.retrieval.bm25 import IndexSettings, Write, build_index
 from flashback.retrieval.index_folder import Manifest, check_target
 from flashback.retrieval.sources import Sources, noting_files, stored_sources
 from flashback.settings import check_type
@@ -204,6 +202,15 @@ def index_corpus(
         overwrite=overwrite,
         on_passage=on_passage,
         tokens_of=tokens_of,
-        write=write_arrays if settings.kind == ARRAYS else None,
+        write=_writer_of(settings.kind),
         files=lambda: stored_sources(corpus.files) if corpus.files else {},
     )
+
+
+def _writer_of(kind: str) -> Write | None:
+    """What writes an index of another kind than `bm25`."""
+    if kind != "bm25s":
+        return None
+    from flashback.retrieval.arrays import write_arrays  # NumPy takes a while to import
+
+    return write_arrays

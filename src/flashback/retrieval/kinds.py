@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from flashback.errors import IndexFolderError
-from flashback.retrieval.arrays import KIND as BM25S
-from flashback.retrieval.arrays import ArrayIndex
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import Manifest, read_manifest
@@ -32,7 +30,15 @@ KINDS: Registry[Callable[[Path], Index]] = Registry("index kind")
 """By the `kind` of a folder's manifest: opens the folder."""
 
 KINDS.register(BM25, BM25Index.open)
-KINDS.register(BM25S, ArrayIndex.open)
+
+
+def _open_arrays(folder: Path) -> Index:
+    from flashback.retrieval.arrays import ArrayIndex  # NumPy takes a while to import
+
+    return ArrayIndex.open(folder)
+
+
+KINDS.register("bm25s", _open_arrays)
 
 
 def open_index(folder: str | Path) -> Index:
