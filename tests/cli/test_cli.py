@@ -115,6 +115,10 @@ def test_settings_of_an_index_reach_its_passages(notes: Path, tmp_path: Path) ->
         "passage_words": 5,
         "passage_tokens": 128,
         "title": False,
+        "language": "english",
+        "kind": "bm25",
+        "k1": 1.2,
+        "b": 0.75,
         "deduplicate": False,
         "drop_near_duplicates": False,
     }
