@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
+from flashback.retrieval.dense import DenseSettings
+from flashback.retrieval.fusion import FusionSettings
+from flashback.retrieval.rerank import RerankSettings
 from flashback.settings import (
     CheckedSettings,
     RetrievalSettings,
@@ -24,7 +28,10 @@ setting is a keyword of [`generate`](api.md#writing); on the command line it has
 A value out of its range is refused, never changed.
 """
 _HEAD = "| setting | flag | default | range | meaning |\n|---|---|---|---|---|"
-_CLASSES = (RetrievalSettings, SamplingSettings, StoppingSettings, Settings, IndexSettings)
+_CLASSES = (
+    *(RetrievalSettings, SamplingSettings, StoppingSettings, Settings, FileSettings),
+    *(IndexSettings, DenseSettings, FusionSettings, RerankSettings),
+)
 _LARGE = 1 << 16
 """A limit from here on only keeps nonsense out."""
 

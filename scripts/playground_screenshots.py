@@ -1,6 +1,7 @@
 """Pictures of the playground for the documentation, from a running server.
 
-    flashback serve --index IDX &
+    flashback index src/flashback/cli/demo_texts/tolmere.jsonl --out IDX --model smollm2
+    flashback serve --index IDX --model smollm2 &
     python scripts/playground_screenshots.py http://127.0.0.1:8000 phone dark desktop
     flashback serve --index FACTS --model smollm2 --port 8001 &    # of readers_tests/facts.jsonl
     python scripts/playground_screenshots.py http://127.0.0.1:8001 conversation
@@ -36,11 +37,12 @@ class Picture:
     said: tuple[str, ...] = ()
 
 
+_BEGINNING = "The lighthouse of Tolmere stands on"
 PICTURES = (
-    Picture("phone", 390, 1250, {"prompt": "The json module", "tokens": "48"}),
-    Picture("dark", 1280, 900, {"prompt": "The json module", "tokens": "96"}, dark=True),
+    Picture("phone", 390, 1330, {"prompt": _BEGINNING, "tokens": "48"}),
+    Picture("dark", 1280, 820, {"prompt": _BEGINNING, "tokens": "48"}, dark=True),
     # Last, since a server's first passes are slower than later ones.
-    Picture("desktop", 1280, 1500, {"compare": "", "tokens": "96", "long": ""}),
+    Picture("desktop", 1280, 1240, {"prompt": _BEGINNING, "compare": "", "tokens": "48"}),
     Picture(
         *("conversation", 1280, 1190, {"chat": "", "tokens": "64"}),
         said=(

@@ -177,7 +177,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "decode_kernel='full': expected one of": load(decode_kernel="full"),
     "weights=3: expected one of full, numba, int8": load(weights=3),
     "pattern='middle': expected one of auto, none": load(pattern="middle"),
-    "index=3: expected str or Path or None": load(index=3),
+    "index=3: expected str or Path or Sequence or None": load(index=3),
     "retriever=3: expected an object with search(queries, options)": load(retriever=3),
     "model=None: expected str": load(model=None),
     "adapter=3: expected str or Path or None": load(adapter=3),

@@ -15,6 +15,7 @@ from command_line import run, write_notes
 from flashback.cli.main import app
 from flashback.readers.load import load_reader
 from flashback.settings import RetrievalSettings
+from made_files import pdf, table, write
 from servers import serving
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -73,6 +74,9 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "more-texts").mkdir()
     (tmp_path / "more-texts" / "json.txt").write_text(long, "utf-8")
     (tmp_path / "manual.md").write_text("Open a file for reading with open.", "utf-8")
+    write(tmp_path / "manuals" / "lamps.pdf", pdf(["The lamp burns oil."]))
+    rows = [["number", "subject", "body"], ["1", "Lamp", "It does not burn."]]
+    write(tmp_path / "tickets.csv", table(rows))
     lines = json.dumps({"title": "json", "text": "The json module encodes JSON."}) + "\n"
     for name in ("corpus.jsonl.gz", "dump.gz"):
         (tmp_path / name).write_bytes(gzip.compress(lines.encode()))

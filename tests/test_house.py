@@ -19,7 +19,8 @@ MAY_IMPORT = {
     **{room: set[str]() for room in GROUND},
     "patterns": set(),
     "corpus": set(),
-    "retrieval": {"corpus"},
+    "corpus.formats": {"corpus"},
+    "retrieval": {"corpus", "corpus.formats"},
     "engines.kernels": set(),
     "engines.cache": {"engines.kernels", "patterns"},
     "engines": {"engines.cache", "engines.kernels", "patterns"},
@@ -38,8 +39,8 @@ MAY_IMPORT = {
     | {"retrieval.protocol"},
     "training": {"evaluation", "scoring", "readers", "patterns", "corpus"},
     "server": {"writing", "scoring", "readers", "patterns", "engines.protocol"}
-    | {"retrieval.protocol"},
-    "loading": {"writing", "readers", "engines", "retrieval"},
+    | {"retrieval.guard", "retrieval.protocol"},
+    "loading": {"writing", "readers", "engines", "retrieval", "scoring"},
     "benchmark": {"loading", "evaluation", "scoring", "writing", "readers", "retrieval", "corpus"}
     | {"engines", "engines.cache", "engines.kernels", "patterns"},
 }

@@ -19,6 +19,8 @@ from flashback.settings import AUTO
 from flashback.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from flashback.corpus.formats.file_settings import FileSettings
+    from flashback.corpus.place import Place
     from flashback.engines.local import LocalEngine
     from flashback.engines.protocol import Engine, Usage
     from flashback.errors import FlashBackError
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from flashback.readers.load import load_reader
     from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index, IndexSettings
+    from flashback.retrieval.dense import DenseSettings
+    from flashback.retrieval.fusion import FusionSettings
     from flashback.retrieval.indexing import index_corpus
     from flashback.retrieval.protocol import Hit, Retriever
+    from flashback.retrieval.rerank import RerankSettings
     from flashback.retrieval.updating import (
         Synced,
         add_documents,
@@ -56,15 +61,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BM25Index",
+    "DenseSettings",
     "Engine",
+    "FileSettings",
     "FlashBackError",
     "FrameText",
+    "FusionSettings",
     "Generation",
     "Generator",
     "Hit",
     "IndexSettings",
     "LocalEngine",
+    "Place",
     "Reader",
+    "RerankSettings",
     "RetrievalSettings",
     "Retriever",
     "SamplingSettings",
@@ -88,6 +98,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "corpus.formats.file_settings": ("FileSettings",),
+    "corpus.place": ("Place",),
     "engines.local": ("LocalEngine",),
     "errors": ("FlashBackError",),
     "engines.protocol": ("Engine", "Usage"),
@@ -112,6 +124,9 @@ _MODULES = {
     "readers.load": ("load_reader",),
     "readers.reader": ("Reader",),
     "retrieval.bm25": ("BM25Index", "IndexSettings"),
+    "retrieval.dense": ("DenseSettings",),
+    "retrieval.fusion": ("FusionSettings",),
+    "retrieval.rerank": ("RerankSettings",),
     "retrieval.protocol": ("Hit", "Retriever"),
     "settings": (
         "FrameText",

@@ -4,6 +4,7 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── SettingsError           exit code 2: a setting is out of range or contradicts another
 ├── CorpusError             a document source is missing, unreadable or empty
 ├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
+├── RetrieverError          a retriever's server or store is unreachable or answers nonsense
 ├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
 ├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
 ├── PromptsError            a file of prompts or results is malformed, or of another run
@@ -83,6 +84,10 @@ class CorpusError(FlashBackError):
 
 class IndexFolderError(FlashBackError):
     """A folder is not a whole index of a format this version reads."""
+
+
+class RetrieverError(FlashBackError):
+    """A retriever's server or store cannot be reached, refuses, or does not answer as it should."""
 
 
 class AdapterError(FlashBackError):

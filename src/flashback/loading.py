@@ -13,11 +13,17 @@ from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
 from flashback.readers.passages import unseen_note
+from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.frameworks import retriever_of
-from flashback.retrieval.kinds import Index, open_index
-from flashback.retrieval.protocol import Retriever
+from flashback.retrieval.fusion import FusedRetriever, FusionSettings
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
+from flashback.retrieval.kinds import open_index
+from flashback.retrieval.protocol import Retriever, Sampled
+from flashback.retrieval.rerank import READER, RerankSettings, reranked
+from flashback.retrieval.specs import open_retriever
+from flashback.scoring.reader_reranker import ReaderReranker
 from flashback.settings import (
     AUTO,
     PATTERNS,
@@ -87,9 +93,12 @@ ENGINES.register("local", open_local)
 
 def load(
     model: str | Path = MINI,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     *,
     retriever: object | None = None,
+    guard: GuardSettings | None = None,
+    fusion: FusionSettings | None = None,
+    rerank: RerankSettings | None = None,
     engine: str = "local",
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
@@ -107,42 +116,68 @@ def load(
 
     Args:
         model: a hub name, a folder, a GGUF file, or a name that `flashback models` lists.
-        index: a folder made by `flashback index`; None is enough for the pattern `none`.
-        retriever: instead of an index: what `retriever_of` takes, LangChain's and LlamaIndex's too.
+        index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
+        retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
+        guard, fusion, rerank: a search's limits, what several count, what ranks hits anew; or None.
         engine: what runs the model: `local`, transformers in this process.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
-        pattern: what will be written with; an adapter for another pattern is then not taken by
-            `auto` (with the pattern `auto`, none is). None: any adapter is, and decides.
-        device, dtype, window, trust_remote_code: see `load_reader`.
-        weights: see `Weights`; `numba` and `int8` on CPU only.
+        pattern: what will be written with, and which adapter `auto` may take; None: any.
+        device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.
         memory_bytes: of kept keys and values; None: one text's, and 256 MiB of passages'.
         passage_tokens: m; a warning says how many passages are longer.
-        quantize, decode_kernel: deprecated; see `weights`.
 
     Raises:
-        SettingsError: an argument is of a wrong type, unknown or out of range.
-        FlashBackError: the model, the adapter or the index is missing or unusable.
+        FlashBackError: an argument is wrong, or what it names is unusable.
     """
     named("--engine", engine, list(ENGINES))
-    check_type("index", index, str | Path | None)
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
         *(_weights(weights, quantize, decode_kernel), memory_bytes),
     )
     check_weights(options.weights, device, dtype)
-    found = _retriever(index, retriever)
+    found = _retriever(index, retriever, fusion or FusionSettings())
     reader, opened = ENGINES[engine](options)
-    _warn(reader, pattern, found.sample() if isinstance(found, Index) else [], passage_tokens)
-    return Generator(reader, opened, found)
+    _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
+    found = _reranked(found, rerank, reader, passage_tokens)
+    return Generator(reader, opened, _guarded(found, guard))
 
 
-def _retriever(index: str | Path | None, retriever: object | None) -> Retriever | None:
-    if retriever is None:
-        return None if index is None else open_index(index)
-    if index is not None:
+def _retriever(
+    index: str | Path | Sequence[str | Path] | None, retriever: object, fusion: FusionSettings
+) -> Retriever | None:
+    """What is searched; several are one."""
+    check_type("index", index, str | Path | Sequence | None)
+    if index is not None and retriever is not None and not isinstance(retriever, list):
         raise SettingsError("index and retriever: expected one of them, found both")
-    return retriever_of(retriever)
+    folders = [index] if isinstance(index, str | Path) else index or []
+    others = retriever if isinstance(retriever, list) else [retriever]
+    parts = [*map(open_index, folders), *(_opened(one) for one in others if one is not None)]
+    fusion.weights(len(parts))
+    return FusedRetriever(parts, fusion) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _opened(retriever: object) -> Retriever:
+    return open_retriever(retriever) if isinstance(retriever, str) else retriever_of(retriever)
+
+
+def _guarded(retriever: Retriever | None, guard: GuardSettings | None) -> Retriever | None:
+    if retriever is None or guard is None:
+        return retriever
+    return LimitedRetriever(retriever, guard)
+
+
+def _reranked(
+    found: Retriever | None, rerank: RerankSettings | None, reader: TextReader, passage_tokens: int
+) -> Retriever | None:
+    """With what ranks anew in front of it."""
+    if found is None or rerank is None:
+        return found
+    if rerank.reranker != READER:
+        return reranked(found, rerank)
+    if not isinstance(reader, Reader):
+        raise SettingsError("--reranker='reader': this engine runs its reader elsewhere")
+    return reranked(found, rerank, ReaderReranker(reader, passage_tokens))
 
 
 def _warn(

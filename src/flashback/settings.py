@@ -275,8 +275,8 @@ class RetrievalSettings(CheckedSettings):
         """
         if self.retrieves and retriever is None:
             raise SettingsError(
-                f"--pattern={self.pattern!r} retrieves, but there is no index; give an --index, or "
-                "use --pattern='none'"
+                f"--pattern={self.pattern!r} retrieves, but there is no index; give an --index "
+                "(or a --retriever), or use --pattern='none'"
             )
 
 

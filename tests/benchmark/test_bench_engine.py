@@ -1,5 +1,6 @@
 """`flashback bench engine`: its arms, what it counts, its command."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from flashback.benchmark.engine import (
     EngineArm,
     EngineSeries,
     MeasuredStride,
+    arms_on,
     prepare,
 )
 from flashback.benchmark.harness import Comparison
@@ -82,6 +84,20 @@ def test_what_it_cannot_measure_is_refused(model_folder: Path) -> None:
     call = ("bench", "engine", "--shape", model_folder)
     assert "transformers' cache has none" in refused(*call, "--pattern", "slot")
     assert "--lengths 9999:99999: needs" in refused(*call, "--lengths", "9999:99999")
+
+
+def test_some_precisions_may_be_measured_alone(model_folder: Path) -> None:
+    few = replace(small(model_folder), precisions=("int8",))
+    assert [str(arm) for arm in arms_on(few)] == ["dynamic float32", "ours int8"]
+    message = refused("bench", "engine", "--shape", model_folder, "--precision", "int4")
+    assert "--precision int4: expected one of float32, bfloat16, int8" in message
+
+
+def test_the_bound_is_what_memory_gave_meanwhile() -> None:
+    strides = [MeasuredStride(2, 1, 0.8, 0.2), MeasuredStride(3, 1, 1.2, 0.8)]
+    series = EngineSeries.of("ours float32", 5, [strides])
+    assert series.bound_share == pytest.approx(0.5)
+    assert series.step_seconds == pytest.approx(0.25)
 
 
 def test_an_arm_has_a_name() -> None:

@@ -89,7 +89,7 @@ def test_an_index_is_made_of_a_folder_and_described_in_a_line(notes: Path, tmp_p
     outcome = run("index", notes, "--out", tmp_path / "IDX")
     assert outcome.out.startswith(f"{tmp_path / 'IDX'}: 4 passages of 4 documents (0 repeated")
     assert outcome.out.count("\n") == 1
-    assert outcome.err == "files of other formats, ignored: 1\n"
+    assert outcome.err == f"skipped {notes / 'picture.png'}: unknown format '.png'\n"
 
 
 def test_build_is_the_default_command(notes: Path, tmp_path: Path) -> None:
@@ -102,7 +102,13 @@ def test_build_is_the_default_command(notes: Path, tmp_path: Path) -> None:
 
 
 def test_the_json_of_an_index_is_its_manifest(notes: Path, tmp_path: Path) -> None:
-    manifest = run("index", notes, "--json", "--out", tmp_path / "IDX").record
+    (notes / ".hidden.txt").write_text("x", "utf-8")
+    (notes / "bad.csv").write_text("a,b", "utf-8")
+    outcome = run("index", notes, "--json", "--out", tmp_path / "IDX")
+    manifest = json.loads(outcome.out)
+    assert [Path(one["file"]).name for one in manifest.pop("skipped_files")] == [".hidden.txt"]
+    (bad,) = manifest.pop("bad_records")
+    assert bad["reason"].startswith("no column 'text' or 'contents'; found 'a', 'b'")
     assert manifest == json.loads((tmp_path / "IDX" / "flashback-index.json").read_text("utf-8"))
     assert manifest["content"]["counts"]["passages"] == len(NOTES)
     assert run("index", "verify", tmp_path / "IDX", "--json").record == manifest
@@ -121,6 +127,7 @@ def test_settings_of_an_index_reach_its_passages(notes: Path, tmp_path: Path) ->
         "b": 0.75,
         "deduplicate": False,
         "drop_near_duplicates": False,
+        "overlap": 0,
     }
     hits = run("search", tmp_path / "IDX", "moon", "--json").record["hits"]
     assert [hit["text"] for hit in hits] == ["The tides follow the moon,"]
@@ -171,9 +178,9 @@ def test_an_index_can_be_replaced(notes: Path, tmp_path: Path) -> None:
 def test_hits_are_printed_best_first_with_their_text(index: Path) -> None:
     outcome = run("search", index, "socket network json", "-k", "2")
     first, text, second, _ = outcome.out.splitlines()
-    assert first.startswith("1. net/socket.txt  [")
+    assert first.startswith("1. net/socket.txt, line 1  [")
     assert text.strip() == NOTES["net/socket.txt"]
-    assert second.startswith("2. net/json.rst  [")
+    assert second.startswith("2. net/json.rst, line 1  [")
     assert outcome.err == ""
 
 
@@ -188,6 +195,14 @@ def test_hits_as_json_hold_everything(index: Path) -> None:
         "document_id": path,
         "title": "snow.txt",
         "text": f"snow.txt\n{NOTES['snow.txt']}",
+        "place": {
+            "page": None,
+            "last_page": None,
+            "heading": None,
+            "line": 1,
+            "start": 0,
+            "end": len(NOTES["snow.txt"]),
+        },
     }
 
 
@@ -268,7 +283,7 @@ def test_the_json_of_a_generation_holds_what_recomputing_it_takes(
         assert stride["reused"] + stride["prefilled"] - stride["sink"] == len(stride["arranged"])
         assert stride["decoded"] == len(stride["tokens"]) - 1
         for passage in stride["passages"]:
-            assert list(passage) == ["id", "title", "text", "score"]
+            assert list(passage) == ["id", "title", "text", "score", "place"]
     assert list(record["totals"]) == [
         "reused",
         "prefilled",

@@ -59,18 +59,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def test_a_question_is_answered_with_its_sources(index: Path, chat_model: Path) -> None:
     words = ("ask", "--index", index, "--model", chat_model, *SHORT, "What follows the moon?")
     record = run(*words, "--json").record
-    assert run(*words).out == f"{record['answer']}\n[1] moon.md\n"
+    assert run(*words).out == f"{record['answer']}\n[1] moon.md, line 1\n"
     assert [one["title"] for one in record["sources"]] == ["moon.md"]
 
 
 def test_messages_are_answered_with_what_was_said_before(chat: Chat, asked: Asked) -> None:
     out = chat("What follows the moon?", "", "And the socket?", more=("--system", "Be brief.")).out
-    assert "[1] moon.md\n" in out
-    assert "[1] net/socket.txt\n" in out
+    assert "[1] moon.md, line 1\n" in out
+    assert "[1] net/socket.txt, line 1\n" in out
     (_, first), (_, second) = asked
     assert first == [("system", "Be brief."), ("user", "What follows the moon?")]
     answer = second[2][1]
-    assert out.startswith(f"{answer}\n[1] moon.md\n")
+    assert out.startswith(f"{answer}\n[1] moon.md, line 1\n")
     assert second == [*first, ("assistant", answer), ("user", "And the socket?")]
 
 

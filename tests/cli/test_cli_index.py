@@ -88,3 +88,19 @@ def test_what_cannot_be_read_changes_nothing(
 def test_an_index_that_is_not_there_is_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
     line = refused("index", *command, "--index", tmp_path / "IDX", code=1)
     assert "no such folder; make it with `flashback index`" in line
+
+
+@pytest.mark.parametrize("command", ["add", "sync"])
+def test_files_are_chosen_as_for_a_new_index(index: Path, command: str) -> None:
+    notes = index.parent / "notes"
+    (notes / "page.html").write_text("<h1>Owls</h1><p>Owls hunt at night.</p>")
+    (notes / "more.txt").write_text("Bats hunt, too.")
+    chosen = ("--exclude", "more.*", "--json")
+    outcome = run("index", command, notes, "--index", index, *chosen)
+    record = json.loads(outcome.out)
+    assert record["content"]["counts"]["documents"] == 5
+    [left_out] = [one for one in record["skipped_files"] if one["file"].endswith("more.txt")]
+    assert left_out["reason"] == "fits --exclude='more.*'"
+    assert outcome.err == f"skipped {notes}/more.txt: fits --exclude='more.*'\n"
+    [hit] = run("search", index, "owls", "-k", "1", "--json").record["hits"]
+    assert hit["place"]["heading"] == "Owls"

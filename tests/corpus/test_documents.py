@@ -14,15 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import flashback.corpus.documents as documents_module
-from flashback.corpus.documents import (
-    BLOCK_BYTES,
-    BadRecord,
-    CorpusReport,
-    Document,
-    find_sources,
-    read_documents,
-)
+import flashback.corpus.formats.plain as plain_module
+from flashback.corpus.documents import BadRecord, CorpusReport, Document
+from flashback.corpus.formats.plain import BLOCK_BYTES
+from flashback.corpus.formats.reading import read_documents
+from flashback.corpus.formats.sources import find_sources
 from flashback.errors import CorpusError
 
 BOM = b"\xef\xbb\xbf"
@@ -112,11 +108,17 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, pipe: Pipe) ->
 def test_folders_are_read_in_order_without_hidden_folders_and_other_formats(tmp_path: Path) -> None:
     for name in ("b.txt", "a.md", "sub/deep/c.rst", ".git/d.txt", "sub/.cache/e.txt"):
         write(tmp_path / name, name)
-    for name in ("image.png", "sub/script.py"):
+    for name in ("image.png", "sub/script.xyz"):
         write(tmp_path / name, name)
     found, report = read(tmp_path)
     assert [document.id for document in found] == ["a.md", "b.txt", "sub/deep/c.rst"]
-    assert report.ignored_files == 2
+    assert [file.file for file in report.skipped] == [
+        ".git/",
+        "image.png",
+        "sub/.cache/",
+        "sub/script.xyz",
+    ]
+    assert report.ignored_files == 4
 
 
 def test_standard_input_may_hold_json_lines_longer_than_a_block(pipe: Pipe) -> None:
@@ -161,7 +163,7 @@ def test_blocks_lose_nothing_even_where_they_cut_a_long_line(
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / "blocks.txt", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents_module, "BLOCK_BYTES", block)
+        patch.setattr(plain_module, "BLOCK_BYTES", block)
         found, report = read(path)
     assert "".join(document.text for document in found).rstrip() == text.rstrip()
     assert report.bad_records == (not text.strip())
@@ -274,11 +276,11 @@ def test_damage_in_the_middle_of_gzip_data_spares_the_records_before_it(
     ("name", "message"),
     [
         ("absent.txt", "no such file or folder"),
-        ("table.csv", r"unknown format; expected one of \.txt"),
+        ("table.xls", r"unknown format; expected one of \.txt"),
     ],
 )
 def test_a_name_that_is_no_corpus_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    write(tmp_path / "table.csv", "a,b")
+    write(tmp_path / "table.xls", "a,b")
     with pytest.raises(CorpusError, match=message):
         read(tmp_path / name)
 
@@ -348,7 +350,7 @@ def test_blocks_of_a_long_line_end_between_sentences_words_or_characters(
     text = unit * 400
     path = write(tmp_path / "a.txt", text)
     for block in range(50, 60):
-        monkeypatch.setattr(documents_module, "BLOCK_BYTES", block)
+        monkeypatch.setattr(plain_module, "BLOCK_BYTES", block)
         blocks = [document.text for document in read(path)[0]]
         assert len(blocks) > 5
         assert "".join(blocks) == text

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flashback.corpus.duplicates import SIMILAR, Owner, Spool, Stored, similarity_of
+from flashback.corpus.duplicates import SIMILAR, Owner, Spool, Stored, owner_of, similarity_of
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import Place
 
 WORDS = [f"{a}{b}{c}a" for a in "bdfgklmnprstv" for b in "aeiou" for c in "bdfgklmnprstv"]
 RULES = (
@@ -254,3 +255,20 @@ def test_short_texts_are_repetitions_only_of_themselves() -> None:
     texts = ["!!!", "???", "one", "two", "one two", "two one", "one two three", "é", "中"]
     assert len(kept(passages(texts), near=True)) == len(texts)
     assert len(kept(passages([*texts, *texts]), near=True)) == len(texts)
+
+
+def test_each_document_has_its_place() -> None:
+    first, second, again = (
+        Passage(f"{name}#{line}", name, "", "Same.", place=Place(line=line))
+        for name, line in (("a", 4), ("b", 2), ("a", 9))
+    )
+    with Spool(once=True, near=False) as spool:
+        for passage in (first, second, again):
+            spool.add(passage)
+        [stored] = spool
+        assert stored.passage == first
+        assert [owner.place for owner in stored.owners] == [first.place, second.place]
+        assert [owner_of(owner.row()) for owner in stored.owners] == [*stored.owners]
+        spool.remove("a")
+        [stored] = spool
+    assert stored.passage == second

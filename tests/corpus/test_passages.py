@@ -3,6 +3,7 @@
 import base64
 import random
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -25,7 +26,7 @@ def sentence(words: int) -> str:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    text=st.text(st.sampled_from("abé中.!?\"') \n\t\x85\u2003"), max_size=200)
+    text=st.text(st.sampled_from("abéß.!?\"') \n\t\x85\u2003"), max_size=200)
     | st.text(st.characters(codec="utf-8"), max_size=100),
     words=st.integers(1, 12),
 )
@@ -83,7 +84,8 @@ def test_passages_are_numbered_within_a_document_across_its_parts() -> None:
         Document("c", "C", " \n"),
         Document("d", "D", sentence(5)),
     ]
-    assert list(cut_documents(parts, 5)) == [
+    found = [replace(passage, place=None) for passage in cut_documents(parts, 5)]
+    assert found == [
         Passage("a#0", "a", "A", sentence(5)),
         Passage("a#1", "a", "A", sentence(5)),
         Passage("a#2", "a", "A", sentence(5)),

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from flashback.corpus.documents import CorpusReport
+from flashback.corpus.formats.file_settings import FileSettings
+from flashback.corpus.place import Place
 from flashback.errors import CorpusError, IndexFolderError
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.index_folder import read_manifest, verify
 from flashback.retrieval.indexing import index_corpus
+from flashback.retrieval.kinds import open_index
+from flashback.retrieval.protocol import Hit, Listed
 from flashback.retrieval.sources import SOURCES, load_sources
 from flashback.retrieval.updating import (
     add_documents,
@@ -46,6 +50,12 @@ def synced(texts: Path, index: Path) -> tuple[int, int, int, int]:
     result = sync_index(texts, index)
     assert result.manifest == read_manifest(index)
     return result.added, result.changed, result.removed, result.unchanged
+
+
+def best(index: Path, query: str, *, forbidden: tuple[str, ...] = ()) -> Hit:
+    options = SearchOptions(k=1, forbid_documents=forbidden)
+    [[hit]] = open_index(index).search([query], options)
+    return hit
 
 
 @pytest.fixture
@@ -229,3 +239,113 @@ def test_a_damaged_list_of_files_is_refused(texts: Path, index: Path) -> None:
         path.write_bytes(damage + b" " * (path.stat().st_size - len(damage)))
         with pytest.raises(IndexFolderError, match=f"{SOURCES} is damaged"):
             sync_index(texts, index)
+
+
+SHARED = "Owls hunt at night."
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files with one passage, and other text above it in the second one."""
+    first = write(tmp_path / "a" / "owls.md", f"# Owls\n\n{SHARED}")
+    return first, write(tmp_path / "b" / "owls.md", f"Mice hide.\n\n# Owls\n\n{SHARED}")
+
+
+def line(hit: Hit) -> tuple[str, int | None]:
+    """The folder of a hit's document, and where it stands there."""
+    assert hit.place is not None
+    return Path(hit.document_id).parent.name, hit.place.line
+
+
+@pytest.mark.parametrize("kind", ["bm25", "bm25s", "dense"])
+def test_a_shared_passage_has_a_place_in_each_document(
+    sharing: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    index = tmp_path / "IDX"
+    folders = [path.parent for path in sharing]
+    manifest = index_corpus(folders, index, IndexSettings(kind=kind))
+    assert manifest.content.counts["repeated_passages"] == 1
+    first = best(index, "owls")
+    assert line(first) == ("a", 1)
+    assert line(best(index, "owls", forbidden=(first.document_id,))) == ("b", 3)
+    opened = open_index(index)
+    assert isinstance(opened, Listed)
+    assert first.place in [hit.place for hit in opened.every()]
+
+
+def test_the_place_of_a_deleted_document_is_not_shown(
+    sharing: tuple[Path, Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "IDX"
+    folders = [path.parent for path in sharing]
+    index_corpus(folders, index)
+    before = best(index, "owls", forbidden=(str(sharing[0]),))
+    delete_documents(str(sharing[0]), index)
+    after = best(index, "owls")
+    assert (after.document_id, after.place) == (before.document_id, before.place)
+    assert line(after) == ("b", 3)
+    add_documents(folders[0], index)
+    assert line(best(index, "owls")) == ("b", 3)  # the other one is newer
+    merge_index(index)
+    assert line(best(index, "owls")) == ("b", 3)
+    delete_documents(str(sharing[1]), index)
+    assert line(best(index, "owls")) == ("a", 1)
+
+
+def test_a_file_that_changed_has_new_places(texts: Path, index: Path) -> None:
+    write(texts / "cats.md", "Mice hide.\n\n# Cats\n\nThe kitten plays.", seconds=ANCIENT + 1)
+    assert synced(texts, index) == (0, 1, 0, 2)
+    place = best(index, "kitten").place
+    assert isinstance(place, Place)
+    assert (place.heading, place.line) == ("Cats", 3)
+
+
+def test_files_are_left_out_with_their_reasons(texts: Path, index: Path) -> None:
+    write(texts / "page.html", "<p>A page about owls.</p>")
+    write(texts / "table.csv", "id,text\nbat,A bat flies.\n")
+    write(texts / "picture.png", "")
+    report = CorpusReport()
+    files = FileSettings(exclude=("*.csv", "cats.*"))
+    found_files = sync_index(texts, index, report, files=files)
+    assert (found_files.added, found_files.removed, found_files.unchanged) == (1, 1, 2)
+    reasons = {Path(one.file).name: one.reason for one in report.skipped}
+    assert reasons == {
+        "cats.md": "fits --exclude='cats.*'",
+        "picture.png": "unknown format '.png'",
+        "table.csv": "fits --exclude='*.csv'",
+    }
+    assert found(index, "owls bat") == ["page.html"]
+    add_documents(texts, index, files=FileSettings(include=("*.csv",)))
+    assert found(index, "bat") == ["bat"]
+
+
+def test_overlap_is_kept(tmp_path: Path) -> None:
+    index = tmp_path / "IDX"
+    first = write(tmp_path / "first.txt", "one")
+    second = write(tmp_path / "second.txt", "six seven eight nine")
+    index_corpus(first, index, IndexSettings(passage_words=3, overlap=1, title=False))
+    add_documents(second, index)
+    [hits] = open_index(index).search(["eight"], SearchOptions(k=9))
+    assert {hit.text for hit in hits} == {"six seven eight", "eight nine"}
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (IndexSettings(kind="bm25s"), "kind 'bm25s' cannot be changed"),
+        (IndexSettings(kind="dense"), "kind 'dense' cannot be changed"),
+        (IndexSettings(drop_near_duplicates=True), "was built with drop_near_duplicates=True"),
+    ],
+)
+def test_what_is_built_once_is_not_changed(
+    texts: Path, tmp_path: Path, made: IndexSettings, message: str
+) -> None:
+    index = tmp_path / "IDX"
+    before = index_corpus(texts, index, made)
+    write(texts / "cats.md", "The kitten plays.", seconds=ANCIENT + 1)
+    for change in (add_documents, sync_index):
+        with pytest.raises(IndexFolderError, match=message):
+            change(texts, index)
+    with pytest.raises(IndexFolderError, match=message):
+        delete_documents("robin", index)
+    assert read_manifest(index) == before

@@ -63,7 +63,15 @@ def test_a_completion_is_what_the_generator_writes_and_its_strides_tile_it(serve
     assert [one["tokens"] for one in strides] == [4, 4, 4, 4, 4, 2]
     found = [[hit["id"] for hit in one["passages"]] for one in strides]
     assert found == [[hit.id for hit in stride.passages] for stride in written.strides]
-    assert set(strides[0]["passages"][0]) == {"id", "document_id", "title", "score", "excerpt"}
+    assert set(strides[0]["passages"][0]) == {
+        "id",
+        "document_id",
+        "title",
+        "place",
+        "source",
+        "score",
+        "excerpt",
+    }
     assert answer["usage"]["completion_tokens"] == 22
     assert answer["usage"]["prompt_tokens"] == len(reader.encode_prompt("The tides"))
 

@@ -23,10 +23,10 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import CacheUse
 from flashback.errors import SettingsError
 from flashback.readers.reader import Reader
+from flashback.retrieval.guard import within
 from flashback.scoring.given import TopModel
 from flashback.server import searching
 from flashback.server.scheduler import Job
-from flashback.server.searching import within
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.server.service import make_service
 from flashback.settings import RetrievalSettings

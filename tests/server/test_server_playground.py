@@ -10,6 +10,7 @@ import pytest
 import chromium
 from chromium import Page
 from flashback.patterns.registry import PATTERNS
+from flashback.server.prompt_examples import PromptExamples
 from flashback.settings import Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
@@ -56,6 +57,19 @@ def test_a_text_streams_in_by_keyboard_and_nothing_comes_from_elsewhere(
     assert count(page, ".passages li") >= 2
     assert page.run("document.documentElement.scrollWidth") <= 390
     assert page.complaints == []
+
+
+def test_prompts_to_pick_are_those_of_the_index(
+    served: Served, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "A long text. " * 40
+    monkeypatch.setattr(PromptExamples, "of", lambda *_: ["The tides are", long])
+    page.open(f"{served.url}/")
+    page.wait("document.querySelectorAll('#examples button').length == 2")
+    page.run("document.querySelector('#examples button').click()")
+    assert page.run("document.getElementById('prompt').value") == "The tides are"
+    page.open(f"{served.url}/?long")
+    page.wait(f"document.getElementById('prompt').value.length == {len(long)}")
 
 
 def test_patterns_are_compared_side_by_side(served: Served, page: Page) -> None:

@@ -62,6 +62,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Of known models: arguments of `transformers.AutoConfig.for_model`; its defaults for the rest."""
 _SHAPE = f"One of {', '.join(SHAPES)}, with random weights; a folder, as ./NAME; or flashback-mini."
 _DTYPE = "auto, float32 or bfloat16."
+PRECISIONS = ("float32", "bfloat16", "int8")
+"""Of weights, as `bench engine` compares them."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,20 @@ class EngineBenchSettings(SweepSettings):
     pattern: str = setting(
         "append", "Where passages go: none, prepend or append.", choices=PATTERNS
     )
+    precisions: tuple[str, ...] = setting(
+        (),
+        f"Measure only these of {', '.join(PRECISIONS)} (repeatable; default: all that the device "
+        "has), beside dynamic float32.",
+        flag="--precision",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.precisions:
+            if name not in PRECISIONS:
+                raise SettingsError(
+                    f"--precision={name!r}: expected one of {', '.join(PRECISIONS)}"
+                )
         if PATTERNS[self.pattern].isolated:
             raise SettingsError(
                 f"--pattern={self.pattern!r}: transformers' cache has none; see 'bench runtime'"

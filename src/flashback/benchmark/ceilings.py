@@ -46,10 +46,22 @@ def measure_ceilings(placement: Placement) -> Ceilings:
     Memory is read by a sum, which is faster than any product with a vector; matrices are multiplied
     in several layouts, and the fastest counts.
     """
-    device, dtype = placement.device, placement.dtype
-    stream = torch.zeros(_STREAM_BYTES // dtype.itemsize, dtype=dtype, device=device)
-    read = _best_seconds(stream.sum, device)
-    return Ceilings(_STREAM_BYTES / read, _operations_per_second(placement))
+    memory = Memory(placement.device, placement.dtype)
+    return Ceilings(memory.bytes_per_second(), _operations_per_second(placement))
+
+
+class Memory:
+    """Memory to read: what machines share it with changes its rate from second to second."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Take a buffer far larger than any cache."""
+        self._device = device
+        self._stream = torch.zeros(_STREAM_BYTES // dtype.itemsize, dtype=dtype, device=device)
+
+    @torch.inference_mode()
+    def bytes_per_second(self, repeats: int = _REPEATS) -> float:
+        """The rate of the fastest of some reads, after a first one."""
+        return _STREAM_BYTES / _best_seconds(self._stream.sum, self._device, repeats)
 
 
 def _operations_per_second(placement: Placement) -> float:
@@ -70,10 +82,12 @@ def _operations_per_second(placement: Placement) -> float:
     return rate
 
 
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+def _best_seconds(
+    work: Callable[[], object], device: torch.device, repeats: int = _REPEATS
+) -> float:
     """The fastest of a few runs after a warm-up."""
     wait = partial(synchronize, device)
-    return min([timed(work, wait)[0] for _ in range(_REPEATS + 1)][1:])
+    return min([timed(work, wait)[0] for _ in range(repeats + 1)][1:])
 
 
 def synchronize(device: torch.device) -> None:

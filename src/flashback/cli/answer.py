@@ -28,6 +28,6 @@ def print_answer(writing: "Writing") -> None:
 def print_sources(answer: "Generation", *, whole: bool = False) -> None:
     """Print the passages of an answer: their titles, or the whole texts."""
     for number, hit in enumerate(answer.sources, start=1):
-        click.echo(f"[{number}] {hit.title or hit.id}")
+        click.echo(f"[{number}] {hit.source}")
         if whole:  # a passage often begins with its title
             click.echo(f"    {' '.join(hit.text.removeprefix(hit.title).split())}")

@@ -1,6 +1,7 @@
 """`flashback ask`."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,7 +68,13 @@ def _record(question: str, answer: "Generation") -> dict[str, Any]:
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sources": [
-            {"id": hit.id, "title": hit.title, "text": hit.text, "score": hit.score}
+            {
+                "id": hit.id,
+                "title": hit.title,
+                "text": hit.text,
+                "score": hit.score,
+                "place": None if hit.place is None else asdict(hit.place),
+            }
             for hit in answer.sources
         ],
     }

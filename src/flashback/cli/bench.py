@@ -23,6 +23,7 @@ from flashback.cli.bench_options import (
 from flashback.cli.console import notes
 from flashback.cli.documents import Sources, open_sources
 from flashback.cli.options import options_of, take
+from flashback.cli.retriever_options import Source, source_options
 
 TEXT = "python-docs:evaluation"
 """Real text that is on every machine."""
@@ -42,7 +43,7 @@ def bench() -> None:
 
 @bench.command()
 @options_of(RuntimeSettings)
-@click.option("--index", type=Path, help="Read real text, with passages from this index folder.")
+@source_options
 @click.option(
     "--text",
     multiple=True,
@@ -53,7 +54,7 @@ def bench() -> None:
 @old_weights_option
 @bench_options
 def runtime(
-    index: Path | None,
+    index: Source | None,
     text: tuple[str, ...],
     plot: Path | None,
     options: BenchOptions,
@@ -69,7 +70,7 @@ def runtime(
     Random tokens, passages all different. The arms take turns: none, slot_cached (the keys and
     values of all passages are cached from the start), slot, append, prepend (logits of the last
     position only) and authors_prepend (logits of every position, as the authors' code computes
-    them). With --index, a document is read instead, with the passages that the index finds for it.
+    them). With --index or --retriever, a document is read instead, with the passages found for it.
     In both, the text is given, so that all arms have the same contexts and passages.
 
     Seconds are those of all strides. Boundary: the share of them that the boundary passes take.
@@ -95,7 +96,7 @@ def runtime(
         plot_runtime(results, benchmark.title, plot)
 
 
-def _real_sources(index: Path | None, text: tuple[str, ...]) -> Sources | None:
+def _real_sources(index: Source | None, text: tuple[str, ...]) -> Sources | None:
     """The text and the passages that `--index` and `--text` ask for.
 
     Raises:

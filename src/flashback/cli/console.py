@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from flashback.corpus.documents import Advance, CorpusReport
+from flashback.retrieval.dense import KIND as DENSE
 from flashback.retrieval.indexing import ProgressStart
 
 _WIDE = 160
@@ -70,14 +71,49 @@ def indexing_progress() -> Iterator[ProgressStart]:
         yield start
 
 
+Encoding = Callable[[int], Callable[[], None]]
+"""Given a number of passages: what to call for each that is encoded."""
+
+
+@contextlib.contextmanager
+def encoding_progress() -> Iterator[tuple[ProgressStart, Encoding]]:
+    """A bar of bytes read and one of passages encoded."""
+    columns = Progress.get_default_columns()
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as progress:
+
+        def reading(total: int) -> tuple[Advance, Callable[[], None]]:
+            task = progress.add_task("reading", total=total or None)
+            return lambda size: progress.advance(task, size), lambda: None
+
+        def encoding(total: int) -> Callable[[], None]:
+            task = progress.add_task("encoding", total=total)
+            return lambda: progress.advance(task)
+
+        yield reading, encoding
+
+
+@contextlib.contextmanager
+def building_progress(kind: str) -> Iterator[tuple[ProgressStart, Encoding]]:
+    """The bars of an index of a kind."""
+    if kind == DENSE:
+        with encoding_progress() as started:
+            yield started
+    else:
+        with indexing_progress() as progress:
+            yield progress, lambda _: lambda: None
+
+
 def print_report(report: CorpusReport) -> None:
-    """Name every skipped record and ignored file."""
+    """Name every skipped record and file; of very many, the first and how many more."""
     for record in report.examples:
         notes.print(f"skipped {record}", markup=False)
     if report.bad_records > len(report.examples):
         notes.print(f"more bad records, skipped: {report.bad_records - len(report.examples)}")
-    if report.ignored_files:
-        notes.print(f"files of other formats, ignored: {report.ignored_files}")
+    for file in report.skipped[: report.KEPT]:
+        notes.print(f"skipped {file}", markup=False)
+    if report.ignored_files > report.KEPT:
+        more = report.ignored_files - report.KEPT
+        notes.print(f"more files, skipped: {more}; 'flashback index --json' lists them")
 
 
 def read_standard_input() -> str:

@@ -100,15 +100,17 @@ def _print_written(console: Console, show: "Demo", pattern: str) -> None:
     """Write with a pattern, with the passages beside the text."""
     from flashback.writing.generator import StrideStart, TextPiece
 
+    task = "is then asked about the island" if show.chats else "continues it"
     console.print(
-        f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and then asked "
-        "about the island. It looks something up every 16 tokens, which is about a line; the title "
-        "of what it found stands on the right.\n"
+        f"The reader is given a visitor's diary of {show.diary_tokens:,} tokens, and {task}. It "
+        "looks something up every 16 tokens, which is about a line; the title of what it found "
+        "stands on the right.\n"
     )
     events = show.run(pattern)
     for question, start in events:
         assert isinstance(start, StrideStart)
-        console.print(Text(question, style="dim"))
+        if question:
+            console.print(Text(question, style="dim"))
         text = ""
         # Refreshed by hand: a refreshing thread would take time from the reader.
         with Live(console=console, auto_refresh=False) as live:

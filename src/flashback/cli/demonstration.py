@@ -7,7 +7,7 @@ They ship with the package, as do a visitor's diary, which makes prompts long, a
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ from flashback.readers.load import load_token_ends
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.retrieval.kinds import Index, open_index
-from flashback.settings import RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 from flashback.version import __version__
 from flashback.writing.generator import Event, Generation, Generator, Writing
 
@@ -64,9 +64,9 @@ class DemoSettings:
         """Of all lines."""
         return self.stride_tokens * len(ASKED)
 
-    def of(self, pattern: str) -> Settings:
+    def of(self, pattern: str, tokens: int) -> Settings:
         """The same settings for every pattern."""
-        stopping = StoppingSettings(max_new_tokens=self.stride_tokens, ignore_eos=True)
+        stopping = StoppingSettings(max_new_tokens=tokens, ignore_eos=True)
         return Settings(RetrievalSettings(pattern=pattern), stopping=stopping)
 
 
@@ -166,14 +166,18 @@ class Demo:
             pass
 
     def run(self, pattern: str, asked: Sequence[str] = ASKED) -> Iterator[tuple[str, Event]]:
-        """Write a line to each question, from an empty cache: yields events with their questions.
+        """Write a stride for each question, from an empty cache; what is written is in `results`.
 
-        What was written is in `results` afterwards.
+        A reader that chats is asked one after another. Any other continues the diary: each request
+        of a longer text would begin its slot anew.
+
+        Yields:
+            events with their questions, or with an empty text.
         """
         assert isinstance(self.writer.engine, LocalEngine)
         self.writer.engine.forget()
         written = self.results[pattern] = []
-        for question in asked:
+        for question in asked if self.chats else [""]:
             writing = self._begin(pattern, asked, [one.text for one in written])
             for event in writing:
                 yield question, event
@@ -189,10 +193,13 @@ class Demo:
         return beginning_of_diary(self.writer.reader, self.settings.diary_tokens)
 
     def _begin(self, pattern: str, asked: Sequence[str], written: Sequence[str]) -> Writing:
-        settings = self.settings.of(pattern)
+        stride = self.settings.stride_tokens
         if self.chats:
-            return self.writer.stream_chat(_chat(self._diary, asked, written), settings)
-        return self.writer.stream(_text(self._diary, asked, written), settings)
+            chat = _chat(self._diary, asked, written)
+            return self.writer.stream_chat(chat, self.settings.of(pattern, stride))
+        settings = self.settings.of(pattern, stride * len(asked))
+        sampled = replace(settings, sampling=SamplingSettings(temperature=1.0, seed=1))
+        return self.writer.stream(self._diary, sampled)
 
     def answer(self, asked: Iterable[Question], advance: Callable[[], None]) -> Iterator[Answered]:
         """Answer questions without retrieval and with a slot, each in a chat of its own.
@@ -244,14 +251,6 @@ def _chat(diary: str, asked: Sequence[str], written: Sequence[str]) -> list[Mess
     for question, answer in zip(turns, written, strict=False):
         said += [question, message("assistant", answer)]
     return [*said, turns[-1]]
-
-
-def _text(diary: str, asked: Sequence[str], written: Sequence[str]) -> str:
-    """The same for a reader that continues texts."""
-    parts = [diary]
-    for question, text in zip(asked, [*written, ""], strict=False):
-        parts.append(f"Question: {question}\nAnswer:{text}")
-    return "\n\n".join(parts)
 
 
 def _seconds(written: Sequence[Generation]) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,11 +19,13 @@ from rich.progress import (
 
 from flashback.cli.console import notes, print_report
 from flashback.cli.options import options_of
+from flashback.cli.retriever_options import Source
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.errors import CorpusError
 from flashback.retrieval.indexing import Corpus, open_corpus
-from flashback.retrieval.kinds import Index, open_index
+from flashback.retrieval.kinds import Index
 from flashback.retrieval.protocol import NoRetriever, Retriever
+from flashback.retrieval.specs import open_source
 from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
@@ -76,17 +77,18 @@ class Sources:
 
     corpus: Corpus
     report: CorpusReport
-    retriever: Index | None
+    retriever: Retriever | None
     """None: nothing is retrieved."""
 
     @property
-    def identity(self) -> str:
-        """The checksums of the index."""
-        files = self.retriever.manifest.files.values() if self.retriever else ()
-        return " ".join(sorted(file.sha256 for file in files))
+    def identity(self) -> str | None:
+        """The checksums of the index; None: a retriever that does not say what is in it."""
+        if not isinstance(self.retriever, Index):
+            return None
+        return " ".join(sorted(file.sha256 for file in self.retriever.manifest.files.values()))
 
 
-def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -> Sources:
+def open_sources(names: Sequence[str], index: Source | None, *, retrieves: bool) -> Sources:
     """Find documents and open the index, so that errors are found before a model is loaded.
 
     Args:
@@ -98,8 +100,10 @@ def open_sources(names: Sequence[str], index: Path | None, *, retrieves: bool) -
         FlashBackError: documents or index are missing or unusable.
     """
     if index is None and retrieves:
-        raise click.UsageError("passages are to be retrieved, but there is no index; give --index")
-    retriever = open_index(index) if index is not None and retrieves else None
+        raise click.UsageError(
+            "passages are to be retrieved, but there is no index; give --index or --retriever"
+        )
+    retriever = open_source(index) if index is not None and retrieves else None
     report = CorpusReport()
     return Sources(open_corpus(names, report), report, retriever)
 
@@ -112,7 +116,7 @@ def read_and_retrieve(
 ) -> "list[RetrievedWindows]":
     """Read documents, cut them into windows, look up passages; with progress bars.
 
-    Lookups are kept in the user's cache folder, and reused.
+    Lookups in an index are kept in the user's cache folder, and reused.
 
     Raises:
         CorpusError: no document is long enough, or not one passage was found.
@@ -146,6 +150,9 @@ def _cache(sources: Sources) -> "LookupCache | None":
     from flashback.scoring.lookup import LookupCache
 
     if sources.retriever is None:
+        return None
+    if sources.identity is None:
+        notes.print("lookups are not kept: the retriever does not say what is in it")
         return None
     folder = user_cache_path("flashback") / "lookups"
     try:

@@ -21,6 +21,7 @@ from flashback.cli.perplexity import (
     untrained_rows,
 )
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
+from flashback.cli.retriever_options import Source, source_options
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
@@ -43,7 +44,7 @@ class _Request:
     windows: WindowSettings
     bootstrap: BootstrapSettings
     documents: tuple[str, ...]
-    index: Path | None
+    index: Source | None
     adapters: tuple[Path, ...]
     patterns: tuple[str, ...]
     shortened: bool
@@ -84,13 +85,16 @@ class _Evaluations(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group("eval", cls=_Evaluations, short_help="Perplexity and answers to questions.")
+@click.group(
+    "eval", cls=_Evaluations, short_help="Perplexity, answers to questions, what is found."
+)
 def evaluate() -> None:
-    """Compare the context patterns.
+    """Compare the context patterns, and indexes.
 
     \b
     flashback eval perplexity texts/ --index IDX     perplexity of texts
     flashback eval qa FILE --index IDX               answers to questions
+    flashback eval retrieval QRELS --queries FILE --index IDX    what is found
 
     Without a command, perplexity is meant: 'flashback eval texts/ --index IDX'.
     """
@@ -98,7 +102,7 @@ def evaluate() -> None:
 
 @evaluate.command(short_help="Perplexity of the context patterns.")
 @click.argument("documents", nargs=-1, required=True)
-@click.option("--index", type=Path, help="Index folder that passages come from.")
+@source_options
 @click.option(
     "--adapter", "adapters", type=Path, multiple=True, help="Score this adapter, too (repeatable)."
 )

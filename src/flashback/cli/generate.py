@@ -124,7 +124,7 @@ def _print_stream(writing: "Writing", show: Callable[[Sequence[int]], str], expl
         if isinstance(event, TextPiece):
             click.echo(event.text, nl=False)
         elif isinstance(event, StrideStart) and explain:
-            titles = ", ".join(hit.title or hit.id for hit in event.passages) or "no passage"
+            titles = "; ".join(hit.source for hit in event.passages) or "no passage"
             click.echo(f"\n=== stride {event.number + 1}: {titles}; {len(event.arranged)} tokens")
             click.echo(f"{show(event.arranged)}\n--- continues")
     click.echo()

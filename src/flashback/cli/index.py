@@ -7,15 +7,20 @@ from typing import Any
 
 import click
 
-from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
+from flashback.cli.console import building_progress, notes, print_report, read_standard_input
 from flashback.cli.index_changes import add, delete, merge, stats, sync
-from flashback.cli.index_output import print_manifest, print_notes, token_ends_of
+from flashback.cli.index_output import print_manifest, print_notes, skipped, token_ends_of
 from flashback.cli.options import options_of, take
+from flashback.cli.retriever_options import combined, combining_options, spec_given
 from flashback.corpus.documents import CorpusReport
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
+from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
+from flashback.retrieval.protocol import ask
+from flashback.retrieval.specs import RetrieverSpec, open_source
 from flashback.settings import RetrievalSettings
 
 
@@ -44,13 +49,17 @@ def index() -> None:
     zcat dump.gz | flashback index - --out IDX
     flashback index python-docs --out IDX
     flashback index pile-arxiv:index@FOLDER --out IDX
+    flashback index dataset:OWNER/NAME:train --out IDX --text-field body
     flashback index add new/ --index IDX
     flashback index sync notes/ manual.md --index IDX
     flashback index delete notes/old.md --index IDX
     flashback index verify IDX
 
-    A corpus is .txt, .md, .rst, .jsonl and .jsonl.gz files ('title' and 'text', or BEIR's and
-    Pyserini's names), folders of these, '-' for standard input, or one of these names:
+    A corpus is files, folders of these, '-' for standard input, or one of the names below. Read
+    are .txt, .md, .rst, .pdf, .html, .docx, .epub, .ipynb and source code, a document for each
+    file, and .jsonl, .csv, .tsv (and these with .gz) and .parquet, a document for each record
+    ('title' and 'text', or BEIR's and Pyserini's names, or --text-field). What is left out of a
+    folder is listed with its reason.
 
     \b
     python-docs[:train|base|adapter|evaluation]
@@ -59,9 +68,12 @@ def index() -> None:
     pile-arxiv, pile-freelaw, pile-stackexchange[:index|train|evaluation]
         the paper's data sets in the authors' splits, fetched from the Hugging Face hub;
         NAME@FOLDER and NAME:PART@FOLDER read a local copy of the hub's files instead
+    dataset:OWNER/NAME[:PART], dataset[:PART]@FOLDER
+        any data set of the hub, or a local copy; PART is a split, or CONFIG/SPLIT
 
-    The paper's data sets need the extra 'train': pip install '.[train]'. To index a
-    folder that is called like one of the names, write ./NAME.
+    PDF, HTML, DOCX, EPUB and Parquet need the extra 'files': pip install '.[files]'; the paper's
+    data sets the extra 'train'. To index a folder that is called like one of the names, write
+    ./NAME.
     """
 
 
@@ -70,7 +82,7 @@ def index() -> None:
 @click.option("--out", type=Path, required=True, help="The index folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--strict", is_flag=True, help="Refuse bad records instead of skipping them.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print manifest and skipped files as JSON.")
 @click.option(
     "--model",
     default="flashback-mini",
@@ -78,7 +90,9 @@ def index() -> None:
     help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code of that reader's folder.")
+@options_of(DenseSettings)
 @options_of(IndexSettings)
+@options_of(FileSettings)
 def build(
     corpus: tuple[str, ...],
     out: Path,
@@ -97,12 +111,14 @@ def build(
     \b
     flashback index build notes/ --out IDX --model smollm2
     flashback index build a.jsonl b.jsonl.gz --out IDX --overwrite --json
+    flashback index build notes/ --out IDX --kind dense --encoder all-MiniLM-L6-v2
     """
     if out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
-    settings = take(IndexSettings, values)
+    settings, dense = take(IndexSettings, values), take(DenseSettings, values)
+    files = take(FileSettings, values)
     report = CorpusReport(strict=strict)
-    with indexing_progress() as progress:
+    with building_progress(settings.kind) as (progress, on_encoding):
         manifest = index_corpus(
             corpus,
             out,
@@ -112,10 +128,13 @@ def build(
             progress=progress,
             token_ends=token_ends_of(model, trust_remote_code),
             tokens_of=model,
+            dense=dense,
+            on_encoding=on_encoding,
+            files=files,
         )
     print_report(report)
     print_notes(out, manifest)
-    print_manifest(out, manifest, as_json)
+    print_manifest(out, manifest, as_json, skipped(report))
 
 
 @index.command(short_help="Check an index against its checksums.")
@@ -137,24 +156,38 @@ for command in (add, sync, delete, merge, stats):
 
 
 @click.command(short_help="Search an index.")
-@click.argument("folder", type=Path)
-@click.argument("query")
+@click.argument("asked", nargs=-1, required=True, metavar="[FOLDER]... QUERY")
+@click.option(
+    "--retriever",
+    callback=spec_given,
+    metavar="SPEC",
+    help="Instead of a FOLDER, or beside: where to search, as in 'flashback generate'.",
+)
+@combining_options
 @click.option(
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
 )
 @options_of(RetrievalSettings, only=("min_score", "forbid_titles", "forbid_documents"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
-def search(folder: Path, query: str, k: int, as_json: bool, **values: Any) -> None:
-    """Search an index; QUERY '-' reads one query per line of standard input.
+def search(
+    asked: tuple[str, ...], retriever: RetrieverSpec | None, k: int, as_json: bool, **values: Any
+) -> None:
+    """Search an index, or several; QUERY '-' reads one query per line of standard input.
 
     \b
     flashback search IDX "open a file for reading" -k 3
+    flashback search WORDS MEANING "open a file for reading" --fusion-weights 1,0.5
     flashback search IDX - --json < queries.txt
+    flashback search --retriever http://127.0.0.1:8000 "open a file for reading"
     """
+    *folders, query = asked
+    source = combined([*map(Path, folders), *([] if retriever is None else [retriever])], values)
     options = RetrievalSettings(passages=k, **values).search_options
-    opened = open_index(folder)
+    if source is None:
+        raise click.UsageError(f"expected FOLDER and QUERY; found {', '.join(map(repr, asked))}")
+    opened = open_source(source)
     queries = _lines(read_standard_input()) if query == "-" else [query]
-    for text, hits in zip(queries, opened.search(queries, options), strict=True):
+    for text, hits in zip(queries, ask(opened, queries, options), strict=True):
         if as_json:
             click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
             continue
@@ -164,7 +197,7 @@ def search(folder: Path, query: str, k: int, as_json: bool, **values: Any) -> No
             notes.print(f"nothing found for {text!r}", markup=False)
         for rank, hit in enumerate(hits, 1):
             excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
-            click.echo(f"{rank}. {hit.title or hit.document_id}  [{hit.score:.2f}]  {hit.id}")
+            click.echo(f"{rank}. {hit.source}  [{hit.score:.2f}]  {hit.id}")
             click.echo(f"   {excerpt}")
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from flashback.cli.console import indexing_progress, notes, print_report, read_standard_input
-from flashback.cli.index_output import print_manifest, token_ends_of
+from flashback.cli.index_output import print_manifest, skipped, token_ends_of
+from flashback.cli.options import options_of, take
 from flashback.corpus.documents import CorpusReport
+from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import read_manifest
 from flashback.retrieval.kinds import open_index
@@ -21,6 +23,9 @@ from flashback.retrieval.updating import (
 
 _index = click.option("--index", "folder", type=Path, required=True, help="The index to change.")
 _strict = click.option("--strict", is_flag=True, help="Refuse bad records, and change nothing.")
+_reading_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print manifest and skipped files as JSON."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print a record as JSON.")
 _model = click.option(
     "--model",
@@ -39,9 +44,10 @@ def _reading(folder: Path, model: str | None, trust_remote_code: bool) -> dict[s
 @click.argument("corpus", nargs=-1, required=True)
 @_index
 @_strict
-@_json
+@_reading_json
 @_model
 @_trust
+@options_of(FileSettings)
 def add(
     corpus: tuple[str, ...],
     folder: Path,
@@ -49,6 +55,7 @@ def add(
     as_json: bool,
     model: str | None,
     trust_remote_code: bool,
+    **values: Any,
 ) -> None:
     """Add the documents of a corpus to an index; those whose id is there are replaced.
 
@@ -60,20 +67,21 @@ def add(
     zcat today.jsonl.gz | flashback index add - --index IDX
     """
     report = CorpusReport(strict=strict)
-    reading = _reading(folder, model, trust_remote_code)
+    reading = _reading(folder, model, trust_remote_code) | {"files": take(FileSettings, values)}
     with indexing_progress() as progress:
         manifest = add_documents(corpus, folder, report, progress=progress, **reading)
     print_report(report)
-    print_manifest(folder, manifest, as_json)
+    print_manifest(folder, manifest, as_json, skipped(report))
 
 
 @click.command(short_help="Make an index follow files and folders.")
 @click.argument("corpus", nargs=-1, required=True)
 @_index
 @_strict
-@_json
+@_reading_json
 @_model
 @_trust
+@options_of(FileSettings)
 def sync(
     corpus: tuple[str, ...],
     folder: Path,
@@ -81,17 +89,19 @@ def sync(
     as_json: bool,
     model: str | None,
     trust_remote_code: bool,
+    **values: Any,
 ) -> None:
     """Read what is new or changed in files and folders; drop what came from files that are gone.
 
     A file has changed if its content has; its size and time are looked at first. Documents that
-    came from elsewhere stay.
+    came from elsewhere stay. Give the same --include, --exclude and other options for files each
+    time: what they leave out is dropped.
 
     \b
     flashback index sync my-texts/ --index IDX
     """
     report = CorpusReport(strict=strict)
-    reading = _reading(folder, model, trust_remote_code)
+    reading = _reading(folder, model, trust_remote_code) | {"files": take(FileSettings, values)}
     with indexing_progress() as progress:
         synced = sync_index(corpus, folder, report, progress=progress, **reading)
     print_report(report)
@@ -100,7 +110,7 @@ def sync(
             f"files: {synced.added:,} new, {synced.changed:,} changed, {synced.removed:,} gone, "
             f"{synced.unchanged:,} as they were"
         )
-    print_manifest(folder, synced.manifest, as_json)
+    print_manifest(folder, synced.manifest, as_json, skipped(report))
 
 
 @click.command(short_help="Delete documents from an index.")

@@ -3,10 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flashback.cli.console import notes
+from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.retrieval.bm25 import NEAR_DUPLICATES
 from flashback.retrieval.index_folder import Manifest
@@ -27,9 +29,20 @@ def token_ends_of(model: str, trust_remote_code: bool) -> TokenEnds:
     return load_token_ends(model, trust_remote_code)
 
 
-def print_manifest(folder: Path, manifest: Manifest, as_json: bool) -> None:
+def skipped(report: CorpusReport) -> dict[str, Any]:
+    """What was not read, and why."""
+    return {
+        "bad_records": [asdict(record) for record in report.examples],
+        "skipped_files": [asdict(file) for file in report.skipped],
+    }
+
+
+def print_manifest(
+    folder: Path, manifest: Manifest, as_json: bool, more: dict[str, Any] | None = None
+) -> None:
+    """What an index holds, for people or as JSON, there with `more`."""
     if as_json:
-        click.echo(json.dumps(asdict(manifest), indent=2))
+        click.echo(json.dumps(asdict(manifest) | (more or {}), indent=2))
         return
     counts = manifest.content.counts
     repeated = counts.get("repeated_passages", 0)

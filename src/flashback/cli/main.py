@@ -11,6 +11,7 @@ from typing import TextIO
 import click
 
 from flashback.cli.ask import ask
+from flashback.cli.audit import audit
 from flashback.cli.bench import bench
 from flashback.cli.chat import chat
 from flashback.cli.demo import demo
@@ -21,6 +22,7 @@ from flashback.cli.models import models
 from flashback.cli.pareto import pareto
 from flashback.cli.questions import qa
 from flashback.cli.reproduce import reproduce
+from flashback.cli.retrieval import retrieval
 from flashback.cli.serve import serve
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
@@ -58,7 +60,9 @@ COMMANDS = (
 for command in COMMANDS:
     app.add_command(command)
 bench.add_command(pareto)
+index.add_command(audit)
 evaluate.add_command(qa)
+evaluate.add_command(retrieval)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from flashback.cli.perplexity import (
     untrained_rows,
 )
 from flashback.cli.reader_options import ReaderOptions, reader_options
+from flashback.cli.retriever_options import Source, required_source_options
 from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.scoring.window_settings import WindowSettings
@@ -37,7 +38,7 @@ _SWEEP = ("s=4,8,16,32", "k=1,2,4")
 
 @click.command()
 @click.argument("documents", nargs=-1, required=True)
-@click.option("--index", type=Path, required=True, help="Index folder that passages come from.")
+@required_source_options
 @click.option("--out", type=Path, required=True, help="Folder for scores, table and figure.")
 @click.option(
     "--adapter",
@@ -62,7 +63,7 @@ _SWEEP = ("s=4,8,16,32", "k=1,2,4")
 @json_option
 def pareto(
     documents: tuple[str, ...],
-    index: Path,
+    index: Source,
     out: Path,
     adapters: tuple[Path, ...],
     sweep: tuple[str, ...],
@@ -98,7 +99,7 @@ class _Request:
     """What the command line asks for."""
 
     documents: tuple[str, ...]
-    index: Path
+    index: Source
     out: Path
     adapters: tuple[Path, ...]
     settings: list[RetrievalSettings]

@@ -18,13 +18,15 @@ from flashback.cli.options import Names, options_of, take
 from flashback.cli.patterns import check_echo
 from flashback.cli.perplexity import chosen_patterns
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
+from flashback.cli.retriever_options import Source, source_options
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.readers.weight_settings import Weights
-from flashback.retrieval.kinds import Index, open_index
+from flashback.retrieval.kinds import Index
+from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class _Request:
     retrieval: RetrievalSettings
     bootstrap: BootstrapSettings
     frame: FrameText | None
-    index: Path | None
+    index: Source | None
     adapters: tuple[Path, ...]
     patterns: tuple[str, ...]
     options: ReaderOptions
@@ -65,7 +67,7 @@ class _Request:
 
 @click.command(short_help="Answers to questions, compared with plain RAG.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--index", type=Path, help="Index folder that passages come from.")
+@source_options
 @click.option(
     "--adapter",
     "adapters",
@@ -143,7 +145,7 @@ def _parse(values: dict[str, Any]) -> _Request:
 
 def _answered(request: _Request) -> dict[str, Any]:
     """The table as plain data."""
-    index = None if request.index is None else open_index(request.index)
+    index = None if request.index is None else open_source(request.index)
 
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.questions.table import AnswerTable
@@ -193,7 +195,7 @@ def _warn_if_untrained(adapter: Path, request: _Request) -> None:
         )
 
 
-def _comparison(request: _Request, reader: "Reader", index: Index | None) -> "Comparison":
+def _comparison(request: _Request, reader: "Reader", index: "Retriever | None") -> "Comparison":
     """The rows and the questions with their passages."""
     from flashback.questions.forms import Asking, settled_form
     from flashback.questions.passages import look_up
@@ -261,7 +263,7 @@ def _described(request: _Request, comparison: "Comparison", reader: "Reader") ->
 
 
 def _run_record(
-    request: _Request, reader: "Reader", index: Index | None, described: dict[str, Any]
+    request: _Request, reader: "Reader", index: "Retriever | None", described: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides the answers; names of files and the bootstrap do not."""
     from flashback.evaluation.evaluate import checksums_of
@@ -273,7 +275,7 @@ def _run_record(
         "file": file,
         "computation": computation_of(reader.model),
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
-        "index": None if index is None else index.manifest.digest,
+        "index": index.manifest.digest if isinstance(index, Index) else described["index"],
     }
 
 

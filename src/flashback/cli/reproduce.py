@@ -20,6 +20,7 @@ from flashback.cli.documents import (
 from flashback.cli.options import options_of, take
 from flashback.cli.perplexity import evaluation_sets, print_tables, title_of
 from flashback.cli.reader_options import ReaderOptions, reader_options
+from flashback.cli.retriever_options import Source, required_source_options
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
@@ -52,7 +53,7 @@ class _Request:
     bootstrap: BootstrapSettings
     train_documents: tuple[str, ...]
     documents: tuple[str, ...]
-    index: Path
+    index: Source
     out: Path
     evaluate_windows: int
     options: ReaderOptions
@@ -98,7 +99,7 @@ class _Request:
     metavar="CORPUS",
     help="Documents to score (repeatable).",
 )
-@click.option("--index", type=Path, required=True, help="Index folder that passages come from.")
+@required_source_options
 @click.option("--out", type=Path, required=True, help="Folder for adapters, scores and the table.")
 @click.option(
     "--evaluate-windows",

@@ -18,6 +18,7 @@ from flashback.cli.reader_options import (
     reader_options,
     weights_option,
 )
+from flashback.cli.retriever_options import Source, source_arguments, source_options
 from flashback.errors import FlashBackError
 from flashback.readers.weight_settings import Weights
 from flashback.server.server_settings import MIB, ServerSettings
@@ -30,7 +31,7 @@ _KEY = "FLASHBACK_API_KEY"
 
 
 @click.command(short_help="Serve an OpenAI-compatible API and a playground.")
-@click.option("--index", type=Path, help="Index folder made by 'flashback index'.")
+@source_options
 @adapter_option
 @reader_options
 @weights_option
@@ -38,7 +39,7 @@ _KEY = "FLASHBACK_API_KEY"
 @frame_options
 @options_of(ServerSettings)
 def serve(
-    index: Path | None,
+    index: Source | None,
     adapter: str | None,
     options: ReaderOptions,
     weights: Weights,
@@ -75,7 +76,7 @@ def serve(
     bound = bind(settings)  # before a model is loaded
     generator = load(
         options.model,
-        index,
+        **source_arguments(index),
         adapter=adapter,
         pattern=defaults.pattern,
         weights=weights,
@@ -83,7 +84,7 @@ def serve(
         passage_tokens=defaults.passage_tokens,
         **options.placed,
     )
-    if index is not None:
+    if isinstance(index, Path):
         generator.retriever = LiveIndex(index)
     _serve(generator, settings, defaults, bound)
 

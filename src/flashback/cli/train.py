@@ -18,6 +18,7 @@ from flashback.cli.documents import (
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
+from flashback.cli.retriever_options import Source, source_options
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
@@ -36,7 +37,7 @@ class _Request:
     retrieval: RetrievalSettings
     windows: WindowSettings
     documents: tuple[str, ...]
-    index: Path | None
+    index: Source | None
     out: Path
     held_out: tuple[str, ...]
     held_out_windows: int
@@ -58,7 +59,7 @@ class _Request:
 
 @click.command(short_help="Train an adapter that reads passages.")
 @click.argument("documents", nargs=-1, required=True)
-@click.option("--index", type=Path, help="Index folder that passages come from.")
+@source_options
 @click.option("--out", type=Path, required=True, help="The adapter folder to make.")
 @click.option(
     "--held-out", multiple=True, metavar="CORPUS", help="Documents to evaluate on (repeatable)."

@@ -3,10 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
@@ -18,8 +15,10 @@ from flashback.cli.reader_options import (
     reader_options,
     weights_option,
 )
+from flashback.cli.retriever_options import Source, source_arguments, source_options
 from flashback.errors import FlashBackWarning
 from flashback.readers.weight_settings import Weights
+from flashback.retrieval.guard import GuardSettings
 from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
@@ -31,9 +30,10 @@ class WritingRequest:
     """Settings, index and adapter of a command that writes."""
 
     settings: Settings
-    index: Path | None
+    index: Source | None
     adapter: str | None
     frame: FrameOptions
+    guard: GuardSettings
 
     def load(
         self, options: ReaderOptions, weights: Weights, *, always_index: bool = False
@@ -55,7 +55,8 @@ class WritingRequest:
         retrieval = self.settings.retrieval
         writer = load(
             options.model,
-            self.index if retrieval.retrieves or always_index else None,
+            **(source_arguments(self.index) if retrieval.retrieves or always_index else {}),
+            guard=self.guard,
             adapter=self.adapter,
             pattern=retrieval.pattern,
             weights=weights,
@@ -82,11 +83,12 @@ def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options_of(SamplingSettings),
         options_of(StoppingSettings),
         frame_options,
+        options_of(GuardSettings),
         options_of(RetrievalSettings),
         weights_option,
         reader_options,
         adapter_option,
-        click.option("--index", type=Path, help="Index folder made by 'flashback index'."),
+        source_options,
     ):
         command = option(command)
     return command
@@ -111,7 +113,7 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
         check_echo(frame.echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)
-    return WritingRequest(settings, index, adapter, frame)
+    return WritingRequest(settings, index, adapter, frame, take(GuardSettings, values))
 
 
 def warn_if_empty(result: "Generation") -> None:

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rensa import RMinHash
 
 from flashback.corpus.characters import UNSPACED
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import Place, place_of
 
 SIMILAR = 0.9
 """The least Jaccard similarity of the 3-word shingles of near-identical texts."""
@@ -50,14 +51,16 @@ _DENYING_ENDS = ("less", "los", "loos", "lös")
 _LONGEST_PREFIX = 4
 """Letters that may turn a word into its opposite: `un`, `im`, `dis`, `k` of `kein`, `anti`."""
 _OWN = """
-INSERT INTO owner VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+INSERT INTO owner VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     id = iif(number < excluded.number, id, excluded.id),
+    place = iif(number < excluded.number, place, excluded.place),
     number = min(number, excluded.number), times = times + excluded.times
 """
+_OWNER = "id, document, number, times, place"
 _TABLES = """
 CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading);
 CREATE TABLE known (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
-CREATE TABLE owner (passage INTEGER, id, document, number INTEGER, times INTEGER,
+CREATE TABLE owner (passage INTEGER, id, document, number INTEGER, times INTEGER, place,
     PRIMARY KEY (passage, document)) WITHOUT ROWID;
 CREATE TABLE band (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID;
 CREATE TABLE dropped (record)
@@ -75,6 +78,20 @@ class Owner:
     """The place of that copy among all passages of the corpus."""
     times: int = 1
     """How often the document has the passage."""
+    place: Place | None = None
+    """Where in the document that copy stands, if that is known."""
+
+    def row(self) -> tuple[Any, ...]:
+        """Its fields as values of JSON; `owner_of` reads them."""
+        place = None if self.place is None else self.place.record()
+        return self.id, self.document_id, self.number, self.times, place
+
+
+def owner_of(row: Sequence[Any]) -> Owner:
+    """What `Owner.row` gave."""
+    one, document, number, times, place = row
+    known = place_of(place) if isinstance(place, dict) else None
+    return Owner(str(one), str(document), int(number), int(times), known)
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,13 @@ class Stored:
     def repeats(self) -> int:
         """How many copies are not stored."""
         return sum(owner.times for owner in self.owners) - 1
+
+
+def owned(passage: Passage, owners: Sequence[Owner]) -> Stored:
+    """A passage of these documents, in the order of the corpus: the first one's copy."""
+    first = owners[0]
+    names = {"id": first.id, "document_id": first.document_id}
+    return Stored(replace(passage, **names, place=first.place), tuple(owners))
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,7 @@ class Spool:
     def add(self, passage: Passage) -> None:
         """Take a passage, or note that it is a copy or similar."""
         number, self.next_number = self.next_number, self.next_number + 1
-        owner = Owner(passage.id, passage.document_id, number)
+        owner = Owner(passage.id, passage.document_id, number, place=passage.place)
         key = self._key(passage)
         if (place := self._place_of(key)) is not None:
             self._own(place, owner)
@@ -191,24 +215,25 @@ class Spool:
 
     def _store(self, key: bytes | None, passage: Passage) -> int:
         self.stored += 1
-        row = (self.stored, *vars(passage).values())
+        names = (self.stored, passage.id, passage.document_id)
+        row = (*names, passage.title, passage.text, passage.heading)
         self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
         if key is not None:
             self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
         return self.stored
 
     def _own(self, place: int, owner: Owner) -> None:
-        self._db.execute(_OWN, (place, *vars(owner).values()))
+        *values, at = owner.row()
+        self._db.execute(_OWN, (place, *values, json.dumps(at)))
 
     def __iter__(self) -> Iterator[Stored]:
         """The passages that have owners, in the order of their first ones."""
         order = "SELECT passage FROM owner GROUP BY passage ORDER BY min(number)"
-        owners = "SELECT id, document, number, times FROM owner WHERE passage = ? ORDER BY number"
+        owners = f"SELECT {_OWNER} FROM owner WHERE passage = ? ORDER BY number"
         for (place,) in self._db.execute(order):
             [row] = self._db.execute("SELECT * FROM passage WHERE number = ?", [place])
-            found = tuple(Owner(*one) for one in self._db.execute(owners, [place]))
-            names = {"id": found[0].id, "document_id": found[0].document_id}
-            yield Stored(replace(Passage(*row[1:]), **names), found)
+            found = self._db.execute(owners, [place])
+            yield owned(Passage(*row[1:]), [owner_of((*one, json.loads(at))) for *one, at in found])
 
     def reasons(self) -> Iterator[str]:
         """A line of JSON (`Dropped`) for every passage that was left out as near-identical."""

@@ -5,13 +5,14 @@ them: by its own tokenizer, if that is known, else by an estimate that errs on t
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from flashback.corpus.characters import whole_characters
+from flashback.corpus.characters import UNSPACED, whole_characters
 from flashback.corpus.documents import Document
+from flashback.corpus.place import Place, Places, sections
 
 DEFAULT_WORDS = 100
 DEFAULT_TOKENS = 128
@@ -27,11 +28,14 @@ TokenEnds = Callable[[str], Sequence[int]]
 """For a text, the character behind the last one of each of its tokens, in order."""
 
 _SENTENCE = re.compile(
-    r".+?(?:[.!?…؟۔।॥።။។][\"'”’»)\]]*(?=\s)|[。！？｡][\"'”’»)\]」』）】]*|\n[ \t]*\n|\Z)\s*",
+    r".+?(?:[.!?…؟۔।॥።།][\"'”’»)\]]*(?=\s)|(?:[。！？｡។။]|．(?!\d))[\"'”’»)\]」』）】〉》〕”’]*"
+    rf"|[!?…⋯]+[\"'”’»)\]」』）】〉》〕]*(?=[{UNSPACED}])|\n[ \t]*\n|\Z)\s*",
     re.DOTALL,
 )
 _WORD = re.compile(r"\S+")
 _NO_SPACE = re.compile(r"\S")
+_REPEATABLE = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+"""A word, or a character of a script without spaces."""
 _ESTIMATED = re.compile(
     r"[A-Za-z0-9+/](?=[A-Za-z0-9+/]{16})|(?<=[A-Za-z0-9+/]{16})[A-Za-z0-9+/]"
     r"|[A-Z]?[a-z]{1,3}|[A-Z]{1,2}|[^A-Za-z\s]|\n|\s{4}"
@@ -48,6 +52,7 @@ class Passage:
     text: str
     heading: str | None = None
     """What is shown of a title that is too long; None: all of it."""
+    place: Place | None = None
 
 
 def estimated_ends(text: str) -> list[int]:
@@ -86,37 +91,57 @@ DEFAULT_LIMIT = TokenLimit()
 
 
 def cut(
-    text: str, words: int = DEFAULT_WORDS, limit: TokenLimit = DEFAULT_LIMIT, heading: str = ""
+    text: str,
+    words: int = DEFAULT_WORDS,
+    limit: TokenLimit = DEFAULT_LIMIT,
+    heading: str = "",
+    overlap: int = 0,
 ) -> Iterator[str]:
-    """Cut `text` into pieces that fit, between sentences where that is possible.
+    """Cut `text` into pieces that fit, between sentences where that is possible; see `spans`."""
+    return (text[begin:end] for begin, end in spans(text, words, limit, heading, overlap))
+
+
+def spans(
+    text: str,
+    words: int = DEFAULT_WORDS,
+    limit: TokenLimit = DEFAULT_LIMIT,
+    heading: str = "",
+    overlap: int = 0,
+) -> Iterator[tuple[int, int]]:
+    """Begin and end of pieces of `text` that fit, cut between sentences where that is possible.
 
     Else between words, else between characters as readers see them. No character but white space
-    is lost, repeated or moved.
+    is lost or moved, nor repeated without an overlap.
 
     Args:
         words: in a piece at most, between white space.
         limit: of a piece with its heading.
         heading: what will stand on a line before each piece.
+        overlap: words that a piece repeats of the one before, where more than these fit; characters
+            in scripts without spaces.
     """
     size = max(_WINDOW, 4 * limit.characters)
-    start = 0
-    while (found := _NO_SPACE.search(text, start)) is not None:
-        start = found.start()
-        window = _Window(text[start : start + size], words, limit, heading)
+    start = covered = 0
+    while (fresh := _NO_SPACE.search(text, covered)) is not None:
+        if not overlap or fresh.start() - start > limit.characters:
+            start = fresh.start()
+        window = _Window(text[start : start + size], words, limit, heading, overlap)
         is_last = start + size >= len(text)
-        begin = 0
-        for begin, end in window.pieces(is_last):
-            yield window.text[begin:end].strip()
-            begin = end
+        again = start
+        for begin, end, following in window.pieces(is_last, fresh.start() - start):
+            covered, again = start + end, start + following
+            yield start + begin, start + begin + len(window.text[begin:end].rstrip())
         if is_last:
             return
-        start += begin
+        start = again
 
 
 class _Window:
     """A stretch of text, and where its sentences, words and tokens end."""
 
-    def __init__(self, text: str, words: int, limit: TokenLimit, heading: str) -> None:
+    def __init__(
+        self, text: str, words: int, limit: TokenLimit, heading: str, overlap: int
+    ) -> None:
         self.text = text
         self._limit = limit
         self._heading = f"{heading}\n" if heading else ""
@@ -126,15 +151,37 @@ class _Window:
         self._sentence_ends = [one.start() + len(one[0].rstrip()) for one in matches]
         self._word_ends = [one.end() for one in _WORD.finditer(text)]
         self._token_ends = limit.ends(text)
+        self._overlap = overlap
+        self._repeatable = [one.start() for one in _REPEATABLE.finditer(text)] if overlap else []
 
-    def pieces(self, is_last: bool) -> Iterator[tuple[int, int]]:
-        """Begin and end of each piece; those that more text could change only if there is none."""
-        start = 0
-        while (found := _NO_SPACE.search(self.text, start)) is not None:
-            start, reach = self._piece(found.start())
+    def pieces(self, is_last: bool, fresh: int) -> Iterator[tuple[int, int, int]]:
+        """Begin and end of each piece, and where the next one may begin.
+
+        Those that more text could change are left out, unless there is none.
+
+        Args:
+            fresh: the first character that no piece has yet.
+        """
+        start, covered = 0, fresh
+        while (found := _NO_SPACE.search(self.text, covered)) is not None:
+            fresh = found.start()
+            first = _NO_SPACE.search(self.text, start)
+            begin = first.start() if first else fresh
+            end, reach = self._piece(begin)
+            if end <= fresh:  # nothing new beside what is repeated
+                begin = fresh
+                end, reach = self._piece(begin)
             if reach >= len(self.text) and not is_last:
                 return
-            yield found.start(), start
+            covered, start = end, self._back(begin, end)
+            yield begin, end, start
+
+    def _back(self, begin: int, end: int) -> int:
+        """Where what the next piece repeats of this one begins."""
+        at = bisect_left(self._repeatable, end) - self._overlap
+        if not self._overlap or at < 0 or self._repeatable[at] <= begin:
+            return end
+        return whole_characters(self.text, begin, self._repeatable[at])
 
     def _piece(self, begin: int) -> tuple[int, int]:
         """The end of the piece that begins there, and how far it might have reached."""
@@ -188,17 +235,34 @@ def cut_documents(
     limit: TokenLimit = DEFAULT_LIMIT,
     *,
     titled: bool = True,
+    overlap: int = 0,
 ) -> Iterator[Passage]:
     """Stream the passages of a stream of documents, numbered within each document.
 
+    None runs across a heading that its document knows, nor across the end of a page if a sentence
+    ends there.
+
     Args:
         titled: the title will stand before each passage, and takes of its tokens.
+        overlap: see `spans`.
     """
     for identifier, parts in groupby(documents, key=lambda document: document.id):
         number = 0
         for part in parts:
             heading = heading_of(part.title, limit) if titled else ""
             shown = part.title if heading is None else heading
-            for text in cut(part.text, words, limit, shown):
-                yield Passage(f"{identifier}#{number}", identifier, part.title, text, heading)
+            for text, place in _pieces(part, words, limit, shown, overlap):
+                name = f"{identifier}#{number}"
+                yield Passage(name, identifier, part.title, text, heading, place)
                 number += 1
+
+
+def _pieces(
+    part: Document, words: int, limit: TokenLimit, shown: str, overlap: int
+) -> Iterator[tuple[str, Place]]:
+    places = Places(part.text, part.layout)
+    for section in sections(part.text, part.layout):
+        text = part.text[section.begin : section.end]
+        for begin, end in spans(text, words, limit, shown, overlap):
+            at = section.begin + begin
+            yield text[begin:end], places.place(at, section.begin + end, section.heading)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashback.corpus.duplicates import Stored
+from flashback.corpus.duplicates import Stored, owner_of
 from flashback.errors import FlashBackError, IndexFolderError
 from flashback.retrieval import analysis
 from flashback.retrieval.index_folder import Manifest, read_manifest, steadily
 from flashback.retrieval.index_settings import IndexSettings, settings_of
 from flashback.retrieval.protocol import Hit, check_search, storable
-from flashback.retrieval.records import shown_of, terms_of
+from flashback.retrieval.records import hit_among, shown_of, terms_of
 from flashback.settings import SearchOptions
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def write_arrays(data: Path, passages: Iterable[Stored], settings: IndexSettings
     letters = unstemmed = 0
     with open(data / _RECORDS, "wb") as file:
         for stored in passages:
-            names = [(owner.id, owner.document_id) for owner in stored.owners]
+            owners = [owner.row() for owner in stored.owners]
             shown = shown_of(stored.passage, titled=settings.title)
-            line = json.dumps([names, stored.passage.title, shown]).encode() + b"\n"
+            line = json.dumps([owners, stored.passage.title, shown]).encode() + b"\n"
             ends.append(ends[-1] + file.write(line))
             terms = terms_of(stored.passage, titled=settings.title)
             found = analyzer.analyze(terms)
@@ -113,6 +113,13 @@ class ArrayIndex:
         every = max(1, -(-len(self) // _SAMPLE))
         return [self._record(place)[2] for place in range(0, len(self), every)]
 
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, each as its first document has it; scores say nothing."""
+        for place in range(len(self)):
+            hit = self._hit(place, 0.0, SearchOptions())
+            assert hit is not None
+            yield hit
+
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
 
@@ -133,11 +140,13 @@ class ArrayIndex:
             score = float(scores[place])
             if score < options.min_score:
                 return
-            owners, title, shown = self._record(int(place))
-            allowed = [one for one in owners if one[1] not in options.forbid_documents]
-            if allowed and title not in options.forbid_titles:
-                identifier, document = allowed[0]
-                yield Hit(identifier, document, title, shown, score)
+            hit = self._hit(int(place), score, options)
+            if hit is not None and hit.title not in options.forbid_titles:
+                yield hit
+
+    def _hit(self, place: int, score: float, options: SearchOptions) -> Hit | None:
+        owners, title, shown = self._record(place)
+        return hit_among(map(owner_of, owners), title, shown, score, options)
 
     def _record(self, place: int) -> Any:
         """Owners, title and text of a passage."""

@@ -82,7 +82,7 @@ def build_index(
         IndexFolderError: the folder is taken, or cannot be written.
     """
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, _called(on_passage, passages), settings, report, write or _write)
+        counts = _fill(data, called(on_passage, passages), settings, report, write or _write)
         for name, written in files().items():
             (data / name).write_bytes(written)
         versions = versions_here()
@@ -95,7 +95,8 @@ def versions_here() -> dict[str, str]:
     return {"tantivy": version("tantivy"), "python": platform.python_version()}
 
 
-def _called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
+def called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
+    """The same passages; `on_passage` is called for each."""
     for passage in passages:
         on_passage()
         yield passage
@@ -162,8 +163,9 @@ def write_records(
 
 
 def nothing_found(report: CorpusReport) -> str:
+    """Why a corpus gave no passage."""
     refused = f", {report.bad_records} bad records" if report.bad_records else ""
-    ignored = f", {report.ignored_files} files of other formats" if report.ignored_files else ""
+    ignored = f", {report.ignored_files} files that were skipped" if report.ignored_files else ""
     first = f"; the first: {report.examples[0]}" if report.examples else ""
     return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
 
@@ -239,15 +241,30 @@ class BM25Index:
         Raises:
             IndexFolderError: the index turns out to be damaged.
         """
-        every = tantivy.Query.all_query()
         titled = settings_of(self.folder, self.manifest).title
         with readable_damage(self.folder):
-            for start in range(0, len(self), _PAGE):
-                page = self._searcher.search(
-                    every, _PAGE, False, "number", offset=start, order=tantivy.Order.Asc
-                )
-                for _, at in page.hits:
-                    yield stored_of(self._searcher.doc(at), titled=titled)
+            for at in self._addresses():
+                yield stored_of(self._searcher.doc(at), titled=titled)
+
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, each as its first document has it; scores say nothing.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with readable_damage(self.folder):
+            for at in self._addresses():
+                hit = self._hit(0.0, at, SearchOptions())
+                assert hit is not None
+                yield hit
+
+    def _addresses(self) -> Iterator[tantivy.DocAddress]:
+        """Of all passages, in the order of the corpus."""
+        query, order = tantivy.Query.all_query(), tantivy.Order.Asc
+        for start in range(0, len(self), _PAGE):
+            page = self._searcher.search(query, _PAGE, False, "number", offset=start, order=order)
+            for _, at in page.hits:
+                yield at
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.

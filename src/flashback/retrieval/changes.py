@@ -58,7 +58,8 @@ def changing(folder: Path) -> Iterator["Changes"]:
 def _changeable(folder: Path, manifest: Manifest) -> Manifest:
     if manifest.content.kind != KIND:
         raise IndexFolderError(
-            f"index {folder}: kind {manifest.content.kind!r} cannot be changed; expected {KIND!r}"
+            f"index {folder}: kind {manifest.content.kind!r} cannot be changed; expected "
+            f"{KIND!r}, or build it again"
         )
     return manifest
 

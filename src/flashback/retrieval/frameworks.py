@@ -1,11 +1,12 @@
-"""Retrievers of other people: an object with `search`, LangChain's, LlamaIndex's.
+"""Retrievers of other people: an object with `search`, LangChain's, LlamaIndex's, Haystack's.
 
-They are told apart by what they can do, so neither framework is imported here.
+They are told apart by what they can do, so no framework is imported here.
 """
 
 import inspect
 import reprlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flashback.errors import SettingsError
@@ -22,12 +23,15 @@ def retriever_of(found: Any) -> Retriever:
 
     Args:
         found: an object with `search` as `Retriever` has it; a retriever of LangChain
-            (`BaseRetriever`) or LlamaIndex (`BaseRetriever`); or what makes one by
-            `as_retriever()`, such as their vector stores and indexes.
+            (`BaseRetriever`), LlamaIndex (`BaseRetriever`) or Haystack (a component whose `run`
+            takes a query as text); or what makes one by `as_retriever()`, such as their vector
+            stores and indexes.
 
     Raises:
         SettingsError: it is none of these.
     """
+    if hasattr(found, "__haystack_input__"):
+        return HaystackRetriever(found)
     if callable(getattr(found, "as_retriever", None)):
         found = found.as_retriever()
     if callable(getattr(found, "retrieve", None)):
@@ -39,16 +43,18 @@ def retriever_of(found: Any) -> Retriever:
         return own
     raise SettingsError(
         f"retriever={reprlib.repr(found)}: expected an object with search(queries, options), or a "
-        "retriever of LangChain or LlamaIndex"
+        "retriever of LangChain, LlamaIndex or Haystack"
     )
 
 
 def _takes(search: object) -> bool:
     """Whether a method can be called with queries and options."""
-    if not callable(search):
-        return False
+    return callable(search) and _binds(search, [], SearchOptions())
+
+
+def _binds(method: Callable[..., object], *arguments: object, **named: object) -> bool:
     try:
-        inspect.signature(search).bind([], SearchOptions())
+        inspect.signature(method).bind(*arguments, **named)
     except ValueError:  # one that is not written in Python may say nothing
         return True
     except TypeError:
@@ -89,6 +95,42 @@ class LlamaIndexRetriever:
         node = found.node
         score = 1.0 if found.score is None else float(found.score)
         return _hit(node.get_content(), node.metadata, node.node_id, node.ref_doc_id, score)
+
+
+class HaystackRetriever:
+    """A component of Haystack that finds documents for a text.
+
+    How many it finds at most is its own setting. It is asked one query at a time: components
+    promise nothing about threads.
+    """
+
+    def __init__(self, component: Any) -> None:
+        """Take a component, and warm it up.
+
+        Raises:
+            SettingsError: it takes no text, as retrievers by embedding do.
+        """
+        if not _binds(component.run, query=""):
+            name = type(component).__name__
+            raise SettingsError(
+                f"retriever {name}: its run takes no query as text; for one that takes a query's "
+                "embedding, put both into Haystack's TextEmbeddingRetriever(retriever=..., "
+                "text_embedder=...)"
+            )
+        if callable(getattr(component, "warm_up", None)):
+            component.warm_up()
+        self._component = component
+        self._one_at_a_time = threading.Lock()
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        """See `Retriever.search`. A document without a score has 1."""
+        with self._one_at_a_time:
+            found = [self._component.run(query=query).get("documents", []) for query in queries]
+        return [_allowed(map(self._hit, documents), options) for documents in found]
+
+    def _hit(self, document: Any) -> Hit:
+        score = 1.0 if document.score is None else float(document.score)
+        return _hit(document.content or "", document.meta, document.id, None, score)
 
 
 def _hit(

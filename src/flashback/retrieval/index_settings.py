@@ -24,13 +24,15 @@ class IndexSettings(CheckedSettings):
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
     language: str = setting(
         "english",
-        "What Latin script is taken for: its words are found by their stems.",
+        "What Latin script is taken for: its words are found by their stems; not of kind dense.",
         choices=LANGUAGES,
     )
     kind: str = setting(
         "bm25",
-        "bm25 can be changed later; bm25s is built once, with --k1 and --b (extra 'bm25s').",
-        choices=("bm25", "bm25s"),
+        "bm25: passages are found by their words, and can be changed later; bm25s: by their words "
+        "with --k1 and --b, built once (extra 'bm25s'); dense: by their meaning, as vectors, built "
+        "once (extra 'dense').",
+        choices=("bm25", "bm25s", "dense"),
     )
     k1: float = setting(1.2, "BM25's k1, of kind bm25s.", low=0, high=100)
     b: float = setting(0.75, "BM25's b, of kind bm25s.", low=0, high=1)
@@ -43,17 +45,39 @@ class IndexSettings(CheckedSettings):
         "are the same, title, numbers and symbols are equal, and no word differs that may deny.",
     )
 
+    overlap: int = setting(
+        0,
+        "Words at the end of a passage that the next one repeats; characters in scripts without "
+        "spaces between words.",
+        low=0,
+        high=100_000,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind == "bm25" and (self.k1, self.b) != (1.2, 0.75):
+        self._check_kind()
+        if self.overlap >= self.passage_words:
             raise SettingsError(
-                f"--k1={self.k1} and --b={self.b} with --kind='bm25': it has 1.2 and 0.75; use "
-                "--kind='bm25s'"
+                f"--overlap={self.overlap}: expected less than --passage-words, which is "
+                f"{self.passage_words}"
             )
         if self.drop_near_duplicates and not self.deduplicate:
             raise SettingsError(
                 "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
                 "kept where similar ones are left out; give one of the two"
+            )
+
+    def _check_kind(self) -> None:
+        """Refuse settings of other kinds."""
+        if self.kind != "bm25s" and (self.k1, self.b) != (1.2, 0.75):
+            raise SettingsError(
+                f"--k1={self.k1} and --b={self.b} with --kind={self.kind!r}: they are settings of "
+                "--kind='bm25s'; use it, or leave them out"
+            )
+        if self.kind == "dense" and self.language != "english":
+            raise SettingsError(
+                f"--language={self.language!r} with --kind='dense': the encoder has its languages; "
+                "leave it out, or use --kind='bm25'"
             )
 
 

@@ -4,26 +4,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from flashback.corpus.documents import (
-    Advance,
-    CorpusReport,
-    Document,
-    find_sources,
-    read_documents,
-)
+from flashback.corpus.documents import Advance, CorpusReport, Document
+from flashback.corpus.formats.datasets import find_dataset
+from flashback.corpus.formats.file_settings import FileSettings
+from flashback.corpus.formats.format import Source
+from flashback.corpus.formats.reading import read_documents
+from flashback.corpus.formats.sources import find_sources
 from flashback.corpus.paper_datasets import (
     PAPER_DATASETS,
     PaperDataset,
     find_data_files,
     read_data_files,
 )
-from flashback.corpus.passages import TokenEnds, TokenLimit, cut_documents, estimated_ends
+from flashback.corpus.passages import Passage, TokenEnds, TokenLimit, cut_documents, estimated_ends
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
-from flashback.retrieval.bm25 import IndexSettings, Write, build_index
+from flashback.retrieval.bm25 import IndexSettings, Write, build_index, called
+from flashback.retrieval.dense import KIND as DENSE
+from flashback.retrieval.dense import DenseSettings, build_dense, check_installed
+from flashback.retrieval.encoders import Encoder, load_encoder
 from flashback.retrieval.index_folder import Manifest, check_target
 from flashback.retrieval.sources import Sources, noting_files, stored_sources
 from flashback.settings import check_type
@@ -59,32 +62,54 @@ class NamedCorpus:
     takes_folder: bool = False
 
 
+DATASET = "dataset"
+"""`dataset:OWNER/NAME`, `dataset:OWNER/NAME:PART`, `dataset@FOLDER` and `dataset:PART@FOLDER`: data
+sets of the Hugging Face hub, or folders of the same form."""
+
+
 def corpus_names(names: str | Path | Sequence[str | Path]) -> list[str]:
-    """One name or several, as texts."""
+    """One name or several, as texts.
+
+    Raises:
+        SettingsError: they are something else.
+    """
+    check_type("names", names, str | Path | Sequence)
     return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
-def open_corpus(names: Sequence[str], report: CorpusReport) -> Corpus:
-    """Find what `names` stand for: files, folders, `-`, or one of `NAMED_CORPORA`.
+def is_named(name: str) -> bool:
+    """Whether a corpus is one of `NAMED_CORPORA` or a data set, not a file or a folder."""
+    return _parse(name)[0] in (*NAMED_CORPORA, DATASET)
+
+
+def open_corpus(
+    names: Sequence[str], report: CorpusReport, files: FileSettings | None = None
+) -> Corpus:
+    """Find what `names` stand for: files, folders, `-`, one of `NAMED_CORPORA`, or a data set.
 
     Raises:
         CorpusError: something is missing or of no known format.
     """
-    named = [name for name in names if _parse(name)[0] in NAMED_CORPORA]
+    files = files or FileSettings()
+    named = [name for name in names if is_named(name)]
     if named:
         if len(names) > 1:
             raise CorpusError(f"corpus {named[0]} cannot be mixed with others; name one of them")
+        if _parse(named[0])[0] == DATASET:
+            _, part, folder = _parse(named[0])
+            return _files(find_dataset(part, folder, report, files), report, files)
         return _open_named(named[0], report)
-    sources = find_sources(names, report)
+    return _files(find_sources(names, report, files), report, files)
+
+
+def _files(sources: Sequence[Source], report: CorpusReport, files: FileSettings) -> Corpus:
     size = sum(source.bytes for source in sources)
-    files: Sources = {}
+    noted: Sources = {}
 
     def read(advance: Advance) -> Iterator[Document]:
-        return noting_files(
-            sources, lambda source: read_documents([source], report, advance), files
-        )
+        return read_documents(sources, report, advance, files, noting_files(noted))
 
-    return Corpus(size, read, files)
+    return Corpus(size, read, noted)
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
@@ -165,46 +190,59 @@ def index_corpus(
     progress: ProgressStart = no_progress,
     token_ends: TokenEnds = estimated_ends,
     tokens_of: str = "none",
+    dense: DenseSettings | None = None,
+    on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    files: FileSettings | None = None,
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
 
     Args:
-        names: files, folders, `-`, or one of `NAMED_CORPORA`; one or several. `python-docs` is read
-            by worker processes, which import the program's main module: guard that as usual.
+        names: files, folders, `-`, one of `NAMED_CORPORA`, or a data set; one or several.
+            `python-docs` is read by worker processes, which import the program's main module:
+            guard that as usual.
         folder: of the index to make.
-        report: filled with counts of documents, bad records and ignored files.
+        report: filled with counts of documents, bad records and skipped files.
         progress: starts a progress bar.
         token_ends: counts the tokens of passages as the reader does that they will be shown to, see
             `load_token_ends`; without it, an estimate errs on the safe side.
         tokens_of: the name of that reader, by which `flashback index add` loads it again.
+        dense, on_encoding: of the kind `dense`, see `build_dense`.
+        files: which files of folders are read, and which fields of records.
 
     Raises:
-        SettingsError: an argument is of a wrong type.
+        SettingsError: an argument is of a wrong type, or an extra is not installed.
+        ReaderError: the encoder is missing or unusable.
         FlashBackError: the corpus or the folder is not usable.
     """
-    check_type("names", names, str | Path | Sequence)
-    check_type("folder", folder, str | Path)
     check_type("settings", settings, IndexSettings | None)
-    folder = Path(folder)
+    check_type("files", files, FileSettings | None)
+    check_type("folder", folder, str | Path)
+    folder, report = Path(folder), report or CorpusReport()
     settings = settings or IndexSettings()
-    report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
-    corpus = open_corpus(corpus_names(names), report)
+    encoder = _encoder(dense or DenseSettings()) if settings.kind == DENSE else None
+    corpus = open_corpus(corpus_names(names), report, files)
     advance, on_passage = progress(corpus.bytes)
+    passages = called(on_passage, cut_for(settings, corpus.read(advance), token_ends))
+    given, noted = (folder, passages, settings), partial(_listed, corpus)
+    more: dict[str, Any] = {"overwrite": overwrite, "tokens_of": tokens_of}
+    if encoder is not None:
+        return build_dense(*given, encoder, report, on_encoding=on_encoding, **more)
+    return build_index(*given, report, write=_writer_of(settings.kind), files=noted, **more)
+
+
+def _listed(corpus: Corpus) -> dict[str, bytes]:
+    """The file of an index's data folder that names the files of a corpus, if it has any."""
+    return stored_sources(corpus.files) if corpus.files else {}
+
+
+def cut_for(
+    settings: IndexSettings, documents: Iterable[Document], token_ends: TokenEnds
+) -> Iterator[Passage]:
+    """The passages of documents, as an index of these settings has them."""
+    words, overlap = settings.passage_words, settings.overlap
     limit = TokenLimit(settings.passage_tokens, token_ends)
-    documents = corpus.read(advance)
-    passages = cut_documents(documents, settings.passage_words, limit, titled=settings.title)
-    return build_index(
-        folder,
-        passages,
-        settings,
-        report,
-        overwrite=overwrite,
-        on_passage=on_passage,
-        tokens_of=tokens_of,
-        write=_writer_of(settings.kind),
-        files=lambda: stored_sources(corpus.files) if corpus.files else {},
-    )
+    return cut_documents(documents, words, limit, titled=settings.title, overlap=overlap)
 
 
 def _writer_of(kind: str) -> Write | None:
@@ -214,3 +252,9 @@ def _writer_of(kind: str) -> Write | None:
     from flashback.retrieval.arrays import write_arrays  # NumPy takes a while to import
 
     return write_arrays
+
+
+def _encoder(settings: DenseSettings) -> Encoder:
+    """The encoder, loaded before a corpus is read."""
+    check_installed()
+    return load_encoder(settings.encoder)

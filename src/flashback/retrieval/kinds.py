@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 from flashback.errors import IndexFolderError
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
+from flashback.retrieval.dense import KIND as DENSE
+from flashback.retrieval.dense import DenseIndex
 from flashback.retrieval.index_folder import Manifest, read_manifest
 from flashback.retrieval.protocol import Retriever, Sampled
 from flashback.settings import Registry
@@ -30,6 +32,7 @@ KINDS: Registry[Callable[[Path], Index]] = Registry("index kind")
 """By the `kind` of a folder's manifest: opens the folder."""
 
 KINDS.register(BM25, BM25Index.open)
+KINDS.register(DENSE, DenseIndex.open)
 
 
 def _open_arrays(folder: Path) -> Index:

@@ -1,11 +1,12 @@
 """The protocol of retrievers."""
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import Place
 from flashback.errors import SettingsError
 from flashback.settings import RetrievalSettings, SearchOptions, check_type
 
@@ -22,6 +23,15 @@ class Hit:
     score: float
     """Higher is better; only comparable within one retriever, and by ratio, see `near_best`: for
     distances or logits set `min_relative_score` to 0."""
+    place: Place | None = None
+    """Where in its document it stands, if that is known."""
+
+    @property
+    def source(self) -> str:
+        """Its title (or document) and place, for people: `manual.pdf, page 3`."""
+        name = self.title or self.document_id
+        place = "" if self.place is None else str(self.place)
+        return f"{name}, {place}" if place else name
 
 
 class Retriever(Protocol):
@@ -100,6 +110,15 @@ class Sampled(Protocol):
         ...
 
 
+@runtime_checkable
+class Listed(Protocol):
+    """What gives all of its passages."""
+
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, in any order; scores say nothing."""
+        ...
+
+
 class NoRetriever:
     """Finds nothing: the retriever of a pattern without passages."""
 
@@ -120,6 +139,14 @@ def check_search(queries: Sequence[str], options: SearchOptions) -> None:
         raise SettingsError(f"k={options.k}: expected at least 1 passage")
     if isinstance(queries, str):  # it would be taken letter by letter
         raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
+
+
+def missing_extra(what: str, package: str | None, extra: str) -> SettingsError:
+    """What to raise where a package of an extra is not installed."""
+    return SettingsError(
+        f"{what} needs {package}; install FlashBack with the extra {extra}: "
+        f"pip install '.[{extra}]' in a clone of the project"
+    )
 
 
 def storable(text: str) -> str:

@@ -1,11 +1,12 @@
 """A stored passage as a record of tantivy, and a record as a hit."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import tantivy
 
-from flashback.corpus.duplicates import Owner, Stored, identity_of
+from flashback.corpus.duplicates import Owner, Stored, identity_of, owned, owner_of
 from flashback.corpus.passages import Passage
 from flashback.retrieval import analysis
 from flashback.retrieval.protocol import Hit
@@ -23,6 +24,7 @@ def schema() -> tantivy.Schema:
     builder.add_text_field("title", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_bytes_field("heading", stored=True)
     builder.add_bytes_field("text", stored=True)
+    builder.add_bytes_field("place", stored=True)
     builder.add_bytes_field("sharers", stored=True)
     builder.add_text_field("sharer", tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("number", stored=True, fast=True)
@@ -49,8 +51,9 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
         for owner in stored.owners:
             record.add_text("sharer", owner.document_id)
     if stored.repeats:
-        owners = [(*vars(owner).values(),) for owner in stored.owners]
-        record.add_bytes("sharers", json.dumps(owners).encode())
+        record.add_bytes("sharers", json.dumps([one.row() for one in stored.owners]).encode())
+    elif passage.place is not None:
+        record.add_bytes("place", json.dumps(passage.place.record()).encode())
     record.add_text("title", passage.title)
     if passage.heading is not None:
         record.add_bytes("heading", passage.heading.encode())
@@ -82,21 +85,26 @@ def key_of(identity: bytes) -> int:
 
 def stored_of(record: tantivy.Document, *, titled: bool) -> Stored:
     """What `record_of` made a record of."""
-    owners = _owners(record)
     title = str(record.get_first("title"))
     heading = None if record.get_first("heading") is None else _bytes(record, "heading").decode()
     above = title if heading is None else heading
     text = text_of(record).removeprefix(f"{above}\n" if titled and above else "")
-    names = (owners[0].id, owners[0].document_id)
-    return Stored(Passage(*names, title, text, heading), owners)
+    return owned(Passage("", "", title, text, heading), _owners(record))
 
 
 def hit_of(record: tantivy.Document, score: float, options: SearchOptions) -> Hit | None:
     """A record as the first document has it that is not forbidden; None if all are."""
-    for owner in _owners(record):
+    title = str(record.get_first("title"))
+    return hit_among(_owners(record), title, text_of(record), score, options)
+
+
+def hit_among(
+    owners: Iterable[Owner], title: str, text: str, score: float, options: SearchOptions
+) -> Hit | None:
+    """A passage as the first of its documents has it that is not forbidden; None if all are."""
+    for owner in owners:
         if owner.document_id not in options.forbid_documents:
-            title = str(record.get_first("title"))
-            return Hit(owner.id, owner.document_id, title, text_of(record), score)
+            return Hit(owner.id, owner.document_id, title, text, score, owner.place)
     return None
 
 
@@ -105,18 +113,14 @@ def text_of(record: tantivy.Document) -> str:
     return _bytes(record, "text").decode()
 
 
-def _owners(record: tantivy.Document) -> tuple[Owner, ...]:
+def _owners(record: tantivy.Document) -> list[Owner]:
     """The documents that have a passage, in the order of the corpus."""
     if record.get_first("sharers") is not None:
-        shared = json.loads(_bytes(record, "sharers"))
-        return tuple(Owner(str(one), str(document), *rest) for one, document, *rest in shared)
-    identifier = _bytes(record, "id").decode()
-    return (Owner(identifier, str(record.get_first("document")), _number(record)),)
-
-
-def _number(record: tantivy.Document) -> int:
+        return [owner_of(row) for row in json.loads(_bytes(record, "sharers"))]
     value: Any = record.get_first("number")
-    return int(value)
+    place = None if record.get_first("place") is None else json.loads(_bytes(record, "place"))
+    document = str(record.get_first("document"))
+    return [owner_of((_bytes(record, "id").decode(), document, value, 1, place))]
 
 
 def _bytes(record: tantivy.Document, field: str) -> bytes:

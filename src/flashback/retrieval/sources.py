@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flashback.corpus.documents import Document, Source
+from flashback.corpus.documents import Document
+from flashback.corpus.formats.format import Source
+from flashback.corpus.formats.reading import Watch
 from flashback.errors import CorpusError, IndexFolderError
 from flashback.retrieval.index_folder import Manifest
 
@@ -82,26 +84,27 @@ def real_path(source: Source) -> str:
     return os.path.realpath(source.path)
 
 
-Read = Callable[[Source], Iterable[Document]]
-"""Gives the documents of a source."""
+def noting_files(noted: Sources) -> Watch:
+    """For `read_documents`: each file is noted when its last document was taken.
 
-
-def noting_files(sources: Iterable[Source], read: Read, noted: Sources) -> Iterator[Document]:
-    """The documents of `sources`; each file is noted when its last document was taken.
+    With the ids of all of its documents: of those, too, that are left out as another file's.
 
     Raises:
         CorpusError: a file cannot be read.
     """
-    for source in sources:
+
+    def watch(source: Source, documents: Iterator[Document]) -> Iterator[Document]:
         if source.path is None:
-            yield from read(source)
-            continue
-        file, documents = _looked_at(source), list[str]()
-        for document in read(source):
-            if documents[-1:] != [document.id]:
-                documents.append(document.id)
+            yield from documents
+            return
+        file, names = _looked_at(source), list[str]()
+        for document in documents:
+            if names[-1:] != [document.id]:
+                names.append(document.id)
             yield document
-        noted[real_path(source)] = replace(file, documents=tuple(documents))
+        noted[real_path(source)] = replace(file, documents=tuple(names))
+
+    return watch
 
 
 def _looked_at(source: Source) -> SourceFile:

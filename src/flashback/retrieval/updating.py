@@ -5,17 +5,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flashback.corpus.documents import CorpusReport, Document, Source, find_sources, read_documents
-from flashback.corpus.passages import TokenEnds, TokenLimit, cut_documents, estimated_ends
+from flashback.corpus.documents import CorpusReport, Document
+from flashback.corpus.formats.file_settings import FileSettings
+from flashback.corpus.formats.format import Source
+from flashback.corpus.formats.reading import read_documents
+from flashback.corpus.formats.sources import find_sources
+from flashback.corpus.passages import TokenEnds, estimated_ends
 from flashback.errors import CorpusError
 from flashback.retrieval import changes
 from flashback.retrieval.bm25 import nothing_found
 from flashback.retrieval.changes import Changes, changing
 from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.indexing import (
-    NAMED_CORPORA,
     ProgressStart,
     corpus_names,
+    cut_for,
+    is_named,
     no_progress,
     open_corpus,
 )
@@ -39,25 +44,27 @@ def add_documents(
     *,
     progress: ProgressStart = no_progress,
     token_ends: TokenEnds = estimated_ends,
+    files: FileSettings | None = None,
 ) -> Manifest:
     """Add the documents of a corpus to an index; those with an id that is there are replaced.
 
     Args:
         names: see `index_corpus`.
         folder: of the index; it keeps the settings that it was built with.
-        report: filled with counts of documents, bad records and ignored files.
+        report: filled with counts of documents, bad records and skipped files.
         progress: starts a progress bar.
         token_ends: see `index_corpus`; take that of the index.
+        files: see `index_corpus`.
 
     Raises:
         FlashBackError: the corpus or the index is not usable, or another process changes it;
             the index is as it was.
     """
-    check_type("names", names, str | Path | Sequence)
     check_type("folder", folder, str | Path)
+    check_type("files", files, FileSettings | None)
     folder, report = Path(folder), report or CorpusReport()
     with changing(folder) as pending:
-        corpus = open_corpus(corpus_names(names), report)
+        corpus = open_corpus(corpus_names(names), report, files)
         advance, on_passage = progress(corpus.bytes)
         new = _put(pending, corpus.read(advance), token_ends, on_passage)
         if not new:
@@ -113,6 +120,7 @@ def sync_index(
     *,
     progress: ProgressStart = no_progress,
     token_ends: TokenEnds = estimated_ends,
+    files: FileSettings | None = None,
 ) -> Synced:
     """Make an index follow files and folders: new and changed files are read, others' texts go.
 
@@ -122,24 +130,22 @@ def sync_index(
     Args:
         names: of files and folders.
         folder: of the index; it keeps the settings that it was built with.
-        report: filled with counts of documents, bad records and ignored files.
+        report: filled with counts of documents, bad records and skipped files.
         progress: starts a progress bar.
         token_ends: see `index_corpus`; take that of the index.
+        files: see `index_corpus`.
 
     Raises:
         FlashBackError: the corpus or the index is not usable, two files have a document of the same
             id, or another process changes the index; it is as it was.
     """
-    check_type("names", names, str | Path | Sequence)
     check_type("folder", folder, str | Path)
+    check_type("files", files, FileSettings | None)
     folder, report = Path(folder), report or CorpusReport()
-    listed = corpus_names(names)
-    for name in listed:
-        if name == "-" or name in NAMED_CORPORA:
-            raise CorpusError(f"corpus {name}: only files and folders can be synchronised")
+    listed = _names_of_files(names)
     with changing(folder) as pending:
         known = load_sources(folder, pending.manifest)
-        here = {real_path(source): source for source in find_sources(listed, report)}
+        here = {real_path(one): one for one in find_sources(listed, report, files)}
         found = _compare(known, here, [os.path.realpath(name) for name in listed])
         counts = (len(found.new), len(found.changed), len(found.gone), len(here) - len(found.read))
         if not any(counts[:3]):
@@ -147,28 +153,24 @@ def sync_index(
         kept = {path: one for path, one in known.items() if path not in found.gone | found.changed}
         for path in found.gone | found.changed:
             pending.delete(known[path].documents)
-        kept |= _read(pending, found.read, report, progress, token_ends)
+        advance, on_passage = progress(sum(source.bytes for source in found.read))
+        noted: Sources = {}
+        documents = read_documents(found.read, report, advance, files, noting_files(noted))
+        _put(pending, documents, token_ends, on_passage)
+        kept |= noted
         _check_ids(kept)
         # Files of other formats are ignored each time.
         read = CorpusReport(bad_records=report.bad_records)
         return Synced(pending.commit(read, stored_sources(kept)), *counts)
 
 
-def _read(
-    pending: Changes,
-    sources: Sequence[Source],
-    report: CorpusReport,
-    progress: ProgressStart,
-    token_ends: TokenEnds,
-) -> Sources:
-    """Add the documents of files; the files."""
-    noted: Sources = {}
-    advance, on_passage = progress(sum(source.bytes for source in sources))
-    documents = noting_files(
-        sources, lambda source: read_documents([source], report, advance), noted
-    )
-    _put(pending, documents, token_ends, on_passage)
-    return noted
+def _names_of_files(names: Names) -> list[str]:
+    """Names of files and folders, as texts."""
+    listed = corpus_names(names)
+    for name in listed:
+        if name == "-" or is_named(name):
+            raise CorpusError(f"corpus {name}: only files and folders can be synchronised")
+    return listed
 
 
 def _put(
@@ -178,10 +180,8 @@ def _put(
     on_passage: Callable[[], None],
 ) -> set[str]:
     """Add documents in place of those with the same ids; their ids."""
-    made = pending.settings
-    limit = TokenLimit(made.passage_tokens, token_ends)
     put: set[str] = set()
-    for passage in cut_documents(documents, made.passage_words, limit, titled=made.title):
+    for passage in cut_for(pending.settings, documents, token_ends):
         on_passage()
         if passage.document_id not in put:
             put.add(passage.document_id)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from flashback.corpus.place import place_of
 from flashback.corpus.split import Overlap
 from flashback.errors import FlashBackWarning
 from flashback.files import write_atomically
@@ -187,18 +189,23 @@ def _read(path: Path, windows: Sequence[Window]) -> list[Found] | None:
             records = [json.loads(line) for line in file]
         found = [
             Found(
-                tuple(tuple(Hit(**hit) for hit in hits) for hits in record["hits"]),
+                tuple(tuple(map(_hit, hits)) for hits in record["hits"]),
                 tuple(record["copies"]),
                 tuple(record["overlapping"]),
             )
             for record in records
         ]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     for parts in ("hits", "copies", "overlapping"):
         if [len(getattr(one, parts)) for one in found] != cuts:
             return None
     return found
+
+
+def _hit(record: dict[str, Any]) -> Hit:
+    place = record.pop("place")
+    return Hit(**record, place=None if place is None else place_of(place))
 
 
 def examples_of(

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from flashback.errors import SettingsError
+from flashback.retrieval.guard import OnRetrievalError
 from flashback.server.answers import ChatShape, CompletionShape, as_json
 from flashback.server.error_handlers import add_error_handlers
 from flashback.server.errors import ApiError, of_settings, of_status
@@ -22,7 +23,6 @@ from flashback.server.parsing import (
 )
 from flashback.server.schema import ChatRequest, CompletionRequest, RetrieveRequest
 from flashback.server.searching import GuardedRetriever, RetrievalFailed
-from flashback.server.server_settings import OnRetrievalError
 from flashback.server.service import Service
 from flashback.server.sources import hit_record
 from flashback.server.streaming import answer

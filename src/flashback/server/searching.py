@@ -2,16 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
+from flashback.retrieval.guard import OnRetrievalError, within
 from flashback.retrieval.protocol import Hit, Retriever
-from flashback.server.server_settings import OnRetrievalError
 from flashback.settings import SearchOptions
 
 _LOG = logging.getLogger(__name__)
-Found = TypeVar("Found")
 
 
 class RetrievalFailed(Exception):
@@ -68,32 +66,3 @@ class GuardedRetriever:
         """Let a running search, and any later one, fail at once."""
         self._abandoned = True
         self._ended.set()
-
-
-def within(seconds: float, call: Callable[[], Found], ended: threading.Event) -> Found:
-    """Call on a thread, which is abandoned if it takes too long; return the result.
-
-    Args:
-        ended: set when `call` has returned; setting it before ends the wait.
-
-    Raises:
-        TimeoutError: it took longer, or `ended` was set before.
-    """
-    results: list[Found] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=run, name="flashback-search", daemon=True).start()
-    ended.wait(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    return results[0]

@@ -1,20 +1,11 @@
 """The settings of the server."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from flashback.retrieval.guard import OnRetrievalError
 from flashback.settings import CheckedSettings, setting
 
 MIB = 1 << 20
-
-
-class OnRetrievalError(StrEnum):
-    """Handling of a text whose retriever fails."""
-
-    STOP = "stop"
-    """It ends there, with what was written."""
-    CONTINUE = "continue"
-    """The stride is written without a passage."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Renewable, Retriever, Sampled
 from flashback.server.index_watch import IndexWatch
 from flashback.server.metrics import Metrics
+from flashback.server.prompt_examples import PromptExamples
 from flashback.server.scheduler import Scheduler
 from flashback.server.server_settings import ServerSettings
 from flashback.settings import RetrievalSettings, Settings
@@ -37,6 +38,7 @@ class Service:
     """None: the index stays as it is."""
     clock: Callable[[], float] = time.monotonic
     """Seconds; the time limit of requests is measured with it."""
+    examples: PromptExamples = field(default_factory=PromptExamples)
 
     @property
     def reader(self) -> TextReader:
@@ -95,6 +97,7 @@ class Service:
             "chat": bool(self.reader.tokenizer.chat_template),
             "adapter": None if adapter is None else adapter.pattern,
             "passages": len(self.retriever) if isinstance(self.retriever, Sized) else None,
+            "examples": self.examples.of(self.current_retriever),
             "max_tokens": self.settings.max_tokens,
             "defaults": {name: getattr(defaults, name) for name in shown},
         }

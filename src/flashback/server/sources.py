@@ -4,6 +4,7 @@ Offsets are characters (Unicode code points) of a choice's text, half-open. The 
 tile what was written; with `echo` and `logprobs` they tile the prompt, too.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from flashback.engines.protocol import Usage
@@ -31,6 +32,8 @@ def _identity(hit: Hit) -> dict[str, Any]:
         "id": hit.id,
         "document_id": hit.document_id,
         "title": hit.title,
+        "place": None if hit.place is None else asdict(hit.place),
+        "source": hit.source,
         "score": hit.score,
     }
 

@@ -111,7 +111,13 @@ def _stride_record(stride: Stride) -> dict[str, Any]:
         "tokens": list(stride.tokens),
         "text": stride.text,
         "passages": [
-            {"id": hit.id, "title": hit.title, "text": hit.text, "score": hit.score}
+            {
+                "id": hit.id,
+                "title": hit.title,
+                "text": hit.text,
+                "score": hit.score,
+                "place": None if hit.place is None else asdict(hit.place),
+            }
             for hit in stride.passages
         ],
         "reused": stride.usage.reused,

@@ -9,7 +9,7 @@ processor, threads and versions.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,19 @@ FEW = 32
 """The most rows that count as a few."""
 _STRIDE = (15, 0, 1)
 """Passes of a stride of 16 tokens with so many rows: what one layout for all is chosen for."""
-_COLD_BYTES = 1 << 26
-"""Of weights, more than a processor's caches hold."""
+_COLD_BYTES = 1 << 25
+"""Of each weight, copies: with those of other layouts more than caches hold."""
 _SECONDS = 0.02
-"""For one product and number of rows, after a first run."""
+"""For each product and number of rows."""
 _LEAST_BYTES = 1 << 18
 """A smaller weight is not worth being timed."""
 _SECOND_COPY = 1 << 29
 """Bytes that a model's weights may take once more, in a second layout."""
 _WORTH = 0.95
 """Part of the time that a second layout must leave at most."""
+_CALLS = 5e-5
+"""Seconds that calls around a product of a single row take where a layer is not one loop, which it
+is if all its products are compiled (docs/lab-log.md, "What a decode step waits for")."""
 
 
 class Choice(NamedTuple):
@@ -123,50 +126,56 @@ class Chooser:
 
 @torch.inference_mode()
 def measure(
-    names: Iterable[str],
+    names: Sequence[str],
     outputs: int,
     inputs: int,
     dtype: torch.dtype,
     compiled: MakeRows | None = None,
 ) -> Seconds:
     """Time products of one shape; those that this processor does not have are left out."""
-    weight = torch.full((outputs, inputs), 0.01, dtype=dtype)
+    entries = {
+        (name, rows): (products[:2] if rows == ROWS[-1] else products, rows)
+        for name, products in _products(names, outputs, inputs, dtype, compiled)
+        for rows in (ROWS if name in LAYOUTS else ROWS[:1])
+    }
+    inputs_of = {rows: torch.ones(rows, inputs, dtype=dtype) for rows in ROWS}
+    best = dict.fromkeys(entries, float("inf"))
+    for products, rows in entries.values():
+        products[0](inputs_of[rows])  # the first call is another one
+    ends = time.perf_counter() + _SECONDS * len(entries)
+    # In turns, so that whatever else runs meanwhile meets all of them.
+    while max(best.values(), default=0) == float("inf") or time.perf_counter() < ends:
+        for key, (products, rows) in entries.items():
+            best[key] = min(best[key], _seconds(products, inputs_of[rows]))
     found: Seconds = {}
-    for name in names:
-        size = weight.numel() * (1 if name in BYTES else dtype.itemsize)
-        copies = max(1, min(64, _COLD_BYTES // size))
-        try:
-            products = [_made(name, weight.clone(), compiled) for _ in range(copies)]
-            found[name] = [
-                _seconds(products, torch.ones(rows, inputs, dtype=dtype))
-                for rows in (ROWS if name in LAYOUTS else ROWS[:1])
-            ]
-        except (AttributeError, RuntimeError):
-            continue
+    for (name, _), seconds in best.items():
+        found.setdefault(name, []).append(seconds)
     return found
 
 
-def _made(name: str, weight: Tensor, compiled: MakeRows | None) -> Product:
-    layout = LAYOUTS[LAYOUT_OF.get(name, name)](weight, None)
-    if name in LAYOUTS:
-        return layout
-    product = None if compiled is None else compiled(name, layout, weight, None)
-    if product is None:
-        raise RuntimeError("there are no compiled products")
-    return product
+def _products(
+    names: Sequence[str], outputs: int, inputs: int, dtype: torch.dtype, compiled: MakeRows | None
+) -> Iterator[tuple[str, Sequence[Product]]]:
+    """Each product that there is, several times: more weights than caches hold."""
+    weight = torch.full((outputs, inputs), 0.01, dtype=dtype)
+    for layout in dict.fromkeys(LAYOUT_OF.get(name, name) for name in names):
+        size = weight.numel() * (1 if layout in BYTES else dtype.itemsize)
+        copies = max(1, min(64, _COLD_BYTES // size))
+        with contextlib.suppress(AttributeError, RuntimeError):
+            kept = [LAYOUTS[layout](weight.clone(), None) for _ in range(copies)]
+            yield layout, kept
+            for name in (one for one in names if LAYOUT_OF.get(one) == layout):
+                made = (compiled(name, one, weight, None) if compiled else None for one in kept)
+                if loops := [one for one in made if one is not None]:
+                    yield name, loops
 
 
 def _seconds(products: Sequence[Product], x: Tensor) -> float:
-    """The best time of one product; many rows are multiplied by a few weights only."""
-    some = products if len(x) < ROWS[-1] else products[:2]
-    some[0](x)
-    best, ends = float("inf"), time.perf_counter() + _SECONDS
-    while best == float("inf") or time.perf_counter() < ends:
-        started = time.perf_counter()
-        for product in some:
-            product(x)
-        best = min(best, (time.perf_counter() - started) / len(some))
-    return best
+    """The time of one product."""
+    started = time.perf_counter()
+    for product in products:
+        product(x)
+    return (time.perf_counter() - started) / len(products)
 
 
 def _fastest(figures: Seconds, names: Sequence[str], *, second: bool) -> tuple[Choice, int]:
@@ -180,8 +189,9 @@ def _fastest(figures: Seconds, names: Sequence[str], *, second: bool) -> tuple[C
         return always(names[0])(0, 0, torch.float32), 0
 
     def singles(layout: str) -> tuple[float, str]:
-        own = [layout, *(one for one in figures if LAYOUT_OF.get(one) == layout)]
-        return min((figures[name][0], name) for name in own)
+        own = [one for one in figures if LAYOUT_OF.get(one) == layout]
+        loops = [(figures[name][0], name) for name in own]
+        return min([(figures[layout][0] + _CALLS, layout), *loops])
 
     def total(one: str, other: str) -> float:
         times = singles(one)[0], *figures[other][1:]

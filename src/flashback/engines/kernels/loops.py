@@ -39,8 +39,8 @@ _OPTIONS = {"fastmath": _ANY_ORDER, "cache": True}
 _inner = numba.njit(**_OPTIONS)
 _PRODUCT = "void({}[:,:,::1], {}[::1], float32[:,:,::1], float32[:,::1])"
 _ATTENTION = (
-    "void(float32[:,:,::1], float32[::1], float32[::1], int64, int64, int64, float32, int64, "
-    "float32[:,::1])"
+    "void(float32[:,:,::1], float32[::1], float32[::1], int64, int64, float32, "
+    "float32[:,:,:,::1], float32[:,:,:,::1])"
 )
 _NUMBERS = {torch.float32: "float32", torch.int8: "int8"}
 
@@ -71,7 +71,7 @@ def block_loop(dtype: torch.dtype) -> Any:
         FlashBackError: see `_compiled`.
     """
     product_loop(dtype)
-    _compiled(attention, _ATTENTION)
+    _compiled(attention_pieces, _ATTENTION)
     return block
 
 
@@ -185,22 +185,19 @@ def _put_together(sums: Floats, terms: Floats, found: Floats) -> None:
 
 
 @numba.njit(parallel=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def attention(
+def attention_pieces(
     query: Floats,
     keys: Floats,
     values: Floats,
     count: int,
     apart: int,
-    size: int,
     scale: float,
-    pieces: int,
-    found: Floats,
+    sums: Floats,
+    terms: Floats,
 ) -> None:
-    # Each head's columns are cut into pieces, one for each thread.
-    heads, shared = query.shape[0], query.shape[1]
-    sums = np.zeros((heads, pieces, shared, size), np.float32)
-    terms = np.zeros((heads, pieces, 2, shared), np.float32)
-    terms[:, :, 0] = -1e30
+    # Each head's columns are cut into pieces, one for each thread. Nothing else stands here: every
+    # array expression would be compiled, and run, in parallel on its own.
+    heads, pieces, shared, size = sums.shape
     for task in prange(heads * pieces):
         head, piece = task // pieces, task % pieces
         first, last = count * piece // pieces, count * (piece + 1) // pieces
@@ -210,9 +207,23 @@ def attention(
             _scores(query[head], keys[start:end], scale, scores)
             _weights(scores, terms[head, piece])
             _sums(scores, values[start:end], sums[head, piece])
-    found[:] = 0
+
+
+@_inner  # type: ignore[untyped-decorator]
+def _attention(
+    query: Floats, keys: Floats, values: Floats, count: int, apart: int, sizes: Sizes
+) -> Floats:
+    # Of queries (H, G, D): (H·G, D).
+    queries, heads, size, scale, pieces = sizes
+    shared = queries // heads
+    sums = np.zeros((heads, pieces, shared, size), np.float32)
+    terms = np.zeros((heads, pieces, 2, shared), np.float32)
+    terms[:, :, 0] = -1e30
+    attention_pieces(query, keys, values, count, apart, scale, sums, terms)
+    found = np.zeros((queries, size), np.float32)
     for head in range(heads):
         _put_together(sums[head], terms[head], found[head * shared : (head + 1) * shared])
+    return found
 
 
 @_inner  # type: ignore[untyped-decorator]
@@ -266,7 +277,7 @@ def _attended(
 ) -> Floats:
     # Queries, keys and values (H·G + 2 H) D of a token to (H·G) D; its keys and values are cached.
     keys, values, capacity, first, end = cache
-    queries, count, size, scale, pieces = sizes
+    queries, count, size, _, _ = sizes
     nothing = np.zeros(0, np.float32)
     for at in range(queries + count):
         head = heads[at * size : (at + 1) * size]
@@ -278,13 +289,13 @@ def _attended(
     for at in range(count):
         place = (at * capacity + end) * size
         key, value = (queries + at) * size, (queries + count + at) * size
-        keys[place : place + size] = heads[key : key + size]
-        values[place : place + size] = heads[value : value + size]
+        for i in range(size):  # a slice would be checked, and its message compiled
+            keys[place + i] = heads[key + i]
+            values[place + i] = heads[value + i]
     query = heads[: queries * size].reshape(count, queries // count, size)
-    found = np.empty((queries, size), np.float32)
     own_keys, own_values = keys[first * size :], values[first * size :]
     columns, apart = end + 1 - first, capacity * size
-    attention(query, own_keys, own_values, columns, apart, size, scale, pieces, found)
+    found: Floats = _attention(query, own_keys, own_values, columns, apart, sizes)
     return found.reshape(-1)
 
 

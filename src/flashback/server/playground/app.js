@@ -6,33 +6,9 @@
 const $ = (id) => document.getElementById(id);
 const EMPTY = document.querySelector(".empty");
 const TINTS = 6;
-/* The longer the text, the more it matters what is prefilled again. */
-const LONG = `io: Core tools for working with streams
-
-The io module provides Python's main facilities for dealing with various types of I/O. There are
-three main types of I/O: text I/O, binary I/O and raw I/O. These are generic categories, and various
-backing stores can be used for each of them. A concrete object belonging to any of these categories
-is called a file object. Other common terms are stream and file-like object.
-
-Independent of its category, each concrete stream object will also have various capabilities: it can
-be read-only, write-only, or read-write. It can also allow arbitrary random access (seeking forwards
-or backwards to any location), or only sequential access (for example in the case of a socket or
-pipe). All streams are careful about the type of data you give to them. For example giving a str
-object to the write() method of a binary stream will raise a TypeError. So will giving a bytes
-object to the write() method of a text stream.
-
-Text I/O expects and produces str objects. This means that whenever the backing store is natively
-made of bytes (such as in the case of a file), encoding and decoding of data is made transparently
-as well as optional translation of platform-specific newline characters. The easiest way to create a
-text stream is with open(), optionally specifying an encoding. Binary I/O expects bytes-like objects
-and produces bytes objects. No encoding, decoding, or newline translation is performed. To read`;
-const EXAMPLES = [
-  ["A page about streams (long: see the difference)", LONG],
-  "The json module",
-  "To read a file line by line, open it and",
-  "A socket is an endpoint for",
-  "The difference between a list and a tuple is",
-];
+/* Without an index there are no passages to take beginnings of. */
+const EXAMPLES = ["Once upon a time", "The difference between a list and a tuple is"];
+const LABEL = 60;
 
 let model = null;
 let running = null; // the AbortController of what is being written
@@ -144,7 +120,7 @@ class Column {
     if (this.card === null || key !== this.shown) this.addCard(event.passages, key);
     this.span = element("span", `stride ${this.tint}`);
     this.span.tabIndex = 0;
-    const titles = event.passages.map((one) => one.title || one.id).join(", ");
+    const titles = event.passages.map((one) => one.source).join("; ");
     this.span.setAttribute("aria-label", `stride ${event.stride + 1}, ${titles || "no passage"}`);
     this.span.title = titles || "no passage";
     const card = this.card;
@@ -162,7 +138,7 @@ class Column {
     item.classList.add(this.tint);
     if (!passages.length) item.append(element("span", "", "No passage: nothing was found or asked for."));
     for (const one of passages) {
-      item.append(element("strong", "", one.title || one.id));
+      item.append(element("strong", "", one.source));
       item.append(element("span", "facts", `  score ${one.score.toFixed(1)}`));
       item.append(element("p", "", one.excerpt));
     }
@@ -335,12 +311,13 @@ async function connect() {
   $("passages").value = defaults.passages;
   $("compare").disabled = patterns.length < 2;
   $("chat").disabled = !model.flashback.chat;
+  offer(model.flashback.examples);
   $("views").title = model.flashback.chat ? "" : "This model has no chat template.";
 }
 
 function fillIn() {
   const given = new URLSearchParams(location.search);
-  if (given.has("long")) $("prompt").value = LONG;
+  if (given.has("long")) $("prompt").value = model.flashback.examples.at(-1) || "";
   $("chat").checked = given.has("chat") && !$("chat").disabled;
   look();
   for (const name of ["prompt", "system", "tokens", "temperature", "stride", "passages", "pattern"])
@@ -349,16 +326,21 @@ function fillIn() {
   return given.has("run");
 }
 
-for (const example of EXAMPLES) {
-  const [label, text] = Array.isArray(example) ? example : [example, example];
-  const chip = element("button", "", label);
-  chip.type = "button";
-  chip.addEventListener("click", () => {
-    $("prompt").value = text;
-    $("prompt").focus();
-  });
-  $("examples").append(chip);
+function offer(examples) {
+  $("examples").replaceChildren();
+  for (const text of examples.length ? examples : EXAMPLES) {
+    const long = text.length > 300;
+    const label = long ? "A long text (see the difference)" : `${text.slice(0, LABEL)} …`;
+    const chip = element("button", "", label);
+    chip.type = "button";
+    chip.addEventListener("click", () => {
+      $("prompt").value = text;
+      $("prompt").focus();
+    });
+    $("examples").append(chip);
+  }
 }
+
 function submit() {
   if (chatting()) say();
   else write();
