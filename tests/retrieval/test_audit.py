@@ -139,7 +139,8 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, content: bytes, messa
 
 
 @pytest.mark.parametrize("kind", ["bm25", "dense"])
-def test_the_command(tmp_path: Path, kind: str) -> None:
+def test_the_command(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # else the examples may not fit beside the rest
     if kind == "dense":
         pytest.importorskip("usearch")
     leaked = "Nine grey geese flew over the quiet harbour before the storm."

@@ -141,18 +141,19 @@ def _run_record(writer: "Generator", settings: Settings, many: ManyPrompts) -> d
     """What decides the results; in float32, how many are written at a time does not."""
     from flashback.readers.fingerprint import computation_of
     from flashback.readers.reader import Reader
+    from flashback.retrieval.protocol import identity_of
     from flashback.version import versions
     from flashback.writing.records import settings_record
     from flashback.writing.results import NOTED
 
     decided = settings_record(writer.reader, settings)
     decided.pop("placement", None)  # device and dtype, again, and why they were chosen
-    reader, index = writer.reader, writer.retriever
+    reader = writer.reader
     return {
         "prompts": {"sha256": many.file.sha256, "count": len(many.file.prompts)},
         "model": reader.name,
         "weights": computation_of(reader.model) if isinstance(reader, Reader) else None,
-        "index": getattr(getattr(index, "manifest", None), "digest", None),
+        "index": identity_of(writer.retriever),
         "settings": decided,
         "json": many.full,
         NOTED: versions(),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashback.errors import SettingsError
-from flashback.retrieval.protocol import Hit, Retriever, Sampled, ask, check_search
+from flashback.retrieval.protocol import Hit, Retriever, Sampled, ask, check_search, identity_of
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
 _K = 60
@@ -76,6 +76,12 @@ class FusedRetriever:
         self.retrievers = tuple(retrievers)
         self._settings = settings or FusionSettings()
         self._weights = self._settings.weights(len(self.retrievers))
+
+    @property
+    def identity(self) -> str | None:
+        """See `identity_of`."""
+        parts = [identity_of(retriever) for retriever in self.retrievers]
+        return None if None in parts else f"{parts} {self._weights} {self._settings.fusion_depth}"
 
     def sample(self) -> list[str]:
         """See `Sampled`."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from flashback.errors import FlashBackError, FlashBackWarning, RetrieverError, SettingsError
-from flashback.retrieval.protocol import Hit, Retriever
+from flashback.retrieval.protocol import Hit, Retriever, identity_of
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
 Found = TypeVar("Found")
@@ -44,6 +44,11 @@ class LimitedRetriever:
         """Limit a retriever."""
         self._retriever = retriever
         self._settings = settings
+
+    @property
+    def identity(self) -> str | None:
+        """See `identity_of`."""
+        return identity_of(self._retriever)
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. With `continue`, a failure is a warning, and nothing is found.

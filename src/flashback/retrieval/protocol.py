@@ -127,6 +127,13 @@ class NoRetriever:
         return [[] for _ in queries]
 
 
+def identity_of(retriever: object) -> str | None:
+    """A text that changes with what a retriever finds; None: it does not say."""
+    digest = getattr(getattr(retriever, "manifest", None), "digest", None)  # of an index
+    own = getattr(retriever, "identity", digest)
+    return own if isinstance(own, str) else None
+
+
 def check_search(queries: Sequence[str], options: SearchOptions) -> None:
     """Refuse what no retriever can answer.
 

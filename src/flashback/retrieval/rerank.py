@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flashback.errors import ReaderError
-from flashback.retrieval.protocol import Hit, Retriever, Sampled, ask, check_search, storable
+from flashback.retrieval.protocol import (
+    Hit,
+    Retriever,
+    Sampled,
+    ask,
+    check_search,
+    identity_of,
+    storable,
+)
 from flashback.retrieval.sentence_encoder import loaded
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
@@ -89,6 +97,12 @@ class RerankedRetriever:
         self.retriever = retriever
         self.reranker = reranker
         self._candidates = candidates
+
+    @property
+    def identity(self) -> str | None:
+        """See `identity_of`."""
+        found, name = identity_of(self.retriever), getattr(self.reranker, "name", None)
+        return None if found is None or name is None else f"{found} {name} {self._candidates}"
 
     def sample(self) -> list[str]:
         """See `Sampled`."""

@@ -39,6 +39,7 @@ class ReaderReranker:
         self, reader: Reader, passage_tokens: int = RetrievalSettings.passage_tokens
     ) -> None:
         """Take a reader, and m."""
+        self.name = reader.name
         self._reader = reader
         self._settings = RetrievalSettings(pattern=_PATTERN, passage_tokens=passage_tokens)
         self._scorer = TargetScorer(reader.model)
