@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from flashback.retrieval.indexing import index_corpus
     from flashback.retrieval.protocol import Hit, Retriever
     from flashback.retrieval.rerank import RerankSettings
+    from flashback.retrieval.updating import (
+        Synced,
+        add_documents,
+        delete_documents,
+        merge_index,
+        sync_index,
+    )
+    from flashback.retrieval.writable import WritableIndex
     from flashback.settings import (
         FrameText,
         RetrievalSettings,
@@ -75,12 +83,18 @@ __all__ = [
     "StoppingSettings",
     "Stride",
     "StrideStart",
+    "Synced",
     "TextPiece",
     "Usage",
+    "WritableIndex",
     "Writing",
+    "add_documents",
+    "delete_documents",
     "index_corpus",
     "load",
     "load_reader",
+    "merge_index",
+    "sync_index",
 ]
 
 _MODULES = {
@@ -98,6 +112,14 @@ _MODULES = {
         "Writing",
     ),
     "retrieval.indexing": ("index_corpus",),
+    "retrieval.updating": (
+        "Synced",
+        "add_documents",
+        "delete_documents",
+        "merge_index",
+        "sync_index",
+    ),
+    "retrieval.writable": ("WritableIndex",),
     "loading": ("load",),
     "readers.load": ("load_reader",),
     "readers.reader": ("Reader",),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flashback.corpus.duplicates import SIMILAR, Spool, similarity_of
+from flashback.corpus.duplicates import SIMILAR, Owner, Spool, Stored, owner_of, similarity_of
 from flashback.corpus.passages import Passage
+from flashback.corpus.place import Place
 
 WORDS = [f"{a}{b}{c}a" for a in "bdfgklmnprstv" for b in "aeiou" for c in "bdfgklmnprstv"]
 RULES = (
@@ -134,8 +135,9 @@ def test_the_documents_of_copies_are_listed_once_each_in_order() -> None:
         for passage in given:
             spool.add(passage)
         first, second = spool
-    assert (first.passage, first.copies) == (given[0], (("a#0", "a"), ("d#4", "d")))
-    assert (second.passage, second.copies) == (given[4], ())
+    owners = (Owner("b#0", "b", 0, 2), Owner("a#0", "a", 1, 2), Owner("d#4", "d", 5))
+    assert (first.passage, first.owners, first.repeats) == (given[0], owners, 4)
+    assert (second.passage, second.owners, second.repeats) == (given[4], (Owner("c#0", "c", 4),), 0)
     assert spool.repeated == 4
 
 
@@ -163,7 +165,7 @@ def test_copies_of_a_passage_that_was_left_out_are_no_copies_of_another() -> Non
     with Spool(once=True, near=True) as spool:
         for passage in given:
             spool.add(passage)
-        assert [(one.passage.id, one.copies) for one in spool] == [("A#0", ()), ("S#0", ())]
+        assert [(one.passage.id, one.repeats) for one in spool] == [("A#0", 0), ("S#0", 0)]
         listed = [json.loads(line) for line in spool.reasons()]
     assert (spool.stored, spool.dropped, spool.repeated) == (2, 3, 0)
     assert [one["id"] for one in listed] == ["B#0", "C#0", "D#0"]
@@ -182,10 +184,35 @@ def test_a_copy_is_only_ever_one_of_an_equal_text() -> None:
         found = list(spool)
         dropped = {json.loads(line)["document_id"] for line in spool.reasons()}
     assert dropped
-    listed = {name for one in found for _, name in one.copies}
-    assert len(found) + len(listed) + len(dropped) == len(given)
+    listed = {owner.document_id for one in found for owner in one.owners}
+    assert len(listed) + len(dropped) == len(given)
     for one in found:
-        assert all(text_of[name] == one.passage.text for _, name in one.copies)
+        assert all(text_of[owner.document_id] == one.passage.text for owner in one.owners)
+
+
+def test_a_removed_document_owns_nothing_and_what_it_shared_stays() -> None:
+    texts = [RULES, "Something else.", RULES]
+    with Spool(once=True, near=False, first=10) as spool:
+        for passage in passages(texts):
+            spool.add(passage)
+        spool.remove("0")
+        (other, rules) = spool
+        assert sorted(spool.documents) == ["1", "2"]
+    assert (other.passage.id, other.owners) == ("1#0", (Owner("1#0", "1", 11),))
+    assert (rules.passage.id, rules.owners) == ("2#0", (Owner("2#0", "2", 12),))
+
+
+def test_owners_of_an_indexed_passage_join_those_of_an_equal_one() -> None:
+    new, other = passages([RULES, "Something else."])
+    old = Passage("x#7", "x", "", RULES.replace(" ", "\n"))
+    with Spool(once=True, near=False, first=10) as spool:
+        spool.add(new)
+        spool.join(Stored(old, (Owner("x#7", "x", 3), Owner("0#5", "0", 4, 2))))
+        spool.join(Stored(other, (Owner("y#0", "y", 5),)))
+        first, second = spool
+    assert first.owners == (Owner("x#7", "x", 3), Owner("0#5", "0", 4, 3))
+    assert (first.passage.id, first.passage.document_id) == ("x#7", "x")
+    assert second.owners == (Owner("y#0", "y", 5),)
 
 
 def test_passages_wait_in_a_file_of_their_own_that_goes(tmp_path: Path) -> None:
@@ -228,3 +255,20 @@ def test_short_texts_are_repetitions_only_of_themselves() -> None:
     texts = ["!!!", "???", "one", "two", "one two", "two one", "one two three", "é", "中"]
     assert len(kept(passages(texts), near=True)) == len(texts)
     assert len(kept(passages([*texts, *texts]), near=True)) == len(texts)
+
+
+def test_each_document_has_its_place() -> None:
+    first, second, again = (
+        Passage(f"{name}#{line}", name, "", "Same.", place=Place(line=line))
+        for name, line in (("a", 4), ("b", 2), ("a", 9))
+    )
+    with Spool(once=True, near=False) as spool:
+        for passage in (first, second, again):
+            spool.add(passage)
+        [stored] = spool
+        assert stored.passage == first
+        assert [owner.place for owner in stored.owners] == [first.place, second.place]
+        assert [owner_of(owner.row()) for owner in stored.owners] == [*stored.owners]
+        spool.remove("a")
+        [stored] = spool
+    assert stored.passage == second

@@ -7,7 +7,8 @@ import pytest
 
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import Passage
-from flashback.retrieval.analysis import terms, without_stems
+from flashback.errors import SettingsError
+from flashback.retrieval.analysis import LANGUAGES, terms, without_stems
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.settings import SearchOptions
 
@@ -196,3 +197,23 @@ def test_the_share_of_text_that_is_found_only_as_written_is_counted(tmp_path: Pa
     passages = [Passage(f"{n}#0", str(n), "", text) for n, text in enumerate(texts)]
     counts = build_index(tmp_path / "IDX", passages, IndexSettings(), CorpusReport()).content.counts
     assert (counts["letters"], counts["letters_without_stems"]) == (25, 10)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_words_are_found_by_the_stems_of_the_language_that_was_asked_for(
+    tmp_path: Path, language: str
+) -> None:
+    passages = [Passage("a#0", "a", "", "Die Häuser der Städte"), Passage("b#0", "b", "", "коты")]
+    build_index(tmp_path / "IDX", passages, IndexSettings(language=language), CorpusReport())
+    index = BM25Index.open(tmp_path / "IDX")
+    houses, cats = index.search(["Hauses", "кот"], SearchOptions())
+    assert [hit.id for hit in cats] == ["b#0"]
+    if language == "german":
+        houses, towns, stop = index.search(["Haus", "Stadt", "der die"], SearchOptions())
+        assert [hit.id for hit in (*houses, *towns)] == ["a#0", "a#0"]
+        assert stop == []
+
+
+def test_a_language_that_is_not_known_is_refused() -> None:
+    with pytest.raises(SettingsError, match="language='klingon': expected one of danish, dutch"):
+        IndexSettings(language="klingon")

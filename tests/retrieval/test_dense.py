@@ -21,9 +21,10 @@ from flashback.retrieval.dense import DenseIndex, DenseSettings, build_dense
 from flashback.retrieval.encoders import ENCODERS, Encoder, encode, load_encoder
 from flashback.retrieval.index_folder import MANIFEST, Manifest, verify
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.kinds import Index, open_index
+from flashback.retrieval.kinds import KINDS, Index, open_index
 from flashback.retrieval.live import LiveIndex
 from flashback.retrieval.passage_store import PassageStore
+from flashback.retrieval.updating import delete_documents
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, ask_one, found, passages_of
 from throw_away import registered
@@ -237,15 +238,32 @@ def test_a_corpus_becomes_a_dense_index(tmp_path: Path) -> None:
     manifest = index_corpus(
         tmp_path / "pets.txt",
         tmp_path / "index",
-        IndexSettings(passage_words=10),
-        kind="dense",
+        IndexSettings(passage_words=10, kind="dense"),
+        tokens_of="smollm2",
         dense=DenseSettings(encoder="wordllama"),
         on_encoding=on_encoding,
     )
     passages = manifest.content.counts["passages"]
     assert told == [passages] + [1] * passages
-    with pytest.raises(SettingsError, match="kind='other': expected one of bm25, dense"):
-        index_corpus(tmp_path / "pets.txt", tmp_path / "other", kind="other")
+    assert manifest.content.tokens_of == "smollm2"
+    [hits] = open_index(tmp_path / "index").search(["cat"], SearchOptions(k=1))
+    assert hits[0].place is not None
+    with pytest.raises(IndexFolderError, match="kind 'dense' cannot be changed; expected 'bm25'"):
+        delete_documents("pets.txt", tmp_path / "index")
+
+
+def test_every_kind_can_be_asked_for() -> None:
+    for kind in KINDS:
+        assert IndexSettings(kind=kind).kind == kind
+    with pytest.raises(SettingsError, match="kind='other': expected one of bm25, bm25s, dense"):
+        IndexSettings(kind="other")
+
+
+def test_settings_of_words_are_refused_for_vectors() -> None:
+    with pytest.raises(SettingsError, match=r"k1=0\.9 and b=0\.75 with kind='dense'"):
+        IndexSettings(kind="dense", k1=0.9)
+    with pytest.raises(SettingsError, match="language='german' with kind='dense'"):
+        IndexSettings(kind="dense", language="german")
 
 
 def test_the_static_encoder_is_that_of_its_package() -> None:

@@ -228,6 +228,7 @@ def test_the_manifest_says_what_was_counted_and_how_the_index_was_made(tmp_path:
         "near_duplicates": 0,
         "bad_records": 2,
         "ignored_files": 3,
+        "passages_read": 8,
         "letters": 145,
         "letters_without_stems": 0,
     }

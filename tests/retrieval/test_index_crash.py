@@ -182,7 +182,7 @@ def test_an_interrupt_at_any_sync_leaves_the_old_index_or_the_new_and_no_debris(
 def test_two_builders_do_not_disturb_each_other(tmp_path: Path) -> None:
     with folder_locked(tmp_path) as ours:
         assert ours
-        with pytest.raises(IndexFolderError, match="another process is building it"):
+        with pytest.raises(IndexFolderError, match="another process is building or changing it"):
             build(tmp_path, "new", 100)
     build(tmp_path, "new", 100)
     assert content(tmp_path) == ("new", 100)

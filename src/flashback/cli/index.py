@@ -8,23 +8,20 @@ from typing import Any
 import click
 
 from flashback.cli.console import building_progress, notes, print_report, read_standard_input
+from flashback.cli.index_changes import add, delete, merge, stats, sync
+from flashback.cli.index_output import print_manifest, print_notes, skipped, token_ends_of
 from flashback.cli.options import options_of, take
 from flashback.cli.retriever_options import combined, combining_options, spec_given
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.formats.file_settings import FileSettings
-from flashback.corpus.passages import TokenEnds, estimated_ends
-from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings
+from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.dense import DenseSettings
-from flashback.retrieval.index_folder import Manifest
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.kinds import KINDS, open_index
+from flashback.retrieval.kinds import open_index
 from flashback.retrieval.protocol import ask
 from flashback.retrieval.specs import RetrieverSpec, open_source
 from flashback.settings import RetrievalSettings
-
-_WORTH_SAYING = 0.01
-"""The share of a corpus about which a note is printed."""
 
 
 class _BuildByDefault(click.Group):
@@ -44,7 +41,7 @@ class _BuildByDefault(click.Group):
 
 @click.group(cls=_BuildByDefault)
 def index() -> None:
-    """Make an index of a corpus, or check one.
+    """Make an index of a corpus, change one, or check one.
 
     \b
     flashback index notes/ manual.md --out IDX
@@ -53,6 +50,9 @@ def index() -> None:
     flashback index python-docs --out IDX
     flashback index pile-arxiv:index@FOLDER --out IDX
     flashback index dataset:OWNER/NAME:train --out IDX --text-field body
+    flashback index add new/ --index IDX
+    flashback index sync notes/ manual.md --index IDX
+    flashback index delete notes/old.md --index IDX
     flashback index verify IDX
 
     A corpus is files, folders of these, '-' for standard input, or one of the names below. Read
@@ -90,13 +90,6 @@ def index() -> None:
     help="The reader whose tokens are counted (see 'flashback generate'); none: a safe estimate.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run code of that reader's folder.")
-@click.option(
-    "--kind",
-    type=click.Choice(list(KINDS)),
-    default="bm25",
-    show_default=True,
-    help="bm25: passages are found by their words; dense: by their meaning, as vectors.",
-)
 @options_of(DenseSettings)
 @options_of(IndexSettings)
 @options_of(FileSettings)
@@ -108,7 +101,6 @@ def build(
     as_json: bool,
     model: str,
     trust_remote_code: bool,
-    kind: str,
     **values: Any,
 ) -> None:
     """Read a corpus, cut it into passages and index them (the default command).
@@ -126,7 +118,7 @@ def build(
     settings, dense = take(IndexSettings, values), take(DenseSettings, values)
     files = take(FileSettings, values)
     report = CorpusReport(strict=strict)
-    with building_progress(kind) as (progress, on_encoding):
+    with building_progress(settings.kind) as (progress, on_encoding):
         manifest = index_corpus(
             corpus,
             out,
@@ -134,35 +126,15 @@ def build(
             report,
             overwrite=overwrite,
             progress=progress,
-            token_ends=_token_ends(model, trust_remote_code),
-            kind=kind,
+            token_ends=token_ends_of(model, trust_remote_code),
+            tokens_of=model,
             dense=dense,
             on_encoding=on_encoding,
             files=files,
         )
     print_report(report)
-    _print_notes(out, manifest)
-    _print_manifest(out, manifest, as_json, _skipped(report))
-
-
-def _skipped(report: CorpusReport) -> dict[str, Any]:
-    """What was not read, and why."""
-    return {
-        "bad_records": [asdict(record) for record in report.examples],
-        "skipped_files": [asdict(file) for file in report.skipped],
-    }
-
-
-def _token_ends(model: str, trust_remote_code: bool) -> TokenEnds:
-    """Where tokens end; loaded before a corpus is read."""
-    if model == "none":
-        return estimated_ends
-    from flashback.cli.quiet import begin_loading
-
-    begin_loading(f"the tokenizer of {model}")
-    from flashback.readers.load import load_token_ends
-
-    return load_token_ends(model, trust_remote_code)
+    print_notes(out, manifest)
+    print_manifest(out, manifest, as_json, skipped(report))
 
 
 @index.command(short_help="Check an index against its checksums.")
@@ -176,38 +148,11 @@ def verify(folder: Path, as_json: bool) -> None:
     """
     manifest = verify_index(folder)
     open_index(folder)
-    _print_manifest(folder, manifest, as_json)
+    print_manifest(folder, manifest, as_json)
 
 
-def _print_manifest(
-    folder: Path, manifest: Manifest, as_json: bool, more: dict[str, Any] | None = None
-) -> None:
-    if as_json:
-        click.echo(json.dumps(asdict(manifest) | (more or {}), indent=2))
-        return
-    counts = manifest.content.counts
-    repeated = counts.get("repeated_passages", 0)
-    click.echo(
-        f"{folder}: {counts.get('passages', 0):,} passages of {counts.get('documents', 0):,} "
-        f"documents ({repeated:,} repeated ones left out), {manifest.bytes / 1e6:.1f} MB"
-    )
-
-
-def _print_notes(folder: Path, manifest: Manifest) -> None:
-    """What a user should know about what was made."""
-    counts = manifest.content.counts
-    if dropped := counts.get("near_duplicates", 0):
-        notes.print(
-            f"near-identical passages, left out: {dropped:,}, listed in "
-            f"{folder / manifest.data / NEAR_DUPLICATES}",
-            markup=False,
-        )
-    share = counts.get("letters_without_stems", 0) / (counts.get("letters", 0) or 1)
-    if share >= _WORTH_SAYING:
-        notes.print(
-            f"{share:.0%} of the text is in scripts without stemming: its words are found only in "
-            "the form in which they are written"
-        )
+for command in (add, sync, delete, merge, stats):
+    index.add_command(command)
 
 
 @click.command(short_help="Search an index.")

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rensa import RMinHash
 
 from flashback.corpus.characters import UNSPACED
 from flashback.corpus.passages import Passage
-from flashback.corpus.place import place_of
+from flashback.corpus.place import Place, place_of
 
 SIMILAR = 0.9
 """The least Jaccard similarity of the 3-word shingles of near-identical texts."""
@@ -50,13 +50,48 @@ _TELLING = frozenset(
 _DENYING_ENDS = ("less", "los", "loos", "lös")
 _LONGEST_PREFIX = 4
 """Letters that may turn a word into its opposite: `un`, `im`, `dis`, `k` of `kein`, `anti`."""
+_OWN = """
+INSERT INTO owner VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    id = iif(number < excluded.number, id, excluded.id),
+    place = iif(number < excluded.number, place, excluded.place),
+    number = min(number, excluded.number), times = times + excluded.times
+"""
+_OWNER = "id, document, number, times, place"
 _TABLES = """
-CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading, place);
+CREATE TABLE passage (number INTEGER PRIMARY KEY, id, document, title, text, heading);
 CREATE TABLE known (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
-CREATE TABLE copy (number INTEGER, id, document, UNIQUE (number, document));
+CREATE TABLE owner (passage INTEGER, id, document, number INTEGER, times INTEGER, place,
+    PRIMARY KEY (passage, document)) WITHOUT ROWID;
 CREATE TABLE band (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID;
 CREATE TABLE dropped (record)
 """
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A document that has a passage."""
+
+    id: str
+    """Of the document's first copy of the passage."""
+    document_id: str
+    number: int
+    """The place of that copy among all passages of the corpus."""
+    times: int = 1
+    """How often the document has the passage."""
+    place: Place | None = None
+    """Where in the document that copy stands, if that is known."""
+
+    def row(self) -> tuple[Any, ...]:
+        """Its fields as values of JSON; `owner_of` reads them."""
+        place = None if self.place is None else self.place.record()
+        return self.id, self.document_id, self.number, self.times, place
+
+
+def owner_of(row: Sequence[Any]) -> Owner:
+    """What `Owner.row` gave."""
+    one, document, number, times, place = row
+    known = place_of(place) if isinstance(place, dict) else None
+    return Owner(str(one), str(document), int(number), int(times), known)
 
 
 @dataclass(frozen=True)
@@ -64,8 +99,21 @@ class Stored:
     """A passage that is stored once."""
 
     passage: Passage
-    copies: tuple[tuple[str, str], ...]
-    """Id and document id of its first copy in each other document, in the order of the corpus."""
+    """As its first owner has it."""
+    owners: tuple[Owner, ...]
+    """The documents that have it, in the order of the corpus; at least one."""
+
+    @property
+    def repeats(self) -> int:
+        """How many copies are not stored."""
+        return sum(owner.times for owner in self.owners) - 1
+
+
+def owned(passage: Passage, owners: Sequence[Owner]) -> Stored:
+    """A passage of these documents, in the order of the corpus: the first one's copy."""
+    first = owners[0]
+    names = {"id": first.id, "document_id": first.document_id}
+    return Stored(replace(passage, **names, place=first.place), tuple(owners))
 
 
 @dataclass(frozen=True)
@@ -83,20 +131,22 @@ class Dropped:
 class Spool:
     """Collects passages; then gives them in the order of the corpus."""
 
-    def __init__(self, file: Path | None = None, *, once: bool, near: bool) -> None:
+    def __init__(self, file: Path | None = None, *, once: bool, near: bool, first: int = 0) -> None:
         """Begin empty.
 
         Args:
             file: where passages wait, which is there for as long; None: in memory.
             once: store equal passages once.
             near: leave out near-identical ones, too, see `similarity_of`.
+            first: the number of the first passage.
         """
         self._once, self._near = once, near
         self.stored = self.repeated = self.dropped = 0
+        self.next_number = first
         self._file = file
         # Nobody else knows the file, and not every file system has locks.
         name = ":memory:" if file is None else f"{file.absolute().as_uri()}?nolock=1"
-        self._db = sqlite3.connect(name, isolation_level=None, uri=True)
+        self._db = sqlite3.connect(name, isolation_level=None, uri=True, check_same_thread=False)
         off = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = MEMORY"
         self._db.executescript(f"{off}; {_TABLES}; BEGIN")
 
@@ -110,8 +160,11 @@ class Spool:
 
     def add(self, passage: Passage) -> None:
         """Take a passage, or note that it is a copy or similar."""
-        key = _key(passage) if self._once else b""
-        if self._once and self._is_copy(key, passage):
+        number, self.next_number = self.next_number, self.next_number + 1
+        owner = Owner(passage.id, passage.document_id, number, place=passage.place)
+        key = self._key(passage)
+        if (place := self._place_of(key)) is not None:
+            self._own(place, owner)
             self.repeated += 1
             return
         bands = _bands(passage) if self._near else []
@@ -119,41 +172,72 @@ class Spool:
             self._db.execute("INSERT INTO dropped VALUES (?)", [json.dumps(asdict(dropped))])
             self.dropped += 1
             return
-        self._store(key, bands, passage)
-
-    def _store(self, key: bytes, bands: Sequence[int], passage: Passage) -> None:
-        self.stored += 1
-        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?, ?)", self._row(passage))
-        if self._once:
-            self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
+        self._own(self._store(key, passage), owner)
         marks = [(band, self.stored) for band in bands]
         self._db.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", marks)
 
-    def _row(self, passage: Passage) -> tuple[int | str | None, ...]:
-        place = None if passage.place is None else json.dumps(passage.place.record())
-        names = (self.stored, passage.id, passage.document_id, passage.title)
-        return (*names, passage.text, passage.heading, place)
+    def join(self, stored: Stored) -> None:
+        """Take a passage of an index with its owners, which join those of an equal one."""
+        key = self._key(stored.passage)
+        place = self._place_of(key)
+        if place is None:
+            place = self._store(key, stored.passage)
+        for owner in stored.owners:
+            self._own(place, owner)
+
+    def remove(self, document: str) -> None:
+        """Take back what was added of a document."""
+        self._db.execute("CREATE INDEX IF NOT EXISTS of_document ON owner (document)")
+        self._db.execute("DELETE FROM owner WHERE document = ?", [document])
+
+    @property
+    def documents(self) -> list[str]:
+        """The ids of the documents that own something."""
+        return [one for (one,) in self._db.execute("SELECT DISTINCT document FROM owner")]
+
+    @property
+    def identities(self) -> list[bytes]:
+        """The `identity_of` of all passages that were taken."""
+        return [key for (key,) in self._db.execute("SELECT key FROM known")]
+
+    def __len__(self) -> int:
+        """How many passages have owners."""
+        [(count,)] = self._db.execute("SELECT COUNT(DISTINCT passage) FROM owner")
+        return int(count)
+
+    def _key(self, passage: Passage) -> bytes | None:
+        return identity_of(passage) if self._once else None
+
+    def _place_of(self, key: bytes | None) -> int | None:
+        """Where an equal passage is stored."""
+        row = self._db.execute("SELECT number FROM known WHERE key = ?", [key]).fetchone()
+        return None if row is None else int(row[0])
+
+    def _store(self, key: bytes | None, passage: Passage) -> int:
+        self.stored += 1
+        names = (self.stored, passage.id, passage.document_id)
+        row = (*names, passage.title, passage.text, passage.heading)
+        self._db.execute("INSERT INTO passage VALUES (?, ?, ?, ?, ?, ?)", row)
+        if key is not None:
+            self._db.execute("INSERT INTO known VALUES (?, ?)", (key, self.stored))
+        return self.stored
+
+    def _own(self, place: int, owner: Owner) -> None:
+        *values, at = owner.row()
+        self._db.execute(_OWN, (place, *values, json.dumps(at)))
 
     def __iter__(self) -> Iterator[Stored]:
-        copies = "SELECT id, document FROM copy WHERE number = ? AND document != ? ORDER BY rowid"
-        for number, *values, place in self._db.execute("SELECT * FROM passage ORDER BY number"):
-            known = None if place is None else place_of(json.loads(place))
-            passage = replace(Passage(*values), place=known)
-            found = self._db.execute(copies, (number, passage.document_id))
-            yield Stored(passage, tuple(found))
+        """The passages that have owners, in the order of their first ones."""
+        order = "SELECT passage FROM owner GROUP BY passage ORDER BY min(number)"
+        owners = f"SELECT {_OWNER} FROM owner WHERE passage = ? ORDER BY number"
+        for (place,) in self._db.execute(order):
+            [row] = self._db.execute("SELECT * FROM passage WHERE number = ?", [place])
+            found = self._db.execute(owners, [place])
+            yield owned(Passage(*row[1:]), [owner_of((*one, json.loads(at))) for *one, at in found])
 
     def reasons(self) -> Iterator[str]:
         """A line of JSON (`Dropped`) for every passage that was left out as near-identical."""
         return (line for (line,) in self._db.execute("SELECT record FROM dropped"))
-
-    def _is_copy(self, key: bytes, passage: Passage) -> bool:
-        """Whether an equal passage is stored; if so, its documents have one more."""
-        row = self._db.execute("SELECT number FROM known WHERE key = ?", [key]).fetchone()
-        if row is None:
-            return False
-        copy = (row[0], passage.id, passage.document_id)
-        self._db.execute("INSERT OR IGNORE INTO copy VALUES (?, ?, ?)", copy)
-        return True
 
     def _similar(self, bands: Sequence[int], passage: Passage) -> Dropped | None:
         """Why a passage is left out, if it is."""
@@ -168,8 +252,8 @@ class Spool:
         return None
 
 
-def _key(passage: Passage) -> bytes:
-    """The same for equal passages."""
+def identity_of(passage: Passage) -> bytes:
+    """16 bytes, the same for equal passages."""
     parts = (" ".join(part.split()) for part in (passage.title, passage.text))
     return blake2b("\0".join(parts).encode(), digest_size=16).digest()
 

@@ -1,7 +1,7 @@
 """Texts and queries to the terms by which they meet, in whatever Unicode form they were written.
 
 Compatibility forms (NFKC), case and invisible characters make no difference. Words are found by
-their stems in scripts for which there is a stemmer: Latin script is taken for English. Scripts
+their stems in scripts for which there is a stemmer: Latin script is taken for one language. Scripts
 without spaces between words are found by pairs of neighbouring characters.
 """
 
@@ -18,7 +18,13 @@ from flashback.corpus.characters import UNSPACED
 
 NAME = "flashback_terms"
 """Of the analyzer, in an index."""
-_STEMMERS = ("english", "russian", "greek", "arabic", "tamil")
+LANGUAGES = (
+    *("danish", "dutch", "english", "finnish", "french", "german", "hungarian", "italian"),
+    *("norwegian", "portuguese", "romanian", "spanish", "swedish", "turkish"),
+)
+"""What Latin script may be taken for."""
+_WITHOUT_STOP_WORDS = ("romanian", "turkish")
+_STEMMERS = ("russian", "greek", "arabic", "tamil")
 """Each leaves other scripts than its own alone."""
 _STEMMED = (
     "a-z\u00aa-\u024f\u1e00-\u1eff"  # Latin
@@ -31,13 +37,18 @@ _LONGEST = 256
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
-def analyzer() -> tantivy.TextAnalyzer:
-    """From what `terms` gives to what an index holds: no English stop words, stems."""
+def analyzer(language: str = "english") -> tantivy.TextAnalyzer:
+    """From what `terms` gives to what an index holds: no stop words, stems.
+
+    Args:
+        language: one of `LANGUAGES`, for Latin script.
+    """
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
     builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
-    builder = builder.filter(tantivy.Filter.stopword("english"))
-    for language in _STEMMERS:
-        builder = builder.filter(tantivy.Filter.stemmer(language))
+    if language not in _WITHOUT_STOP_WORDS:
+        builder = builder.filter(tantivy.Filter.stopword(language))
+    for name in (language, *_STEMMERS):
+        builder = builder.filter(tantivy.Filter.stemmer(name))
     return builder.build()
 
 
@@ -69,6 +80,11 @@ def normalised(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).translate(_INVISIBLE).casefold()
     # Turkish capital I has a dot, which case folding leaves as a mark.
     return unicodedata.normalize("NFKC", folded).replace("i\u0307", "i")
+
+
+def letters(words: str) -> int:
+    """How many characters `terms` has without the spaces."""
+    return len(words) - words.count(" ")
 
 
 def without_stems(words: str) -> int:

@@ -4,23 +4,20 @@ BM25 with k1 = 1.2 and b = 0.75 (Robertson and Zaragoza 2009), tantivy's constan
 go through one analysis (`analysis.py`); what is shown is the text as it was.
 """
 
-import contextlib
+import json
 import platform
-import sqlite3
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import tantivy
 
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.duplicates import Spool
-from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS, Passage
-from flashback.errors import CorpusError, IndexFolderError, SettingsError
-from flashback.files import temporary_folder
+from flashback.corpus.duplicates import Spool, Stored
+from flashback.corpus.passages import Passage
+from flashback.errors import CorpusError, IndexFolderError
 from flashback.retrieval import analysis
 from flashback.retrieval.index_folder import (
     Content,
@@ -28,61 +25,34 @@ from flashback.retrieval.index_folder import (
     new_version,
     publish,
     read_manifest,
+    steadily,
 )
+from flashback.retrieval.index_settings import IndexSettings as IndexSettings
+from flashback.retrieval.index_settings import settings_of
 from flashback.retrieval.protocol import Hit, check_search, storable
-from flashback.retrieval.records import SAMPLED, hit_of, record_of, schema, text_of
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.retrieval.records import SAMPLED, hit_of, record_of, stored_of, text_of
+from flashback.retrieval.tantivy_files import (
+    open_without_writing,
+    readable_damage,
+    readable_errors,
+    writing,
+)
+from flashback.settings import SearchOptions
 
 KIND = "bm25"
 NEAR_DUPLICATES = "near-duplicates.jsonl"
 """In an index's data folder: what was left out as near-identical, a line for each."""
-_HEAP_BYTES = 128_000_000
 _MAX_QUERY_TERMS = 1024
 _SAMPLE = 256
 """Passages that stand for all of an index."""
+_MOST_TIES = 4096
+"""Equal scores at the end of what is asked for among which the order is looked at."""
+_PAGE = 50_000
+"""Passages that are listed at a time."""
 
 
-@dataclass(frozen=True)
-class IndexSettings(CheckedSettings):
-    """How passages are made and indexed."""
-
-    passage_words: int = setting(DEFAULT_WORDS, "Words per passage at most.", low=1, high=100_000)
-    passage_tokens: int = setting(
-        DEFAULT_TOKENS,
-        "m: tokens per passage at most, its title included, so that a reader can show all of it.",
-        low=1,
-        high=100_000,
-    )
-    title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
-    deduplicate: bool = setting(
-        True, "Store passages once whose title and text are equal; their documents stay findable."
-    )
-    drop_near_duplicates: bool = setting(
-        False,
-        "Leave out, and list, near-identical passages, too: at least 0.9 of their 3-word sequences "
-        "are the same, title, numbers and symbols are equal, and no word differs that may deny.",
-    )
-
-    overlap: int = setting(
-        0,
-        "Words at the end of a passage that the next one repeats; characters in scripts without "
-        "spaces between words.",
-        low=0,
-        high=100_000,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.overlap >= self.passage_words:
-            raise SettingsError(
-                f"--overlap={self.overlap}: expected less than --passage-words, which is "
-                f"{self.passage_words}"
-            )
-        if self.drop_near_duplicates and not self.deduplicate:
-            raise SettingsError(
-                "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
-                "kept where similar ones are left out; give one of the two"
-            )
+Write = Callable[[Path, Spool, IndexSettings], dict[str, int]]
+"""Writes passages into a data folder; the letters that were counted."""
 
 
 def build_index(
@@ -93,6 +63,9 @@ def build_index(
     *,
     overwrite: bool = False,
     on_passage: Callable[[], None] = lambda: None,
+    tokens_of: str = "none",
+    files: Callable[[], Mapping[str, bytes]] = dict,
+    write: Write | None = None,
 ) -> Manifest:
     """Write a new index of `passages`, in bounded memory.
 
@@ -100,16 +73,26 @@ def build_index(
         folder: where; it is whole or absent whatever happens meanwhile.
         report: filled while `passages` are produced; its counts go into the manifest.
         on_passage: called for every passage, for progress.
+        tokens_of: the reader whose tokens limit passages.
+        write: writes the files of the settings' kind, if that is not `bm25`.
+        files: once all passages were taken, gives further files of the data folder, by name.
 
     Raises:
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
     """
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, called(on_passage, passages), settings, report)
-        versions = {"tantivy": version("tantivy"), "python": platform.python_version()}
-        content = Content(KIND, counts, asdict(settings), versions)
+        counts = _fill(data, called(on_passage, passages), settings, report, write or _write)
+        for name, written in files().items():
+            (data / name).write_bytes(written)
+        versions = versions_here()
+        content = Content(settings.kind, counts, asdict(settings), versions, tokens_of)
         return publish(folder, data, content)
+
+
+def versions_here() -> dict[str, str]:
+    """What an index is made with."""
+    return {"tantivy": version("tantivy"), "python": platform.python_version()}
 
 
 def called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Iterator[Passage]:
@@ -120,17 +103,20 @@ def called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Itera
 
 
 def _fill(
-    data: Path, passages: Iterable[Passage], settings: IndexSettings, report: CorpusReport
+    data: Path,
+    passages: Iterable[Passage],
+    settings: IndexSettings,
+    report: CorpusReport,
+    write: Write,
 ) -> dict[str, int]:
     """Write the data folder's files; what was counted."""
     once, near = settings.deduplicate, settings.drop_near_duplicates
     with Spool(data / "spool", once=once, near=near) as spool:
-        with _writing(data) as writer:
-            for passage in passages:
-                spool.add(passage)
-            if not spool.stored:
-                raise CorpusError(nothing_found(report))
-            letters = _write(writer, spool, settings)
+        for passage in passages:
+            spool.add(passage)
+        if not spool.stored:
+            raise CorpusError(nothing_found(report))
+        letters = write(data, spool, settings)
         if spool.dropped:
             lines = (f"{line}\n" for line in spool.reasons())
             (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
@@ -141,49 +127,39 @@ def _fill(
             "near_duplicates": spool.dropped,
             "bad_records": report.bad_records,
             "ignored_files": report.ignored_files,
+            "passages_read": spool.next_number,
             **letters,
         }
 
 
-def _write(writer: tantivy.IndexWriter, spool: Spool, settings: IndexSettings) -> dict[str, int]:
-    """Write what was collected; the letters that were counted."""
+def _write(data: Path, spool: Spool, settings: IndexSettings) -> dict[str, int]:
+    with writing(data, settings.language) as (_, writer):
+        return write_records(writer, spool, spool.stored, settings.title)
+
+
+def write_records(
+    writer: tantivy.IndexWriter,
+    passages: Iterable[Stored],
+    count: int,
+    titled: bool,
+    before: int = 0,
+) -> dict[str, int]:
+    """Write passages; the letters that were counted.
+
+    Args:
+        count: how many there will be in the index, about.
+        titled: the title is searched and shown.
+        before: how many are in the index.
+    """
     letters = unstemmed = 0
-    every = -(-spool.stored // _SAMPLE)
-    for number, stored in enumerate(spool):
-        sampled = number % every == 0
-        record, terms = record_of(stored, titled=settings.title, sampled=sampled)
+    every = max(1, -(-count // _SAMPLE))
+    for number, stored in enumerate(passages, before):
+        record, terms = record_of(stored, titled=titled, sampled=number % every == 0)
         writer.add_document(record)
-        letters += len(terms) - terms.count(" ")
+        letters += analysis.letters(terms)
         unstemmed += analysis.without_stems(terms)
     writer.commit()
     return {"letters": letters, "letters_without_stems": unstemmed}
-
-
-@contextlib.contextmanager
-def readable_errors(folder: Path) -> Iterator[None]:
-    """A full disk in one line; tantivy reports every failure of its files as a ValueError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise IndexFolderError(f"index {folder} cannot be written: {reason}") from error
-    except (ValueError, sqlite3.Error) as error:
-        raise IndexFolderError(
-            f"index {folder} cannot be written: {error} (is the disk full?)"
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(data: Path) -> Iterator[tantivy.IndexWriter]:
-    """A writer whose threads have ended when the block is left, so that none writes any more."""
-    index = tantivy.Index(schema(), path=str(data))
-    index.register_tokenizer(analysis.NAME, analysis.analyzer())
-    # One thread: equal scores are ranked alike in every build, and a failure leaves none running.
-    writer = index.writer(_HEAP_BYTES, num_threads=1)
-    try:
-        yield writer
-    finally:
-        writer.wait_merging_threads()
 
 
 def nothing_found(report: CorpusReport) -> str:
@@ -194,38 +170,6 @@ def nothing_found(report: CorpusReport) -> str:
     return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
 
 
-@contextlib.contextmanager
-def _readable_damage(folder: Path) -> Iterator[None]:
-    """Damaged data in one line; tantivy reports it as a ValueError, or panics."""
-    try:
-        yield
-    except BaseException as error:
-        # A Rust panic is a BaseException of a class that cannot be imported.
-        if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
-            reason = textwrap.shorten(str(error), 200)  # it may quote a whole file
-            raise IndexFolderError(
-                f"index {folder}: damaged ({reason}); build it again with `flashback index`"
-            ) from error
-        raise
-
-
-def _open_without_writing(folder: Path, manifest: Manifest) -> tantivy.Index:
-    """Open the data of an index that may be read-only.
-
-    tantivy creates lock files beside what it opens, at times from a thread that watches the folder;
-    it gets a folder of links to do so. What it has mapped stays mapped when that folder goes.
-    """
-    with temporary_folder() as links, _readable_damage(folder):
-        for name in manifest.files:
-            if not name.endswith(".lock"):
-                (links / name).symlink_to((folder / manifest.data / name).resolve())
-        index = tantivy.Index.open(str(links))
-        index.register_tokenizer(analysis.NAME, analysis.analyzer())
-        index.config_reader(reload_policy="manual")  # maps the files; nothing is reloaded later
-        index.searcher()
-        return index
-
-
 class BM25Index:
     """An opened index; a `Retriever`. Safe to share between threads."""
 
@@ -234,7 +178,7 @@ class BM25Index:
         self.manifest = manifest
         self._schema = index.schema
         self._searcher = index.searcher()
-        self._analyzer = analysis.analyzer()
+        self._analyzer = analysis.analyzer(settings_of(folder, manifest).language)
 
     @classmethod
     def open(cls, folder: str | Path) -> "BM25Index":
@@ -243,13 +187,16 @@ class BM25Index:
         Raises:
             IndexFolderError: missing, foreign, damaged or half-written.
         """
-        folder = Path(folder)
+        return steadily(Path(folder), lambda: cls._open(Path(folder)))
+
+    @classmethod
+    def _open(cls, folder: Path) -> "BM25Index":
         manifest = read_manifest(folder)
         if manifest.content.kind != KIND:
             raise IndexFolderError(
                 f"index {folder}: kind {manifest.content.kind!r}; expected {KIND!r}"
             )
-        opened = cls(folder, manifest, _open_without_writing(folder, manifest))
+        opened = cls(folder, manifest, open_without_writing(folder, manifest))
         expected = manifest.content.counts.get("passages")
         if opened._searcher.num_docs != expected:
             raise IndexFolderError(
@@ -261,29 +208,63 @@ class BM25Index:
     def __len__(self) -> int:
         return int(self._searcher.num_docs)
 
+    @property
+    def segments(self) -> int:
+        """The parts that it is searched in."""
+        return int(self._searcher.num_segments)
+
+    @property
+    def deleted(self) -> int:
+        """Passages that were deleted and still take space, see `merge_index`."""
+        stored = self.folder / self.manifest.data / "meta.json"
+        with readable_damage(self.folder):
+            parts = json.loads(stored.read_bytes())["segments"]
+            return sum(int(part["max_doc"]) for part in parts) - len(self)
+
     def sample(self) -> list[str]:
         """The texts of up to 256 passages, spread evenly over the index.
 
         Raises:
             IndexFolderError: the index turns out to be damaged.
         """
-        with _readable_damage(self.folder):
-            query = self._term(SAMPLED, SAMPLED)
-            found = self._searcher.search(query, limit=_SAMPLE, count=False).hits
+        with readable_damage(self.folder):
+            sampled = self._searcher.search(
+                self._term(SAMPLED, SAMPLED), limit=_SAMPLE, count=False
+            )
+            # The samples may have been deleted.
+            found = sampled.hits or self._searcher.search(tantivy.Query.all_query(), _SAMPLE).hits
             return [text_of(self._searcher.doc(at)) for _, at in found]
 
-    def every(self) -> Iterator[Hit]:
-        """Every stored passage, in no order, each as its first document has it; scores say nothing.
+    def records(self) -> Iterator[Stored]:
+        """All passages, in the order of the corpus.
 
         Raises:
             IndexFolderError: the index turns out to be damaged.
         """
-        with _readable_damage(self.folder):
-            query = tantivy.Query.all_query()
-            for _, at in self._searcher.search(query, limit=len(self), count=False).hits:
+        titled = settings_of(self.folder, self.manifest).title
+        with readable_damage(self.folder):
+            for at in self._addresses():
+                yield stored_of(self._searcher.doc(at), titled=titled)
+
+    def every(self) -> Iterator[Hit]:
+        """Every stored passage, each as its first document has it; scores say nothing.
+
+        Raises:
+            IndexFolderError: the index turns out to be damaged.
+        """
+        with readable_damage(self.folder):
+            for at in self._addresses():
                 hit = self._hit(0.0, at, SearchOptions())
                 assert hit is not None
                 yield hit
+
+    def _addresses(self) -> Iterator[tantivy.DocAddress]:
+        """Of all passages, in the order of the corpus."""
+        query, order = tantivy.Query.all_query(), tantivy.Order.Asc
+        for start in range(0, len(self), _PAGE):
+            page = self._searcher.search(query, _PAGE, False, "number", offset=start, order=order)
+            for _, at in page.hits:
+                yield at
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         """See `Retriever.search`. Queries are plain text; there is no query syntax.
@@ -297,17 +278,33 @@ class BM25Index:
 
     def _search_one(self, text: str, options: SearchOptions) -> list[Hit]:
         query = self._query(storable(text), options)
-        if query is None:
+        if query is None or not len(self):
             return []
         limit = min(options.k, len(self))  # tantivy reserves memory for as many
-        with _readable_damage(self.folder):
+        with readable_damage(self.folder):
             while True:
-                best = self._searcher.search(query, limit=limit, count=False).hits
+                best = self._best(query, limit)
                 good = [(score, at) for score, at in best if score >= options.min_score]
                 hits = [hit for one in good if (hit := self._hit(*one, options)) is not None]
                 if len(hits) >= options.k or len(good) < limit or limit == len(self):
                     return hits[: options.k]
                 limit = min(2 * limit, len(self))  # some are shared by forbidden documents alone
+
+    def _best(self, query: tantivy.Query, limit: int) -> list[tuple[float, tantivy.DocAddress]]:
+        """The best records; equal scores in the order of the corpus, whatever files they are in."""
+        reach = limit + 1
+        while True:
+            found = self._searcher.search(query, limit=reach, count=False).hits
+            is_cut = len(found) == reach and found[limit - 1][0] == found[-1][0]
+            if not is_cut or reach > limit + _MOST_TIES:
+                break
+            reach = 2 * reach
+        if len({score for score, _ in found}) < len(found):
+            numbers = self._searcher.fast_field_values("number", [at for _, at in found])
+            order = zip(found, numbers, strict=True)
+            ranked = sorted(order, key=lambda one: (-one[0][0], one[1]))
+            found = [one for one, _ in ranked]
+        return found[:limit]
 
     def _query(self, text: str, options: SearchOptions) -> tantivy.Query | None:
         """The query for a text; None if it has no words."""

@@ -23,12 +23,7 @@ from flashback.corpus.documents import CorpusReport
 from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, ReaderError, SettingsError
-from flashback.retrieval.bm25 import (
-    NEAR_DUPLICATES,
-    IndexSettings,
-    nothing_found,
-    readable_errors,
-)
+from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings, nothing_found
 from flashback.retrieval.encoders import DEFAULT, Encoder, Vectors, encode, load_encoder
 from flashback.retrieval.index_folder import (
     Content,
@@ -37,8 +32,10 @@ from flashback.retrieval.index_folder import (
     publish,
     read_manifest,
 )
-from flashback.retrieval.passage_store import PassageStore, shown_text, write_passages
+from flashback.retrieval.passage_store import PassageStore, write_passages
 from flashback.retrieval.protocol import Hit, check_search, storable
+from flashback.retrieval.records import shown_of
+from flashback.retrieval.tantivy_files import readable_errors
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
 T = TypeVar("T")
@@ -75,6 +72,7 @@ def build_dense(
     *,
     overwrite: bool = False,
     on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    tokens_of: str = "none",
 ) -> Manifest:
     """Write a new dense index; only vectors (2·D + 200 bytes each) are in memory meanwhile.
 
@@ -82,6 +80,7 @@ def build_dense(
         folder: where; it is whole or absent whatever happens meanwhile.
         report: filled while `passages` are produced; its counts go into the manifest.
         on_encoding: given the number of passages, gives what to call for each that is encoded.
+        tokens_of: the reader whose tokens limit passages.
 
     Raises:
         CorpusError: there was not one passage.
@@ -95,7 +94,7 @@ def build_dense(
         versions = {name: version(name) for name in ("usearch", "numpy")}
         made = asdict(settings) | {"encoder": encoder.name, "dimension": encoder.dimension}
         versions["python"] = platform.python_version()
-        return publish(folder, data, Content(KIND, counts, made, versions))
+        return publish(folder, data, Content(KIND, counts, made, versions, tokens_of))
 
 
 def check_installed() -> None:
@@ -129,7 +128,7 @@ def _fill(
         if not spool.stored:
             raise CorpusError(nothing_found(report))
         write_passages(data / _PASSAGES, spool, titled=settings.title)
-        texts = (shown_text(stored, titled=settings.title) for stored in spool)
+        texts = (shown_of(stored.passage, titled=settings.title) for stored in spool)
         _write_vectors(data / _VECTORS, texts, encoder, on_encoding(spool.stored))
         if spool.dropped:
             lines = (f"{line}\n" for line in spool.reasons())

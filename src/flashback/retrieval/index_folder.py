@@ -5,17 +5,20 @@
     └── flashback-data-XXXXXXXX/  the search library's own files
 
 A new version is written into a new data folder; replacing the manifest switches over to it in one
-step. Whatever the manifest does not name is debris of an interrupted build and is cleared by the
-next one.
+step. A changed version begins as links to the files of the one before, which never change; what is
+written new is all it costs. Whatever the manifest does not name is debris of an interrupted build
+and is cleared by the next one.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flashback.errors import IndexFolderError
 from flashback.files import (
@@ -29,6 +32,7 @@ from flashback.files import (
 MANIFEST = "flashback-index.json"
 FORMAT = 3
 _DATA_PREFIX = "flashback-data-"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Content:
     counts: dict[str, int]
     settings: dict[str, Any]
     versions: dict[str, str]
+    tokens_of: str = "none"
+    """The reader whose tokens were counted when passages were cut; none: they were estimated."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,24 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def verify(folder: str | Path) -> Manifest:
+def verify(folder: str | Path, known: Manifest | None = None) -> Manifest:
     """Read every byte of an index and compare checksums.
+
+    Args:
+        known: a version that was verified; files that it shares are not read again.
 
     Raises:
         IndexFolderError: naming the first file that is not as it was written.
     """
     folder = Path(folder)
+    return steadily(folder, lambda: _verify(folder, {} if known is None else known.files))
+
+
+def _verify(folder: Path, known: Mapping[str, StoredFile]) -> Manifest:
     manifest = read_manifest(folder)
     for name, stored in manifest.files.items():
+        if known.get(name) == stored:
+            continue
         try:
             found = _sha256(folder / manifest.data / name)
         except OSError as error:
@@ -148,6 +163,24 @@ def verify(folder: str | Path) -> Manifest:
     return manifest
 
 
+def steadily(folder: Path, action: Callable[[], T]) -> T:
+    """The result of what reads an index; it is tried again if a new version came meanwhile."""
+    while True:
+        before = _manifest_bytes(folder)
+        try:
+            return action()
+        except IndexFolderError:
+            if _manifest_bytes(folder) == before:
+                raise
+
+
+def _manifest_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
+
+
 @contextlib.contextmanager
 def new_version(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """A fresh data folder to write into; `publish` makes it the index.
@@ -159,11 +192,50 @@ def new_version(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     check_target(folder, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        yield fresh_folder(folder, _DATA_PREFIX)
+
+
+@contextlib.contextmanager
+def next_version(
+    folder: Path, keeps: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[Manifest, Path]]:
+    """The version that is there, and a fresh data folder with its files; see `new_version`.
+
+    The files are links: what writes into the folder must replace files, never write into them.
+
+    Args:
+        keeps: whether the new version begins with a file of this name.
+
+    Raises:
+        IndexFolderError: there is no whole index, or another process is changing it.
+    """
+    read_manifest(folder)
+    with _held(folder):
+        manifest = read_manifest(folder)
+        data = fresh_folder(folder, _DATA_PREFIX)
+        for name in filter(keeps, manifest.files):
+            _link(folder / manifest.data / name, data / name)
+        yield manifest, data
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One process at a time; debris is cleared in the end."""
     with folder_locked(folder) as ours:
         if not ours:
-            raise IndexFolderError(f"index {folder}: another process is building it; wait for it")
+            raise IndexFolderError(
+                f"index {folder}: another process is building or changing it; wait for it"
+            )
         try:
-            yield fresh_folder(folder, _DATA_PREFIX)
+            yield
         finally:
             _clear_debris(folder)
 
@@ -188,14 +260,22 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         raise IndexFolderError(f"index {folder}: a file is in the way; choose another name")
 
 
-def publish(folder: Path, data: Path, content: Content) -> Manifest:
-    """Seal a finished data folder: make it durable, then switch the manifest over to it."""
-    for path in data.iterdir():
-        path.chmod(0o644)  # an index may be shared; the search library keeps some files to itself
+def publish(folder: Path, data: Path, content: Content, before: Manifest | None = None) -> Manifest:
+    """Seal a finished data folder: make it durable, then switch the manifest over to it.
+
+    Args:
+        before: the version that is there; checksums of files that are links to its are known.
+    """
+    known = {} if before is None else before.files
+    old = data if before is None else folder / before.data
+    files: dict[str, StoredFile] = {}
+    for path in sorted(data.iterdir()):
+        if path.name in known and path.samefile(old / path.name):
+            files[path.name] = known[path.name]
+            continue
+        path.chmod(0o644)  # an index may be shared; the search library keeps some to itself
+        files[path.name] = StoredFile(path.stat().st_size, _sha256(path))
     sync_files(data)
-    files = {
-        path.name: StoredFile(path.stat().st_size, _sha256(path)) for path in sorted(data.iterdir())
-    }
     manifest = Manifest(content, data.name, files)
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest

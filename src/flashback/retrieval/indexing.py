@@ -1,9 +1,10 @@
 """Corpus names to an index: what `flashback index` and `flashback demo` do."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flashback.corpus.documents import Advance, CorpusReport, Document
 from flashback.corpus.formats.datasets import find_dataset
@@ -22,16 +23,21 @@ from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
-from flashback.retrieval.bm25 import KIND as BM25
-from flashback.retrieval.bm25 import IndexSettings, build_index, called
+from flashback.retrieval.bm25 import IndexSettings, Write, build_index, called
 from flashback.retrieval.dense import KIND as DENSE
 from flashback.retrieval.dense import DenseSettings, build_dense, check_installed
 from flashback.retrieval.encoders import Encoder, load_encoder
 from flashback.retrieval.index_folder import Manifest, check_target
-from flashback.settings import check_type, named
+from flashback.retrieval.sources import Sources, noting_files, stored_sources
+from flashback.settings import check_type
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""
+
+
+def no_progress(_: int) -> tuple[Advance, Callable[[], None]]:
+    """A `ProgressStart` that shows nothing."""
+    return (lambda _: None), (lambda: None)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Corpus:
     bytes: int
     """What reading it will report to `advance` in the end; 0: unknown."""
     read: Callable[[Advance], Iterable[Document]]
+    files: Sources = field(default_factory=dict)
+    """The files that it is read from, each noted when it was read."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,21 @@ DATASET = "dataset"
 sets of the Hugging Face hub, or folders of the same form."""
 
 
+def corpus_names(names: str | Path | Sequence[str | Path]) -> list[str]:
+    """One name or several, as texts.
+
+    Raises:
+        SettingsError: they are something else.
+    """
+    check_type("names", names, str | Path | Sequence)
+    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
+
+
+def is_named(name: str) -> bool:
+    """Whether a corpus is one of `NAMED_CORPORA` or a data set, not a file or a folder."""
+    return _parse(name)[0] in (*NAMED_CORPORA, DATASET)
+
+
 def open_corpus(
     names: Sequence[str], report: CorpusReport, files: FileSettings | None = None
 ) -> Corpus:
@@ -68,7 +91,7 @@ def open_corpus(
         CorpusError: something is missing or of no known format.
     """
     files = files or FileSettings()
-    named = [name for name in names if _parse(name)[0] in (*NAMED_CORPORA, DATASET)]
+    named = [name for name in names if is_named(name)]
     if named:
         if len(names) > 1:
             raise CorpusError(f"corpus {named[0]} cannot be mixed with others; name one of them")
@@ -81,7 +104,12 @@ def open_corpus(
 
 def _files(sources: Sequence[Source], report: CorpusReport, files: FileSettings) -> Corpus:
     size = sum(source.bytes for source in sources)
-    return Corpus(size, lambda advance: read_documents(sources, report, advance, files))
+    noted: Sources = {}
+
+    def read(advance: Advance) -> Iterator[Document]:
+        return read_documents(sources, report, advance, files, noting_files(noted))
+
+    return Corpus(size, read, noted)
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
@@ -159,9 +187,9 @@ def index_corpus(
     report: CorpusReport | None = None,
     *,
     overwrite: bool = False,
-    progress: ProgressStart = lambda _: (lambda _: None, lambda: None),
+    progress: ProgressStart = no_progress,
     token_ends: TokenEnds = estimated_ends,
-    kind: str = BM25,
+    tokens_of: str = "none",
     dense: DenseSettings | None = None,
     on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
     files: FileSettings | None = None,
@@ -177,7 +205,7 @@ def index_corpus(
         progress: starts a progress bar.
         token_ends: counts the tokens of passages as the reader does that they will be shown to, see
             `load_token_ends`; without it, an estimate errs on the safe side.
-        kind: `bm25` or `dense`.
+        tokens_of: the name of that reader, by which `flashback index add` loads it again.
         dense, on_encoding: of the kind `dense`, see `build_dense`.
         files: which files of folders are read, and which fields of records.
 
@@ -186,39 +214,47 @@ def index_corpus(
         ReaderError: the encoder is missing or unusable.
         FlashBackError: the corpus or the folder is not usable.
     """
-    named("--kind", kind, [BM25, DENSE])
     check_type("settings", settings, IndexSettings | None)
     check_type("files", files, FileSettings | None)
     check_type("folder", folder, str | Path)
-    folder = Path(folder)
+    folder, report = Path(folder), report or CorpusReport()
     settings = settings or IndexSettings()
-    report = report or CorpusReport()
     check_target(folder, overwrite=overwrite)
-    encoder = _encoder(dense or DenseSettings()) if kind == DENSE else None  # before all is read
-    corpus = open_corpus(_listed(names), report, files)
-    limit = TokenLimit(settings.passage_tokens, token_ends)
-    passages = _passages(corpus, settings, limit, progress)
-    if encoder is None:
-        return build_index(folder, passages, settings, report, overwrite=overwrite)
-    made = folder, passages, settings, encoder, report
-    return build_dense(*made, overwrite=overwrite, on_encoding=on_encoding)
-
-
-def _listed(names: str | Path | Sequence[str | Path]) -> list[str]:
-    check_type("names", names, str | Path | Sequence)
-    return [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
-
-
-def _passages(
-    corpus: Corpus, settings: IndexSettings, limit: TokenLimit, progress: ProgressStart
-) -> Iterator[Passage]:
+    encoder = _encoder(dense or DenseSettings()) if settings.kind == DENSE else None
+    corpus = open_corpus(corpus_names(names), report, files)
     advance, on_passage = progress(corpus.bytes)
-    documents = corpus.read(advance)
+    passages = called(on_passage, cut_for(settings, corpus.read(advance), token_ends))
+    given, noted = (folder, passages, settings), partial(_listed, corpus)
+    more: dict[str, Any] = {"overwrite": overwrite, "tokens_of": tokens_of}
+    if encoder is not None:
+        return build_dense(*given, encoder, report, on_encoding=on_encoding, **more)
+    return build_index(*given, report, write=_writer_of(settings.kind), files=noted, **more)
+
+
+def _listed(corpus: Corpus) -> dict[str, bytes]:
+    """The file of an index's data folder that names the files of a corpus, if it has any."""
+    return stored_sources(corpus.files) if corpus.files else {}
+
+
+def cut_for(
+    settings: IndexSettings, documents: Iterable[Document], token_ends: TokenEnds
+) -> Iterator[Passage]:
+    """The passages of documents, as an index of these settings has them."""
     words, overlap = settings.passage_words, settings.overlap
-    passages = cut_documents(documents, words, limit, titled=settings.title, overlap=overlap)
-    return called(on_passage, passages)
+    limit = TokenLimit(settings.passage_tokens, token_ends)
+    return cut_documents(documents, words, limit, titled=settings.title, overlap=overlap)
+
+
+def _writer_of(kind: str) -> Write | None:
+    """What writes an index of another kind than `bm25`."""
+    if kind != "bm25s":
+        return None
+    from flashback.retrieval.arrays import write_arrays  # NumPy takes a while to import
+
+    return write_arrays
 
 
 def _encoder(settings: DenseSettings) -> Encoder:
+    """The encoder, loaded before a corpus is read."""
     check_installed()
     return load_encoder(settings.encoder)

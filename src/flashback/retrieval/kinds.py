@@ -35,6 +35,15 @@ KINDS.register(BM25, BM25Index.open)
 KINDS.register(DENSE, DenseIndex.open)
 
 
+def _open_arrays(folder: Path) -> Index:
+    from flashback.retrieval.arrays import ArrayIndex  # NumPy takes a while to import
+
+    return ArrayIndex.open(folder)
+
+
+KINDS.register("bm25s", _open_arrays)
+
+
 def open_index(folder: str | Path) -> Index:
     """Open an index folder with the retriever that its manifest names.
 

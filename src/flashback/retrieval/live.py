@@ -50,7 +50,7 @@ class LiveIndex:
         return self._index.search(queries, options)
 
     def renew(self) -> bool:
-        """See `Renewable`; every byte of a new version is read and checked first."""
+        """See `Renewable`; every byte that is new is read and checked first."""
         with self._renewing:
             try:
                 newer = self._newer()
@@ -63,7 +63,7 @@ class LiveIndex:
     def _newer(self) -> Index | None:
         if read_manifest(self._folder) == self._index.manifest:
             return None
-        checked = verify(self._folder)
+        checked = verify(self._folder, self._index.manifest)
         opened = open_index(self._folder)
         if opened.manifest != checked:
             raise IndexFolderError(f"index {self._folder}: changed while it was opened; try again")

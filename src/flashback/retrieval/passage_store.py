@@ -6,19 +6,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from flashback.corpus.duplicates import Stored
+from flashback.corpus.duplicates import Stored, owner_of
 from flashback.retrieval.protocol import Hit
+from flashback.retrieval.records import hit_among, shown_of
 from flashback.settings import SearchOptions
 
-_TABLE = "CREATE TABLE passage (number INTEGER PRIMARY KEY, title, text, names)"
-_ROW = "SELECT title, text, names FROM passage WHERE number = ?"
-
-
-def shown_text(stored: Stored, *, titled: bool) -> str:
-    """The text as a reader gets it, with its title in front if that is wanted."""
-    passage = stored.passage
-    heading = passage.title if passage.heading is None else passage.heading
-    return f"{heading}\n{passage.text}" if titled and heading else passage.text
+_TABLE = "CREATE TABLE passage (number INTEGER PRIMARY KEY, title, text, owners)"
+_ROW = "SELECT title, text, owners FROM passage WHERE number = ?"
 
 
 def write_passages(file: Path, passages: Iterable[Stored], *, titled: bool) -> None:
@@ -38,9 +32,8 @@ def write_passages(file: Path, passages: Iterable[Stored], *, titled: bool) -> N
 
 
 def _row(number: int, stored: Stored, titled: bool) -> tuple[int, str, str, str]:
-    passage = stored.passage
-    names = [(passage.id, passage.document_id), *stored.copies]
-    return number, passage.title, shown_text(stored, titled=titled), json.dumps(names)
+    owners = json.dumps([owner.row() for owner in stored.owners])
+    return number, stored.passage.title, shown_of(stored.passage, titled=titled), owners
 
 
 class PassageStore:
@@ -65,13 +58,10 @@ class PassageStore:
     def hit(self, number: int, score: float, options: SearchOptions) -> Hit | None:
         """A passage as the first document has it that is not forbidden; None if all are."""
         with self._lock:
-            title, text, names = self._db.execute(_ROW, [number]).fetchone()
+            title, text, owners = self._db.execute(_ROW, [number]).fetchone()
         if title in options.forbid_titles:
             return None
-        for identifier, document in json.loads(names):
-            if document not in options.forbid_documents:
-                return Hit(identifier, document, title, text, score)
-        return None
+        return hit_among(map(owner_of, json.loads(owners)), title, text, score, options)
 
     def texts(self, numbers: Sequence[int]) -> Iterator[str]:
         """The texts of passages as a reader gets them."""

@@ -9,7 +9,7 @@ import contextlib
 import io
 import sqlite3
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -20,17 +20,24 @@ from flashback.corpus.formats.format import Format, Reading, Source, Unreadable
 from flashback.corpus.formats.registry import format_of
 from flashback.errors import CorpusError
 
+Watch = Callable[[Source, Iterator[Document]], Iterator[Document]]
+"""Given a file and its documents: the same documents."""
+
 
 def read_documents(
     sources: Sequence[Source],
     report: CorpusReport,
     advance: Advance = lambda _: None,
     settings: FileSettings | None = None,
+    watch: Watch = lambda _, documents: documents,
 ) -> Iterator[Document]:
     """Stream the documents of `sources`; bad records go to `report`.
 
     A document whose id another one has is a bad record, but for parts of one document, which follow
     each other in a file.
+
+    Args:
+        watch: sees all documents of each file, those whose id another one has included.
 
     Raises:
         CorpusError: a file cannot be opened, or a bad record was met in strict mode.
@@ -39,7 +46,8 @@ def read_documents(
     with contextlib.closing(_Ids()) as ids:
         for source in sources:
             try:
-                yield from ids.without_repeated(source, _read_source(source, reading), report)
+                documents = watch(source, _read_source(source, reading))
+                yield from ids.without_repeated(source, documents, report)
             except OSError as error:
                 raise CorpusError(f"corpus {source.name}: {error.strerror or error}") from error
 
