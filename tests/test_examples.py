@@ -115,7 +115,7 @@ def test_python_runs(block: str, chat_model: Path, capsys: pytest.CaptureFixture
 
 def test_the_client_of_the_servers_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     own = "\n".join(blocks(DOCS / "server.md", "python"))
-    with serving(chat_reader(), defaults=RetrievalSettings()) as served:
+    with serving(chat_reader(), defaults=RetrievalSettings(passage_tokens=24)) as served:
         own = own.replace("http://127.0.0.1:8000", served.url)
         exec(compile(own, "server.md", "exec"), {})
     assert capsys.readouterr().out.count("['t") > 2
