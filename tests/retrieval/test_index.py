@@ -498,7 +498,7 @@ def test_a_corpus_without_passages_is_refused_and_leaves_no_folder(tmp_path: Pat
         build(tmp_path / "IDX", [])
     report = CorpusReport(ignored_files=2)
     report.refuse(BadRecord("c.jsonl", 1, "not JSON"))
-    explained = r"1 bad records, 2 files that were skipped; the first: c\.jsonl:1: not JSON$"
+    explained = r"bad records: 1, skipped files: 2; the first: c\.jsonl:1: not JSON$"
     with pytest.raises(CorpusError, match=explained):
         build_index(tmp_path / "IDX", [], IndexSettings(), report)
     assert list(tmp_path.iterdir()) == []

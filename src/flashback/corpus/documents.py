@@ -59,6 +59,8 @@ class CorpusReport:
     KEPT_FILES = 10_000
 
     strict: bool = False
+    names: tuple[str, ...] = ()
+    """What was asked for."""
     documents: int = 0
     bad_records: int = 0
     ignored_files: int = 0

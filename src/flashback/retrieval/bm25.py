@@ -164,10 +164,12 @@ def write_records(
 
 def nothing_found(report: CorpusReport) -> str:
     """Why a corpus gave no passage."""
-    refused = f", {report.bad_records} bad records" if report.bad_records else ""
-    ignored = f", {report.ignored_files} files that were skipped" if report.ignored_files else ""
-    first = f"; the first: {report.examples[0]}" if report.examples else ""
-    return f"the corpus is empty: no passage was found{refused}{ignored}{first}"
+    where = f" in {', '.join(report.names)}" if report.names else ""
+    refused = f", bad records: {report.bad_records}" if report.bad_records else ""
+    ignored = f", skipped files: {report.ignored_files}" if report.ignored_files else ""
+    first = next(map(str, [*report.examples, *report.skipped]), "")
+    reason = f"; the first: {first}" if first else ""
+    return f"the corpus is empty: no passage was found{where}{refused}{ignored}{reason}"
 
 
 class BM25Index:

@@ -91,6 +91,7 @@ def open_corpus(
         CorpusError: something is missing or of no known format.
     """
     files = files or FileSettings()
+    report.names = tuple(names)
     named = [name for name in names if is_named(name)]
     if named:
         if len(names) > 1:
