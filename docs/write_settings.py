@@ -7,8 +7,8 @@ from typing import Any
 
 from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
-from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.fusion import FusionSettings
+from flashback.retrieval.index_settings import DenseSettings
 from flashback.retrieval.rerank import RerankSettings
 from flashback.settings import (
     CheckedSettings,

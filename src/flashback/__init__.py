@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from flashback.readers.load import load_reader
     from flashback.readers.reader import Reader
     from flashback.retrieval.bm25 import BM25Index, IndexSettings
-    from flashback.retrieval.dense import DenseSettings
     from flashback.retrieval.fusion import FusionSettings
+    from flashback.retrieval.index_settings import DenseSettings
     from flashback.retrieval.indexing import index_corpus
     from flashback.retrieval.protocol import Hit, Retriever
     from flashback.retrieval.rerank import RerankSettings
@@ -124,7 +124,7 @@ _MODULES = {
     "readers.load": ("load_reader",),
     "readers.reader": ("Reader",),
     "retrieval.bm25": ("BM25Index", "IndexSettings"),
-    "retrieval.dense": ("DenseSettings",),
+    "retrieval.index_settings": ("DenseSettings",),
     "retrieval.fusion": ("FusionSettings",),
     "retrieval.rerank": ("RerankSettings",),
     "retrieval.protocol": ("Hit", "Retriever"),

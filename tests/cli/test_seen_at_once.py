@@ -11,13 +11,18 @@ import pytest
 from command_line import index_notes, write_notes
 from flashback.cli.console import training_progress
 
-WITHOUT_TORCH = """
+SLOW = ("torch", "transformers")
+ALSO_SLOW = ("numpy", "lxml", "markdown_it", "pyarrow")
+"""Not for commands that read no file of theirs."""
+WITHOUT = """
 import sys
+
+REFUSED = {refused}
 
 class Refuses:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers"):
-            raise ImportError(f"{name} is refused")
+        if name.partition(".")[0] in REFUSED:
+            raise ImportError(name + " is refused")
 
 sys.meta_path.insert(0, Refuses())
 from flashback.cli.main import main
@@ -25,8 +30,11 @@ main()
 """
 
 
-def run_without_torch(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+def run_without_torch(
+    *arguments: str | Path, also: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    code = WITHOUT.format(refused=(*SLOW, *also))
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -52,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_some_commands_do_without_torch(words: tuple[str, ...], folder: Path) -> None:
     paths = {"IDX": folder / "IDX", "notes": folder / "notes", "NEW": folder / "NEW"}
-    found = run_without_torch(*(paths.get(word, word) for word in words))
+    also = () if "notes" in words else ALSO_SLOW
+    found = run_without_torch(*(paths.get(word, word) for word in words), also=also)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout
 

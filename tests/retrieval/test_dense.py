@@ -17,9 +17,10 @@ from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, ReaderError, SettingsError
 from flashback.retrieval import dense, static_encoder
 from flashback.retrieval.bm25 import IndexSettings
-from flashback.retrieval.dense import DenseIndex, DenseSettings, build_dense
+from flashback.retrieval.dense import DenseIndex, build_dense
 from flashback.retrieval.encoders import ENCODERS, Encoder, encode, load_encoder
 from flashback.retrieval.index_folder import MANIFEST, Manifest, verify
+from flashback.retrieval.index_settings import DenseSettings
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import KINDS, Index, open_index
 from flashback.retrieval.live import LiveIndex

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from flashback.corpus.documents import Advance, CorpusReport
-from flashback.retrieval.dense import KIND as DENSE
+from flashback.retrieval.index_settings import DENSE
 from flashback.retrieval.indexing import ProgressStart
 
 _WIDE = 160

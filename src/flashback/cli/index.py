@@ -15,8 +15,8 @@ from flashback.cli.retriever_options import combined, combining_options, spec_gi
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
-from flashback.retrieval.dense import DenseSettings
 from flashback.retrieval.index_folder import verify as verify_index
+from flashback.retrieval.index_settings import DenseSettings
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
 from flashback.retrieval.protocol import ask

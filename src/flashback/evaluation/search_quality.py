@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from flashback.errors import SettingsError
 from flashback.evaluation.judgements import Judgements
 from flashback.retrieval.protocol import Hit, Retriever, ask
@@ -98,6 +96,8 @@ def measure_search(
         run[name] = ranked_documents(hits)
         advance()
     values = ir_measures.calc_aggregate(measures, judgements.judged, run)
+    import numpy as np  # it takes a while, also for --help
+
     p50, p95 = np.percentile(seconds, (50, 95)) * 1000
     named = {str(measure): float(values[measure]) for measure in measures}
     return Quality(run, named, (float(p50), float(p95)))

@@ -11,7 +11,7 @@ import platform
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError, IndexFolderError, ReaderError, SettingsError
 from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings, nothing_found
-from flashback.retrieval.encoders import DEFAULT, Encoder, Vectors, encode, load_encoder
+from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder
 from flashback.retrieval.index_folder import (
     Content,
     Manifest,
@@ -32,15 +32,15 @@ from flashback.retrieval.index_folder import (
     publish,
     read_manifest,
 )
+from flashback.retrieval.index_settings import DENSE
 from flashback.retrieval.passage_store import PassageStore, write_passages
 from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.records import shown_of
 from flashback.retrieval.tantivy_files import readable_errors
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 T = TypeVar("T")
 
-KIND = "dense"
 _VECTORS, _PASSAGES = "vectors.usearch", "passages.sqlite"
 _BATCH = 256
 """Passages that are encoded together."""
@@ -51,16 +51,6 @@ _SAMPLE = 256
 """Passages that stand for all of an index."""
 _SAME = 0.99
 """The least cosine of two vectors of one text by one encoder, on any machine."""
-
-
-@dataclass(frozen=True)
-class DenseSettings(CheckedSettings):
-    """How passages and queries become vectors."""
-
-    encoder: str = setting(
-        DEFAULT,
-        "With --kind dense: wordllama, or a model of sentence-transformers, a folder or hub name.",
-    )
 
 
 def build_dense(
@@ -94,7 +84,7 @@ def build_dense(
         versions = {name: version(name) for name in ("usearch", "numpy")}
         made = asdict(settings) | {"encoder": encoder.name, "dimension": encoder.dimension}
         versions["python"] = platform.python_version()
-        return publish(folder, data, Content(KIND, counts, made, versions, tokens_of))
+        return publish(folder, data, Content(DENSE, counts, made, versions, tokens_of))
 
 
 def check_installed() -> None:
@@ -208,8 +198,8 @@ class DenseIndex:
         folder = Path(folder)
         manifest = read_manifest(folder)
         content = manifest.content
-        if content.kind != KIND:
-            raise IndexFolderError(f"index {folder}: kind {content.kind!r}; expected {KIND!r}")
+        if content.kind != DENSE:
+            raise IndexFolderError(f"index {folder}: kind {content.kind!r}; expected {DENSE!r}")
         check_installed()
         store, graph = _open_files(folder, manifest)
         encoder = _encoder_of(folder, content)

@@ -43,8 +43,6 @@ ENCODERS: Registry[Callable[[], Encoder]] = Registry("encoder")
 
 ENCODERS.register(static_encoder.NAME, static_encoder.StaticEncoder)
 
-DEFAULT = static_encoder.NAME
-
 
 def load_encoder(name: str) -> Encoder:
     """An encoder by its name.

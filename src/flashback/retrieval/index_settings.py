@@ -9,6 +9,9 @@ from flashback.retrieval.analysis import LANGUAGES
 from flashback.retrieval.index_folder import Manifest
 from flashback.settings import CheckedSettings, setting
 
+DENSE = "dense"
+"""A kind of index: passages as vectors."""
+
 
 @dataclass(frozen=True)
 class IndexSettings(CheckedSettings):
@@ -93,3 +96,13 @@ def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
         raise IndexFolderError(
             f"index {folder}: its manifest has other settings ({error}); build it again"
         ) from error
+
+
+@dataclass(frozen=True)
+class DenseSettings(CheckedSettings):
+    """How passages and queries become vectors."""
+
+    encoder: str = setting(
+        "wordllama",
+        "With --kind dense: wordllama, or a model of sentence-transformers, a folder or hub name.",
+    )

@@ -24,10 +24,8 @@ from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import IndexSettings, Write, build_index, called
-from flashback.retrieval.dense import KIND as DENSE
-from flashback.retrieval.dense import DenseSettings, build_dense, check_installed
-from flashback.retrieval.encoders import Encoder, load_encoder
 from flashback.retrieval.index_folder import Manifest, check_target
+from flashback.retrieval.index_settings import DENSE, DenseSettings
 from flashback.retrieval.sources import Sources, noting_files, stored_sources
 from flashback.settings import check_type
 
@@ -221,14 +219,14 @@ def index_corpus(
     folder, report = Path(folder), report or CorpusReport()
     settings = settings or IndexSettings()
     check_target(folder, overwrite=overwrite)
-    encoder = _encoder(dense or DenseSettings()) if settings.kind == DENSE else None
+    build = _dense(dense or DenseSettings(), on_encoding) if settings.kind == DENSE else None
     corpus = open_corpus(corpus_names(names), report, files)
     advance, on_passage = progress(corpus.bytes)
     passages = called(on_passage, cut_for(settings, corpus.read(advance), token_ends))
     given, noted = (folder, passages, settings), partial(_listed, corpus)
     more: dict[str, Any] = {"overwrite": overwrite, "tokens_of": tokens_of}
-    if encoder is not None:
-        return build_dense(*given, encoder, report, on_encoding=on_encoding, **more)
+    if build is not None:
+        return build(*given, report=report, **more)
     return build_index(*given, report, write=_writer_of(settings.kind), files=noted, **more)
 
 
@@ -255,7 +253,13 @@ def _writer_of(kind: str) -> Write | None:
     return write_arrays
 
 
-def _encoder(settings: DenseSettings) -> Encoder:
-    """The encoder, loaded before a corpus is read."""
+def _dense(
+    settings: DenseSettings, on_encoding: Callable[[int], Callable[[], None]]
+) -> Callable[..., Manifest]:
+    """What builds a dense index; its encoder is loaded before a corpus is read."""
+    from flashback.retrieval.dense import build_dense, check_installed
+    from flashback.retrieval.encoders import load_encoder
+
     check_installed()
-    return load_encoder(settings.encoder)
+    encoder = load_encoder(settings.encoder)
+    return partial(build_dense, encoder=encoder, on_encoding=on_encoding)

@@ -7,9 +7,8 @@ from typing import Protocol, runtime_checkable
 from flashback.errors import IndexFolderError
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
-from flashback.retrieval.dense import KIND as DENSE
-from flashback.retrieval.dense import DenseIndex
 from flashback.retrieval.index_folder import Manifest, read_manifest
+from flashback.retrieval.index_settings import DENSE
 from flashback.retrieval.protocol import Retriever, Sampled
 from flashback.settings import Registry
 
@@ -32,15 +31,22 @@ KINDS: Registry[Callable[[Path], Index]] = Registry("index kind")
 """By the `kind` of a folder's manifest: opens the folder."""
 
 KINDS.register(BM25, BM25Index.open)
-KINDS.register(DENSE, DenseIndex.open)
+
+
+# NumPy takes a while to import.
+def _open_dense(folder: Path) -> Index:
+    from flashback.retrieval.dense import DenseIndex
+
+    return DenseIndex.open(folder)
 
 
 def _open_arrays(folder: Path) -> Index:
-    from flashback.retrieval.arrays import ArrayIndex  # NumPy takes a while to import
+    from flashback.retrieval.arrays import ArrayIndex
 
     return ArrayIndex.open(folder)
 
 
+KINDS.register(DENSE, _open_dense)
 KINDS.register("bm25s", _open_arrays)
 
 

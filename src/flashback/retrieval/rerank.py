@@ -16,7 +16,6 @@ from flashback.retrieval.protocol import (
     identity_of,
     storable,
 )
-from flashback.retrieval.sentence_encoder import loaded
 from flashback.settings import CheckedSettings, SearchOptions, setting
 
 READER = "reader"
@@ -57,6 +56,8 @@ class CrossEncoderReranker:
         Raises:
             ReaderError: sentence-transformers is not installed, or the model is unusable.
         """
+        from flashback.retrieval.sentence_encoder import loaded  # NumPy takes a while to import
+
         self.name = name
         self._model = loaded("reranker", name, _open)
         self._lock = threading.Lock()

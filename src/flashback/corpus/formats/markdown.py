@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator
 from functools import cache
-
-from markdown_it import MarkdownIt
+from typing import TYPE_CHECKING
 
 from flashback.corpus.documents import Document
 from flashback.corpus.formats import plain
 from flashback.corpus.formats.format import Reading, Source
 from flashback.corpus.place import Heading
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 SUFFIXES = (".md", ".markdown")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -38,6 +40,8 @@ def headings(text: str) -> tuple[Heading, ...]:
 
 
 @cache
-def _parser() -> MarkdownIt:
+def _parser() -> "MarkdownIt":
     """Of blocks alone: what stands within a line is of no interest."""
+    from markdown_it import MarkdownIt
+
     return MarkdownIt("commonmark").disable(["inline"])
