@@ -78,6 +78,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "tickets.csv", table(rows))
     (tmp_path / "questions.jsonl").write_text('{"question": "What is JSON?"}\n', "utf-8")
     lines = json.dumps({"title": "json", "text": "The json module encodes JSON."}) + "\n"
+    (tmp_path / "today.jsonl").write_text(lines, "utf-8")
     for name in ("corpus.jsonl.gz", "dump.gz"):
         (tmp_path / name).write_bytes(gzip.compress(lines.encode()))
     shutil.copytree(DOCS.parent / "readers_tests", tmp_path / "readers_tests")

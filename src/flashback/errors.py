@@ -17,7 +17,9 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 
 import re
 
-_FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?:=('[^']+'|True|False)?)?")
+_FLAG = re.compile(
+    r"`[^`]*`|(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?:=('[^']+'|True|False)?)?"
+)
 """A flag in a message, with its value, or a command in backticks, which stays as it is."""
 _NAMES = {
     "forbid-title": "forbid_titles",

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,14 +122,22 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
     if not manifest.files:
         raise IndexFolderError(f"index {folder}: {MANIFEST} names no files; build the index again")
     for name, stored in manifest.files.items():
-        path = folder / manifest.data / name
-        size = path.stat().st_size if path.is_file() else None
+        size = _size(folder / manifest.data / name)
         if size != stored.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise IndexFolderError(
                 f"index {folder}: {manifest.data}/{name} {found}, expected {stored.bytes}; the "
                 "index is damaged, build it again"
             )
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a file; None if there is none, also if it goes while it is looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def verify(folder: str | Path, known: Manifest | None = None) -> Manifest:

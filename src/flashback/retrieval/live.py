@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flashback.errors import IndexFolderError
-from flashback.retrieval.index_folder import read_manifest, verify
+from flashback.retrieval.index_folder import read_manifest, steadily, verify
 from flashback.retrieval.kinds import Index, open_index
 from flashback.retrieval.protocol import Hit
 from flashback.settings import SearchOptions
@@ -52,10 +52,7 @@ class LiveIndex:
     def renew(self) -> bool:
         """See `Renewable`; every byte that is new is read and checked first."""
         with self._renewing:
-            try:
-                newer = self._newer()
-            except IndexFolderError:  # also if a build ended between two looks at the folder
-                newer = self._newer()
+            newer = steadily(self._folder, self._newer)
             if newer is not None:
                 self._index = newer
             return newer is not None
