@@ -59,7 +59,7 @@ class CorpusReport:
     KEPT_FILES = 10_000
 
     strict: bool = False
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = field(default=(), compare=False)
     """What was asked for."""
     documents: int = 0
     bad_records: int = 0
