@@ -12,8 +12,6 @@ import signal
 import sysconfig
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -60,6 +58,10 @@ def read_python_docs(
     Raises:
         CorpusError: a process that parses sources died.
     """
+    # They take a while to import, also for --help.
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     sizes = [path.stat().st_size for _, path in modules]
     # Spawned, not forked: the parent may hold the threads of a loaded model.
     workers = min(os.cpu_count() or 1, 8)

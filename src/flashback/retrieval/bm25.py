@@ -9,7 +9,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import tantivy
@@ -92,6 +91,8 @@ def build_index(
 
 def versions_here() -> dict[str, str]:
     """What an index is made with."""
+    from importlib.metadata import version  # it takes a while, also for --help
+
     return {"tantivy": version("tantivy"), "python": platform.python_version()}
 
 

@@ -14,9 +14,8 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashback.errors import FlashBackError, SettingsError
 from flashback.retrieval.frameworks import retriever_of
@@ -29,6 +28,9 @@ from flashback.retrieval.qdrant import QdrantRetriever
 from flashback.retrieval.remote import HttpRetriever
 from flashback.retrieval.rerank import READER, RerankSettings, reranked
 from flashback.settings import Registry
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "flashback.retrievers"
 """The entry points that name retrievers: a factory each."""
@@ -139,6 +141,8 @@ def _factory(name: str, shown: str) -> Any:
     """What a module or an entry point has under a name."""
     if ":" in name:
         return _loaded(lambda: pkgutil.resolve_name(name), name.partition(":")[0], shown)
+    from importlib.metadata import entry_points  # it takes a while, also for --help
+
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
         raise SettingsError(
@@ -148,7 +152,7 @@ def _factory(name: str, shown: str) -> Any:
     return _loaded(found[name].load, _module(found[name]), shown)
 
 
-def _module(point: EntryPoint) -> str:
+def _module(point: "EntryPoint") -> str:
     return point.value.partition(":")[0]
 
 
