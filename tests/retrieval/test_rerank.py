@@ -66,6 +66,19 @@ class Given:
         return self.given
 
 
+def test_no_more_than_the_candidates_are_ranked_however_many_are_wanted(pets: Path) -> None:
+    asked: list[int] = []
+
+    class Counting:
+        def scores(self, query: str, hits: Sequence[Hit]) -> list[float]:
+            asked.append(len(hits))
+            return [1.0] * len(hits)
+
+    again = RerankedRetriever(BM25Index.open(pets), Counting(), candidates=2)
+    (hits,) = again.search(["a cat and a dog"], SearchOptions(k=100))
+    assert (len(hits), asked) == (2, [2])
+
+
 def test_candidates_are_ordered_by_new_scores(pets: Path) -> None:
     index = BM25Index.open(pets)
     first, second = found(index, "dog cat", k=2)

@@ -81,7 +81,7 @@ def build_index(
         IndexFolderError: the folder is taken, or cannot be written.
     """
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, called(on_passage, passages), settings, report, write or _write)
+        counts = fill(data, called(on_passage, passages), settings, report, write or _write)
         for name, written in files().items():
             (data / name).write_bytes(written)
         versions = versions_here()
@@ -103,14 +103,18 @@ def called(on_passage: Callable[[], None], passages: Iterable[Passage]) -> Itera
         yield passage
 
 
-def _fill(
+def fill(
     data: Path,
     passages: Iterable[Passage],
     settings: IndexSettings,
     report: CorpusReport,
     write: Write,
 ) -> dict[str, int]:
-    """Write the data folder's files; what was counted."""
+    """Write the data folder's files; what was counted.
+
+    Args:
+        write: writes those of the kind, and counts what is its own.
+    """
     once, near = settings.deduplicate, settings.drop_near_duplicates
     with Spool(data / "spool", once=once, near=near) as spool:
         for passage in passages:

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -22,8 +23,8 @@ import numpy as np
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import Passage
-from flashback.errors import CorpusError, IndexFolderError, ReaderError, SettingsError
-from flashback.retrieval.bm25 import NEAR_DUPLICATES, IndexSettings, nothing_found
+from flashback.errors import IndexFolderError, ReaderError, SettingsError
+from flashback.retrieval.bm25 import IndexSettings, fill
 from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder
 from flashback.retrieval.index_folder import (
     Content,
@@ -80,7 +81,8 @@ def build_dense(
     """
     check_installed()
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = _fill(data, passages, settings, encoder, report, on_encoding)
+        write = partial(_write, encoder=encoder, on_encoding=on_encoding)
+        counts = fill(data, passages, settings, report, write)
         versions = {name: version(name) for name in ("usearch", "numpy")}
         made = asdict(settings) | {"encoder": encoder.name, "dimension": encoder.dimension}
         versions["python"] = platform.python_version()
@@ -102,35 +104,19 @@ def check_installed() -> None:
         ) from None
 
 
-def _fill(
+def _write(
     data: Path,
-    passages: Iterable[Passage],
+    spool: Spool,
     settings: IndexSettings,
+    *,
     encoder: Encoder,
-    report: CorpusReport,
     on_encoding: Callable[[int], Callable[[], None]],
 ) -> dict[str, int]:
-    """Write the data folder's files; what was counted."""
-    once, near = settings.deduplicate, settings.drop_near_duplicates
-    with Spool(data / "spool", once=once, near=near) as spool:
-        for passage in passages:
-            spool.add(passage)
-        if not spool.stored:
-            raise CorpusError(nothing_found(report))
-        write_passages(data / _PASSAGES, spool, titled=settings.title)
-        texts = (shown_of(stored.passage, titled=settings.title) for stored in spool)
-        _write_vectors(data / _VECTORS, texts, encoder, on_encoding(spool.stored))
-        if spool.dropped:
-            lines = (f"{line}\n" for line in spool.reasons())
-            (data / NEAR_DUPLICATES).write_text("".join(lines), "utf-8")
-        return {
-            "documents": report.documents,
-            "passages": spool.stored,
-            "repeated_passages": spool.repeated,
-            "near_duplicates": spool.dropped,
-            "bad_records": report.bad_records,
-            "ignored_files": report.ignored_files,
-        }
+    """See `Write`; nothing is counted."""
+    write_passages(data / _PASSAGES, spool, titled=settings.title)
+    texts = (shown_of(stored.passage, titled=settings.title) for stored in spool)
+    _write_vectors(data / _VECTORS, texts, encoder, on_encoding(spool.stored))
+    return {}
 
 
 def _write_vectors(

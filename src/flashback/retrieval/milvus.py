@@ -9,7 +9,7 @@ are filtered by the server. The user and password, or a token, stand in MILVUS_T
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
 from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
 from flashback.retrieval.store import (
-    Pending,
+    BufferedWrites,
     chunks,
     good_enough,
     key_of,
@@ -46,7 +46,7 @@ _TOGETHER = 512
 """Queries, names or passages in a call."""
 
 
-class MilvusRetriever:
+class MilvusRetriever(BufferedWrites):
     """A `Writable` in a collection. Safe to share between threads; no transactions."""
 
     def __init__(self, url: str, seconds: float = 10.0) -> None:
@@ -68,7 +68,7 @@ class MilvusRetriever:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it is said in one line here
         self._failure = MilvusException
         self._shown = f"retriever {address}/{self._collection}"
-        self._pending = Pending()
+        super().__init__()
         with self._readable():
             self._client = MilvusClient(address, token=os.environ.get(TOKEN, ""), timeout=seconds)
             self._exists = self._check()
@@ -92,14 +92,6 @@ class MilvusRetriever:
                 for (at, _), records in zip(some, answers, strict=True):
                     found[at] = good_enough(map(_hit, records), options)
         return found
-
-    def add(self, passages: Iterable[Passage]) -> None:
-        """See `Writable`; one whose id is there already takes its place."""
-        self._pending.add(passages)
-
-    def delete(self, documents: Iterable[str]) -> None:
-        """See `Writable`."""
-        self._pending.delete(documents)
 
     def commit(self) -> None:
         """See `Writable`; the collection is made if there is none.

@@ -8,7 +8,7 @@ which is not BM25: how rare a word is does not count. The password may stand in 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
 from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
-from flashback.retrieval.store import Pending, one_line, shown
+from flashback.retrieval.store import BufferedWrites, one_line, shown
 from flashback.settings import SearchOptions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ VALUES (%s, %s, %s, %s, to_tsvector('{1}'::regconfig, %s))
 """
 
 
-class PostgresRetriever:
+class PostgresRetriever(BufferedWrites):
     """A `Writable` in a table. Safe to share between threads; a commit is one transaction."""
 
     def __init__(self, url: str) -> None:
@@ -68,7 +68,7 @@ class PostgresRetriever:
         except ImportError as error:
             raise missing_extra("postgresql://", error.name, "postgres") from None
         self._failure = psycopg.Error
-        self._pending = Pending()
+        super().__init__()
         parts = urlsplit(url)
         place = parts.netloc.rpartition("@")[2] + parts.path
         self._shown = f"retriever {parts.scheme}://{place}"
@@ -108,14 +108,6 @@ class PostgresRetriever:
             for place, *fields in connection.execute(self._sql(_SEARCH), asked):
                 found[place - 1].append(Hit(*fields))
         return found
-
-    def add(self, passages: Iterable[Passage]) -> None:
-        """See `Writable`."""
-        self._pending.add(passages)
-
-    def delete(self, documents: Iterable[str]) -> None:
-        """See `Writable`."""
-        self._pending.delete(documents)
 
     def commit(self) -> None:
         """See `Writable`; the table is made if there is none.

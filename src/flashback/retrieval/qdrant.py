@@ -10,7 +10,7 @@ server. The key of a server stands in QDRANT_API_KEY.
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
 from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
 from flashback.retrieval.store import (
-    Pending,
+    BufferedWrites,
     chunks,
     good_enough,
     key_of,
@@ -44,7 +44,7 @@ _TOGETHER = 256
 _MOST_HITS = 100_000
 
 
-class QdrantRetriever:
+class QdrantRetriever(BufferedWrites):
     """A `Writable` in a collection. Safe to share between threads; no transactions."""
 
     def __init__(self, client: "QdrantClient", collection: str) -> None:
@@ -59,7 +59,7 @@ class QdrantRetriever:
         self._client = client
         self._collection = collection
         self._shown = f"retriever qdrant/{collection}"
-        self._pending = Pending()
+        super().__init__()
         self._one_at_a_time = threading.Lock()
         """What is embedded promises nothing about threads."""
         with self._readable():
@@ -102,14 +102,6 @@ class QdrantRetriever:
                 for (at, _), answer in zip(some, answers, strict=True):
                     found[at] = good_enough(map(_hit, answer.points), options)
         return found
-
-    def add(self, passages: Iterable[Passage]) -> None:
-        """See `Writable`; one whose id is there already takes its place."""
-        self._pending.add(passages)
-
-    def delete(self, documents: Iterable[str]) -> None:
-        """See `Writable`."""
-        self._pending.delete(documents)
 
     def commit(self) -> None:
         """See `Writable`; the collection is made if there is none.

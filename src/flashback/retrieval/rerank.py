@@ -32,7 +32,10 @@ class RerankSettings(CheckedSettings):
         "hub name.",
     )
     rerank_candidates: int = setting(
-        20, "With --reranker: passages of each search that are ranked.", low=1, high=1000
+        20,
+        "With --reranker: passages of each search that are ranked; no others are found.",
+        low=1,
+        high=1000,
     )
 
 
@@ -110,15 +113,15 @@ class RerankedRetriever:
         return self.retriever.sample() if isinstance(self.retriever, Sampled) else []
 
     def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
-        """See `Retriever.search`; `min_score` is one of the reranker's.
+        """See `Retriever.search`; no more hits than candidates, `min_score` is the reranker's.
 
         Raises:
             SettingsError: k is below 1, `queries` is one text, or the retriever gives no hits.
             ReaderError: the reranker gives something else than numbers.
         """
         check_search(queries, options)
-        more = replace(options, k=max(options.k, self._candidates), min_score=0.0)
-        found = ask(self.retriever, queries, more)
+        candidates = replace(options, k=self._candidates, min_score=0.0)
+        found = ask(self.retriever, queries, candidates)
         return [
             [hit for hit in self._ranked(query, hits) if hit.score >= options.min_score][
                 : options.k

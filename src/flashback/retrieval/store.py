@@ -43,6 +43,22 @@ class Pending:
         return bool(self.added or self.deleted)
 
 
+class BufferedWrites:
+    """The part of `Writable` that is the same in every store: writes wait for its commit."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to write."""
+        self._pending = Pending()
+
+    def add(self, passages: Iterable[Passage]) -> None:
+        """See `Writable`; one whose id is there already takes its place."""
+        self._pending.add(passages)
+
+    def delete(self, documents: Iterable[str]) -> None:
+        """See `Writable`."""
+        self._pending.delete(documents)
+
+
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """The items, `size` at a time."""
     return (items[at : at + size] for at in range(0, len(items), size))
