@@ -13,7 +13,8 @@ import pytest
 from command_line import refused, run
 from flashback.engines.local import LocalEngine
 from flashback.errors import IndexFolderError, SettingsError
-from flashback.evaluation.arms import FrameKind, untrained_arms
+from flashback.evaluation.arms import untrained_arms
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.loading import ENGINES, load
 from flashback.patterns.registry import PATTERNS
 from flashback.retrieval.kinds import KINDS, open_index

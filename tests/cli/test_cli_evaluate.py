@@ -583,6 +583,43 @@ def test_other_documents_are_scored_with_the_same_adapters(
     assert [row["name"] for row in outcome.record["rows"]] == ROWS
 
 
+def test_rows_that_are_asked_for_are_trained_and_scored_and_others_later(
+    reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--frame", "text", "--train-strides", "2", "--bfloat16")
+    outcome = reproduce(tmp_path / "T", "--adapter-row", "none", *few, "--json")
+    assert {path.name for path in (tmp_path / "T" / "adapters").iterdir()} == {"none"}
+    names = [row["name"] for row in outcome.record["rows"]]
+    assert "append (text)" in names
+    assert "append (bare)" not in names
+    assert names[-1] == "none + LoRA"
+    assert outcome.record["settings"]["training"]["strides"] == 2
+    card = json.loads((tmp_path / "T" / "adapters" / "none" / "flashback.json").read_text("utf-8"))
+    assert card["training"]["strides"] == 2
+    assert card["training"]["bfloat16"] is True
+    reproduce(tmp_path / "T", "--adapter-row", "append-trained", *few)
+    assert {path.name for path in (tmp_path / "T" / "adapters").iterdir()} == {
+        *("none", "append-trained")
+    }
+    no_training(monkeypatch)
+    both = reproduce(
+        tmp_path / "T",
+        *("--adapter-row", "none", "--adapter-row", "append-trained"),
+        *few,
+        "--json",
+    )
+    assert [row["name"] for row in both.record["rows"]][-2:] == [
+        "none + LoRA",
+        "append + LoRA, trained marks",
+    ]
+
+
+def test_a_row_that_is_not_there(reproduce: Reproduce, tmp_path: Path) -> None:
+    message = reproduce.refused(tmp_path / "T", "--adapter-row", "append-golden", code=2)
+    assert "--adapter-row append-golden: expected one of none, prepend-none," in message
+    assert not (tmp_path / "T").exists()
+
+
 @pytest.mark.parametrize(
     "more", [("--steps", "3"), ("--stride", "4"), ("--window-seed", "1", "--max-windows", "2")]
 )

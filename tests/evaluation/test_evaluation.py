@@ -28,7 +28,6 @@ from flashback.evaluation import perplexity
 from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import (
     Arm,
-    FrameKind,
     adapter_arms,
     untrained_arms,
     usual_frames,
@@ -36,6 +35,7 @@ from flashback.evaluation.arms import (
 )
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.evaluate import EvaluationSet, ScoreStore, evaluate, identity_of
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.evaluation.markdown import figure, in_markdown, ratio_figure, summary_of
 from flashback.evaluation.perplexity import (
     Contamination,

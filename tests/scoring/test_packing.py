@@ -516,3 +516,36 @@ def repeated_gradients(model: nn.Module, groups: int, copies: int) -> list[Tenso
             rows.append(chances.mean(0))
         found.append(gradient(model, [torch.stack(rows)]))
     return found
+
+
+@pytest.mark.parametrize("pattern", list(PATTERNS))
+def test_drawn_strides_are_scored_as_each_alone(pattern: str) -> None:
+    example = replace(even_example(8), passage_tokens=9)
+    some = example.drawn(3, seed=1)
+    assert len(some.window.cuts) == len(some.passages) == 3
+    assert set(some.window.cuts) < set(example.window.cuts)
+    scorer = TargetScorer(shared_model("llama"))
+    arrangement = Arrangement(pattern, MARKING, MARKS)
+    with torch.no_grad():
+        (together,) = scorer.log_probs([some], arrangement)
+        alone = [
+            replace(some, window=replace(some.window, cuts=(cut,)), passages=(passage,))
+            for cut, passage in zip(some.window.cuts, some.passages, strict=True)
+        ]
+        separate = torch.cat(scorer.log_probs(alone, arrangement))
+    torch.testing.assert_close(together, separate, atol=TOLERANCE, rtol=0)
+
+
+def test_the_seed_and_the_window_decide_which_strides_are_drawn() -> None:
+    examples = [even_example(20, seed=seed) for seed in range(8)]
+    chosen = [one.drawn(4, seed=0).window.cuts for one in examples]
+    assert chosen == [one.drawn(4, seed=0).window.cuts for one in examples]
+    assert chosen != [one.drawn(4, seed=1).window.cuts for one in examples]
+    assert len(set(chosen)) > 1
+    assert all(cuts == tuple(sorted(cuts, key=lambda cut: cut.boundary)) for cuts in chosen)
+
+
+@pytest.mark.parametrize("strides", [0, 20, 21])
+def test_all_strides_stay_where_no_fewer_are_asked_for(strides: int) -> None:
+    example = even_example(20)
+    assert example.drawn(strides, seed=0) is example

@@ -23,6 +23,7 @@ from flashback.cli.reader_options import ReaderOptions, reader_options
 from flashback.cli.retriever_options import Source, required_source_options
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from flashback.evaluation.perplexity import Table
     from flashback.readers.reader import Reader
     from flashback.scoring.examples import Example
+    from flashback.training.reproduce import Rows
     from flashback.training.run import Run
 
 _TRAINED = [
@@ -56,6 +58,9 @@ class _Request:
     index: Source
     out: Path
     evaluate_windows: int
+    adapter_rows: tuple[str, ...]
+    frames: tuple[str, ...]
+    bfloat16: bool
     options: ReaderOptions
     as_json: bool
 
@@ -63,6 +68,14 @@ class _Request:
     def scored_windows(self) -> WindowSettings:
         """How the documents that are scored are cut."""
         return replace(self.windows, max_windows=self.evaluate_windows)
+
+    @property
+    def rows(self) -> "Rows":
+        """The rows of the table."""
+        from flashback.training.reproduce import NAIVE_FRAMES, Rows
+
+        frames = tuple(FrameKind[name.upper()] for name in self.frames)
+        return Rows(self.settings.echo_tokens, self.adapter_rows, frames or NAIVE_FRAMES)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -78,7 +91,8 @@ class _Request:
             "index": str(self.index),
             "resamples": self.bootstrap.resamples,
             "trained_on": list(self.train_documents),
-            "training": training | {"max_windows": self.windows.max_windows},
+            "training": training
+            | {"max_windows": self.windows.max_windows, "bfloat16": self.bfloat16},
         }
 
 
@@ -108,6 +122,22 @@ class _Request:
     show_default=True,
     help="Windows to score, drawn at random; 0: all.",
 )
+@click.option(
+    "--adapter-row",
+    "adapter_rows",
+    multiple=True,
+    metavar="NAME",
+    help="Train and score this adapter only, such as none, prepend-trained, append-trained or "
+    "append-trained-echo (repeatable; others can be added later).",
+)
+@click.option(
+    "--frame",
+    "frames",
+    multiple=True,
+    type=click.Choice(["bare", "text", "echo", "eos"]),
+    help="Score untrained rows with this frame only (repeatable).",
+)
+@click.option("--bfloat16", is_flag=True, help="Train in bfloat16 where that is safe.")
 @reader_options
 @options_of(TrainingSettings, only=_TRAINED)
 @lookup_options
@@ -168,7 +198,7 @@ def _table(request: _Request, trained: Sources, scored: Sources) -> "Table":
     """
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.evaluation.evaluate import ScoreStore, evaluate
-    from flashback.training.reproduce import arms, claim, train_missing
+    from flashback.training.reproduce import arms, claim, recipes, train_missing
     from flashback.training.run import Run
 
     out, bootstrap = request.out, request.bootstrap
@@ -176,12 +206,14 @@ def _table(request: _Request, trained: Sources, scored: Sources) -> "Table":
     run = Run(request.settings, request.retrieval, request.windows, request.data)
     _check_positions(readers.get(), run)
     examples, sets = _read(request, readers.get(), trained, scored)
-    claim(out, run, readers.get(), examples)
-    train_missing(out, readers, examples, run, training_progress)
-    rows = arms(out, readers.get(), request.settings.echo_tokens)
+    rows, bfloat16 = request.rows, request.bfloat16
+    recipes(readers.get(), rows)  # unknown names are refused before a folder is made
+    claim(out, run, readers.get(), examples, bfloat16=bfloat16)
+    train_missing(out, readers, examples, run, training_progress, rows=rows, bfloat16=bfloat16)
+    scored_rows = arms(out, readers.get(), rows)
     store = ScoreStore(out / "scores")
     with counting("scoring windows") as start:
-        return evaluate(rows, sets, readers, settings=bootstrap, store=store, start=start)[0]
+        return evaluate(scored_rows, sets, readers, settings=bootstrap, store=store, start=start)[0]
 
 
 def _check_positions(reader: "Reader", run: "Run") -> None:

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 
 from flashback.errors import SettingsError
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard, read_card
@@ -17,22 +17,6 @@ from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
 from flashback.settings import FrameText
-
-
-class FrameKind(StrEnum):
-    """The frame around a passage."""
-
-    BARE = "bare"
-    """Nothing."""
-    TEXT = "text"
-    """The pattern's own text, without an echo."""
-    ECHO = "text, echo"
-    """The pattern's own text and echo: the context's last tokens repeated behind an appended
-    passage."""
-    EOS = "eos"
-    """An end-of-text token in front, as the authors' tokenizer puts one before every passage."""
-    MARKS = "marks"
-    """The reader's marking tokens."""
 
 
 @dataclass(frozen=True)

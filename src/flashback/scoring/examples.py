@@ -3,8 +3,9 @@
 Knows token ids. Knows nothing of models.
 """
 
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from flashback.patterns.frame import Frame
@@ -36,6 +37,22 @@ class Example:
         cuts, stride = self.window.cuts, self.window.stride
         follow = all(b.boundary - a.boundary == stride for a, b in pairwise(cuts))
         return follow and self.window.shares_context
+
+    def drawn(self, strides: int, seed: int) -> "Example":
+        """The same window with some of its strides, in order.
+
+        Args:
+            strides: how many; 0: all.
+            seed: with the window's tokens, decides which.
+        """
+        count = len(self.window.cuts)
+        if not 0 < strides < count:
+            return self
+        draw = random.Random(f"{seed} {self.window.document.id} {self.window.ids}")
+        kept = sorted(draw.sample(range(count), strides))
+        cuts = tuple(self.window.cuts[at] for at in kept)
+        passages = tuple(self.passages[at] for at in kept)
+        return replace(self, window=replace(self.window, cuts=cuts), passages=passages)
 
 
 @dataclass(frozen=True)

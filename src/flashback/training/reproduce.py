@@ -14,13 +14,15 @@ from pathlib import Path
 
 from flashback.errors import TrainingError
 from flashback.evaluation.adapted_readers import AdaptedReaders
-from flashback.evaluation.arms import Arm, FrameKind, arm_of, untrained_arms
+from flashback.evaluation.arms import Arm, arm_of, untrained_arms
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.files import write_atomically
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
+from flashback.settings import named
 from flashback.training.run import Run
 from flashback.training.train import train
 from flashback.training.trainer import OnStep
@@ -49,15 +51,34 @@ class Recipe:
         return f"{self.pattern}-{self.marks}" + ("-echo" if self.echo_tokens else "")
 
 
-def recipes(reader: Reader, echo_tokens: int = 0) -> list[Recipe]:
-    """All adapters of the table: none; prepend and append with no, frozen and trained marks.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table."""
+
+    echo_tokens: int = 0
+    """Above 0, one adapter more: append with trained marks and an echo of this length."""
+    adapters: tuple[str, ...] = ()
+    """The adapters to train and score, by `Recipe.name`; empty: all of them."""
+    frames: tuple[FrameKind, ...] = NAIVE_FRAMES
+    """The frames of the untrained rows."""
+
+
+def recipes(reader: Reader, rows: Rows = Rows()) -> list[Recipe]:
+    """The adapters of the table: none; prepend and append with no, frozen and trained marks.
 
     Behind the paper's come those of every other pattern that the reader supports, without and with
     trained marks.
 
-    Args:
-        echo_tokens: above 0, one more: append with trained marks and an echo of this length.
+    Raises:
+        SettingsError: there is no adapter of a name that is asked for.
     """
+    found = {one.name: one for one in _all_recipes(reader, rows.echo_tokens)}
+    for name in rows.adapters:
+        named("--adapter-row", name, list(found))
+    return [one for name, one in found.items() if name in rows.adapters or not rows.adapters]
+
+
+def _all_recipes(reader: Reader, echo_tokens: int) -> list[Recipe]:
     echo = [Recipe("append", Marks.TRAINED, echo_tokens)] if echo_tokens else []
     return [
         Recipe("none", Marks.NONE),
@@ -76,17 +97,17 @@ def _others(reader: Reader) -> list[str]:
     ]
 
 
-def arms(out: Path, reader: Reader, echo_tokens: int = 0) -> list[Arm]:
+def arms(out: Path, reader: Reader, rows: Rows = Rows()) -> list[Arm]:
     """All rows: untrained, then with the adapters of `recipes`, which must be there.
 
     Raises:
         AdapterError: an adapter is missing or damaged.
     """
-    folders = {adapter_folder(out, one): one.pattern for one in recipes(reader, echo_tokens)}
+    folders = {adapter_folder(out, one): one.pattern for one in recipes(reader, rows)}
     return [
         Arm("none"),
         Arm("none", shortened=True),
-        *untrained_arms([*_PAPER, *_others(reader)], NAIVE_FRAMES),
+        *untrained_arms([*_PAPER, *_others(reader)], rows.frames),
         *(arm_of(folder, read_card(folder), pattern) for folder, pattern in folders.items()),
     ]
 
@@ -108,7 +129,9 @@ def check_output(out: Path) -> None:
         raise TrainingError(f"reproduction {out}: the folder is not empty; choose another --out")
 
 
-def claim(out: Path, run: Run, reader: Reader, examples: Sequence[Example]) -> None:
+def claim(
+    out: Path, run: Run, reader: Reader, examples: Sequence[Example], *, bfloat16: bool = False
+) -> None:
     """Make the folder this run's: rows of different trainings must not share a table.
 
     Raises:
@@ -117,7 +140,7 @@ def claim(out: Path, run: Run, reader: Reader, examples: Sequence[Example]) -> N
     """
     check_output(out)
     out.mkdir(parents=True, exist_ok=True)
-    path, identity = out / _RUN, run.identity(reader, examples)
+    path, identity = out / _RUN, run.identity(reader, examples, bfloat16=bfloat16)
     if not path.exists():
         write_atomically(path, identity)
     elif path.read_text("utf-8") != identity:
@@ -133,17 +156,22 @@ def train_missing(
     examples: Sequence[Example],
     run: Run,
     show: Callable[[str], AbstractContextManager[OnStep]],
+    *,
+    rows: Rows = Rows(),
+    bfloat16: bool = False,
 ) -> None:
     """Train every adapter that is not there yet, each on the same windows for the same steps.
 
     Args:
         run: settings; pattern and marks are replaced.
         show: a progress bar for a training of this name.
+        rows: which of them.
+        bfloat16: see `train`.
 
     Raises:
         TrainingError: see `train`.
     """
-    for recipe in recipes(readers.get(), run.settings.echo_tokens):
+    for recipe in recipes(readers.get(), rows):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue
@@ -153,4 +181,4 @@ def train_missing(
             retrieval=replace(run.retrieval, pattern=recipe.pattern),
         )
         with show(recipe.name) as on_step:
-            train(readers.take(), examples, own, folder, on_step=on_step)
+            train(readers.take(), examples, own, folder, on_step=on_step, bfloat16=bfloat16)

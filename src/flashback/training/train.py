@@ -71,6 +71,7 @@ def train(
         SettingsError: an unknown layer or logger.
     """
     out = Path(out)
+    examples = [one.drawn(run.settings.strides, run.settings.seed) for one in examples]
     _check_inputs(reader, examples, run, out)
     callbacks = loggers(log_to)
     arguments = trainer_arguments(reader, out, run.settings, bool(held_out), bfloat16)

@@ -13,6 +13,13 @@ class TrainingSettings(LoraSettings):
     learning_rate: float = setting(1e-3, "Of AdamW, at its peak.", low=0.0, high=10.0)
     steps: int = setting(500, "Optimizer steps.", low=1, high=10_000_000)
     windows_per_step: int = setting(4, "Windows in a batch, on each device.", low=1, high=1 << 20)
+    strides: int = setting(
+        0,
+        "Strides of a window that are trained on, drawn at random; 0: all. Fewer cost less.",
+        low=0,
+        high=1 << 20,
+        flag="--train-strides",
+    )
     accumulation: int = setting(1, "Batches to an optimizer step.", low=1, high=1 << 20)
     warmup: float = setting(
         0.1,
