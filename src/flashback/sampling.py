@@ -6,7 +6,7 @@ a sample depends on the logits and the seed alone, not on the engine or the timi
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,18 @@ OnToken = Callable[[Tensor | None, int], None]
 """Called with every token as it is chosen: the logits (V,), if they are here, and the token."""
 
 
+class Constraint(Protocol):
+    """The tokens that may come next in one text, where not all may."""
+
+    def allowed(self, scores: Tensor) -> Tensor:
+        """The scores (1, V), those of tokens that may not come next at minus infinity."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """A token was written."""
+        ...
+
+
 class Sampler:
     """Chooses the next tokens of one text, and keeps its history."""
 
@@ -36,6 +48,7 @@ class Sampler:
         history: Sequence[int],
         forbidden: Iterable[int] = (),
         on_token: OnToken | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Begin a text.
 
@@ -44,7 +57,9 @@ class Sampler:
             history: the tokens of the text so far, without any passage.
             forbidden: ids that are never chosen (marking tokens).
             on_token: called with every token; what it raises ends the completion.
+            constraint: None: any token may come next.
         """
+        self.constraint = constraint
         self.settings = settings
         self.history = list(history)
         self.forbidden = tuple(forbidden)
@@ -54,6 +69,8 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """Pick a token from `logits` (V,) and append it to the history."""
         scores = logits.float()[None]
+        if self.constraint is not None:
+            scores = self.constraint.allowed(scores)
         if self._processors:
             # Only the repetition penalty reads the ids; building them costs as much as a draw.
             seen = self.history if self.settings.repetition_penalty != 1 else []
@@ -69,6 +86,8 @@ class Sampler:
 
     def _take(self, token: int, logits: Tensor | None) -> None:
         self.history.append(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if self._on_token is not None:
             self._on_token(logits, token)
 

@@ -329,6 +329,7 @@ class StoppingSettings(CheckedSettings):
     max_new_tokens: int = setting(64, "Tokens to write at most.", low=1, high=1 << 24)
     stop: tuple[str, ...] = setting((), "End before this text; it may span strides (repeatable).")
     ignore_eos: bool = setting(False, "Write on after an end-of-text token.")
+    json_schema: str = setting("", "A JSON schema that what is written obeys, or a file with one.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

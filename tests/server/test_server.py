@@ -536,6 +536,53 @@ def test_what_clients_send_by_themselves_changes_nothing(
     assert found.json()["choices"] == plain.json()["choices"]
 
 
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"enum": ["here", "there"]}},
+    "required": ["place"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("pattern", list(PATTERNS))
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_obeys_its_schema(served: Served, pattern: str, stream: bool) -> None:
+    client = served.client()
+    given: dict[str, Any] = {
+        "model": "llama",
+        "max_tokens": 60,
+        "temperature": 1.5,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": PLACE}},
+        "extra_body": {"flashback": {"pattern": pattern}},
+    }
+    messages: list[Any] = [{"role": "user", "content": "moon"}]
+    if stream:
+        chunks = list(client.chat.completions.create(messages=messages, stream=True, **given))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+        assert reasons[-1] == "stop"
+    else:
+        (choice,) = client.chat.completions.create(messages=messages, **given).choices
+        assert choice.finish_reason == "stop"
+        text = str(choice.message.content)
+    assert json.loads(text)["place"] in ("here", "there")
+
+
+def test_any_object_and_completions(http: httpx2.Client) -> None:
+    body = {"model": "llama", "prompt": "moon", "max_tokens": 40, "temperature": 0}
+    wanted = {"response_format": {"type": "json_object"}}
+    (choice,) = http.post("/v1/completions", json=body | wanted).json()["choices"]
+    assert choice["text"].startswith("{")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_followed_is_refused(http: httpx2.Client, stream: bool) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+    body = {"model": "llama", "prompt": "moon", "response_format": wanted, "stream": stream}
+    answer = http.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -545,7 +592,7 @@ def test_what_clients_send_by_themselves_changes_nothing(
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"store": True}, "store"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"metadata": {"run": 7}}, "metadata"),
         ({"response_format": {"content": "text"}}, "response_format"),

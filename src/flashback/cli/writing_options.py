@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashback.cli.console import notes
@@ -16,7 +17,7 @@ from flashback.cli.reader_options import (
     weights_option,
 )
 from flashback.cli.retriever_options import Source, source_arguments, source_options
-from flashback.errors import FlashBackWarning
+from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.guard import GuardSettings
 from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
@@ -102,6 +103,7 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
         AdapterError: the adapter's folder is missing or damaged.
     """
     index, adapter, frame = (values.pop(name) for name in ("index", "adapter", "frame"))
+    values["json_schema"] = _json_schema(values["json_schema"])
     settings = take(
         Settings,
         values,
@@ -114,6 +116,23 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)
     return WritingRequest(settings, index, adapter, frame, take(GuardSettings, values))
+
+
+def _json_schema(given: str) -> str:
+    """A JSON schema as it is given, or the text of the file of that name.
+
+    Raises:
+        SettingsError: there is no such file.
+    """
+    if not given or given.lstrip().startswith("{"):
+        return given
+    try:
+        return Path(given).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"--json-schema {given}: {' '.join(str(error).split())}; expected a file with a JSON "
+            "schema, or the schema itself"
+        ) from None
 
 
 def warn_if_empty(result: "Generation") -> None:

@@ -12,6 +12,9 @@ _TYPES = {
     429: "rate_limit_error",
 }
 
+_FIELDS = {"json_schema": "response_format"}
+"""The API's names of settings that have other ones."""
+
 
 @dataclass(eq=False)
 class ApiError(Exception):
@@ -64,7 +67,7 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
         return ApiError(400, f"{named}, or use /v1/completions", "no_chat_template")
     if isinstance(error, ChatTemplateError):
         return ApiError(400, named, param="messages")
-    return ApiError(400, named, "invalid_value", param)
+    return ApiError(400, named, "invalid_value", _FIELDS.get(param or "", param))
 
 
 def internal() -> ApiError:

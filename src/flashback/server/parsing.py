@@ -1,5 +1,6 @@
 """Checks requests: fills in defaults, applies the server's limits, checks settings."""
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -15,7 +16,9 @@ from flashback.server.schema import (
     ChatRequest,
     Common,
     CompletionRequest,
+    ObjectFormat,
     RetrieveRequest,
+    SchemaFormat,
 )
 from flashback.server.service import Service
 from flashback.settings import (
@@ -135,12 +138,22 @@ def _settings(request: Common, tokens: int, service: Service) -> Settings:
         return Settings(
             _retrieval(given, service),
             _sampling(request),
-            StoppingSettings(tokens, tuple(stops), given.get("ignore_eos", False)),
+            StoppingSettings(
+                tokens, tuple(stops), given.get("ignore_eos", False), _json_schema(request)
+            ),
             given.get("truncate", False),
             request.cache_salt or "",
         )
     except SettingsError as error:
         raise of_settings(error, service.reader.name, service.model) from error
+
+
+def _json_schema(request: Common) -> str:
+    """The schema that the answer obeys; empty: none."""
+    wanted = request.response_format
+    if isinstance(wanted, SchemaFormat):
+        return json.dumps(wanted.json_schema.schema_)
+    return '{"type": "object"}' if isinstance(wanted, ObjectFormat) else ""
 
 
 def _retrieval(given: dict[str, Any], service: Service) -> RetrievalSettings:

@@ -123,6 +123,34 @@ Label = Annotated[str, StringConstraints(max_length=1024)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_STOP)]
 
 
+class JsonSchema(Strict):
+    """A JSON schema, by OpenAI's name."""
+
+    schema_: dict[str, Any] = Field(alias="schema", description="The schema itself.")
+    name: Label | None = None
+    description: Label | None = None
+    strict: bool | None = Field(None, description="It is always obeyed.")
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Strict):
+    """What obeys a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
 class Common(_Sampling):  # type: ignore[misc]
     """Fields of completions and chats."""
 
@@ -145,6 +173,9 @@ class Common(_Sampling):  # type: ignore[misc]
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: (
+        Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
     metadata: Annotated[dict[str, Label], Field(max_length=64)] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
@@ -224,7 +255,6 @@ class ChatRequest(Common):
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    response_format: Annotated[dict[Literal["type"], Literal["text"]], Field()] | None = None
     store: Literal[False] | None = None
 
 

@@ -23,6 +23,7 @@ from flashback.writing.chat import ChatTurn, turn_of
 from flashback.writing.lookahead import Lookahead
 from flashback.writing.plan import Plan, Planner
 from flashback.writing.stream import Event, Events, StrideStart, TextPiece, Writing
+from flashback.writing.structured import constraint_of
 from flashback.writing.text import FinishReason, Generation, Query, Stride, Text
 
 __all__ = [
@@ -139,7 +140,7 @@ class Generator:
     def stream_turn(self, turn: ChatTurn, on_token: OnToken | None = None) -> Writing:
         """Start to write a turn. See `stream`."""
         plan = self._planner.plan(turn.settings)
-        text = self._begin(turn.prompt.ids, plan, on_token)
+        text = self._begin(turn.prompt.ids, plan, on_token, turn.prompt.begun)
         text.query, text.begun, text.cut = turn.query, turn.prompt.begun, turn.cut
         self._warn_if_untrained(plan.settings.retrieval)
         return self._writing(text)
@@ -197,7 +198,9 @@ class Generator:
         Raises:
             As `stream`.
         """
-        self._planner.plan(changed(settings, {})).context(prompt, self.reader)
+        plan = self._planner.plan(changed(settings, {}))
+        plan.context(prompt, self.reader)
+        constraint_of(plan.settings, self.reader)
 
     def settled(self, settings: Settings) -> Settings:
         """See `Planner.settled`."""
@@ -219,17 +222,23 @@ class Generator:
         return search(retriever, queries, retrieval)
 
     def _begin(
-        self, prompt: str | Sequence[int], plan: Plan, on_token: OnToken | None = None
+        self,
+        prompt: str | Sequence[int],
+        plan: Plan,
+        on_token: OnToken | None = None,
+        begun: int = 0,
     ) -> Text:
-        """A text with nothing written yet."""
+        """A text with nothing written yet, but the prompt's last `begun` tokens."""
         context = plan.context(prompt, self.reader)
         sampling = plan.settings.sampling
+        written = context.ids[len(context.ids) - begun :]
+        constraint = constraint_of(plan.settings, self.reader, written)
         return Text(
             self.reader,
             plan.settings,
             plan.frame,
             context,
-            Sampler(sampling, context.ids, self.reader.forbidden, on_token),
+            Sampler(sampling, context.ids, self.reader.forbidden, on_token, constraint),
             plan.reserved,
         )
 
