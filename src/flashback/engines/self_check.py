@@ -19,13 +19,15 @@ from flashback.engines.kernels.linear import is_quantized
 from flashback.engines.kernels.single_step import SingleStep, single_steps
 from flashback.engines.kernels.states import States
 from flashback.engines.passes import Passes
+from flashback.engines.reference import recomputed
 from flashback.engines.support import label
 from flashback.errors import UnsupportedReader
 from flashback.patterns.prompt import Ids, Layout, PlacedPassage, Prompt
 
 _LOG = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype."""
+"""Largest difference of a logit, relative to the largest logit (at least 1), by dtype; from a
+float32 pass of the same weights."""
 _LOOSE = 5e-2
 """With other dtypes."""
 _ROUNDED = 0.3
@@ -82,7 +84,7 @@ def _is_exact(step: SingleStep, model: PreTrainedModel) -> bool:
     """Whether steps of one row and of two behind some tokens give the logits of a whole pass."""
     ids = torch.tensor(_random_ids(model, 2, 5))
     positions = torch.arange(5).expand(2, 5)
-    expected = model(input_ids=ids, use_cache=False).logits[:, 3:]
+    expected = recomputed(model, ids.tolist())[:, 3:]
     try:
         for rows in (ids[:1], ids):
             cache, own = new_cache(model), positions[: len(rows)]
@@ -114,7 +116,7 @@ def check_cache_reuse(passes: Passes, window: int) -> None:
             cached = [
                 passes.extend(sequence, new)[-1].clone() for new in (ids[shared:-1], ids[-1:])
             ]
-            expected = _recomputed(model, ids)[-2:]
+            expected = recomputed(model, [ids])[0, -2:]
             _compare_values(model, torch.stack(cached), expected, "logits from a cut-back cache")
 
 
@@ -256,16 +258,9 @@ def _compare_states(
             _compare_values(model, states, alone, "a passage's keys and values")
 
 
-def _recomputed(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
-    """The logits behind every id, (T, V), without a cache."""
-    given = torch.tensor([list(ids)], device=model.device)
-    logits: Tensor = model(input_ids=given, use_cache=False).logits[0]
-    return logits
-
-
 def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: str) -> None:
     """Refuse the model if `logits` (V,) are not those behind `ids`."""
-    _compare_values(model, logits, _recomputed(model, ids)[-1], what)
+    _compare_values(model, logits, recomputed(model, [ids])[0, -1], what)
 
 
 def _compare_values(model: PreTrainedModel, found: Tensor, expected: Tensor, what: str) -> None:
