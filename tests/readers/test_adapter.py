@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from command_line import refused, run
 from families import FAMILIES, tiny_model
 from flashback.cli.patterns import as_trained
+from flashback.declared import AUTO
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
 from flashback.loading import load
@@ -42,7 +43,7 @@ from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.lora import add_lora, save_lora
 from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.reader import Reader
-from flashback.settings import AUTO, FrameText, RetrievalSettings, Settings
+from flashback.settings import FrameText, RetrievalSettings, Settings
 from flashback.training.export import export
 from flashback.training.model_card import model_card
 from flashback.writing.generator import Generator

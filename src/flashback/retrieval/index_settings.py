@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import IndexFolderError, SettingsError
 from flashback.retrieval.analysis import LANGUAGES
 from flashback.retrieval.index_folder import Manifest
-from flashback.settings import CheckedSettings, setting
 
 DENSE = "dense"
 """A kind of index: passages as vectors."""
