@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "engines.kernels": set(),
     "engines.cache": {"engines.kernels", "patterns"},
     "engines": {"engines.cache", "engines.kernels", "patterns"},
-    "readers": {"engines", "engines.kernels", "patterns"},
+    "readers": {"engines", "engines.kernels", "patterns", "corpus.characters"},
     "writing": {"readers", "patterns", "engines.protocol", "retrieval.protocol"},
     "scoring": {
         "readers",

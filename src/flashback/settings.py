@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from flashback.declared import AUTO, CheckedSettings, Registry, check_number, flag_of, setting
@@ -11,6 +12,15 @@ PATTERNS: Registry[Any] = Registry("pattern")
 """The context patterns; `flashback.patterns.registry` registers them and gives this its type."""
 
 _MOST_TOKENS = 1 << 20
+
+
+class QueryForm(StrEnum):
+    """What of a text, or of a chat, is the query of a stride; see `readers/queries.py`."""
+
+    TOKENS = "tokens"
+    SENTENCE = "sentence"
+    TERMS = "terms"
+    MESSAGE = "message"
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,12 @@ class RetrievalSettings(CheckedSettings):
     stride: int = setting(16, "s: tokens written between two retrievals.", low=1, high=_MOST_TOKENS)
     query_tokens: int = setting(
         32, "ℓ: the last tokens of the context that become the query.", low=1, high=_MOST_TOKENS
+    )
+    query_form: QueryForm = setting(
+        QueryForm.TOKENS,
+        "The query. tokens: the last ℓ. sentence: the last sentence. terms: words of the last 8·ℓ "
+        "tokens, later ones weighted more. message: the first ℓ tokens, in chats of the first "
+        "message, and the last ℓ.",
     )
     passage_tokens: int = setting(
         128, "m: the tokens a passage is cut to.", low=1, high=_MOST_TOKENS
