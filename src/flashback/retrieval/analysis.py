@@ -23,6 +23,8 @@ LANGUAGES = (
     *("norwegian", "portuguese", "romanian", "spanish", "swedish", "turkish"),
 )
 """What Latin script may be taken for."""
+NEUTRAL = "none"
+"""In place of a language: words in Latin script are found as they are written."""
 _WITHOUT_STOP_WORDS = ("romanian", "turkish")
 _STEMMERS = ("russian", "greek", "arabic", "tamil")
 """Each leaves other scripts than its own alone."""
@@ -41,13 +43,14 @@ def analyzer(language: str = "english") -> tantivy.TextAnalyzer:
     """From what `terms` gives to what an index holds: no stop words, stems.
 
     Args:
-        language: one of `LANGUAGES`, for Latin script.
+        language: one of `LANGUAGES`, for Latin script, or `NEUTRAL`.
     """
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
     builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
-    if language not in _WITHOUT_STOP_WORDS:
+    own = () if language == NEUTRAL else (language,)
+    if own and language not in _WITHOUT_STOP_WORDS:
         builder = builder.filter(tantivy.Filter.stopword(language))
-    for name in (language, *_STEMMERS):
+    for name in (*own, *_STEMMERS):
         builder = builder.filter(tantivy.Filter.stemmer(name))
     return builder.build()
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS
-from flashback.declared import CheckedSettings, setting
+from flashback.declared import CheckedSettings, named, setting
 from flashback.errors import IndexFolderError, SettingsError
-from flashback.retrieval.analysis import LANGUAGES
+from flashback.retrieval.analysis import LANGUAGES, NEUTRAL
 from flashback.retrieval.index_folder import Manifest
 
 DENSE = "dense"
@@ -27,8 +27,11 @@ class IndexSettings(CheckedSettings):
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
     language: str = setting(
         "english",
-        "What Latin script is taken for: its words are found by their stems; not of kind dense.",
-        choices=LANGUAGES,
+        "What Latin script is taken for: its words are found by their stems; not of kind dense. "
+        "auto: the language of a sample of the passages (extra 'languages'). none: words are found "
+        "as they are written.",
+        choices=(*LANGUAGES, NEUTRAL),
+        auto=True,
     )
     kind: str = setting(
         "bm25",
@@ -91,7 +94,9 @@ def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
         IndexFolderError: the manifest has others.
     """
     try:
-        return IndexSettings(**manifest.content.settings)
+        made = IndexSettings(**manifest.content.settings)
+        named("--language", made.language, (*LANGUAGES, NEUTRAL))  # never `auto`
+        return made
     except (TypeError, SettingsError) as error:
         raise IndexFolderError(
             f"index {folder}: its manifest has other settings ({error}); build it again"
