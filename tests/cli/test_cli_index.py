@@ -125,7 +125,7 @@ def test_the_language_of_a_corpus_is_found_and_said(tmp_path: Path) -> None:
     words = ("index", corpus, "--out", tmp_path / "mixed", "--language", "auto", "--json")
     outcome = run(*words)
     assert "german 50%, english 50% of 2 passages" in outcome.err
-    assert "Latin script is of several languages, or of one without stems" in outcome.err
+    assert "Latin script is taken for german and english\n" in outcome.err
     detected = json.loads(outcome.out)["content"]["detected"]
     assert detected["languages"] == {"german": 0.5, "english": 0.5}
     assert run("index", corpus, "--out", tmp_path / "given").err == ""

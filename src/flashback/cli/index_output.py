@@ -58,12 +58,9 @@ def detected_note(sampled: int, share: float, language: str, languages: Mapping[
     """What was found of a corpus's language, see `Detected`."""
     named = ((one, part) for one, part in languages.items() if part >= _WORTH_SAYING)
     parts = ", ".join(f"{'unknown' if one == '?' else one} {part:.0%}" for one, part in named)
-    taken = f"Latin script is taken for {language}"
+    taken = f"Latin script is taken for {language.replace('+', ' and ')}"
     if language == NEUTRAL:
-        taken = (
-            "Latin script is of several languages, or of one without stems: its words are found "
-            "only as they are written (or give --language)"
-        )
+        taken = "Latin script is mostly of languages without stems: words are found as written"
     return f"language: {parts} of {sampled:,} passages looked at ({share:.1%}); {taken}"
 
 

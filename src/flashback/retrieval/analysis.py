@@ -43,12 +43,14 @@ def analyzer(language: str = "english") -> tantivy.TextAnalyzer:
     """From what `terms` gives to what an index holds: no stop words, stems.
 
     Args:
-        language: one of `LANGUAGES`, for Latin script, or `NEUTRAL`.
+        language: what Latin script is taken for: one of `LANGUAGES`, several with `+` between them,
+            or `NEUTRAL`. Of several languages no stop words are left out, since they may be words
+            of another one.
     """
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
     builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
-    own = () if language == NEUTRAL else (language,)
-    if own and language not in _WITHOUT_STOP_WORDS:
+    own = [] if language == NEUTRAL else language.split("+")
+    if len(own) == 1 and language not in _WITHOUT_STOP_WORDS:
         builder = builder.filter(tantivy.Filter.stopword(language))
     for name in (*own, *_STEMMERS):
         builder = builder.filter(tantivy.Filter.stemmer(name))

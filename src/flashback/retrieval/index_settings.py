@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS
-from flashback.declared import CheckedSettings, named, setting
+from flashback.declared import AUTO, CheckedSettings, named, setting
 from flashback.errors import IndexFolderError, SettingsError
 from flashback.retrieval.analysis import LANGUAGES, NEUTRAL
 from flashback.retrieval.index_folder import Manifest
@@ -28,10 +28,8 @@ class IndexSettings(CheckedSettings):
     language: str = setting(
         "english",
         "What Latin script is taken for: its words are found by their stems; not of kind dense. "
-        "auto: the language of a sample of the passages (extra 'languages'). none: words are found "
-        "as they are written.",
-        choices=(*LANGUAGES, NEUTRAL),
-        auto=True,
+        f"{', '.join(LANGUAGES)}, or several of these, such as english+german. auto: the languages "
+        "of a sample of the passages (extra 'languages'). none: words are found as written.",
     )
     kind: str = setting(
         "bm25",
@@ -62,6 +60,7 @@ class IndexSettings(CheckedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_kind()
+        _check_language(self.language)
         if self.overlap >= self.passage_words:
             raise SettingsError(
                 f"--overlap={self.overlap}: expected less than --passage-words, which is "
@@ -87,6 +86,14 @@ class IndexSettings(CheckedSettings):
             )
 
 
+def _check_language(language: str) -> None:
+    names = language.split("+")
+    for name in names:
+        named("--language", name, LANGUAGES if len(names) > 1 else (*LANGUAGES, NEUTRAL, AUTO))
+    if len({*names}) < len(names):
+        raise SettingsError(f"--language={language!r}: expected every language once")
+
+
 def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
     """The settings with which an index was made.
 
@@ -95,7 +102,8 @@ def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
     """
     try:
         made = IndexSettings(**manifest.content.settings)
-        named("--language", made.language, (*LANGUAGES, NEUTRAL))  # never `auto`
+        if made.language == AUTO:
+            raise SettingsError("--language='auto': expected what was found")
         return made
     except (TypeError, SettingsError) as error:
         raise IndexFolderError(

@@ -1,7 +1,7 @@
 """The language of a corpus, from a sample of its passages: what Latin script is taken for.
 
-An index has one analysis. Scripts are told apart by it anyway, so only passages in Latin script
-decide; where they are of several languages, or of one without stems, nothing is stemmed.
+An index has one analysis, which tells scripts apart anyway: only passages in Latin script decide.
+Where they are of several languages, words are stemmed for one after the other.
 """
 
 import random
@@ -22,8 +22,8 @@ SAMPLE = 256
 """Passages that are looked at."""
 _SURE = 0.8
 """The least probability of a language; else a passage is of none, such as code."""
-_ALMOST_ALL = 0.8
-"""The least share of a language among passages in Latin script, if it is to be the index's."""
+_WORTH_STEMS = 0.1
+"""The least share of a language among passages in Latin script, if it is to have its stems."""
 _NAMES = {
     "da": "danish",
     "nl": "dutch",
@@ -127,9 +127,11 @@ def _of_latin(counts: Counter[str]) -> str:
     """What Latin script is taken for, by the passages in it."""
     if not counts:
         return "english"  # of the Latin words in other scripts
-    ((name, most),) = counts.most_common(1)
-    named = name in _NAMES.values()
-    return name if named and most >= _ALMOST_ALL * counts.total() else NEUTRAL
+    least = _WORTH_STEMS * counts.total()
+    stemmed = [name for name, count in counts.most_common() if name in _NAMES.values()]
+    if 2 * sum(counts[name] for name in stemmed) < counts.total():
+        return NEUTRAL
+    return "+".join([stemmed[0], *(name for name in stemmed[1:] if counts[name] >= least)])
 
 
 def _language(text: str) -> str:
