@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from flashback.corpus.formats.file_settings import FileSettings
+from flashback.declared import CheckedSettings, choices_of, flag_of
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.fusion import FusionSettings
 from flashback.retrieval.index_settings import DenseSettings
 from flashback.retrieval.rerank import RerankSettings
-from flashback.settings import (
-    CheckedSettings,
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-    choices_of,
-    flag_of,
-)
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 PAGE = Path(__file__).parent / "settings.md"
 _INTRODUCTION = """# Settings

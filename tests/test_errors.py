@@ -7,10 +7,10 @@ import pytest
 
 import flashback
 from command_line import refused
+from flashback.declared import flag_of
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.lora_settings import LoraSettings
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import flag_of
 from flashback.training.training_settings import TrainingSettings
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashback.declared import Registry
 from flashback.engines.protocol import Capabilities, Completion, Usage
 from flashback.loading import LoadOptions
 from flashback.patterns.cost import StrideShape
@@ -15,7 +16,7 @@ from flashback.readers.text_reader import TextReader
 from flashback.retrieval.index_folder import Content, Manifest, new_version, publish, read_manifest
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler
-from flashback.settings import Registry, SearchOptions
+from flashback.settings import SearchOptions
 from tiny_readers import byte_tokenizer
 
 

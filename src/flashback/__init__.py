@@ -14,8 +14,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flashback.declared import AUTO
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import AUTO
 from flashback.version import __version__ as __version__
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashback.declared import AUTO, CheckedSettings, Registry, check_number, check_type, named
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
@@ -24,16 +25,7 @@ from flashback.retrieval.protocol import Retriever, Sampled
 from flashback.retrieval.rerank import READER, RerankSettings, reranked
 from flashback.retrieval.specs import open_retriever
 from flashback.scoring.reader_reranker import ReaderReranker
-from flashback.settings import (
-    AUTO,
-    PATTERNS,
-    CheckedSettings,
-    Registry,
-    RetrievalSettings,
-    check_number,
-    check_type,
-    named,
-)
+from flashback.settings import PATTERNS, RetrievalSettings
 from flashback.writing.generator import Generator
 
 

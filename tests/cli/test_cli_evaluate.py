@@ -231,6 +231,17 @@ def test_a_sweep_gives_a_table_for_every_combination(evaluate: Eval) -> None:
     assert [row["perplexity"] for row in tables[3]["rows"]] == pytest.approx(expected)
 
 
+def test_forms_of_queries_are_swept_on_the_same_targets(evaluate: Eval) -> None:
+    record = evaluate.record("--sweep", "q=tokens,terms", "--passage-tokens", "20")
+    tables = record["tables"]
+    assert [one["settings"]["query_form"] for one in tables] == ["tokens", "terms"]
+    none, appended = ([one["rows"][at]["perplexity"] for one in tables] for at in (0, 2))
+    assert none[0] == none[1]
+    assert appended[0] != appended[1]
+    alone = evaluate.record("--query-form", "terms", "--passage-tokens", "20")
+    assert alone["rows"] == tables[1]["rows"]
+
+
 def test_a_sweep_of_one_value_is_a_sweep(evaluate: Eval) -> None:
     tables = evaluate.record("--sweep", "m=10,10")["tables"]
     assert [one["settings"]["passage_tokens"] for one in tables] == [10]
@@ -251,6 +262,7 @@ def test_a_sweep_is_printed_table_by_table(evaluate: Eval, model_folder: Path) -
         (["s"], "--sweep s: expected s="),
         (["s="], "--sweep s=: expected s="),
         (["s=a"], "--sweep s=a: expected whole numbers"),
+        (["q=a"], "--sweep q=a: expected tokens, sentence, terms, message"),
         (["s=4,,8"], "--sweep s=4,,8: expected whole numbers"),
         (["s=4.5"], "expected whole numbers"),
         (["s=4", "s=8"], "--sweep s=8: s is swept already; name it once"),

@@ -104,3 +104,28 @@ def test_files_are_chosen_as_for_a_new_index(index: Path, command: str) -> None:
     assert outcome.err == f"skipped {notes}/more.txt: fits --exclude='more.*'\n"
     [hit] = run("search", index, "owls", "-k", "1", "--json").record["hits"]
     assert hit["place"]["heading"] == "Owls"
+
+
+GERMAN = (
+    "Der Leuchtturm der Insel wurde auf einem Felsen gebaut, und seine Lampen wurden jeden Abend "
+    "von den Wärtern angezündet. Die späten Boote warteten auf sein Licht."
+)
+
+
+def test_the_language_of_a_corpus_is_found_and_said(tmp_path: Path) -> None:
+    corpus = tmp_path / "texts"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text(GERMAN, "utf-8")
+    outcome = run("index", corpus, "--out", tmp_path / "IDX", "--language", "auto")
+    said = "language: german 100% of 1 passages looked at (100.0%)"
+    assert f"{said}; Latin script is taken for german\n" in outcome.err
+    record = run("index", "stats", tmp_path / "IDX", "--json").record
+    assert record["language"] == "german"
+    (corpus / "b.txt").write_text("The lighthouse of the island was built on a rock.", "utf-8")
+    words = ("index", corpus, "--out", tmp_path / "mixed", "--language", "auto", "--json")
+    outcome = run(*words)
+    assert "german 50%, english 50% of 2 passages" in outcome.err
+    assert "Latin script is taken for german and english\n" in outcome.err
+    detected = json.loads(outcome.out)["content"]["detected"]
+    assert detected["languages"] == {"german": 0.5, "english": 0.5}
+    assert run("index", corpus, "--out", tmp_path / "given").err == ""

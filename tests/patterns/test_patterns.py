@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from families import FAMILIES, SLOTTED
+from flashback.declared import AUTO
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.adapted import adapter_folder
 from flashback.readers.load import MINI
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import AUTO, RetrievalSettings, Settings
+from flashback.settings import RetrievalSettings, Settings
 from flashback.training.run import Run
 from flashback.training.training_settings import TrainingSettings
 from flashback.writing.generator import Generator

@@ -21,7 +21,13 @@ from flashback.questions.table import AnswerTable
 from flashback.readers.passages import passage_ids
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever
-from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
+from flashback.settings import (
+    QueryForm,
+    RetrievalSettings,
+    SearchOptions,
+    Settings,
+    StoppingSettings,
+)
 from flashback.writing.generator import Generator
 from recompute import block_mask_logits, recomputed_logits
 from tiny_readers import MadeUpRetriever, deaf_reader, tiny_reader
@@ -128,6 +134,13 @@ def test_every_question_is_searched_once_and_cut_as_readers_see_it(reader: Reade
     assert [one.answer_shown for one in asked] == [True, *[False] * 4]
     own = look_up(QUESTIONS, None, reader, RETRIEVAL)
     assert [one.hits[0].text for one in own] == [one.passage for one in QUESTIONS]
+
+
+def test_a_question_is_searched_for_in_the_form_of_a_query(reader: Reader) -> None:
+    retriever, question = Finding(), "I met Ada. When was she born, and where?"
+    form = replace(RETRIEVAL, query_form=QueryForm.SENTENCE)
+    look_up([replace(QUESTIONS[0], text=question)], retriever, reader, form)
+    assert retriever.queries == ["When was she born, and where?"]
 
 
 @pytest.mark.parametrize("form", [Form.CHAT, Form.QUESTION, Form.COMPLETION, Form.FEW_SHOT])

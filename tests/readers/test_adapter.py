@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from command_line import refused, run
 from families import FAMILIES, tiny_model
 from flashback.cli.patterns import as_trained
+from flashback.declared import AUTO
 from flashback.engines.local import LocalEngine
 from flashback.errors import AdapterError, FlashBackWarning
 from flashback.loading import load
@@ -42,7 +43,7 @@ from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.lora import add_lora, save_lora
 from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.reader import Reader
-from flashback.settings import AUTO, FrameText, RetrievalSettings, Settings
+from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings
 from flashback.training.export import export
 from flashback.training.model_card import model_card
 from flashback.writing.generator import Generator
@@ -447,6 +448,7 @@ def without(name: str, key: str) -> Damage:
             "trained for a slot as it was in an earlier version",
         ),
         (change(CARD, base=5), "is damaged"),
+        (change(CARD, query_form="words"), "is damaged (ValueError: 'words' is not a valid"),
         (change(CARD, base={"name": 1, "model_type": "x", "fingerprint": "x"}), "name of the base"),
         (change(CARD, base={"name": "x", "model_type": "x", "fingerprint": 7}), "fingerprint of"),
         (change(CARD, pattern="sideways"), "the pattern is 'sideways'"),
@@ -665,6 +667,7 @@ def adapted_generator(adapter: Path, model_folder: Path, index: Path) -> Any:
         ({"pattern": "none"}, "pattern append, not none"),
         ({"stride": 4}, "stride 8, not 4"),
         ({"query_tokens": 10}, "query tokens 22, not 10"),
+        ({"query_form": QueryForm.SENTENCE}, "query form tokens, not sentence"),
         ({"passage_tokens": 30}, "passage tokens 40, not 30"),
         ({"passages": 2}, "passages 1, not 2"),
         ({"stride": 4, "passages": 2}, "stride 8, not 4; passages 1, not 2"),

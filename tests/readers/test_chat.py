@@ -184,7 +184,8 @@ def test_an_answer_that_was_begun_is_continued(style: str, pattern: str, begun: 
     assert talk.prompt_ids(reader) == (*open_turn, *reader.encode(lead + begun))
     prompt = talk.prompt(reader, RetrievalSettings(pattern=pattern))
     assert reader.show(prompt.ids[-prompt.begun :]) == begun
-    assert talk.query(reader, " did", 100) == f"Who built it?\n{begun} did"
+    usual = RetrievalSettings(query_tokens=100)
+    assert talk.query(reader, " did", usual) == f"Who built it?\n{begun} did"
 
 
 def test_an_echo_repeats_the_answer_that_was_begun() -> None:

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.corpus.passages import Passage
 from flashback.errors import FlashBackWarning
+from flashback.readers.queries import query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Found, Lookup, LookupCache, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window, cut_windows
-from flashback.settings import FrameText, RetrievalSettings, SearchOptions
+from flashback.settings import FrameText, QueryForm, RetrievalSettings, SearchOptions
 from tiny_readers import tiny_reader
 
 
@@ -250,6 +251,15 @@ def test_queries_are_the_ends_of_the_contexts(length: int) -> None:
         start += WINDOWS.window_tokens - 1
 
 
+@pytest.mark.parametrize("form", QueryForm)
+def test_queries_of_every_form_are_made_of_the_contexts(form: QueryForm) -> None:
+    wanted = replace(RETRIEVAL, query_form=form)
+    lookup = Lookup(reader(), CannedRetriever([]), wanted)
+    for window in windows_of(OWN):
+        contexts = map(window.context, window.cuts)
+        assert lookup.queries(window) == [query_text(reader(), one, wanted) for one in contexts]
+
+
 @settings(deadline=None, derandomize=True)
 @given(
     texts=st.lists(st.lists(st.text("abc é", max_size=20), max_size=4), min_size=1, max_size=4),
@@ -379,6 +389,7 @@ LONGER = replace(SECOND, text=SECOND.text + ".")
         {"documents": (FIRST,)},
         {"index": "another checksum"},
         {"settings": replace(RETRIEVAL, query_tokens=39)},
+        {"settings": replace(RETRIEVAL, query_form=QueryForm.TERMS)},
         {"settings": replace(RETRIEVAL, passages=2)},
         {"settings": replace(RETRIEVAL, min_score=0.5)},
         {"settings": replace(RETRIEVAL, forbid_titles=("First",))},

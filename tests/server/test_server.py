@@ -230,6 +230,20 @@ def test_a_request_chooses_its_pattern(served: Served, pattern: str) -> None:
     assert any(one["passages"] for one in strides) == (pattern != "none")
 
 
+@pytest.mark.parametrize(
+    ("form", "query"),
+    [("tokens", "tall. It"), ("sentence", "It is tall. It"), ("message", "It is \ntall. It")],
+)
+def test_a_request_chooses_the_form_of_its_queries(form: str, query: str) -> None:
+    retriever = QueryRetriever()
+    with serving(retriever=retriever) as own:
+        own.complete("It is tall. It", max_tokens=8, flashback={"query_form": form})
+        with own.http() as http:
+            (model,) = http.get("/v1/models").json()["data"]
+    assert retriever.queries[0] == query
+    assert model["flashback"]["defaults"]["query_form"] == "tokens"
+
+
 def test_models_searches_health_and_metrics(served: Served) -> None:
     assert [model.id for model in served.client().models.list()] == ["llama"]
     assert served.client().models.retrieve("llama").id == "llama"
@@ -266,6 +280,7 @@ REFUSED = [
     ({"flashback": {"stride": 0}}, 400, "flashback.stride"),
     ({"flashback": {"stride": 190}}, 400, None),
     ({"flashback": {"pattern": "middle"}}, 400, "flashback.pattern"),
+    ({"flashback": {"query_form": "words"}}, 400, "flashback.query_form"),
     ({"prompt": "\ud800"}, 400, "prompt"),
     ({"prompt": [1, -5]}, 400, "prompt"),
     ({"prompt": ["a", 1]}, 400, "prompt"),

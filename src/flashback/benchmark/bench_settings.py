@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashback.benchmark.arms import all_arms, arm_named
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import RECOMPUTED, CheckedSettings, setting
+from flashback.settings import RECOMPUTED
 
 
 def _opt(hidden: int, layers: int) -> dict[str, Any]:

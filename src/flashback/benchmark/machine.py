@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from flashback.declared import CheckedSettings
 from flashback.readers.placement import processor
 from flashback.readers.reader import Reader
-from flashback.settings import CheckedSettings
 from flashback.version import versions
 
 

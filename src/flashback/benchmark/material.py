@@ -20,7 +20,8 @@ from flashback.benchmark.shapes import word
 from flashback.corpus.documents import Document
 from flashback.errors import CorpusError, ReaderError
 from flashback.patterns.prompt import Ids
-from flashback.readers.passages import passage_ids, query_text
+from flashback.readers.passages import passage_ids
+from flashback.readers.queries import query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, search
 from flashback.sampling import Sampler

@@ -11,11 +11,12 @@ from flashback.benchmark.harness import timed
 from flashback.benchmark.report import Report
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import cut_documents
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import CorpusError
 from flashback.files import temporary_folder
 from flashback.retrieval.bm25 import BM25Index, IndexSettings
 from flashback.retrieval.indexing import index_corpus, open_corpus
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 
 @dataclass(frozen=True)

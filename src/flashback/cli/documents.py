@@ -39,6 +39,7 @@ lookup_options = options_of(
     only=(
         "stride",
         "query_tokens",
+        "query_form",
         "passage_tokens",
         "passages",
         "lookahead",

@@ -118,7 +118,7 @@ def evaluate() -> None:
     "--sweep",
     multiple=True,
     metavar="X=A,B,..",
-    help="Score several values of s, l, m or k (repeatable: every combination).",
+    help="Score several values of s, l, m, k or q, the query form (repeatable: all of them).",
 )
 @reader_options
 @weights_option

@@ -1,6 +1,7 @@
 """What commands of `flashback index` share: the reader that counts tokens, what is printed."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 from flashback.cli.console import notes
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import TokenEnds, estimated_ends
+from flashback.retrieval.analysis import NEUTRAL
 from flashback.retrieval.bm25 import NEAR_DUPLICATES
 from flashback.retrieval.index_folder import Manifest
 
@@ -52,6 +54,16 @@ def print_manifest(
     )
 
 
+def detected_note(sampled: int, share: float, language: str, languages: Mapping[str, float]) -> str:
+    """What was found of a corpus's language, see `Detected`."""
+    named = ((one, part) for one, part in languages.items() if part >= _WORTH_SAYING)
+    parts = ", ".join(f"{'unknown' if one == '?' else one} {part:.0%}" for one, part in named)
+    taken = f"Latin script is taken for {language.replace('+', ' and ')}"
+    if language == NEUTRAL:
+        taken = "Latin script is mostly of languages without stems: words are found as written"
+    return f"language: {parts} of {sampled:,} passages looked at ({share:.1%}); {taken}"
+
+
 def print_notes(folder: Path, manifest: Manifest) -> None:
     """What a user should know about what was made."""
     counts = manifest.content.counts
@@ -61,6 +73,8 @@ def print_notes(folder: Path, manifest: Manifest) -> None:
             f"{folder / manifest.data / NEAR_DUPLICATES}",
             markup=False,
         )
+    if detected := manifest.content.detected:
+        notes.print(detected_note(**detected), markup=False)
     share = counts.get("letters_without_stems", 0) / (counts.get("letters", 0) or 1)
     if share >= _WORTH_SAYING:
         notes.print(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from flashback.settings import choices_of, flag_of
+from flashback.declared import choices_of, flag_of
 
 Command = Callable[..., Any]
 SettingsT = TypeVar("SettingsT")

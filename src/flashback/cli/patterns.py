@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from flashback.cli.options import Names
+from flashback.declared import AUTO
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import AUTO, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 
 def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:

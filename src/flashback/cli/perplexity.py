@@ -12,7 +12,7 @@ from flashback.cli.documents import Sources, read_and_retrieve
 from flashback.cli.tables import print_table
 from flashback.patterns.registry import PATTERNS
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import RetrievalSettings
+from flashback.settings import QueryForm, RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.evaluation.adapted_readers import AdaptedReaders
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from flashback.evaluation.perplexity import Table
     from flashback.readers.reader import Reader
 
-_SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passages"}
+_SWEPT = {
+    "s": "stride",
+    "l": "query_tokens",
+    "q": "query_form",
+    "m": "passage_tokens",
+    "k": "passages",
+}
 
 
 def combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[RetrievalSettings]:
@@ -31,21 +37,24 @@ def combinations(settings: RetrievalSettings, sweep: Sequence[str]) -> Iterator[
         sweep: such as `s=4,8,16`.
 
     Raises:
-        click.UsageError: an unknown name, or values that are no whole numbers.
+        click.UsageError: an unknown name, or a value that it cannot have.
     """
-    choices: dict[str, list[int]] = {}
+    choices: dict[str, list[Any]] = {}
     for text in sweep:
         name, _, values = text.partition("=")
         if name not in _SWEPT or not values:
             raise click.UsageError(
-                f"--sweep {text}: expected s=, l=, m= or k= and numbers, such as s=4,8,16"
+                f"--sweep {text}: expected s=, l=, m= or k= and numbers, such as s=4,8,16, or q= "
+                "and forms of queries"
             )
         if name in choices:
             raise click.UsageError(f"--sweep {text}: {name} is swept already; name it once")
+        kind = QueryForm if name == "q" else int
         try:
-            choices[name] = list(dict.fromkeys(int(value) for value in values.split(",")))
+            choices[name] = list(dict.fromkeys(kind(value) for value in values.split(",")))
         except ValueError:
-            raise click.UsageError(f"--sweep {text}: expected whole numbers") from None
+            expected = ", ".join(QueryForm) if name == "q" else "whole numbers"
+            raise click.UsageError(f"--sweep {text}: expected {expected}") from None
     for chosen in itertools.product(*choices.values()):
         changed: dict[str, Any] = {
             _SWEPT[name]: value for name, value in zip(choices, chosen, strict=True)
@@ -145,6 +154,7 @@ def _described(
         **more,
         "stride": retrieval.stride,
         "query_tokens": retrieval.query_tokens,
+        "query_form": str(retrieval.query_form),
         "passage_tokens": retrieval.passage_tokens,
         "passages": retrieval.passages,
         "lookahead": retrieval.lookahead,

@@ -27,7 +27,7 @@ from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.kinds import Index
 from flashback.retrieval.specs import open_source
-from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
+from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
     from flashback.questions.run import Answers, Comparison
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _lookup_options = options_of(
     RetrievalSettings,
     only=(
+        "query_form",
         "passage_tokens",
         "passages",
         "min_score",
@@ -186,6 +187,7 @@ def _warn_if_untrained(adapter: Path, request: _Request) -> None:
         pattern=card.pattern,
         stride=card.stride,
         query_tokens=card.query_tokens,
+        query_form=QueryForm(card.query_form),
     )
     if found := card.differences(trained):
         warnings.warn(
@@ -249,6 +251,7 @@ def _described(request: _Request, comparison: "Comparison", reader: "Reader") ->
         "weights": str(reader.placement.weights),
         "window": reader.window,
         "index": None if request.index is None else str(request.index),
+        "query_form": str(retrieval.query_form),
         "passages": retrieval.passages,
         "passage_tokens": retrieval.passage_tokens,
         "min_score": retrieval.min_score,

@@ -19,10 +19,11 @@ from flashback.cli.reader_options import (
     weights_option,
 )
 from flashback.cli.retriever_options import Source, source_arguments, source_options
+from flashback.declared import AUTO
 from flashback.errors import FlashBackError
 from flashback.readers.weight_settings import Weights
 from flashback.server.server_settings import MIB, ServerSettings
-from flashback.settings import AUTO, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generator

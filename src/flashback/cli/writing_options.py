@@ -17,10 +17,11 @@ from flashback.cli.reader_options import (
     weights_option,
 )
 from flashback.cli.retriever_options import Source, source_arguments, source_options
+from flashback.declared import AUTO
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.guard import GuardSettings
-from flashback.settings import AUTO, RetrievalSettings, SamplingSettings, Settings, StoppingSettings
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
     from flashback.writing.generator import Generation, Generator

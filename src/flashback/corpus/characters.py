@@ -1,4 +1,4 @@
-"""Where a text may be parted: never within what readers see as one character."""
+"""Where a text may be parted: behind sentences, never within what readers see as one character."""
 
 import re
 import unicodedata
@@ -8,6 +8,12 @@ UNSPACED = (
     "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 )
 """Scripts without spaces between words, Korean among them: the inside of a character class."""
+SENTENCE = re.compile(
+    r".+?(?:[.!?…؟۔।॥።།][\"'”’»)\]]*(?=\s)|(?:[。！？｡។။]|．(?!\d))[\"'”’»)\]」』）】〉》〕”’]*"
+    rf"|[!?…⋯]+[\"'”’»)\]」』）】〉》〕]*(?=[{UNSPACED}])|\n[ \t]*\n|\Z)\s*",
+    re.DOTALL,
+)
+"""A sentence and the white space behind it; matches tile a text."""
 _EXTENDS = re.compile(
     "[\u0e33\u0eb3\u1160-\u11ff\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]"
 )

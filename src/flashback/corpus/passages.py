@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from flashback.corpus.characters import UNSPACED, whole_characters
+from flashback.corpus.characters import SENTENCE, UNSPACED, whole_characters
 from flashback.corpus.documents import Document
 from flashback.corpus.place import Place, Places, sections
 
@@ -27,11 +27,6 @@ _APART = 8
 TokenEnds = Callable[[str], Sequence[int]]
 """For a text, the character behind the last one of each of its tokens, in order."""
 
-_SENTENCE = re.compile(
-    r".+?(?:[.!?…؟۔।॥።།][\"'”’»)\]]*(?=\s)|(?:[。！？｡។။]|．(?!\d))[\"'”’»)\]」』）】〉》〕”’]*"
-    rf"|[!?…⋯]+[\"'”’»)\]」』）】〉》〕]*(?=[{UNSPACED}])|\n[ \t]*\n|\Z)\s*",
-    re.DOTALL,
-)
 _WORD = re.compile(r"\S+")
 _NO_SPACE = re.compile(r"\S")
 _REPEATABLE = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
@@ -147,7 +142,7 @@ class _Window:
         self._heading = f"{heading}\n" if heading else ""
         self._room = max(1, limit.tokens - len(limit.ends(self._heading)))
         self._words = words
-        matches = _SENTENCE.finditer(text)
+        matches = SENTENCE.finditer(text)
         self._sentence_ends = [one.start() + len(one[0].rstrip()) for one in matches]
         self._word_ends = [one.end() for one in _WORD.finditer(text)]
         self._token_ends = limit.ends(text)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flashback.settings import CheckedSettings, setting
+from flashback.declared import CheckedSettings, setting
 
 
 @dataclass(frozen=True)

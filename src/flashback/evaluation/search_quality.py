@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import SettingsError
 from flashback.evaluation.judgements import Judgements
 from flashback.retrieval.protocol import Hit, Retriever, ask
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 DEFAULT_MEASURES = ("nDCG@10", "R@5", "R@10", "R@100", "RR@10")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from flashback.declared import Registry
 from flashback.errors import SettingsError
 from flashback.patterns.append import Append
 from flashback.patterns.none import NoPassages
@@ -9,7 +10,6 @@ from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.prepend import Prepend
 from flashback.patterns.slot import Slot
 from flashback.settings import PATTERNS as _PATTERNS
-from flashback.settings import Registry
 
 PATTERNS: Registry[ContextPattern] = _PATTERNS
 """By name. Settings name a pattern; `PATTERNS[name]` is the object."""

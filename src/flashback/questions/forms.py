@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from flashback.declared import AUTO
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.questions.formats import Question
 from flashback.questions.question_settings import Form
 from flashback.readers.chat import ChatPrompt, Conversation
 from flashback.readers.text_reader import TextReader
-from flashback.settings import AUTO, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 _NONE = RetrievalSettings(pattern="none")
 

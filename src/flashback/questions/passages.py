@@ -8,6 +8,7 @@ from flashback.errors import PromptsError
 from flashback.questions.formats import Question
 from flashback.questions.metrics import stands_in
 from flashback.readers.passages import passage_ids
+from flashback.readers.queries import Whole, query_of
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever, search
 from flashback.settings import RetrievalSettings, SearchOptions
@@ -60,7 +61,9 @@ def _searched(
     questions: Sequence[Question], retriever: Retriever, settings: RetrievalSettings
 ) -> Iterator[list[Hit]]:
     for at in range(0, len(questions), _TOGETHER):
-        queries = [one.text for one in questions[at : at + _TOGETHER]]
+        queries = [
+            query_of(Whole(one.text), settings.query_form) for one in questions[at : at + _TOGETHER]
+        ]
         yield from search(retriever, queries, settings)
 
 

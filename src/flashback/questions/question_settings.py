@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.settings import AUTO, CheckedSettings, setting
+from flashback.declared import AUTO, CheckedSettings, setting
 
 
 class Form(StrEnum):

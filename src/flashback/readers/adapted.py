@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from flashback.declared import AUTO
 from flashback.readers.adapter import put_on
 from flashback.readers.card import read_card
 from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.reader import Reader
-from flashback.settings import AUTO
 
 
 def adapter_folder(

@@ -15,7 +15,7 @@ from typing import Any
 from flashback.errors import AdapterError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.lora_settings import Marks
-from flashback.settings import FrameText, RetrievalSettings
+from flashback.settings import FrameText, QueryForm, RetrievalSettings
 
 CARD = "flashback.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -55,6 +55,8 @@ class AdapterCard:
     results: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    query_form: QueryForm = QueryForm.TOKENS
+    """Cards that do not name it are of an earlier version, and of this one."""
 
     def differences(self, retrieval: RetrievalSettings) -> list[str]:
         """How a generation's settings differ from what the adapter was trained for."""
@@ -75,7 +77,7 @@ class AdapterCard:
         return found
 
 
-_TRAINED_FOR = ("pattern", "stride", "query_tokens", "passage_tokens", "passages")
+_TRAINED_FOR = ("pattern", "stride", "query_tokens", "query_form", "passage_tokens", "passages")
 
 
 def read_card(folder: Path) -> AdapterCard:
@@ -111,11 +113,13 @@ def _card_of(record: dict[str, Any]) -> AdapterCard:
     known = {item.name for item in dataclasses.fields(AdapterCard)}
     values = {name: value for name, value in record.items() if name in known}
     marks = values.pop("mark_ids")
+    form = QueryForm(values.pop("query_form", QueryForm.TOKENS))
     card = AdapterCard(
         base=Base(**values.pop("base")),
         pattern=values.pop("pattern"),
         marks=Marks(values.pop("marks")),
         mark_ids=None if marks is None else (int(marks[0]), int(marks[1])),
+        query_form=form,
         **values,
     )
     if card.pattern not in PATTERNS:

@@ -13,6 +13,7 @@ from typing import Any
 from flashback.errors import ChatTemplateError, NoChatTemplate, SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.queries import Talk, query_of
 from flashback.readers.text_reader import TextReader
 from flashback.settings import FrameText, RetrievalSettings
 
@@ -160,11 +161,23 @@ class Conversation:
         begun = _begun_tokens(reader, every, whole, messages)
         return ChatPrompt(ids, replace(retrieval, frame=frame), begun)
 
-    def query(self, reader: TextReader, written: str, tokens: int) -> str:
-        """The last tokens of the last user message and the answer so far, without template."""
-        asked = next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
-        said = self.begun + written
-        return reader.decode(reader.encode(f"{asked}\n{said}" if said else asked)[-tokens:])
+    def query(self, reader: TextReader, written: str, retrieval: RetrievalSettings) -> str:
+        """The query for the answer so far, without template; see `Past`.
+
+        Args:
+            written: of the answer, behind what it began with.
+        """
+        first, last = _ends(self.messages)
+        before = [one["content"] for one in self.messages if one["role"] != "system"]
+        talk = Talk(
+            reader=reader,
+            first="" if first == last else self.messages[first]["content"],
+            turns=before[: len(before) - bool(self.begun)],
+            asked=self.messages[last]["content"],
+            said=self.begun + written,
+            tokens=retrieval.query_tokens,
+        )
+        return query_of(talk, retrieval.query_form)
 
 
 def _in_turns(frame: FrameText) -> bool:

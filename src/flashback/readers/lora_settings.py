@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.settings import CheckedSettings, setting
+from flashback.declared import CheckedSettings, setting
 
 
 class Marks(StrEnum):

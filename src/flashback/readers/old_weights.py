@@ -1,8 +1,8 @@
 """The weights that `weights` and its two names before version 0.2 ask for. Without PyTorch."""
 
+from flashback.declared import named
 from flashback.errors import SettingsError
 from flashback.readers.weight_settings import Weights
-from flashback.settings import named
 
 _QUANTIZE = {"none": Weights.FULL, "int8": Weights.INT8}
 _DECODE_KERNEL = {"pytorch": Weights.FULL, "numba": Weights.NUMBA}

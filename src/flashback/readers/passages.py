@@ -1,16 +1,10 @@
-"""Text and token ids at a boundary: the query made of a context, the ids made of passages."""
+"""Retrieved passages as the token ids that a reader is shown, and what is not shown of them."""
 
 from collections.abc import Iterable, Sequence
 
 from flashback.patterns.prompt import Ids
 from flashback.readers.text_reader import TextReader
 from flashback.settings import RetrievalSettings
-
-
-def query_text(reader: TextReader, context: Sequence[int], settings: RetrievalSettings) -> str:
-    """The text of the last ℓ tokens of a context, which passages are retrieved for (section 3)."""
-    return reader.decode(context[-settings.query_tokens :])
-
 
 LONGEST_TOKEN = 128
 """Characters; what is behind as many for each token that fits is not shown, and not tokenized."""

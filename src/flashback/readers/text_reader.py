@@ -10,6 +10,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from flashback.declared import AUTO, named
 from flashback.errors import ReaderError, SettingsError
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import ContextPattern
@@ -19,7 +20,7 @@ from flashback.readers.byte_tokens import ByteTokens
 from flashback.readers.card import AdapterCard
 from flashback.readers.lora_settings import Marks
 from flashback.readers.special_tokens import MARK, SpecialTokens
-from flashback.settings import AUTO, FrameText, named
+from flashback.settings import FrameText
 
 MARK_LEFT, MARK_RIGHT = "<MARK_L>", "<MARK_R>"
 """The paper's Marking Tokens, if the tokenizer has them."""

@@ -23,6 +23,8 @@ LANGUAGES = (
     *("norwegian", "portuguese", "romanian", "spanish", "swedish", "turkish"),
 )
 """What Latin script may be taken for."""
+NEUTRAL = "none"
+"""In place of a language: words in Latin script are found as they are written."""
 _WITHOUT_STOP_WORDS = ("romanian", "turkish")
 _STEMMERS = ("russian", "greek", "arabic", "tamil")
 """Each leaves other scripts than its own alone."""
@@ -41,13 +43,16 @@ def analyzer(language: str = "english") -> tantivy.TextAnalyzer:
     """From what `terms` gives to what an index holds: no stop words, stems.
 
     Args:
-        language: one of `LANGUAGES`, for Latin script.
+        language: what Latin script is taken for: one of `LANGUAGES`, several with `+` between them,
+            or `NEUTRAL`. Of several languages no stop words are left out, since they may be words
+            of another one.
     """
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
     builder = builder.filter(tantivy.Filter.remove_long(_LONGEST))
-    if language not in _WITHOUT_STOP_WORDS:
+    own = [] if language == NEUTRAL else language.split("+")
+    if len(own) == 1 and language not in _WITHOUT_STOP_WORDS:
         builder = builder.filter(tantivy.Filter.stopword(language))
-    for name in (language, *_STEMMERS):
+    for name in (*own, *_STEMMERS):
         builder = builder.filter(tantivy.Filter.stemmer(name))
     return builder.build()
 

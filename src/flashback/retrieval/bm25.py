@@ -28,6 +28,7 @@ from flashback.retrieval.index_folder import (
 )
 from flashback.retrieval.index_settings import IndexSettings as IndexSettings
 from flashback.retrieval.index_settings import settings_of
+from flashback.retrieval.languages import Detection
 from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.records import SAMPLED, hit_of, record_of, stored_of, text_of
 from flashback.retrieval.tantivy_files import (
@@ -79,13 +80,23 @@ def build_index(
     Raises:
         CorpusError: there was not one passage.
         IndexFolderError: the folder is taken, or cannot be written.
+        SettingsError: the language is to be detected, and an extra is not installed.
     """
     with readable_errors(folder), new_version(folder, overwrite=overwrite) as data:
-        counts = fill(data, called(on_passage, passages), settings, report, write or _write)
+        detection, written_by = Detection(settings), write or _write
+        counts = fill(
+            data,
+            detection.watch(called(on_passage, passages)),
+            settings,
+            report,
+            lambda data, spool, _: written_by(data, spool, detection.settings),
+        )
         for name, written in files().items():
             (data / name).write_bytes(written)
         versions = versions_here()
-        content = Content(settings.kind, counts, asdict(settings), versions, tokens_of)
+        made, found = detection.settings, detection.found
+        detected = None if found is None else asdict(found)
+        content = Content(made.kind, counts, asdict(made), versions, tokens_of, detected)
         return publish(folder, data, content)
 
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flashback.declared import Registry
 from flashback.errors import ReaderError
 from flashback.retrieval import sentence_encoder, static_encoder
-from flashback.settings import Registry
 
 Vectors = NDArray[np.float32]
 

@@ -13,9 +13,10 @@ Symbols: w_i weights, K = 60.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit, Retriever, Sampled, ask, check_search, identity_of
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 _K = 60
 

@@ -8,9 +8,10 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import FlashBackError, FlashBackWarning, RetrieverError, SettingsError
 from flashback.retrieval.protocol import Hit, Retriever, identity_of
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 Found = TypeVar("Found")
 

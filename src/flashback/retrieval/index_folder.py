@@ -55,6 +55,8 @@ class Content:
     versions: dict[str, str]
     tokens_of: str = "none"
     """The reader whose tokens were counted when passages were cut; none: they were estimated."""
+    detected: dict[str, Any] | None = None
+    """Languages that were found in a sample, see `Detected`; None: the language was given."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS
+from flashback.declared import AUTO, CheckedSettings, named, setting
 from flashback.errors import IndexFolderError, SettingsError
-from flashback.retrieval.analysis import LANGUAGES
+from flashback.retrieval.analysis import LANGUAGES, NEUTRAL
 from flashback.retrieval.index_folder import Manifest
-from flashback.settings import CheckedSettings, setting
 
 DENSE = "dense"
 """A kind of index: passages as vectors."""
@@ -27,8 +27,9 @@ class IndexSettings(CheckedSettings):
     title: bool = setting(True, "Make the title part of the passage: searched, and shown.")
     language: str = setting(
         "english",
-        "What Latin script is taken for: its words are found by their stems; not of kind dense.",
-        choices=LANGUAGES,
+        "What Latin script is taken for: its words are found by their stems; not of kind dense. "
+        f"{', '.join(LANGUAGES)}, or several of these, such as english+german. auto: the languages "
+        "of a sample of the passages (extra 'languages'). none: words are found as written.",
     )
     kind: str = setting(
         "bm25",
@@ -59,6 +60,7 @@ class IndexSettings(CheckedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_kind()
+        _check_language(self.language)
         if self.overlap >= self.passage_words:
             raise SettingsError(
                 f"--overlap={self.overlap}: expected less than --passage-words, which is "
@@ -84,6 +86,14 @@ class IndexSettings(CheckedSettings):
             )
 
 
+def _check_language(language: str) -> None:
+    names = language.split("+")
+    for name in names:
+        named("--language", name, LANGUAGES if len(names) > 1 else (*LANGUAGES, NEUTRAL, AUTO))
+    if len({*names}) < len(names):
+        raise SettingsError(f"--language={language!r}: expected every language once")
+
+
 def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
     """The settings with which an index was made.
 
@@ -91,7 +101,10 @@ def settings_of(folder: Path, manifest: Manifest) -> IndexSettings:
         IndexFolderError: the manifest has others.
     """
     try:
-        return IndexSettings(**manifest.content.settings)
+        made = IndexSettings(**manifest.content.settings)
+        if made.language == AUTO:
+            raise SettingsError("--language='auto': expected what was found")
+        return made
     except (TypeError, SettingsError) as error:
         raise IndexFolderError(
             f"index {folder}: its manifest has other settings ({error}); build it again"

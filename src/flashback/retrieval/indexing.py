@@ -22,12 +22,12 @@ from flashback.corpus.passages import Passage, TokenEnds, TokenLimit, cut_docume
 from flashback.corpus.python_docs import NAME as PYTHON_DOCS
 from flashback.corpus.python_docs import find_modules, read_python_docs
 from flashback.corpus.split import SPLITS, Split, split_documents
+from flashback.declared import check_type
 from flashback.errors import CorpusError
 from flashback.retrieval.bm25 import IndexSettings, Write, build_index, called
 from flashback.retrieval.index_folder import Manifest, check_target
 from flashback.retrieval.index_settings import DENSE, DenseSettings
 from flashback.retrieval.sources import Sources, noting_files, stored_sources
-from flashback.settings import check_type
 
 ProgressStart = Callable[[int], tuple[Advance, Callable[[], None]]]
 """Given a corpus's bytes: what to call with bytes read, and what to call per passage."""

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from flashback.declared import Registry
 from flashback.errors import IndexFolderError
 from flashback.retrieval.bm25 import KIND as BM25
 from flashback.retrieval.bm25 import BM25Index
 from flashback.retrieval.index_folder import Manifest, read_manifest
 from flashback.retrieval.index_settings import DENSE
 from flashback.retrieval.protocol import Retriever, Sampled
-from flashback.settings import Registry
 
 
 @runtime_checkable

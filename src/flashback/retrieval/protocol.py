@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from flashback.corpus.passages import Passage
 from flashback.corpus.place import Place
+from flashback.declared import check_type
 from flashback.errors import SettingsError
-from flashback.settings import RetrievalSettings, SearchOptions, check_type
+from flashback.settings import RetrievalSettings, SearchOptions
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import ReaderError
 from flashback.retrieval.protocol import (
     Hit,
@@ -16,7 +17,7 @@ from flashback.retrieval.protocol import (
     identity_of,
     storable,
 )
-from flashback.settings import CheckedSettings, SearchOptions, setting
+from flashback.settings import SearchOptions
 
 READER = "reader"
 """The reranker that is the reader itself, see `flashback.scoring.reader_reranker`."""

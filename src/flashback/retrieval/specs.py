@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashback.declared import Registry
 from flashback.errors import FlashBackError, SettingsError
 from flashback.retrieval.frameworks import retriever_of
 from flashback.retrieval.fusion import FusedRetriever, FusionSettings
@@ -27,7 +28,6 @@ from flashback.retrieval.protocol import Retriever
 from flashback.retrieval.qdrant import QdrantRetriever
 from flashback.retrieval.remote import HttpRetriever
 from flashback.retrieval.rerank import READER, RerankSettings, reranked
-from flashback.settings import Registry
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -11,6 +11,7 @@ from flashback.corpus.formats.format import Source
 from flashback.corpus.formats.reading import read_documents
 from flashback.corpus.formats.sources import find_sources
 from flashback.corpus.passages import TokenEnds, estimated_ends
+from flashback.declared import check_type
 from flashback.errors import CorpusError
 from flashback.retrieval import changes
 from flashback.retrieval.bm25 import nothing_found
@@ -32,7 +33,6 @@ from flashback.retrieval.sources import (
     real_path,
     stored_sources,
 )
-from flashback.settings import check_type
 
 Names = str | Path | Sequence[str | Path]
 

@@ -18,7 +18,8 @@ from flashback.corpus.split import Overlap
 from flashback.errors import FlashBackWarning
 from flashback.files import write_atomically
 from flashback.patterns.prompt import Ids
-from flashback.readers.passages import passage_ids, query_text
+from flashback.readers.passages import passage_ids
+from flashback.readers.queries import query_text
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit, Retriever, ask, near_best
 from flashback.scoring.examples import Example

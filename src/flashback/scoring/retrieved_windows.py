@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flashback.corpus.documents import Document, name_of
+from flashback.declared import AUTO
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
@@ -17,7 +18,7 @@ from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Window, cut_windows, random_lengths
-from flashback.settings import AUTO, RetrievalSettings
+from flashback.settings import RetrievalSettings
 
 
 @dataclass(frozen=True)

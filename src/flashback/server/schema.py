@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from flashback.declared import choices_of
 from flashback.patterns.registry import PATTERNS
 from flashback.server.checked_request import FIRST_BOUNDARY
 from flashback.settings import RetrievalSettings, SamplingSettings
@@ -59,6 +60,8 @@ def _json_type(field: "dataclasses.Field[Any]") -> Any:
         ]
     if isinstance(field.default, tuple):
         return Annotated[list[str], Field(max_length=1000)]
+    if names := choices_of(field):
+        return Literal[tuple(names)]
     low, high = field.metadata.get("low"), field.metadata.get("high")
     if low is None:
         return field.type

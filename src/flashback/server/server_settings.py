@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from flashback.declared import CheckedSettings, setting
 from flashback.retrieval.guard import OnRetrievalError
-from flashback.settings import CheckedSettings, setting
 
 MIB = 1 << 20
 

@@ -89,7 +89,9 @@ class Service:
     def description(self) -> dict[str, Any]:
         """The `flashback` object of the model in /v1/models."""
         adapter, defaults = self.reader.adapter, self.defaults
-        shown = ("pattern", "stride", "passages", "passage_tokens", "query_tokens")
+        shown = (
+            *("pattern", "stride", "passages", "passage_tokens", "query_tokens", "query_form"),
+        )
         return {
             "window": self.reader.window,
             "patterns": self.patterns,

@@ -41,7 +41,8 @@ def model_card(card: AdapterCard) -> str:
         "flashback export --help    # a plain checkpoint for transformers and vLLM",
         "```",
         "",
-        f"Trained for a stride of {card.stride} tokens, queries of {card.query_tokens}, "
+        f"Trained for a stride of {card.stride} tokens, queries of {card.query_tokens} "
+        f"({card.query_form}), "
         f"{card.passages} x {card.passage_tokens} passage tokens, windows of {card.window_tokens}. "
         f"LoRA rank {card.training.get('rank')}, alpha {card.training.get('alpha')}; "
         f"{card.training.get('steps')} steps of {_windows(card.training)} windows.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from flashback.declared import AUTO
 from flashback.errors import SettingsError, TrainingError
 from flashback.files import folder_locked, write_atomically
 from flashback.patterns.registry import PATTERNS
@@ -18,7 +19,7 @@ from flashback.readers.fingerprint import base_of, computation_of
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
 from flashback.scoring.window_settings import WindowSettings
-from flashback.settings import AUTO, RetrievalSettings
+from flashback.settings import RetrievalSettings
 from flashback.training.trainer import last_checkpoint
 from flashback.training.training_settings import TrainingSettings
 

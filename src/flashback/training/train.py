@@ -167,6 +167,7 @@ class _Job:
             echo_tokens=settings.echo_tokens,
             stride=retrieval.stride,
             query_tokens=retrieval.query_tokens,
+            query_form=retrieval.query_form,
             passage_tokens=retrieval.passage_tokens,
             passages=retrieval.passages,
             window_tokens=self.run.windows.window_tokens,

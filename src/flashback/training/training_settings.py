@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from flashback.declared import setting
 from flashback.readers.lora_settings import LoraSettings
-from flashback.settings import setting
 
 
 @dataclass(frozen=True)

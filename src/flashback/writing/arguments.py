@@ -5,14 +5,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from flashback.declared import check_type
 from flashback.errors import SettingsError
-from flashback.settings import (
-    RetrievalSettings,
-    SamplingSettings,
-    Settings,
-    StoppingSettings,
-    check_type,
-)
+from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
 
 _PARTS = {
     "retrieval": RetrievalSettings,

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
+from flashback.declared import check_number, check_type
 from flashback.engines.protocol import Batch, Request
 from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit
-from flashback.settings import RetrievalSettings, check_number, check_type
+from flashback.settings import RetrievalSettings
 from flashback.writing.text import Generation, Text
 
 Find = Callable[[Sequence[str], RetrievalSettings], list[list[Hit]]]

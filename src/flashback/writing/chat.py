@@ -145,11 +145,10 @@ def _characters(messages: Sequence[Message]) -> int:
 
 def _turn(conversation: Conversation, reader: TextReader, settings: Settings) -> ChatTurn:
     prompt = conversation.prompt(reader, settings.retrieval)
-    length = settings.retrieval.query_tokens
     return ChatTurn(
         prompt,
         replace(settings, retrieval=prompt.retrieval),
-        lambda written: conversation.query(reader, written, length),
+        lambda written: conversation.query(reader, written, settings.retrieval),
     )
 
 

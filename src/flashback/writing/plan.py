@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from flashback.declared import AUTO
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.patterns.context import Context, context_budget
@@ -14,7 +15,7 @@ from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import AUTO, Settings
+from flashback.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.passages import passage_ids, query_text
+from flashback.readers.passages import passage_ids
+from flashback.readers.queries import query_text
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.sampling import Sampler

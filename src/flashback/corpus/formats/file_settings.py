@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from flashback.settings import CheckedSettings, setting
+from flashback.declared import CheckedSettings, setting
 
 TEXT_FIELDS = ("text", "contents")
 """Ours and BEIR's, and Pyserini's."""

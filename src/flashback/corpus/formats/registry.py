@@ -17,7 +17,7 @@ from flashback.corpus.formats import (
     tables,
 )
 from flashback.corpus.formats.format import Format, Reading, Source
-from flashback.settings import Registry
+from flashback.declared import Registry
 
 FORMATS: Registry[Format] = Registry("file format")
 """By suffix, in lower case, with its dot."""
