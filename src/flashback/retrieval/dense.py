@@ -25,7 +25,7 @@ from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import Passage
 from flashback.errors import IndexFolderError, ReaderError, SettingsError
 from flashback.retrieval.bm25 import IndexSettings, fill
-from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder
+from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder, same_vector
 from flashback.retrieval.index_folder import (
     Content,
     Manifest,
@@ -50,8 +50,6 @@ _COMPARED = 1 << 24
 """N · D up to which a search compares all vectors: 2 ms on one core."""
 _SAMPLE = 256
 """Passages that stand for all of an index."""
-_SAME = 0.99
-"""The least cosine of two vectors of one text by one encoder, on any machine."""
 
 
 def build_dense(
@@ -209,9 +207,8 @@ class DenseIndex:
         if not len(self._graph):
             return
         number = int(next(iter(self._graph.keys)))
-        stored = np.asarray(self._graph.get(number), np.float32).ravel()
-        (now,) = encode(self._encoder, list(self._store.texts([number])))
-        if float(stored @ now) < _SAME * float(np.linalg.norm(stored)):
+        (text,) = self._store.texts([number])
+        if not same_vector(self._encoder, text, self._graph.get(number)):
             raise IndexFolderError(
                 f"index {self.folder}: the encoder {name} gives other vectors than those in the "
                 "index; use the encoder it was made with, or build it again"

@@ -15,6 +15,9 @@ from flashback.settings import Registry
 
 Vectors = NDArray[np.float32]
 
+_SAME = 0.99
+"""The least cosine of two vectors of one text by one encoder, on any machine."""
+
 
 class Encoder(Protocol):
     """Gives texts of similar meaning vectors of a small angle. Safe to share between threads."""
@@ -73,3 +76,14 @@ def encode(encoder: Encoder, texts: Sequence[str], *, query: bool = False) -> Ve
         )
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     return (found / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def same_vector(encoder: Encoder, text: str, vector: Sequence[float] | Vectors) -> bool:
+    """Whether a stored vector (D,) of a passage is what the encoder gives it.
+
+    Raises:
+        ReaderError: the encoder gives something else than vectors.
+    """
+    stored = np.asarray(vector, np.float32).ravel()
+    (now,) = encode(encoder, [text])
+    return float(stored @ now) >= _SAME * float(np.linalg.norm(stored))
