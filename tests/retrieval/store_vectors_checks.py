@@ -17,21 +17,11 @@ from flashback.retrieval.fusion import FusedRetriever
 from flashback.retrieval.protocol import Writable
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, ask_one, found, passages_of
+from retrieval.letters import Letters
 from throw_away import registered
 
 OpenStore = Callable[[str, str | None], Writable]
 """Opens the store of a name, with an encoder or without one."""
-
-
-class Letters:
-    """An encoder that counts letters."""
-
-    name = "letters"
-    dimension = 26
-
-    def encode(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        rows = [[text.lower().count(chr(97 + at)) for at in range(26)] for text in texts]
-        return np.array(rows, np.float32).reshape(-1, 26)
 
 
 class Longer(Letters):
