@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashback.errors import ReaderError
-from flashback.retrieval import sentence_encoder, static_encoder
+from flashback.retrieval import onnx_encoder, sentence_encoder, static_encoder
 from flashback.settings import Registry
 
 Vectors = NDArray[np.float32]
@@ -42,23 +42,27 @@ class Encoder(Protocol):
 
 
 ENCODERS: Registry[Callable[[], Encoder]] = Registry("encoder")
-"""By name. Any other name is one of sentence-transformers', or a folder."""
+"""By name. Any other name is a folder or file of ONNX, or a model of sentence-transformers."""
 
 ENCODERS.register(static_encoder.NAME, static_encoder.StaticEncoder)
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, device: str = "auto") -> Encoder:
     """An encoder by its name.
 
     Args:
-        name: one of `ENCODERS`, or a model of sentence-transformers: a folder or a hub name.
+        name: one of `ENCODERS`; `onnx:` and a folder or file; or a model of sentence-transformers,
+            a folder or a hub name.
+        device: where it runs; auto: on a GPU if there is one. Those of `ENCODERS` run on the CPU.
 
     Raises:
         ReaderError: its package is not installed, or it is missing or unusable.
     """
     if name in ENCODERS:
         return ENCODERS[name]()
-    return sentence_encoder.SentenceEncoder(name)
+    if name.startswith(onnx_encoder.PREFIX):
+        return onnx_encoder.OnnxEncoder(name.removeprefix(onnx_encoder.PREFIX), device)
+    return sentence_encoder.SentenceEncoder(name, device)
 
 
 def encode(encoder: Encoder, texts: Sequence[str], *, query: bool = False) -> Vectors:

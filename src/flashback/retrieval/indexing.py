@@ -261,5 +261,5 @@ def _dense(
     from flashback.retrieval.encoders import load_encoder
 
     check_installed()
-    encoder = load_encoder(settings.encoder)
+    encoder = load_encoder(settings.encoder, settings.encoder_device)
     return partial(build_dense, encoder=encoder, on_encoding=on_encoding)
