@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -61,6 +62,13 @@ def ask_one(retriever: Retriever, query: str, **options: Any) -> list[Hit]:
 def found(retriever: Retriever, query: str, **options: Any) -> list[str]:
     """The document ids of the hits."""
     return [hit.document_id for hit in ask_one(retriever, query, **options)]
+
+
+def alike(hits: Sequence[Hit], others: Sequence[Hit]) -> bool:
+    """Whether hits are the same, but for how cosines of several at a time are rounded."""
+    rounded = ([replace(hit, score=0.0) for hit in given] for given in (hits, others))
+    scores = ([hit.score for hit in given] for given in (hits, others))
+    return next(rounded) == next(rounded) and next(scores) == pytest.approx(next(scores), abs=1e-6)
 
 
 class RetrieverContract:
@@ -129,8 +137,8 @@ class RetrieverContract:
     def test_a_batch_gives_what_its_queries_give_one_by_one(self, pets: Retriever) -> None:
         options = SearchOptions(k=3, forbid_titles=("Fish",))
         alone = [pets.search([query], options)[0] for query in QUERIES]
-        assert pets.search(QUERIES, options) == alone
-        assert pets.search(list(reversed(QUERIES)), options) == alone[::-1]
+        assert all(map(alike, pets.search(QUERIES, options), alone))
+        assert all(map(alike, pets.search(list(reversed(QUERIES)), options), alone[::-1]))
         assert pets.search([], options) == []
 
     def test_calls_at_the_same_time_give_what_one_gives(self, pets: Retriever) -> None:
@@ -192,7 +200,7 @@ class RetrieverContract:
             by_title = ask_one(pets, query, forbid_titles=(title,))
             assert ask_one(pets, query, forbid_documents=(document,)) == by_title
             if self.forbidding_keeps_scores:
-                assert by_title == rest
+                assert alike(by_title, rest)
             assert {hit.id for hit in by_title} == {hit.id for hit in rest}
         both = {"forbid_titles": ("Birds", "Fish"), "forbid_documents": ("cats",)}
         assert found(pets, query, k=1, **both) == ["dogs"]
@@ -280,11 +288,7 @@ class RetrieverContract:
         assert ask_one(retriever, "dog cat") == before
 
     def test_searches_see_whole_commits_while_somebody_writes(self, make: Make) -> None:
-        def version(number: int) -> list[Passage]:
-            text = f"lizard number {number}"
-            return [Passage(f"{part}#0", str(part), str(number), text) for part in range(3)]
-
-        retriever = make([*passages_of(PETS), *version(0)])
+        retriever = make([*passages_of(PETS), *_lizards(0)])
         writer = self.writer(retriever)
         if not self.snapshots:
             pytest.skip("a store without transactions")
@@ -296,7 +300,7 @@ class RetrieverContract:
             try:
                 while not done.is_set():
                     batch = retriever.search(["lizard", "lizard"], SearchOptions(k=10))
-                    seen.extend([hit.title for hit in hits] for hits in batch)
+                    seen.extend(map(_lizards_among, batch))
             except BaseException as error:
                 failures.append(error)
 
@@ -305,7 +309,7 @@ class RetrieverContract:
             thread.start()
         for number in range(1, 6):
             writer.delete(["0", "1", "2"])
-            writer.add(version(number))
+            writer.add(_lizards(number))
             writer.commit()
             writer.refresh()
         done.set()
@@ -314,4 +318,15 @@ class RetrieverContract:
         assert not failures
         assert seen
         assert all(len(titles) == 3 and len(set(titles)) == 1 for titles in seen)
-        assert [hit.title for hit in ask_one(retriever, "lizard")] == ["5"] * 3
+        assert _lizards_among(ask_one(retriever, "lizard")) == ["5"] * 3
+
+
+def _lizards(number: int) -> list[Passage]:
+    """The documents 0, 1 and 2, of a version."""
+    text = f"lizard number {number}"
+    return [Passage(f"{part}#0", str(part), str(number), text) for part in range(3)]
+
+
+def _lizards_among(hits: Sequence[Hit]) -> list[str]:
+    """The versions that were found."""
+    return [hit.title for hit in hits if hit.document_id in ("0", "1", "2")]

@@ -28,21 +28,11 @@ from flashback.retrieval.passage_store import PassageStore
 from flashback.retrieval.updating import delete_documents
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, ask_one, found, passages_of
+from retrieval.letters import Letters
 from throw_away import registered
 
 pytest.importorskip("usearch")
 pytest.importorskip("wordllama")
-
-
-class Letters:
-    """An encoder that counts letters."""
-
-    name = "letters"
-    dimension = 26
-
-    def encode(self, texts: Sequence[str], *, query: bool = False) -> NDArray[np.float32]:
-        rows = [[text.lower().count(chr(97 + at)) for at in range(26)] for text in texts]
-        return np.array(rows, np.float32).reshape(-1, 26)
 
 
 def build(folder: Path, passages: Iterable[Passage], encoder: Encoder | None = None) -> Manifest:
@@ -232,9 +222,9 @@ def test_a_corpus_becomes_a_dense_index(tmp_path: Path) -> None:
     (tmp_path / "pets.txt").write_text("\n".join(PETS.values()), "utf-8")
     told: list[int] = []
 
-    def on_encoding(total: int) -> Callable[[], None]:
-        told.append(total)
-        return lambda: told.append(1)
+    def on_encoding(total: int, ready: int) -> Callable[[int], None]:
+        told.extend([total, ready])
+        return told.append
 
     manifest = index_corpus(
         tmp_path / "pets.txt",
@@ -245,7 +235,7 @@ def test_a_corpus_becomes_a_dense_index(tmp_path: Path) -> None:
         on_encoding=on_encoding,
     )
     passages = manifest.content.counts["passages"]
-    assert told == [passages] + [1] * passages
+    assert told == [passages, 0, passages]
     assert manifest.content.tokens_of == "smollm2"
     [hits] = open_index(tmp_path / "index").search(["cat"], SearchOptions(k=1))
     assert hits[0].place is not None

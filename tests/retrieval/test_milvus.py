@@ -5,12 +5,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
+
+import grpc
 
 from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
@@ -18,6 +22,7 @@ from flashback.retrieval.milvus import MilvusRetriever
 from flashback.retrieval.specs import open_retriever
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, found, passages_of
+from retrieval.store_vectors_checks import OpenStore, StoreVectorsChecks
 from servers import until
 
 
@@ -67,6 +72,35 @@ class TestContract(RetrieverContract):
         return made
 
 
+class TestDenseContract(RetrieverContract):
+    lexical = snapshots = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls, server: str) -> Make:
+        names = itertools.count()
+
+        def made(passages: Sequence[Passage]) -> MilvusRetriever:
+            url = f"{server}/dense{next(names)}?encoder=wordllama"
+            retriever = MilvusRetriever(url, seconds=240)
+            retriever.add(passages)
+            retriever.commit()
+            return retriever
+
+        return made
+
+
+class TestVectors(StoreVectorsChecks):
+    @pytest.fixture
+    @staticmethod
+    def open_store(server: str) -> OpenStore:
+        def opened(name: str, encoder: str | None) -> MilvusRetriever:
+            query = f"?encoder={encoder}" if encoder else ""
+            return MilvusRetriever(f"{server}/{name}{query}", seconds=240)
+
+        return opened
+
+
 def test_a_collection_is_made_by_the_first_commit(server: str) -> None:
     retriever = MilvusRetriever(f"{server}/later")
     with pytest.raises(RetrieverError, match=r"retriever http://127.0.0.1:\d+/later: .*later"):
@@ -109,8 +143,38 @@ def test_a_server_that_is_down_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_token_that_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(grpc.GenericRpcHandler):  # type: ignore[misc] # it has no types
+        def service(self, _: Any) -> Any:
+            def refuse(_: Any, context: Any) -> None:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, check username")
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    monkeypatch.setenv("MILVUS_TOKEN", "root:wrong")
+    refusing = grpc.server(ThreadPoolExecutor(2), handlers=[Refusing()])
+    port = refusing.add_insecure_port("127.0.0.1:0")
+    refusing.start()
+    try:
+        with pytest.raises(RetrieverError, match="illegal connection params") as caught:
+            MilvusRetriever(f"milvus+http://127.0.0.1:{port}/pets")
+    finally:
+        refusing.stop(None).wait()
+    assert "\n" not in str(caught.value)
+    assert "wrong" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
-    "rest", ["host:1", "host:1/a-b", "host/pets", "u:p@host:1/pets", "host:x/p"]
+    "rest",
+    [
+        "host:1",
+        "host:1/a-b",
+        "host/pets",
+        "u:p@host:1/pets",
+        "host:x/p",
+        "host:1/p?encoder=",
+        "host:1/p?b=c",
+    ],
 )
 def test_what_is_no_collection_is_refused(rest: str) -> None:
     with pytest.raises(SettingsError, match=r"expected milvus\+http://host:19530/collection"):

@@ -1,8 +1,11 @@
 """Qdrant: the contract against the client's embedded engine, and refusals."""
 
+import contextlib
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,12 @@ from qdrant_client import QdrantClient, models
 
 from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
+from flashback.retrieval.fusion import FusedRetriever
 from flashback.retrieval.qdrant import QdrantRetriever, weights
 from flashback.retrieval.specs import open_retriever
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, found, passages_of
+from retrieval.store_vectors_checks import OpenStore, StoreVectorsChecks
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,51 @@ class TestContract(RetrieverContract):
             return retriever
 
         return made
+
+
+class TestDenseContract(RetrieverContract):
+    lexical = snapshots = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls, client: QdrantClient) -> Make:
+        names = itertools.count()
+
+        def made(passages: Sequence[Passage]) -> QdrantRetriever:
+            retriever = QdrantRetriever(client, f"dense{next(names)}", "wordllama")
+            retriever.add(passages)
+            retriever.commit()
+            return retriever
+
+        return made
+
+
+class TestHybridContract(RetrieverContract):
+    """One collection, searched by words and by vectors, and fused."""
+
+    lexical = snapshots = False
+    forbidding_keeps_scores = False  # ranks close up
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def make(cls, client: QdrantClient) -> Make:
+        names = itertools.count()
+
+        def made(passages: Sequence[Passage]) -> FusedRetriever:
+            name = f"hybrid{next(names)}"
+            meaning = QdrantRetriever(client, name, "wordllama")
+            meaning.add(passages)
+            meaning.commit()
+            return FusedRetriever([QdrantRetriever(client, name), meaning])
+
+        return made
+
+
+class TestVectors(StoreVectorsChecks):
+    @pytest.fixture
+    @staticmethod
+    def open_store(client: QdrantClient) -> OpenStore:
+        return lambda name, encoder: QdrantRetriever(client, name, encoder)
 
 
 def test_a_folder_keeps_a_collection(tmp_path: Path) -> None:
@@ -83,13 +133,71 @@ def test_a_collection_of_something_else_is_refused(client: QdrantClient) -> None
         QdrantRetriever(client, "customers")
 
 
+@contextlib.contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """A server that gives every request the same answer, for its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, b"Must provide an API key", "401.*API key"),
+        (200, b"<html>", "no JSON"),
+        (200, b'{"result": 7}', "CollectionExistence"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_a_refused_key_and_garbage_are_one_line(
+    status: int, body: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QDRANT_API_KEY", "secret")
+    with answering(status, body) as url:
+        for query in ("", "?encoder=wordllama"):
+            expected = f"retriever qdrant/pets: .*({said})"
+            with pytest.raises(RetrieverError, match=expected) as caught:
+                open_retriever(f"qdrant+{url}/pets{query}")
+            assert "\n" not in str(caught.value)
+            assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_is_down_is_one_line() -> None:
     with pytest.raises(RetrieverError, match="retriever qdrant/pets: ") as caught:
         open_retriever("qdrant+http://127.0.0.1:1/pets")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rest", ["host:1", "host/pets", "u:p@host:1/pets", "host:x/p", "h:1/a/b"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "host:1",
+        "host/pets",
+        "u:p@host:1/pets",
+        "host:x/p",
+        "h:1/a/b",
+        "h:1/a?encoder=",
+        "h:1/a?b=c",
+    ],
+)
 def test_what_is_no_collection_is_refused(rest: str) -> None:
     with pytest.raises(SettingsError, match=r"expected qdrant\+http://host:6333/collection"):
         open_retriever(f"qdrant+http://{rest}")

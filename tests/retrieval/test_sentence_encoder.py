@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flashback.corpus.documents import CorpusReport
 from flashback.errors import IndexFolderError, ReaderError
@@ -31,6 +32,21 @@ def test_a_folder_is_an_encoder(encoder_folder: Path) -> None:
     vectors = encoder.encode(["the cat sleeps", "the dog runs"])
     assert vectors.shape == (2, encoder.dimension) == (2, 16)
     assert vectors.dtype == np.float32
+
+
+def test_an_encoder_runs_where_it_is_told_to(encoder_folder: Path) -> None:
+    assert load_encoder(str(encoder_folder), "cpu").dimension == 16
+    with pytest.raises(ReaderError, match="cannot be loaded") as caught:
+        load_encoder(str(encoder_folder), "nowhere")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_vectors_of_a_gpu_are_those_of_the_cpu(encoder_folder: Path) -> None:
+    here, there = (load_encoder(str(encoder_folder), device) for device in ("cpu", "cuda"))
+    texts = ["the cat sleeps", "the dog runs"]
+    np.testing.assert_allclose(there.encode(texts), here.encode(texts), atol=1e-4)
 
 
 def test_queries_get_the_prompt_of_queries(tmp_path: Path) -> None:

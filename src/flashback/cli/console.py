@@ -71,8 +71,8 @@ def indexing_progress() -> Iterator[ProgressStart]:
         yield start
 
 
-Encoding = Callable[[int], Callable[[], None]]
-"""Given a number of passages: what to call for each that is encoded."""
+Encoding = Callable[[int, int], Callable[[int], None]]
+"""Given a number of passages and how many are encoded: what to call with how many more are."""
 
 
 @contextlib.contextmanager
@@ -85,9 +85,11 @@ def encoding_progress() -> Iterator[tuple[ProgressStart, Encoding]]:
             task = progress.add_task("reading", total=total or None)
             return lambda size: progress.advance(task, size), lambda: None
 
-        def encoding(total: int) -> Callable[[], None]:
+        def encoding(total: int, ready: int) -> Callable[[int], None]:
+            if ready:
+                notes.print(f"going on with {ready:,} of {total:,} vectors of an interrupted build")
             task = progress.add_task("encoding", total=total)
-            return lambda: progress.advance(task)
+            return lambda count: progress.advance(task, count)
 
         yield reading, encoding
 
@@ -100,7 +102,7 @@ def building_progress(kind: str) -> Iterator[tuple[ProgressStart, Encoding]]:
             yield started
     else:
         with indexing_progress() as progress:
-            yield progress, lambda _: lambda: None
+            yield progress, lambda *_: lambda _: None
 
 
 def print_report(report: CorpusReport) -> None:

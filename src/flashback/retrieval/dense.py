@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from flashback.corpus.duplicates import Spool
 from flashback.corpus.passages import Passage
 from flashback.errors import IndexFolderError, ReaderError, SettingsError
 from flashback.retrieval.bm25 import IndexSettings, fill
-from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder
+from flashback.retrieval.encoders import Encoder, Vectors, encode, load_encoder, same_vector
 from flashback.retrieval.index_folder import (
+    PART,
     Content,
     Manifest,
     new_version,
@@ -38,20 +39,17 @@ from flashback.retrieval.passage_store import PassageStore, write_passages
 from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.records import shown_of
 from flashback.retrieval.tantivy_files import readable_errors
+from flashback.retrieval.vector_parts import HalfVectors, VectorParts
 from flashback.settings import SearchOptions
 
-T = TypeVar("T")
-
+OnEncoding = Callable[[int, int], Callable[[int], None]]
+"""Given a number of passages and how many are encoded: what to call with how many more are."""
 _VECTORS, _PASSAGES = "vectors.usearch", "passages.sqlite"
-_BATCH = 256
-"""Passages that are encoded together."""
 _CONNECTIVITY, _EXPANSION = 16, 128
 _COMPARED = 1 << 24
 """N · D up to which a search compares all vectors: 2 ms on one core."""
 _SAMPLE = 256
 """Passages that stand for all of an index."""
-_SAME = 0.99
-"""The least cosine of two vectors of one text by one encoder, on any machine."""
 
 
 def build_dense(
@@ -62,15 +60,18 @@ def build_dense(
     report: CorpusReport,
     *,
     overwrite: bool = False,
-    on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    on_encoding: OnEncoding = lambda *_: lambda _: None,
     tokens_of: str = "none",
 ) -> Manifest:
     """Write a new dense index; only vectors (2·D + 200 bytes each) are in memory meanwhile.
 
+    If it is interrupted, the same call goes on with the vectors that were made; see `vector_parts`.
+
     Args:
         folder: where; it is whole or absent whatever happens meanwhile.
         report: filled while `passages` are produced; its counts go into the manifest.
-        on_encoding: given the number of passages, gives what to call for each that is encoded.
+        on_encoding: given the number of passages, and of those that an interrupted build encoded,
+            gives what to call with how many more have their vectors.
         tokens_of: the reader whose tokens limit passages.
 
     Raises:
@@ -110,29 +111,29 @@ def _write(
     settings: IndexSettings,
     *,
     encoder: Encoder,
-    on_encoding: Callable[[int], Callable[[], None]],
+    on_encoding: OnEncoding,
 ) -> dict[str, int]:
     """See `Write`; nothing is counted."""
     write_passages(data / _PASSAGES, spool, titled=settings.title)
-    texts = (shown_of(stored.passage, titled=settings.title) for stored in spool)
-    _write_vectors(data / _VECTORS, texts, encoder, on_encoding(spool.stored))
+
+    def texts() -> Iterator[str]:
+        return (shown_of(stored.passage, titled=settings.title) for stored in spool)
+
+    parts = VectorParts(data.parent / PART, encoder)
+    advance = on_encoding(spool.stored, parts.ready(texts()))
+    _write_vectors(data / _VECTORS, parts.vectors(texts(), advance), encoder.dimension)
     return {}
 
 
-def _write_vectors(
-    file: Path, texts: Iterator[str], encoder: Encoder, advance: Callable[[], None]
-) -> None:
-    """Encode texts batch by batch; a text's number is its vector's key."""
-    index = _new_graph(encoder.dimension)
+def _write_vectors(file: Path, parts: Iterable[HalfVectors], dimension: int) -> None:
+    """Write the graph of the vectors (N, D) of each part; a text's number is its vector's key."""
+    index = _new_graph(dimension)
     number = 0
-    for batch in _batches(texts, _BATCH):
-        vectors = encode(encoder, batch)
+    for vectors in parts:
         known = np.flatnonzero(vectors.any(1))  # a zero vector has no direction
         # One thread: two builds of a corpus find the same.
         index.add((known + number).astype(np.uint64), vectors[known], threads=1)
-        number += len(batch)
-        for _ in batch:
-            advance()
+        number += len(vectors)
     try:
         index.save(str(file))
     except RuntimeError as error:  # usearch's way to say that the disk is full
@@ -150,12 +151,6 @@ def _new_graph(dimension: int) -> Any:
         expansion_add=_EXPANSION,
         expansion_search=_EXPANSION,
     )
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 class DenseIndex:
@@ -209,9 +204,8 @@ class DenseIndex:
         if not len(self._graph):
             return
         number = int(next(iter(self._graph.keys)))
-        stored = np.asarray(self._graph.get(number), np.float32).ravel()
-        (now,) = encode(self._encoder, list(self._store.texts([number])))
-        if float(stored @ now) < _SAME * float(np.linalg.norm(stored)):
+        (text,) = self._store.texts([number])
+        if not same_vector(self._encoder, text, self._graph.get(number)):
             raise IndexFolderError(
                 f"index {self.folder}: the encoder {name} gives other vectors than those in the "
                 "index; use the encoder it was made with, or build it again"

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from flashback.declared import Registry
 from flashback.errors import ReaderError
-from flashback.retrieval import sentence_encoder, static_encoder
+from flashback.retrieval import onnx_encoder, sentence_encoder, static_encoder
 
 Vectors = NDArray[np.float32]
+
+_SAME = 0.99
+"""The least cosine of two vectors of one text by one encoder, on any machine."""
 
 
 class Encoder(Protocol):
@@ -39,23 +42,27 @@ class Encoder(Protocol):
 
 
 ENCODERS: Registry[Callable[[], Encoder]] = Registry("encoder")
-"""By name. Any other name is one of sentence-transformers', or a folder."""
+"""By name. Any other name is a folder or file of ONNX, or a model of sentence-transformers."""
 
 ENCODERS.register(static_encoder.NAME, static_encoder.StaticEncoder)
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, device: str = "auto") -> Encoder:
     """An encoder by its name.
 
     Args:
-        name: one of `ENCODERS`, or a model of sentence-transformers: a folder or a hub name.
+        name: one of `ENCODERS`; `onnx:` and a folder or file; or a model of sentence-transformers,
+            a folder or a hub name.
+        device: where it runs; auto: on a GPU if there is one. Those of `ENCODERS` run on the CPU.
 
     Raises:
         ReaderError: its package is not installed, or it is missing or unusable.
     """
     if name in ENCODERS:
         return ENCODERS[name]()
-    return sentence_encoder.SentenceEncoder(name)
+    if name.startswith(onnx_encoder.PREFIX):
+        return onnx_encoder.OnnxEncoder(name.removeprefix(onnx_encoder.PREFIX), device)
+    return sentence_encoder.SentenceEncoder(name, device)
 
 
 def encode(encoder: Encoder, texts: Sequence[str], *, query: bool = False) -> Vectors:
@@ -73,3 +80,14 @@ def encode(encoder: Encoder, texts: Sequence[str], *, query: bool = False) -> Ve
         )
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     return (found / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def same_vector(encoder: Encoder, text: str, vector: Sequence[float] | Vectors) -> bool:
+    """Whether a stored vector (D,) of a passage is what the encoder gives it.
+
+    Raises:
+        ReaderError: the encoder gives something else than vectors.
+    """
+    stored = np.asarray(vector, np.float32).ravel()
+    (now,) = encode(encoder, [text])
+    return float(stored @ now) >= _SAME * float(np.linalg.norm(stored))

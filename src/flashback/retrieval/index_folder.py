@@ -2,7 +2,8 @@
 
     IDX/
     ├── flashback-index.json      the manifest: the data folder's name, its files' checksums
-    └── flashback-data-XXXXXXXX/  the search library's own files
+    ├── flashback-data-XXXXXXXX/  the search library's own files
+    └── flashback-part/           vectors of an interrupted build, see `vector_parts`
 
 A new version is written into a new data folder; replacing the manifest switches over to it in one
 step. A changed version begins as links to the files of the one before, which never change; what is
@@ -32,6 +33,8 @@ from flashback.files import (
 
 MANIFEST = "flashback-index.json"
 FORMAT = 3
+PART = "flashback-part"
+"""What a build leaves for the next one if it is interrupted; gone once a version is published."""
 _DATA_PREFIX = "flashback-data-"
 T = TypeVar("T")
 
@@ -289,20 +292,23 @@ def publish(folder: Path, data: Path, content: Content, before: Manifest | None 
     sync_files(data)
     manifest = Manifest(content, data.name, files)
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    remove_folder(folder / PART)
     return manifest
 
 
 def _is_ours(name: str) -> bool:
     """Whether a build, finished or not, leaves a file or folder of this name."""
-    return name == MANIFEST or name.startswith((_DATA_PREFIX, f".{MANIFEST}."))
+    return name in (MANIFEST, PART) or name.startswith((_DATA_PREFIX, f".{MANIFEST}."))
 
 
 def _clear_debris(folder: Path) -> None:
     """Remove what no manifest names: old versions, unfinished ones; a folder left empty, too.
 
+    What an interrupted build left for the next one stays.
+
     The manifest is read from disk again: an interruption may come just after it changed.
     """
-    kept = {MANIFEST}
+    kept = {MANIFEST, PART}
     if (folder / MANIFEST).exists():
         try:
             kept.add(json.loads((folder / MANIFEST).read_text("utf-8"))["data"])

@@ -117,5 +117,9 @@ class DenseSettings(CheckedSettings):
 
     encoder: str = setting(
         "wordllama",
-        "With --kind dense: wordllama, or a model of sentence-transformers, a folder or hub name.",
+        "With --kind dense: wordllama, a model of sentence-transformers (a folder or hub name), or "
+        "onnx:FOLDER.",
+    )
+    encoder_device: str = setting(
+        "auto", "With --kind dense: where passages are encoded: auto, cpu, cuda, cuda:N or mps."
     )

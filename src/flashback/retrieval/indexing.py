@@ -190,7 +190,7 @@ def index_corpus(
     token_ends: TokenEnds = estimated_ends,
     tokens_of: str = "none",
     dense: DenseSettings | None = None,
-    on_encoding: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    on_encoding: Callable[[int, int], Callable[[int], None]] = lambda *_: lambda _: None,
     files: FileSettings | None = None,
 ) -> Manifest:
     """Read a corpus, cut it into passages and index them.
@@ -254,12 +254,12 @@ def _writer_of(kind: str) -> Write | None:
 
 
 def _dense(
-    settings: DenseSettings, on_encoding: Callable[[int], Callable[[], None]]
+    settings: DenseSettings, on_encoding: Callable[[int, int], Callable[[int], None]]
 ) -> Callable[..., Manifest]:
     """What builds a dense index; its encoder is loaded before a corpus is read."""
     from flashback.retrieval.dense import build_dense, check_installed
     from flashback.retrieval.encoders import load_encoder
 
     check_installed()
-    encoder = load_encoder(settings.encoder)
+    encoder = load_encoder(settings.encoder, settings.encoder_device)
     return partial(build_dense, encoder=encoder, on_encoding=on_encoding)

@@ -1,9 +1,11 @@
-"""A collection of Milvus, searched by its own full text search.
+"""A collection of Milvus, searched by its own full text search, or by an encoder's vectors.
 
     milvus+http://host:19530/collection
+    milvus+http://host:19530/collection?encoder=wordllama
 
-BM25 is computed by Milvus, over the stems that the BM25 index has; forbidden titles and documents
-are filtered by the server. The user and password, or a token, stand in MILVUS_TOKEN.
+BM25 is computed by Milvus, over the stems that the BM25 index has. With an encoder, passages have
+that encoder's vectors, too, and are found by them; see `store_vectors`. Forbidden titles and
+documents are filtered by the server. The user and password, or a token, stand in MILVUS_TOKEN.
 """
 
 import logging
@@ -11,8 +13,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
@@ -20,9 +22,12 @@ from flashback.retrieval.protocol import Hit, check_search, missing_extra, stora
 from flashback.retrieval.store import (
     BufferedWrites,
     chunks,
+    cosine,
     good_enough,
     key_of,
+    near_enough,
     one_line,
+    place_of,
     shown,
     terms_of,
 )
@@ -31,17 +36,23 @@ from flashback.settings import SearchOptions
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
+    from flashback.retrieval.store_vectors import Sample
+
 TOKEN = "MILVUS_TOKEN"
 """The environment variable with `user:password` or a token."""
 _NAME = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
 _SHOWN = ("id", "document", "title", "shown")
 _KEYS = ("id_key", "document_key", "title_key")
 _FIELDS = {*_SHOWN, *_KEYS, "terms", "vector"}
+_MEANING = "meaning"
+"""The field of the encoder's vectors."""
 _MOST_BYTES = 65_535
 """Of a text, in Milvus."""
 _MOST_HITS = 16_384
 _MOST_TERMS, _MOST_REPEATS = 512, 8
 """Of a query."""
+_SAMPLE = 16
+"""Passages among which one with a vector is looked for."""
 _TOGETHER = 512
 """Queries, names or passages in a call."""
 
@@ -57,18 +68,18 @@ class MilvusRetriever(BufferedWrites):
 
         Raises:
             SettingsError: the URL is none, or the extra `milvus` is not installed.
+            ReaderError: the encoder is missing or unusable.
             RetrieverError: the server cannot be reached or refuses; the collection has other
-                fields.
+                fields, or vectors of another encoder.
         """
-        address, self._collection = _parts(url)
+        address, self._collection, encoder = _parts(url)
         try:
             from pymilvus import MilvusClient, MilvusException
         except ImportError as error:
             raise missing_extra("milvus+http://", error.name, "milvus") from None
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it is said in one line here
         self._failure = MilvusException
-        self._shown = f"retriever {address}/{self._collection}"
-        super().__init__()
+        super().__init__(f"retriever {address}/{self._collection}", encoder)
         with self._readable():
             self._client = MilvusClient(address, token=os.environ.get(TOKEN, ""), timeout=seconds)
             self._exists = self._check()
@@ -85,13 +96,20 @@ class MilvusRetriever(BufferedWrites):
         """
         check_search(queries, options)
         found: list[list[Hit]] = [[] for _ in queries]
-        asked = [(at, words) for at, query in enumerate(queries) if (words := _words(query))]
+        asked = self._asked(queries)
+        choose, hit = (good_enough, _hit) if self._vectors is None else (near_enough, _near)
         with self._readable():
             for some in chunks(asked, _TOGETHER):
-                answers = self._found([words for _, words in some], options)
+                answers = self._found([query for _, query in some], options)
                 for (at, _), records in zip(some, answers, strict=True):
-                    found[at] = good_enough(map(_hit, records), options)
+                    found[at] = choose(filter(None, map(hit, records)), options)
         return found
+
+    def _asked(self, queries: Sequence[str]) -> Sequence[tuple[int, Any]]:
+        """The place of each query that can be asked, and what is."""
+        if self._vectors is not None:
+            return self._vectors.of_queries(queries)
+        return [(at, words) for at, query in enumerate(queries) if (words := _words(query))]
 
     def commit(self) -> None:
         """See `Writable`; the collection is made if there is none.
@@ -100,10 +118,15 @@ class MilvusRetriever(BufferedWrites):
             RetrieverError: it may have been done in part; what is to be written is kept, and
                 another commit does it again.
         """
-        rows = [_row(passage) for passage in self._pending.added]
+        rows: list[dict[str, Any]] = [_row(passage) for passage in self._pending.added]
+        vectors = self._encoded()
+        if self._vectors is not None:
+            none = [0.0] * self._vectors.dimension
+            rows = [row | {_MEANING: one or none} for row, one in zip(rows, vectors, strict=True)]
         with self._readable():
             if not self._exists:
-                _create(self._client, self._collection)
+                dimension = None if self._vectors is None else self._vectors.dimension
+                _create(self._client, self._collection, dimension)
                 self._exists = True
             for names in chunks(list(self._pending.deleted), _TOGETHER):
                 condition = f"document_key in {_listed(names)}"
@@ -115,7 +138,7 @@ class MilvusRetriever(BufferedWrites):
     def refresh(self) -> None:
         """See `Writable`: every search sees what was committed before it."""
 
-    def _found(self, texts: list[str], options: SearchOptions) -> Any:
+    def _found(self, queries: list[Any], options: SearchOptions) -> Any:
         clauses = [
             f"{field} not in {_listed(names)}"
             for field, names in (
@@ -126,12 +149,12 @@ class MilvusRetriever(BufferedWrites):
         ]
         return self._client.search(
             self._collection,
-            data=texts,
-            anns_field="vector",
+            data=queries,
+            anns_field="vector" if self._vectors is None else _MEANING,
             limit=min(options.k, _MOST_HITS),
             filter=" and ".join(clauses),
             output_fields=[*_SHOWN],
-            search_params={"metric_type": "BM25"},
+            search_params={"metric_type": "BM25" if self._vectors is None else "COSINE"},
             consistency_level="Strong",
         )
 
@@ -146,7 +169,21 @@ class MilvusRetriever(BufferedWrites):
                 f"{self._shown}: the collection has other fields ({', '.join(sorted(found))}); "
                 "give another one"
             )
+        dimensions = {field["name"]: field["params"].get("dim") for field in about["fields"]}
+        dimension = dimensions.get(_MEANING)
+        self._agree(None if dimension is None else int(dimension), self._sample)
         return True
+
+    def _sample(self) -> "Sample | None":
+        """A passage that has a vector."""
+        records = self._client.query(
+            self._collection,
+            filter="",
+            limit=_SAMPLE,
+            output_fields=["shown", _MEANING],
+            consistency_level="Strong",
+        )
+        return next(((one["shown"], one[_MEANING]) for one in records if any(one[_MEANING])), None)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -189,7 +226,14 @@ def _hit(record: Any) -> Hit:
     return Hit(identifier, document, title, text, abs(float(record["distance"])))
 
 
-def _create(client: "MilvusClient", name: str) -> None:
+def _near(record: Any) -> Hit | None:
+    """A hit of vectors; None: the passage has none, which Milvus has as zeros."""
+    found = _hit(record)
+    score = cosine(float(record["distance"]))
+    return replace(found, score=score) if score else None
+
+
+def _create(client: "MilvusClient", name: str, dimension: int | None) -> None:
     from pymilvus import DataType, Function, FunctionType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -215,23 +259,25 @@ def _create(client: "MilvusClient", name: str) -> None:
     schema.add_function(bm25)
     index = client.prepare_index_params()
     index.add_index("vector", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+    if dimension is not None:
+        schema.add_field(_MEANING, DataType.FLOAT_VECTOR, dim=dimension)
+        index.add_index(_MEANING, index_type="AUTOINDEX", metric_type="COSINE")
     client.create_collection(name, schema=schema, index_params=index)
 
 
-def _parts(url: str) -> tuple[str, str]:
-    """Milvus's address and the collection.
+def _parts(url: str) -> tuple[str, str, str | None]:
+    """Milvus's address, the collection and the encoder.
 
     Raises:
         SettingsError: it is no URL of a collection.
     """
     try:
-        parts = urlsplit(url)
-        good = parts.hostname is not None and parts.port is not None
+        address, name, encoder = place_of(url, "milvus")
+        if _NAME.fullmatch(name):
+            return address, name, encoder
     except ValueError:
-        good = False
-    if not good or not _NAME.fullmatch(name := parts.path.strip("/")) or "@" in parts.netloc:
-        raise SettingsError(
-            "--retriever: expected milvus+http://host:19530/collection, with the password, if any, "
-            f"in ${TOKEN}"
-        )
-    return f"{parts.scheme.removeprefix('milvus+')}://{parts.netloc}", name
+        pass
+    raise SettingsError(
+        "--retriever: expected milvus+http://host:19530/collection, with ?encoder=NAME to search "
+        f"by vectors, and with the password, if any, in ${TOKEN}"
+    )

@@ -1,9 +1,11 @@
-"""A collection of Qdrant, searched by BM25 over sparse vectors.
+"""A collection of Qdrant, searched by BM25 over sparse vectors, or by an encoder's vectors.
 
     qdrant+http://host:6333/collection
+    qdrant+http://host:6333/collection?encoder=wordllama
 
 A passage is a sparse vector of its stems, those of the BM25 index, weighted by how often they stand
-in it; Qdrant weights them by how rare they are. Forbidden titles and documents are filtered by the
+in it; Qdrant weights them by how rare they are. With an encoder, it is also that encoder's vector,
+and what is searched; see `store_vectors`. Forbidden titles and documents are filtered by the
 server. The key of a server stands in QDRANT_API_KEY.
 """
 
@@ -12,18 +14,21 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flashback.corpus.passages import Passage
-from flashback.errors import RetrieverError, SettingsError
+from flashback.errors import FlashBackError, RetrieverError, SettingsError
 from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
 from flashback.retrieval.store import (
     BufferedWrites,
     chunks,
+    cosine,
     good_enough,
     key_of,
+    near_enough,
     one_line,
+    place_of,
     shown,
     terms_of,
 )
@@ -32,9 +37,13 @@ from flashback.settings import SearchOptions
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
+    from flashback.retrieval.encoders import Encoder
+    from flashback.retrieval.store_vectors import Sample
+
 KEY = "QDRANT_API_KEY"
 """The environment variable with the server's key."""
-_VECTOR = "terms"
+_TERMS, _MEANING = "terms", "meaning"
+"""The names of a passage's vectors."""
 _SHOWN = ("id", "document", "title", "shown")
 _K1, _B = 1.2, 0.75
 _USUAL_TERMS = 64.0
@@ -47,19 +56,25 @@ _MOST_HITS = 100_000
 class QdrantRetriever(BufferedWrites):
     """A `Writable` in a collection. Safe to share between threads; no transactions."""
 
-    def __init__(self, client: "QdrantClient", collection: str) -> None:
+    def __init__(
+        self, client: "QdrantClient", collection: str, encoder: "Encoder | str | None" = None
+    ) -> None:
         """Use a collection of a client, of a server or embedded.
+
+        Args:
+            encoder: of vectors by which passages are found, or its name; None: they are found by
+                words.
 
         Raises:
             SettingsError: the extra `qdrant` is not installed.
+            ReaderError: the encoder is missing or unusable.
             RetrieverError: the server cannot be reached or refuses; the collection has no such
-                vectors.
+                vectors, or those of another encoder.
         """
         self._models, self._failures = _library()
         self._client = client
         self._collection = collection
-        self._shown = f"retriever qdrant/{collection}"
-        super().__init__()
+        super().__init__(f"retriever qdrant/{collection}", encoder)
         self._one_at_a_time = threading.Lock()
         """What is embedded promises nothing about threads."""
         with self._readable():
@@ -73,13 +88,13 @@ class QdrantRetriever(BufferedWrites):
             SettingsError: the URL is none, or the extra `qdrant` is not installed.
             RetrieverError: see `QdrantRetriever`.
         """
-        address, collection = _parts(url)
+        address, collection, encoder = _parts(url)
         _library()
         from qdrant_client import QdrantClient
 
         key = os.environ.get(KEY)
         client = QdrantClient(address, api_key=key, timeout=10, check_compatibility=False)
-        return cls(client, collection)
+        return cls(client, collection, encoder)
 
     def close(self) -> None:
         """Close the client."""
@@ -93,15 +108,26 @@ class QdrantRetriever(BufferedWrites):
         """
         check_search(queries, options)
         found: list[list[Hit]] = [[] for _ in queries]
-        every = ((at, terms_of(query, query=True)) for at, query in enumerate(queries))
-        asked = [(at, terms) for at, terms in every if terms]
+        asked = self._asked(queries)
+        choose = good_enough if self._vectors is None else near_enough
         with self._readable(), self._one_at_a_time:
             for some in chunks(asked, _TOGETHER):
-                requests = [self._request(terms, options) for _, terms in some]
+                requests = [self._request(query, options) for _, query in some]
                 answers = self._client.query_batch_points(self._collection, requests)
                 for (at, _), answer in zip(some, answers, strict=True):
-                    found[at] = good_enough(map(_hit, answer.points), options)
+                    found[at] = choose(map(self._hit, answer.points), options)
         return found
+
+    def _asked(self, queries: Sequence[str]) -> Sequence[tuple[int, Any]]:
+        """The place and the vector of each query that has one."""
+        if self._vectors is not None:
+            return self._vectors.of_queries(queries)
+        every = ((at, terms_of(query, query=True)) for at, query in enumerate(queries))
+        return [
+            (at, self._sparse({term: float(count) for term, count in terms.items()}))
+            for at, terms in every
+            if terms
+        ]
 
     def commit(self) -> None:
         """See `Writable`; the collection is made if there is none.
@@ -110,6 +136,7 @@ class QdrantRetriever(BufferedWrites):
             RetrieverError: it may have been done in part; what is to be written is kept, and
                 another commit does it again.
         """
+        points = list(map(self._point, self._pending.added, self._encoded()))
         with self._readable(), self._one_at_a_time:
             if not self._exists:
                 self._create()
@@ -118,14 +145,14 @@ class QdrantRetriever(BufferedWrites):
                     filter=self._models.Filter(must=[self._any("document_key", names)])
                 )
                 self._client.delete(self._collection, selector, wait=True)
-            for some in chunks(self._pending.added, _TOGETHER):
-                self._client.upsert(self._collection, list(map(self._point, some)), wait=True)
+            for some in chunks(points, _TOGETHER):
+                self._client.upsert(self._collection, list(some), wait=True)
         self._pending.clear()
 
     def refresh(self) -> None:
         """See `Writable`: every search sees what was committed before it."""
 
-    def _request(self, terms: Counter[str], options: SearchOptions) -> Any:
+    def _request(self, query: Any, options: SearchOptions) -> Any:
         forbidden = [
             self._any(field, names)
             for field, names in (
@@ -135,8 +162,8 @@ class QdrantRetriever(BufferedWrites):
             if names
         ]
         return self._models.QueryRequest(
-            query=self._sparse({term: float(count) for term, count in terms.items()}),
-            using=_VECTOR,
+            query=query,
+            using=_TERMS if self._vectors is None else _MEANING,
             limit=min(options.k, _MOST_HITS),
             with_payload=list(_SHOWN),
             filter=self._models.Filter(must_not=forbidden) if forbidden else None,
@@ -146,14 +173,15 @@ class QdrantRetriever(BufferedWrites):
         keys = [key_of(name) for name in names]
         return self._models.FieldCondition(key=field, match=self._models.MatchAny(any=keys))
 
-    def _point(self, passage: Passage) -> Any:
+    def _point(self, passage: Passage, meaning: list[float] | None) -> Any:
         names = passage.id, passage.document_id, passage.title
         payload = dict(zip(_SHOWN, map(storable, (*names, shown(passage))), strict=True))
         payload |= {"document_key": key_of(names[1]), "title_key": key_of(names[2])}
         terms = terms_of(f"{passage.title}\n{passage.text}")
-        return self._models.PointStruct(
-            id=key_of(passage.id), vector={_VECTOR: self._sparse(weights(terms))}, payload=payload
-        )
+        vectors: dict[str, Any] = {_TERMS: self._sparse(weights(terms))}
+        if meaning is not None:
+            vectors[_MEANING] = meaning
+        return self._models.PointStruct(id=key_of(passage.id), vector=vectors, payload=payload)
 
     def _sparse(self, values: dict[str, float]) -> Any:
         by_place: dict[int, float] = {}
@@ -165,9 +193,14 @@ class QdrantRetriever(BufferedWrites):
         )
 
     def _create(self) -> None:
-        vectors = {_VECTOR: self._models.SparseVectorParams(modifier=self._models.Modifier.IDF)}
+        terms = {_TERMS: self._models.SparseVectorParams(modifier=self._models.Modifier.IDF)}
+        meaning = {}
+        if self._vectors is not None:
+            meaning[_MEANING] = self._models.VectorParams(
+                size=self._vectors.dimension, distance=self._models.Distance.COSINE
+            )
         self._client.create_collection(
-            self._collection, vectors_config={}, sparse_vectors_config=vectors
+            self._collection, vectors_config=meaning, sparse_vectors_config=terms
         )
         self._exists = True
 
@@ -175,20 +208,46 @@ class QdrantRetriever(BufferedWrites):
         """Whether the collection exists; refuse one of something else."""
         if not self._client.collection_exists(self._collection):
             return False
-        found = self._client.get_collection(self._collection).config.params.sparse_vectors or {}
-        if _VECTOR not in found:
+        found = self._client.get_collection(self._collection).config.params
+        if _TERMS not in (found.sparse_vectors or {}):
             raise RetrieverError(
-                f"{self._shown}: the collection has no sparse vectors {_VECTOR!r}; it was not made "
+                f"{self._shown}: the collection has no sparse vectors {_TERMS!r}; it was not made "
                 "by FlashBack; give another one"
             )
+        dense = found.vectors if isinstance(found.vectors, dict) else {}
+        self._agree(dense[_MEANING].size if _MEANING in dense else None, self._sample)
         return True
+
+    def _sample(self) -> "Sample | None":
+        """A passage that has a vector."""
+        having = self._models.HasVectorCondition(has_vector=_MEANING)
+        records, _ = self._client.scroll(
+            self._collection,
+            self._models.Filter(must=[having]),
+            limit=1,
+            with_payload=["shown"],
+            with_vectors=[_MEANING],
+        )
+        return next(((one.payload["shown"], one.vector[_MEANING]) for one in records), None)
+
+    def _hit(self, point: "models.ScoredPoint") -> Hit:
+        payload = point.payload or {}
+        identifier, document, title, text = (str(payload[name]) for name in _SHOWN)
+        score = float(point.score)
+        return Hit(
+            identifier, document, title, text, score if self._vectors is None else cosine(score)
+        )
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except RetrieverError:
+        except FlashBackError:
             raise
+        except JSONDecodeError as error:
+            raise RetrieverError(
+                f"{self._shown}: its answer is no JSON; expected Qdrant"
+            ) from error
         except self._failures as error:
             raise RetrieverError(f"{self._shown}: {one_line(error)}") from error
 
@@ -202,12 +261,6 @@ def weights(terms: Counter[str]) -> dict[str, float]:
     return {term: count * (_K1 + 1) / (count + length) for term, count in terms.items()}
 
 
-def _hit(point: "models.ScoredPoint") -> Hit:
-    payload = point.payload or {}
-    identifier, document, title, text = (str(payload[name]) for name in _SHOWN)
-    return Hit(identifier, document, title, text, float(point.score))
-
-
 def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     """The client's models, and what it raises."""
     try:
@@ -218,21 +271,16 @@ def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     return models, (ApiException, ValueError, OSError)
 
 
-def _parts(url: str) -> tuple[str, str]:
-    """Qdrant's address and the collection.
+def _parts(url: str) -> tuple[str, str, str | None]:
+    """Qdrant's address, the collection and the encoder.
 
     Raises:
         SettingsError: it is no URL of a collection.
     """
     try:
-        parts = urlsplit(url)
-        good = parts.hostname is not None and parts.port is not None
+        return place_of(url, "qdrant")
     except ValueError:
-        good = False
-    name = parts.path.strip("/") if good else ""
-    if not name or "/" in name or "@" in parts.netloc or parts.query:
         raise SettingsError(
-            "--retriever: expected qdrant+http://host:6333/collection, with the key, if any, in "
-            f"${KEY}"
-        )
-    return f"{parts.scheme.removeprefix('qdrant+')}://{parts.netloc}", name
+            "--retriever: expected qdrant+http://host:6333/collection, with ?encoder=NAME to "
+            f"search by vectors, and with the key, if any, in ${KEY}"
+        ) from None

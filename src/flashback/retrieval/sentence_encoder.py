@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +17,18 @@ T = TypeVar("T")
 class SentenceEncoder:
     """An `Encoder` that runs a model of sentence-transformers, with its prompts if it has any."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "auto") -> None:
         """Load a model.
 
         Args:
             name: a folder, or a name on the Hugging Face hub; code in it is not run.
+            device: auto, or one of PyTorch's.
 
         Raises:
             ReaderError: sentence-transformers is not installed, or the model is unusable.
         """
         self.name = full_name(name)
-        self._model = loaded("encoder", name, _open)
+        self._model = loaded("encoder", name, partial(_open, device=device))
         self._lock = threading.Lock()
 
     @property
@@ -75,7 +77,8 @@ def loaded(kind: str, name: str, load: Callable[[str], T]) -> T:
         ) from error
 
 
-def _open(name: str) -> Any:
+def _open(name: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(name, trust_remote_code=False)
+    chosen = None if device == "auto" else device
+    return SentenceTransformer(name, trust_remote_code=False, device=chosen)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flashback.declared import named
 from flashback.errors import TrainingError
 from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import Arm, arm_of, untrained_arms
@@ -22,7 +23,6 @@ from flashback.readers.card import CARD, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Example
-from flashback.settings import named
 from flashback.training.run import Run
 from flashback.training.train import train
 from flashback.training.trainer import OnStep
