@@ -23,8 +23,7 @@ from flashback.cli.retriever_options import Source
 from flashback.corpus.documents import CorpusReport, Document
 from flashback.errors import CorpusError
 from flashback.retrieval.indexing import Corpus, open_corpus
-from flashback.retrieval.kinds import Index
-from flashback.retrieval.protocol import NoRetriever, Retriever
+from flashback.retrieval.protocol import NoRetriever, Retriever, identity_of
 from flashback.retrieval.specs import open_source
 from flashback.settings import RetrievalSettings
 
@@ -82,10 +81,8 @@ class Sources:
 
     @property
     def identity(self) -> str | None:
-        """The checksums of the index; None: a retriever that does not say what is in it."""
-        if not isinstance(self.retriever, Index):
-            return None
-        return " ".join(sorted(file.sha256 for file in self.retriever.manifest.files.values()))
+        """What is searched, and how; None: a retriever that does not say what is in it."""
+        return identity_of(self.retriever)
 
 
 def open_sources(names: Sequence[str], index: Source | None, *, retrieves: bool) -> Sources:

@@ -25,7 +25,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.readers.weight_settings import Weights
-from flashback.retrieval.kinds import Index
+from flashback.retrieval.protocol import identity_of
 from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, RetrievalSettings, Settings, StoppingSettings
 
@@ -275,7 +275,7 @@ def _run_record(
         "file": file,
         "computation": computation_of(reader.model),
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
-        "index": index.manifest.digest if isinstance(index, Index) else described["index"],
+        "index": identity_of(index) or described["index"],
     }
 
 

@@ -35,7 +35,7 @@ class EvaluationSet:
     """Recorded in the table."""
 
 
-def identity_of(
+def examples_digest(
     examples: Sequence[Example], windows: WindowSettings, *, passages: bool = True
 ) -> str:
     """A digest of tokens and cuts.
@@ -132,7 +132,8 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
     found = []
     for one in sets:
         identities = {
-            shown: identity_of(one.examples, one.windows, passages=shown) for shown in (True, False)
+            shown: examples_digest(one.examples, one.windows, passages=shown)
+            for shown in (True, False)
         }
         for arm in arms:
             identity = identities[PATTERNS[arm.pattern].retrieves]

@@ -46,6 +46,15 @@ class LimitedRetriever:
         self._settings = settings
 
     @property
+    def parts(self) -> tuple[Retriever]:
+        """See `Combined`."""
+        return (self._retriever,)
+
+    def over(self, parts: Sequence[Retriever]) -> "LimitedRetriever":
+        """See `Combined`."""
+        return LimitedRetriever(parts[0], self._settings)
+
+    @property
     def identity(self) -> str | None:
         """See `identity_of`."""
         return identity_of(self._retriever)
