@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.cli.audit_option import audit_option
 from flashback.cli.console import notes, training_progress
 from flashback.cli.documents import (
     Sources,
@@ -24,6 +25,7 @@ from flashback.cli.retriever_options import Source, required_source_options
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
+from flashback.retrieval.guard import GuardSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
@@ -49,6 +51,7 @@ class _Request:
 
     settings: TrainingSettings
     retrieval: RetrievalSettings
+    guard: GuardSettings
     windows: WindowSettings
     bootstrap: BootstrapSettings
     train_documents: tuple[str, ...]
@@ -57,6 +60,7 @@ class _Request:
     out: Path
     evaluate_windows: int
     options: ReaderOptions
+    audit: bool
     as_json: bool
 
     @property
@@ -111,8 +115,10 @@ class _Request:
 @reader_options
 @options_of(TrainingSettings, only=_TRAINED)
 @lookup_options
+@options_of(GuardSettings)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
+@audit_option
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def reproduce(**values: Any) -> None:
     """Train and score every row of the paper's table; the same command continues it.
@@ -130,7 +136,7 @@ def reproduce(**values: Any) -> None:
     """
     request = _parse(values)
     trained, scored = (
-        open_sources(names, request.index, retrieves=True)
+        open_sources(names, request.index, request.guard, retrieves=True)
         for names in (request.train_documents, request.documents)
     )
     table = _table(request, trained, scored)
@@ -145,7 +151,8 @@ def _parse(values: dict[str, Any]) -> _Request:
     settings = take(TrainingSettings, values)
     retrieval = take(RetrievalSettings, values, pattern="append")  # every row has its own
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
-    request = _Request(settings, retrieval, windows, bootstrap, **values)
+    guard = take(GuardSettings, values)
+    request = _Request(settings, retrieval, guard, windows, bootstrap, **values)
     if request.out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
     if "-" in request.train_documents and "-" in request.documents:
@@ -202,7 +209,8 @@ def _read(
     retrieval = request.retrieval
     found = read_and_retrieve(trained, reader, [retrieval], request.windows)[0]
     examples = found.examples(reader, retrieval)
-    sets = evaluation_sets(reader, scored, [retrieval], request.scored_windows, request.described)
+    windows, described = request.scored_windows, request.described
+    sets = evaluation_sets(reader, scored, [retrieval], windows, described, audited=request.audit)
     _warn_of_leakage(examples, sets[0].examples)
     return examples, sets
 

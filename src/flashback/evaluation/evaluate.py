@@ -33,6 +33,8 @@ class EvaluationSet:
     windows: WindowSettings
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Recorded in the table."""
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded beside the settings: what was found out about the passages."""
 
 
 def examples_digest(
@@ -191,4 +193,4 @@ def _table(
         row_of(task.arm, texts.per_document(nats[task.key]), texts, bootstrap) for task in tasks
     ]
     close = contamination(scored.examples, scored.found)
-    return Table(tuple(rows), texts, bootstrap, close, scored.settings)
+    return Table(tuple(rows), texts, bootstrap, close, scored.settings, scored.reported)

@@ -102,6 +102,12 @@ def leaves_of(retriever: Retriever) -> list[Retriever]:
     return [retriever]
 
 
+def failures_of(retriever: object) -> int:
+    """How many queries of a retriever have failed and found nothing, if it goes on then."""
+    found = getattr(retriever, "failures", 0)
+    return found if isinstance(found, int) else 0
+
+
 @runtime_checkable
 class Writable(Retriever, Protocol):
     """A retriever whose passages change while it is searched. One writer at a time."""
