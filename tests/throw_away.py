@@ -52,6 +52,7 @@ class WordIndex:
     """An index kind: passages in a JSON file, scored by the words they share with a query."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         file = folder / self.manifest.data / "passages.json"
         self._passages: list[str] = json.loads(file.read_text("utf-8"))

@@ -13,6 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from command_line import Outcome, refused, run
 from families import tiny_model
 from flashback.cli.tables import print_table
+from flashback.retrieval.fusion import FusedRetriever
 from flashback.training.train import train
 from small_corpora import FITS, Corpora
 from tiny_readers import byte_tokenizer
@@ -121,7 +122,10 @@ def adapter(reproduced: tuple[Path, Outcome]) -> Path:
 
 def test_the_json_has_a_row_for_every_pattern(evaluate: Eval, adapter: Path) -> None:
     record = evaluate.record("--adapter", adapter)
-    assert record.keys() == {"settings", "documents", "tokens", "contamination", "rows"}
+    assert record.keys() == {
+        *("settings", "documents", "tokens", "contamination", "rows"),
+        *("failed_lookups", "audit"),
+    }
     assert [(row["pattern"], row["training"], row["marks"]) for row in record["rows"]] == [
         ("none", "none", "none"),
         ("prepend", "none", "none"),
@@ -207,6 +211,44 @@ def test_a_missing_cache_folder_is_no_reason_to_fail(
     outcome = evaluate("--json")
     assert json.loads(outcome.out)["rows"] == rows
     assert outcome.err.endswith("lookups are not kept\n")
+
+
+def test_lookups_in_several_indexes_are_kept(
+    evaluate: Eval, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "OTHER"
+    run("index", corpora.trained, "--out", other)
+    rows = evaluate.record("--index", other)["rows"]
+    monkeypatch.setattr(FusedRetriever, "search", None)
+    assert evaluate.record("--index", other)["rows"] == rows
+
+
+# What is shown
+
+
+def test_the_audit_says_what_shown_passages_have_in_common_with_the_documents(
+    evaluate: Eval, corpora: Corpora, tmp_path: Path
+) -> None:
+    clean = evaluate.record()["audit"]
+    assert clean["verdicts"]["confirmed"] == 0
+    assert clean["texts"] == 3
+    assert 0 < clean["documents"] <= 12
+    leaked = tmp_path / "leaked.jsonl"
+    texts = [json.loads(line)["text"].split() for line in corpora.scored.read_text().splitlines()]
+    first = " ".join(f"{' '.join(texts[0][at : at + 8])} aside{at}" for at in range(0, 40, 12))
+    leaked.write_text(json.dumps({"id": "leak", "title": "Leak", "text": first}) + "\n", "utf-8")
+    run("index", corpora.others, leaked, "--out", tmp_path / "LEAKS")
+    evaluate.index = ("--index", tmp_path / "LEAKS")
+    audit = evaluate.record()["audit"]
+    assert sum(audit["verdicts"].values()) == audit["documents"]
+    assert [one["document_id"] for one in audit["found"]] == ["leak"]
+    assert audit["found"][0]["texts"] == ["scored0"]
+    shown = evaluate().out
+    assert "each against what it was shown for: none " in " ".join(shown.split())
+    assert "the closest: Leak." in " ".join(shown.split())
+    assert evaluate.record("--no-audit")["audit"] is None
+    assert "Audit" not in evaluate("--no-audit").out
+    assert evaluate.record("--pattern", "none")["audit"] is None
 
 
 # Sweeps

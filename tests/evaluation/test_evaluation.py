@@ -34,7 +34,7 @@ from flashback.evaluation.arms import (
     with_unique_names,
 )
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
-from flashback.evaluation.evaluate import EvaluationSet, ScoreStore, evaluate, identity_of
+from flashback.evaluation.evaluate import EvaluationSet, ScoreStore, evaluate, examples_digest
 from flashback.evaluation.frame_kind import FrameKind
 from flashback.evaluation.markdown import figure, in_markdown, ratio_figure, summary_of
 from flashback.evaluation.perplexity import (
@@ -771,10 +771,10 @@ def test_everything_that_decides_a_score_changes_its_identity() -> None:
     examples = [example, *(dataclasses.replace(example, window=other) for other in others)]
     examples.append(dataclasses.replace(example, passages=((5,), *example.passages[1:])))
     seeds = [dataclasses.replace(WINDOWS, seed=seed) for seed in (0, 1)]
-    identities = [identity_of([one], windows) for one in examples for windows in seeds]
-    identities.append(identity_of([example, example], WINDOWS))
+    identities = [examples_digest([one], windows) for one in examples for windows in seeds]
+    identities.append(examples_digest([example, example], WINDOWS))
     assert len(set(identities)) == len(identities)
-    unseen = [identity_of([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
+    unseen = [examples_digest([examples[at]], WINDOWS, passages=False) for at in (0, -1)]
     assert unseen[0] == unseen[1]
     # How many positions are reserved.
     slots = [
@@ -782,7 +782,7 @@ def test_everything_that_decides_a_score_changes_its_identity() -> None:
         dataclasses.replace(example, passage_tokens=99),
         dataclasses.replace(example, most_passages=9),
     ]
-    assert len({identity_of([one], WINDOWS) for one in slots}) == len(slots)
+    assert len({examples_digest([one], WINDOWS) for one in slots}) == len(slots)
 
 
 def test_another_dtype_is_scored_again(store: ScoreStore, scored: Calls) -> None:

@@ -12,7 +12,7 @@ from command_line import run
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import CorpusError
-from flashback.retrieval.audit import Text, Verdict, audit, read_texts
+from flashback.retrieval.audit import Text, Verdict, audit, audit_shown, read_texts
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.protocol import Hit
 
@@ -155,3 +155,40 @@ def test_the_command(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch)
     shown = run(*command).out
     assert "2 documents against 1 texts: none 1, possible 0, confirmed 1" in shown
     assert "nine grey geese" in shown
+
+
+def hit_of(document: str, text: str) -> Hit:
+    return Hit(f"{document}#0", document, "", text, 1.0)
+
+
+def test_what_was_shown_is_compared_with_what_it_was_shown_for_alone() -> None:
+    drawn = random.Random(3)
+    one, two, other = (prose(drawn, 40) for _ in range(3))
+    texts = Text("one", "", one), Text("two", "", two)
+    crossed = [(texts[0], [hit_of("a", two)]), (texts[1], [hit_of("b", one)])]
+    assert audit_shown(crossed).found == []
+    part = " ".join(one.split()[:9])
+    shown = [
+        (texts[0], [hit_of("a", other), hit_of("b", part)]),
+        (texts[0], [hit_of("b", part), hit_of("c", one)]),
+        (texts[1], [hit_of("b", two)]),
+    ]
+    found = audit_shown(shown)
+    assert (found.documents, found.texts) == (3, 2)
+    assert [found.count(verdict) for verdict in Verdict] == [1, 0, 2]
+    assert [(each.document_id, each.texts) for each in found.found] == [
+        ("b", ["one", "two"]),
+        ("c", ["one"]),
+    ]
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_shown_for_one_text_is_an_audit_against_it(documents: int, seed: int) -> None:
+    drawn = random.Random(seed)
+    text = Text("text", "", prose(drawn, 60))
+    words = text.text.split()
+    hits = []
+    for at in range(documents):
+        begin = drawn.randrange(60)
+        hits.append(hit_of(str(at), f"{prose(drawn, 9)} {' '.join(words[begin:])}"))
+    assert audit_shown([(text, hits), (text, hits[:1])]) == audit(hits, [text])

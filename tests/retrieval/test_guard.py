@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackWarning, RetrieverError, SettingsError
 from flashback.loading import load
 from flashback.retrieval.guard import GuardSettings, LimitedRetriever, OnRetrievalError
-from flashback.retrieval.protocol import Hit
+from flashback.retrieval.protocol import Hit, failures_of
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator, TextPiece
 from tiny_readers import tiny_reader
@@ -72,8 +73,19 @@ def test_a_failure_ends_the_text_or_the_stride_does_without() -> None:
     with pytest.raises(RetrieverError, match=r"the retriever failed \(OSError: the index is gone"):
         stopped.search(["a"], SearchOptions())
     going_on = LimitedRetriever(Calling(fail), GuardSettings(on_retrieval_error=CONTINUE))
-    with pytest.warns(FlashBackWarning, match="the index is gone.; written without a passage"):
+    with pytest.warns(FlashBackWarning, match="the index is gone.; there is no passage"):
         assert going_on.search(["a", "b"], SearchOptions()) == [[], []]
+    assert (failures_of(going_on), failures_of(stopped)) == (2, 0)
+
+
+def test_what_is_no_list_of_hits_is_the_retrievers_fault() -> None:
+    class Wrong:
+        def search(self, queries: Sequence[str], options: SearchOptions) -> Any:
+            return "nothing"
+
+    guarded = LimitedRetriever(Wrong(), GuardSettings(on_retrieval_error=CONTINUE))
+    with pytest.raises(SettingsError, match="retriever Wrong: search returned 'nothing'"):
+        guarded.search(["a"], SearchOptions())
 
 
 @pytest.mark.parametrize("lookahead", [0, 4])
@@ -82,7 +94,9 @@ def test_a_search_that_hangs_is_left(lookahead: int) -> None:
     ended = threading.Event()
     guarded = LimitedRetriever(Calling(ended.wait), GuardSettings(0.05, CONTINUE))
     writer = Generator(reader, LocalEngine(reader.model, reader.window), guarded)
-    with pytest.warns(FlashBackWarning, match=r"TimeoutError: no answer in 0\.05 s"):
+    with pytest.warns(
+        FlashBackWarning, match=r"TimeoutError: no answer in 0\.05 s; retrieval_limit"
+    ):
         result = writer.generate(PROMPT, settings(lookahead))
     ended.set()
     assert len(result.tokens) == 24
@@ -121,5 +135,5 @@ def test_the_command_line_obeys(
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         written = run(*words, "--on-retrieval-error", "continue", "--json", "The moon")
-    assert "(OSError: down); written without a passage" in written.err
+    assert "(OSError: down); there is no passage" in written.err
     assert json.loads(written.out)["strides"][0]["passages"] == []

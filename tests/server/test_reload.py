@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,24 @@ import pytest
 
 from command_line import start
 from flashback.corpus.documents import CorpusReport
+from flashback.retrieval.fusion import FusedRetriever
 from flashback.retrieval.index_folder import MANIFEST
 from flashback.retrieval.indexing import index_corpus
-from flashback.retrieval.live import LiveIndex
+from flashback.retrieval.kinds import open_index
+from flashback.retrieval.live import LiveIndex, LiveRetriever, live
+from flashback.retrieval.protocol import Hit, Renewable, Retriever
+from flashback.retrieval.rerank import RerankedRetriever
 from flashback.server.index_watch import IndexWatch
 from flashback.settings import SearchOptions
-from servers import MINUTES, ForcedEngine, Served, chat_reader, serving, until
+from servers import (
+    MINUTES,
+    ForcedEngine,
+    QueryRetriever,
+    Served,
+    chat_reader,
+    serving,
+    until,
+)
 
 ON_REQUEST: dict[str, Any] = {"reload_every": 0.0}
 
@@ -206,6 +218,73 @@ def test_a_broken_version_leaves_the_old_one_serving_and_says_so(tmp_path: Path,
         assert "flashback_index_broken 0.0" in counted
         assert 'flashback_index_versions_total{result="broken"} 1.0' in counted
         assert 'flashback_index_versions_total{result="taken"} 1.0' in counted
+
+
+class AsTheyCome:
+    """A reranker that changes nothing."""
+
+    def scores(self, query: str, hits: Sequence[Hit]) -> list[float]:
+        return [1.0] * len(hits)
+
+
+def several(folder: Path) -> tuple[list[Path], Retriever]:
+    """Two indexes and a retriever that is none, fused and reranked."""
+    folders = [build(folder / name, f"{name}-old") for name in ("ONE", "TWO")]
+    fused = FusedRetriever([*map(open_index, folders), QueryRetriever()])
+    found = live(RerankedRetriever(fused, AsTheyCome()))
+    assert isinstance(found, LiveRetriever)
+    return folders, found
+
+
+def test_each_of_several_indexes_is_renewed(tmp_path: Path) -> None:
+    folders, retriever = several(tmp_path)
+    with serving(retriever=retriever, reload_every=0.01) as served:
+        versions = [state(served)["version"]]
+        for folder, after in zip(
+            reversed(folders), [{"ONE-old", "TWO-new"}, {"ONE-new", "TWO-new"}], strict=True
+        ):
+            build(folder, f"{folder.name}-new")
+            until(lambda: state(served)["version"] != versions[-1])
+            versions.append(state(served)["version"])
+            assert after <= {text.split()[-1] for text in all_found(served)}
+            assert "-old" not in "".join(all_found(served)) or "ONE-old" in after
+        assert len({*versions}) == 3
+
+
+def all_found(served: Served) -> list[str]:
+    with served.http() as http:
+        answer = http.post("/v1/retrieve", json={"queries": ["tide"], "passages": 20})
+    return [passage["text"] for passage in answer.json()["results"][0]["passages"]]
+
+
+def test_one_of_several_that_breaks_keeps_no_other_from_being_renewed(tmp_path: Path) -> None:
+    (one, two), retriever = several(tmp_path)
+    with serving(retriever=retriever, **ON_REQUEST) as served:
+        build(two, "TWO-new")
+        (one / MANIFEST).write_text("{", "utf-8")
+        refused = reload(served)
+        assert refused.status_code == 409
+        assert "ONE, index 1 of 2: " in state(served)["failure"]
+        assert str(tmp_path) not in refused.text
+        ends = {text.split()[-1] for text in all_found(served)}
+        assert {"ONE-old", "TWO-new"} <= ends
+        shutil.rmtree(one)
+        build(one, "ONE-new")
+        assert reload(served).json()["changed"] is True
+        assert reload(served).json()["changed"] is False
+        assert "ONE-new" in {text.split()[-1] for text in all_found(served)}
+
+
+def test_what_is_no_folder_is_not_renewed(tmp_path: Path) -> None:
+    plain = QueryRetriever()
+    assert live(plain) is plain
+    assert isinstance(live(open_index(build(tmp_path / "IDX", "old"))), LiveIndex)
+    _, retriever = several(tmp_path)
+    assert isinstance(retriever, Renewable)
+    assert retriever.current is retriever.current  # until it is renewed
+    before = retriever.current
+    assert not retriever.renew()
+    assert retriever.current is before
 
 
 def test_a_broken_version_that_is_taken_back_is_forgotten(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from flashback.cli.tables import print_columns, results_console
+from flashback.cli.tables import print_columns, print_passages, results_console
 
 
 def print_answers(record: dict[str, Any]) -> None:
@@ -12,6 +12,7 @@ def print_answers(record: dict[str, Any]) -> None:
     print_columns(_columns(rows), f"{settings['model']}, {settings['form']}")
     console = results_console()
     console.print(_summary(record))
+    print_passages(record)
     for row in rows:
         if row["frame"] is not None:
             frame = row["frame"]

@@ -55,12 +55,13 @@ def audit(folder: Path, against: tuple[Path, ...], words: int, as_json: bool) ->
     with notes.status("comparing passages"):
         found = run_audit(opened.every(), texts, words)
     if as_json:
-        click.echo(json.dumps(_record(found), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(record_of(found), indent=2, ensure_ascii=False))
     else:
         _print(found)
 
 
-def _record(found: Audit) -> dict[str, Any]:
+def record_of(found: Audit) -> dict[str, Any]:
+    """An audit as plain data."""
     return {
         "documents": found.documents,
         "texts": found.texts,

@@ -1,6 +1,7 @@
 """Documents, an index and a lookup: what the commands that train and score begin with."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,10 +22,10 @@ from flashback.cli.console import notes, print_report
 from flashback.cli.options import options_of
 from flashback.cli.retriever_options import Source
 from flashback.corpus.documents import CorpusReport, Document
-from flashback.errors import CorpusError
+from flashback.errors import CorpusError, FlashBackWarning
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
 from flashback.retrieval.indexing import Corpus, open_corpus
-from flashback.retrieval.kinds import Index
-from flashback.retrieval.protocol import NoRetriever, Retriever
+from flashback.retrieval.protocol import NoRetriever, Retriever, failures_of, identity_of
 from flashback.retrieval.specs import open_source
 from flashback.settings import RetrievalSettings
 
@@ -83,17 +84,27 @@ class Sources:
 
     @property
     def identity(self) -> str | None:
-        """The checksums of the index; None: a retriever that does not say what is in it."""
-        if not isinstance(self.retriever, Index):
-            return None
-        return " ".join(sorted(file.sha256 for file in self.retriever.manifest.files.values()))
+        """What is searched, and how; None: a retriever that does not say what is in it."""
+        return identity_of(self.retriever)
+
+    @property
+    def failures(self) -> int:
+        """Lookups that have failed."""
+        return failures_of(self.retriever)
 
 
-def open_sources(names: Sequence[str], index: Source | None, *, retrieves: bool) -> Sources:
+def open_sources(
+    names: Sequence[str],
+    index: Source | None,
+    guard: GuardSettings | None = None,
+    *,
+    retrieves: bool,
+) -> Sources:
     """Find documents and open the index, so that errors are found before a model is loaded.
 
     Args:
         names: corpora, as `flashback index` takes them.
+        guard: limits of a search; None: without limits, and a failure is an error.
         retrieves: whether passages are wanted; an index is opened only then.
 
     Raises:
@@ -104,7 +115,10 @@ def open_sources(names: Sequence[str], index: Source | None, *, retrieves: bool)
         raise click.UsageError(
             "passages are to be retrieved, but there is no index; give --index or --retriever"
         )
-    retriever = open_source(index) if index is not None and retrieves else None
+    retriever: Retriever | None = None
+    if index is not None and retrieves:
+        opened = open_source(index)
+        retriever = opened if guard is None else LimitedRetriever(opened, guard)
     report = CorpusReport()
     return Sources(open_corpus(names, report), report, retriever)
 
@@ -130,6 +144,12 @@ def read_and_retrieve(
     with counting("looking up passages, windows") as start:
         found = cut_and_retrieve(
             documents, reader, retriever, settings, windows, cache=cache, start=start
+        )
+    if sources.failures:
+        warnings.warn(
+            f"{sources.failures:,} lookups failed; they have no passage, and are not kept",
+            FlashBackWarning,
+            stacklevel=2,
         )
     if sources.retriever is not None:
         check_found(found)

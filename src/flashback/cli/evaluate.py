@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.cli.audit_option import audit_option
 from flashback.cli.documents import counting, lookup_options, open_sources
 from flashback.cli.options import Names, options_of, take
 from flashback.cli.perplexity import (
@@ -25,6 +26,7 @@ from flashback.cli.retriever_options import Source, source_options
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
+from flashback.retrieval.guard import GuardSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 
@@ -43,6 +45,7 @@ class _Request:
     """One for each combination of the sweep."""
     windows: WindowSettings
     bootstrap: BootstrapSettings
+    guard: GuardSettings
     documents: tuple[str, ...]
     index: Source | None
     adapters: tuple[Path, ...]
@@ -53,6 +56,7 @@ class _Request:
     weights: Weights
     per_document: Path | None
     plot: Path | None
+    audit: bool
     as_json: bool
 
     @property
@@ -123,8 +127,10 @@ def evaluate() -> None:
 @reader_options
 @weights_option
 @lookup_options
+@options_of(GuardSettings)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
+@audit_option
 @click.option("--per-document", type=Path, help="Write a JSON line per document to this file.")
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -153,14 +159,16 @@ def _parse(values: dict[str, Any]) -> _Request:
     retrieving = (name for name in wanted if PATTERNS[name].retrieves)
     retrieval = replace(take(RetrievalSettings, values), pattern=next(retrieving, "none"))
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
-    settings = tuple(combinations(retrieval, values["sweep"]))
+    settings, guard = tuple(combinations(retrieval, values["sweep"])), take(GuardSettings, values)
     retrieval.check_retriever(values["index"])
     _check_files(values["per_document"], values["plot"])
-    return _Request(settings, windows, bootstrap, **values)
+    return _Request(settings, windows, bootstrap, guard, **values)
 
 
 def _score(request: _Request) -> "list[Table]":
-    sources = open_sources(request.documents, request.index, retrieves=request.retrieves)
+    sources = open_sources(
+        request.documents, request.index, request.guard, retrieves=request.retrieves
+    )
 
     from flashback.cli.quiet import begin_loading
 
@@ -177,7 +185,9 @@ def _score(request: _Request) -> "list[Table]":
     arms = _arms(request, readers)
     settings, windows = request.settings, request.windows
     check_arms(arms, readers, windows, settings)
-    sets = evaluation_sets(readers.get(), sources, settings, windows, request.described)
+    sets = evaluation_sets(
+        readers.get(), sources, settings, windows, request.described, audited=request.audit
+    )
     with counting("scoring windows") as start:
         return run_evaluation(arms, sets, readers, settings=request.bootstrap, start=start)
 

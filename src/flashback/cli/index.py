@@ -1,6 +1,7 @@
 """`flashback index` and `flashback search`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from flashback.cli.retriever_options import combined, combining_options, spec_gi
 from flashback.corpus.documents import CorpusReport
 from flashback.corpus.formats.file_settings import FileSettings
 from flashback.retrieval.bm25 import IndexSettings
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
 from flashback.retrieval.index_folder import verify as verify_index
 from flashback.retrieval.index_settings import DenseSettings
 from flashback.retrieval.indexing import index_corpus
 from flashback.retrieval.kinds import open_index
-from flashback.retrieval.protocol import ask
+from flashback.retrieval.protocol import Hit, ask
 from flashback.retrieval.specs import RetrieverSpec, open_source
 from flashback.settings import RetrievalSettings
+
+_TOGETHER = 1024
+"""Queries in a search."""
 
 
 class _BuildByDefault(click.Group):
@@ -168,6 +173,7 @@ for command in (add, sync, delete, merge, stats):
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Hits per query."
 )
 @options_of(RetrievalSettings, only=("min_score", "forbid_titles", "forbid_documents"))
+@options_of(GuardSettings)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per query.")
 def search(
     asked: tuple[str, ...], retriever: RetrieverSpec | None, k: int, as_json: bool, **values: Any
@@ -182,23 +188,33 @@ def search(
     """
     *folders, query = asked
     source = combined([*map(Path, folders), *([] if retriever is None else [retriever])], values)
+    guard = take(GuardSettings, values)
     options = RetrievalSettings(passages=k, **values).search_options
     if source is None:
         raise click.UsageError(f"expected FOLDER and QUERY; found {', '.join(map(repr, asked))}")
-    opened = open_source(source)
+    opened = LimitedRetriever(open_source(source), guard)
     queries = _lines(read_standard_input()) if query == "-" else [query]
-    for text, hits in zip(queries, ask(opened, queries, options), strict=True):
-        if as_json:
-            click.echo(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}))
-            continue
-        if query == "-":
-            click.echo(f"=== {text}")
-        if not hits:
-            notes.print(f"nothing found for {text!r}", markup=False)
-        for rank, hit in enumerate(hits, 1):
-            excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
-            click.echo(f"{rank}. {hit.source}  [{hit.score:.2f}]  {hit.id}")
-            click.echo(f"   {excerpt}")
+    for at in range(0, len(queries), _TOGETHER):
+        some, failures = queries[at : at + _TOGETHER], opened.failures
+        found = ask(opened, some, options)
+        failed = opened.failures > failures
+        for text, hits in zip(some, found, strict=True):
+            if as_json:
+                record = {"query": text, "hits": [asdict(hit) for hit in hits]}
+                click.echo(json.dumps(record | ({"failed": True} if failed else {})))
+                continue
+            if query == "-":
+                click.echo(f"=== {text}")
+            _print_hits(text, hits, failed=failed)
+
+
+def _print_hits(query: str, hits: Sequence[Hit], *, failed: bool) -> None:
+    if not hits and not failed:
+        notes.print(f"nothing found for {query!r}", markup=False)
+    for rank, hit in enumerate(hits, 1):
+        excerpt = " ".join(hit.text.removeprefix(hit.title).split())[:200]
+        click.echo(f"{rank}. {hit.source}  [{hit.score:.2f}]  {hit.id}")
+        click.echo(f"   {excerpt}")
 
 
 def _lines(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.cli.audit_option import audit_record, shown_in
 from flashback.cli.documents import Sources, read_and_retrieve
 from flashback.cli.tables import print_table
 from flashback.patterns.registry import PATTERNS
@@ -118,21 +119,29 @@ def evaluation_sets(
     settings: Sequence[RetrievalSettings],
     windows: WindowSettings,
     described: dict[str, Any],
+    *,
+    audited: bool = False,
 ) -> "list[EvaluationSet]":
     """An evaluation set for each of the settings, with progress bars.
 
     Args:
         described: recorded in every table besides the settings.
+        audited: whether what is shown is compared with the documents.
     """
     from flashback.evaluation.evaluate import EvaluationSet
 
     retrieved = read_and_retrieve(sources, reader, settings, windows)
+    audited = audited and sources.retriever is not None
     return [
         EvaluationSet(
             tuple(own.examples(reader, one)),
             own.found,
             windows,
             _described(reader, one, windows, described),
+            {
+                "failed_lookups": sources.failures,
+                "audit": audit_record(shown_in(own)) if audited else None,
+            },
         )
         for one, own in zip(settings, retrieved, strict=True)
     ]

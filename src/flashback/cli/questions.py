@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.answers_table import print_answers
+from flashback.cli.audit_option import audit_option, audit_record, shown_for
 from flashback.cli.documents import counting
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import Names, options_of, take
@@ -25,7 +26,8 @@ from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.readers.weight_settings import Weights
-from flashback.retrieval.kinds import Index
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
+from flashback.retrieval.protocol import failures_of, identity_of
 from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings, StoppingSettings
 
@@ -57,6 +59,7 @@ class _Request:
     questions: QuestionSettings
     retrieval: RetrievalSettings
     bootstrap: BootstrapSettings
+    guard: GuardSettings
     frame: FrameText | None
     index: Source | None
     adapters: tuple[Path, ...]
@@ -64,6 +67,13 @@ class _Request:
     options: ReaderOptions
     weights: Weights
     out: Path | None
+    audit: bool
+
+    def open_retriever(self) -> "Retriever | None":
+        """What is searched; None: questions have their own passages."""
+        if self.index is None:
+            return None
+        return LimitedRetriever(open_source(self.index), self.guard)
 
 
 @click.command(short_help="Answers to questions, compared with plain RAG.")
@@ -87,8 +97,10 @@ class _Request:
 @reader_options
 @weights_option
 @_lookup_options
+@options_of(GuardSettings)
 @frame_options
 @options_of(BootstrapSettings)
+@audit_option
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -141,12 +153,13 @@ def _parse(values: dict[str, Any]) -> _Request:
     begin_loading(values["options"].model)
     check_metrics()
     file = read_questions(values.pop("file"))
-    return _Request(file, questions, retrieval, bootstrap, frame.text, **values)
+    guard = take(GuardSettings, values)
+    return _Request(file, questions, retrieval, bootstrap, guard, frame.text, **values)
 
 
 def _answered(request: _Request) -> dict[str, Any]:
     """The table as plain data."""
-    index = None if request.index is None else open_source(request.index)
+    index = request.open_retriever()
 
     from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.questions.table import AnswerTable
@@ -169,7 +182,11 @@ def _answered(request: _Request) -> dict[str, Any]:
     with _answers(request.out, run) as answers, counting("answering") as start:
         records = comparison.run(readers, _open_writer, answers, retrievals, start)
     resamples = request.bootstrap.resamples
-    return AnswerTable(rows, records, comparison.asked, resamples, described).record()
+    audited = request.audit and index is not None
+    return AnswerTable(rows, records, comparison.asked, resamples, described).record() | {
+        "failed_lookups": failures_of(index),
+        "audit": audit_record(shown_for(comparison.asked)) if audited else None,
+    }
 
 
 def _warn_if_untrained(adapter: Path, request: _Request) -> None:
@@ -278,7 +295,7 @@ def _run_record(
         "file": file,
         "computation": computation_of(reader.model),
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
-        "index": index.manifest.digest if isinstance(index, Index) else described["index"],
+        "index": identity_of(index) or described["index"],
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.cli.audit_option import audit_option
 from flashback.cli.console import notes, training_progress
 from flashback.cli.documents import (
     Sources,
@@ -25,6 +26,7 @@ from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.evaluation.frame_kind import FrameKind
 from flashback.patterns.registry import PATTERNS
+from flashback.retrieval.guard import GuardSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
@@ -51,6 +53,7 @@ class _Request:
 
     settings: TrainingSettings
     retrieval: RetrievalSettings
+    guard: GuardSettings
     windows: WindowSettings
     bootstrap: BootstrapSettings
     train_documents: tuple[str, ...]
@@ -62,6 +65,7 @@ class _Request:
     frames: tuple[str, ...]
     bfloat16: bool
     options: ReaderOptions
+    audit: bool
     as_json: bool
 
     @property
@@ -141,8 +145,10 @@ class _Request:
 @reader_options
 @options_of(TrainingSettings, only=_TRAINED)
 @lookup_options
+@options_of(GuardSettings)
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
+@audit_option
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def reproduce(**values: Any) -> None:
     """Train and score every row of the paper's table; the same command continues it.
@@ -160,7 +166,7 @@ def reproduce(**values: Any) -> None:
     """
     request = _parse(values)
     trained, scored = (
-        open_sources(names, request.index, retrieves=True)
+        open_sources(names, request.index, request.guard, retrieves=True)
         for names in (request.train_documents, request.documents)
     )
     table = _table(request, trained, scored)
@@ -175,7 +181,8 @@ def _parse(values: dict[str, Any]) -> _Request:
     settings = take(TrainingSettings, values)
     retrieval = take(RetrievalSettings, values, pattern="append")  # every row has its own
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
-    request = _Request(settings, retrieval, windows, bootstrap, **values)
+    guard = take(GuardSettings, values)
+    request = _Request(settings, retrieval, guard, windows, bootstrap, **values)
     if request.out == Path():  # what an unset shell variable gives
         raise click.UsageError("--out '': expected a folder's name")
     if "-" in request.train_documents and "-" in request.documents:
@@ -234,7 +241,8 @@ def _read(
     retrieval = request.retrieval
     found = read_and_retrieve(trained, reader, [retrieval], request.windows)[0]
     examples = found.examples(reader, retrieval)
-    sets = evaluation_sets(reader, scored, [retrieval], request.scored_windows, request.described)
+    windows, described = request.scored_windows, request.described
+    sets = evaluation_sets(reader, scored, [retrieval], windows, described, audited=request.audit)
     _warn_of_leakage(examples, sets[0].examples)
     return examples, sets
 

@@ -3,7 +3,6 @@
 import os
 import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,7 +70,7 @@ def serve(
 
     begin_loading(options.model)
     from flashback.loading import load
-    from flashback.retrieval.live import LiveIndex
+    from flashback.retrieval.live import live
     from flashback.server.serving import bind
 
     bound = bind(settings)  # before a model is loaded
@@ -85,8 +84,8 @@ def serve(
         passage_tokens=defaults.passage_tokens,
         **options.placed,
     )
-    if isinstance(index, Path):
-        generator.retriever = LiveIndex(index)
+    if generator.retriever is not None:
+        generator.retriever = live(generator.retriever)
     _serve(generator, settings, defaults, bound)
 
 

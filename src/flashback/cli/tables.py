@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashback.cli.console import for_results
-from flashback.evaluation.markdown import figure, ratio_figure, summary_of
+from flashback.evaluation.markdown import figure, passages_of, ratio_figure, summary_of
 
 _GAP = 2
 """Characters between columns."""
@@ -18,6 +18,13 @@ def print_table(record: dict[str, Any], title: str) -> None:
     """Print a table's record (`flashback.evaluation.perplexity.Table.record`)."""
     print_columns(_columns(record["rows"]), title)
     results_console().print(summary_of(record))
+    print_passages(record)
+
+
+def print_passages(record: dict[str, Any]) -> None:
+    """Print what was found out about the passages that were shown."""
+    for line in passages_of(record):
+        results_console().print(line)
 
 
 def print_columns(columns: list[tuple[str, list[str]]], title: str) -> None:

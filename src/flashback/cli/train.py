@@ -19,6 +19,7 @@ from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
 from flashback.cli.retriever_options import Source, source_options
+from flashback.retrieval.guard import GuardSettings
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
@@ -36,6 +37,7 @@ class _Request:
     settings: TrainingSettings
     retrieval: RetrievalSettings
     windows: WindowSettings
+    guard: GuardSettings
     documents: tuple[str, ...]
     index: Source | None
     out: Path
@@ -48,7 +50,7 @@ class _Request:
 
     def open(self, names: tuple[str, ...]) -> Sources:
         """Documents by their names, and the index."""
-        return open_sources(names, self.index, retrieves=self.retrieval.retrieves)
+        return open_sources(names, self.index, self.guard, retrieves=self.retrieval.retrieves)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class _Request:
 @options_of(TrainingSettings)
 @trained_pattern_option
 @lookup_options
+@options_of(GuardSettings)
 @options_of(WindowSettings, only=("window_tokens", "first_boundary", "max_windows"))
 @click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 where that is safe.")
 @click.option(
@@ -108,7 +111,7 @@ def _parse(values: dict[str, Any]) -> _Request:
     settings = take(TrainingSettings, values)
     retrieval = take(RetrievalSettings, values, pattern=values.pop("pattern"))
     windows = take(WindowSettings, values)
-    request = _Request(settings, retrieval, windows, **values)
+    request = _Request(settings, retrieval, windows, take(GuardSettings, values), **values)
     retrieval.check_retriever(request.index)
     if "-" in request.documents and "-" in request.held_out:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
@@ -166,7 +169,8 @@ def _held_out_set(request: _Request, sources: Sources, reader: "Reader") -> "Eva
     found = read_and_retrieve(sources, reader, [request.retrieval], windows)[0]
     described = {"documents": list(request.held_out), "windows": windows.max_windows}
     examples = tuple(found.examples(reader, request.retrieval))
-    return EvaluationSet(examples, found.found, windows, described)
+    reported = {"failed_lookups": sources.failures}
+    return EvaluationSet(examples, found.found, windows, described, reported)
 
 
 def _finish(request: _Request, card: "AdapterCard", held_out: "EvaluationSet") -> "AdapterCard":

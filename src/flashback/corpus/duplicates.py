@@ -196,8 +196,8 @@ class Spool:
         return [one for (one,) in self._db.execute("SELECT DISTINCT document FROM owner")]
 
     @property
-    def identities(self) -> list[bytes]:
-        """The `identity_of` of all passages that were taken."""
+    def digests(self) -> list[bytes]:
+        """The `passage_digest` of all passages that were taken."""
         return [key for (key,) in self._db.execute("SELECT key FROM known")]
 
     def __len__(self) -> int:
@@ -206,7 +206,7 @@ class Spool:
         return int(count)
 
     def _key(self, passage: Passage) -> bytes | None:
-        return identity_of(passage) if self._once else None
+        return passage_digest(passage) if self._once else None
 
     def _place_of(self, key: bytes | None) -> int | None:
         """Where an equal passage is stored."""
@@ -252,7 +252,7 @@ class Spool:
         return None
 
 
-def identity_of(passage: Passage) -> bytes:
+def passage_digest(passage: Passage) -> bytes:
     """16 bytes, the same for equal passages."""
     parts = (" ".join(part.split()) for part in (passage.title, passage.text))
     return blake2b("\0".join(parts).encode(), digest_size=16).digest()

@@ -33,9 +33,11 @@ class EvaluationSet:
     windows: WindowSettings
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Recorded in the table."""
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded beside the settings: what was found out about the passages."""
 
 
-def identity_of(
+def examples_digest(
     examples: Sequence[Example], windows: WindowSettings, *, passages: bool = True
 ) -> str:
     """A digest of tokens and cuts.
@@ -132,7 +134,8 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
     found = []
     for one in sets:
         identities = {
-            shown: identity_of(one.examples, one.windows, passages=shown) for shown in (True, False)
+            shown: examples_digest(one.examples, one.windows, passages=shown)
+            for shown in (True, False)
         }
         for arm in arms:
             identity = identities[PATTERNS[arm.pattern].retrieves]
@@ -190,4 +193,4 @@ def _table(
         row_of(task.arm, texts.per_document(nats[task.key]), texts, bootstrap) for task in tasks
     ]
     close = contamination(scored.examples, scored.found)
-    return Table(tuple(rows), texts, bootstrap, close, scored.settings)
+    return Table(tuple(rows), texts, bootstrap, close, scored.settings, scored.reported)

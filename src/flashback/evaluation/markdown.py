@@ -31,6 +31,7 @@ def in_markdown(record: dict[str, Any], title: str) -> str:
         "",
         *rows_in_markdown(record),
         "",
+        *(f"{line}\n" for line in passages_of(record)),
         *(
             f"- {name.replace('_', ' ')}: {_shown(value)}"
             for name, value in record["settings"].items()
@@ -51,6 +52,20 @@ def summary_of(record: dict[str, Any]) -> str:
     if all(row["pattern"] == "none" for row in record["rows"]):
         return text
     return f"{text} {_closeness(record['contamination'])}"
+
+
+def passages_of(record: dict[str, Any]) -> Iterator[str]:
+    """Lines on what was shown: failed lookups, if there are any, and the audit, if there is one."""
+    if failed := record.get("failed_lookups"):
+        yield f"{failed:,} lookups failed; they have no passage."
+    if audit := record.get("audit"):
+        verdicts = ", ".join(f"{name} {count:,}" for name, count in audit["verdicts"].items())
+        found = audit["found"][:1]
+        worst = "".join(f"; the closest: {one['title'] or one['document_id']}" for one in found)
+        yield (
+            f"Audit of {audit['documents']:,} shown documents, each against what it was shown "
+            f"for: {verdicts}{worst}."
+        )
 
 
 def _closeness(counts: dict[str, int]) -> str:

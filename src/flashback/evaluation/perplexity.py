@@ -5,7 +5,7 @@ A row is an arm scored on every window. All rows have the same targets and share
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,8 @@ class Table:
     bootstrap: Bootstrap
     contamination: Contamination
     settings: Mapping[str, Any]
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    """See `EvaluationSet`."""
 
     def against(self, row: TableRow, other: TableRow) -> Interval:
         """The ratio of two rows' perplexities, paired over documents."""
@@ -188,6 +190,7 @@ class Table:
             "documents": len(self.texts.ids),
             "tokens": int(self.texts.tokens.sum()),
             "contamination": asdict(self.contamination),
+            **self.reported,
             "rows": [self._row_record(row) for row in self.rows],
         }
 

@@ -8,8 +8,9 @@ n words of a sequence.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,39 @@ def audit(passages: Iterable[Hit], texts: Sequence[Text], words: int = WORDS) ->
             own.found.setdefault(sequence, None)
     evidence = (known.evidence(name, own) for name, own in documents.items())
     found = [one for one in evidence if one.verdict is not Verdict.NONE]
-    found.sort(key=lambda one: (-one.share, -one.sequences, one.document_id))
+    found.sort(key=_order)
     return Audit(len(documents), len(texts), found)
+
+
+def audit_shown(shown: Iterable[tuple[Text, Sequence[Hit]]], words: int = WORDS) -> Audit:
+    """Compare passages with the text that each was shown for, and with no other.
+
+    Args:
+        words: n.
+
+    Returns:
+        Of each document the strongest evidence, with all texts; `documents` are those shown.
+    """
+    documents: set[str] = set()
+    strongest: dict[str, Evidence] = {}
+    texts = 0
+    for _, own in groupby(shown, key=lambda one: one[0]):
+        pairs = list(own)
+        texts += 1
+        hits = {(hit.document_id, hit.text): hit for _, hits in pairs for hit in hits}
+        documents |= {name for name, _ in hits}
+        for one in audit(hits.values(), [pairs[0][0]], words).found:
+            before = strongest.get(one.document_id, one)
+            best = min(before, one, key=_order)
+            both = [*dict.fromkeys([*before.texts, *one.texts])]
+            strongest[one.document_id] = replace(best, texts=both)
+    found = sorted(strongest.values(), key=_order)
+    return Audit(len(documents), texts, found)
+
+
+def _order(one: Evidence) -> tuple[bool, float, int, str]:
+    """The strongest first."""
+    return one.verdict is not Verdict.CONFIRMED, -one.share, -one.sequences, one.document_id
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 import tantivy
 
 from flashback.corpus.documents import CorpusReport
-from flashback.corpus.duplicates import Spool, Stored, identity_of
+from flashback.corpus.duplicates import Spool, Stored, passage_digest
 from flashback.corpus.passages import Passage
 from flashback.errors import IndexFolderError
 from flashback.retrieval import analysis
@@ -151,7 +151,7 @@ class _OldRecords:
         self._gone = gone
         new = self._spool.documents
         more = sum(name in gone or not self._of_document(name) for name in new)
-        equal = self._spool.identities
+        equal = self._spool.digests
         for document in gone:
             found = self._of_document(document)
             more -= bool(found)
@@ -168,7 +168,7 @@ class _OldRecords:
         if not self._made.deduplicate:  # keys are not unique, and nothing is shared
             self._uncount(stored)
             return
-        key = key_of(identity_of(stored.passage))
+        key = key_of(passage_digest(stored.passage))
         if key in self._taken:
             return
         self._taken.add(key)

@@ -74,21 +74,25 @@ class FusedRetriever:
         Raises:
             SettingsError: there are weights for another number of them.
         """
-        self.retrievers = tuple(retrievers)
+        self.parts = tuple(retrievers)
         self._settings = settings or FusionSettings()
-        self._weights = self._settings.weights(len(self.retrievers))
+        self._weights = self._settings.weights(len(self.parts))
+
+    def over(self, parts: Sequence[Retriever]) -> "FusedRetriever":
+        """See `Combined`."""
+        return FusedRetriever(parts, self._settings)
 
     @property
     def identity(self) -> str | None:
         """See `identity_of`."""
-        parts = [identity_of(retriever) for retriever in self.retrievers]
+        parts = [identity_of(retriever) for retriever in self.parts]
         return None if None in parts else f"{parts} {self._weights} {self._settings.fusion_depth}"
 
     def sample(self) -> list[str]:
         """See `Sampled`."""
         return [
             text
-            for retriever in self.retrievers
+            for retriever in self.parts
             if isinstance(retriever, Sampled)
             for text in retriever.sample()
         ]
@@ -101,7 +105,7 @@ class FusedRetriever:
         """
         check_search(queries, options)
         deeper = replace(options, k=max(options.k, self._settings.fusion_depth), min_score=0.0)
-        found = [ask(retriever, queries, deeper) for retriever in self.retrievers]
+        found = [ask(retriever, queries, deeper) for retriever in self.parts]
         return [
             [hit for hit in fuse(rankings, self._weights) if hit.score >= options.min_score][
                 : options.k

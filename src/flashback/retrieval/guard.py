@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from flashback.declared import CheckedSettings, setting
 from flashback.errors import FlashBackError, FlashBackWarning, RetrieverError, SettingsError
-from flashback.retrieval.protocol import Hit, Retriever, identity_of
+from flashback.retrieval.protocol import Hit, Retriever, ask, identity_of
 from flashback.settings import SearchOptions
 
 Found = TypeVar("Found")
@@ -30,11 +30,14 @@ class GuardSettings(CheckedSettings):
     """How long a search may take, and what becomes of a text without it."""
 
     retrieval_limit: float = setting(
-        10.0, "Seconds of a search; one that takes longer has failed.", low=0.01, high=1e6
+        10.0,
+        "Seconds of a search, for each of its queries; one that takes longer has failed.",
+        low=0.01,
+        high=1e6,
     )
     on_retrieval_error: OnRetrievalError = setting(
         OnRetrievalError.STOP,
-        "A retriever that fails ends the text (stop), or the stride does without (continue).",
+        "A search that fails ends the command (stop), or what it is for has no passage (continue).",
     )
 
 
@@ -45,6 +48,18 @@ class LimitedRetriever:
         """Limit a retriever."""
         self._retriever = retriever
         self._settings = settings
+        self._counting = threading.Lock()
+        self.failures = 0
+        """Queries that failed and found nothing, see `failures_of`."""
+
+    @property
+    def parts(self) -> tuple[Retriever]:
+        """See `Combined`."""
+        return (self._retriever,)
+
+    def over(self, parts: Sequence[Retriever]) -> "LimitedRetriever":
+        """See `Combined`."""
+        return LimitedRetriever(parts[0], self._settings)
 
     @property
     def identity(self) -> str | None:
@@ -58,8 +73,8 @@ class LimitedRetriever:
             SettingsError: the queries or options are wrong.
             FlashBackError: the search failed or took too long, and `continue` is not set.
         """
-        seconds = self._settings.retrieval_limit
-        call = partial(self._retriever.search, queries, options)
+        seconds = self._settings.retrieval_limit * max(1, len(queries))
+        call = partial(ask, self._retriever, queries, options)
         try:
             return within(seconds, call, threading.Event())
         except SettingsError:
@@ -68,7 +83,9 @@ class LimitedRetriever:
             failure = _failure(error)
             if self._settings.on_retrieval_error is OnRetrievalError.STOP:
                 raise failure from error
-        warnings.warn(f"{failure}; written without a passage", FlashBackWarning, stacklevel=2)
+        with self._counting:
+            self.failures += len(queries)
+        warnings.warn(f"{failure}; there is no passage", FlashBackWarning, stacklevel=2)
         return [[] for _ in queries]
 
 
@@ -76,6 +93,8 @@ def _failure(error: Exception) -> FlashBackError:
     if isinstance(error, FlashBackError):
         return error
     told = " ".join(str(error).split())[:200]
+    if isinstance(error, TimeoutError) and not error.errno:
+        told = f"{told}; --retrieval-limit allows more"
     return RetrieverError(f"the retriever failed ({type(error).__name__}: {told})")
 
 

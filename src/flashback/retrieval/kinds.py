@@ -18,6 +18,11 @@ class Index(Retriever, Sampled, Protocol):
     """A retriever that reads an index folder."""
 
     @property
+    def folder(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
     def manifest(self) -> Manifest:
         """What the folder says about itself."""
         ...

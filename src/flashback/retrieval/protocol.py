@@ -1,7 +1,7 @@
 """The protocol of retrievers."""
 
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +73,40 @@ class Renewable(Retriever, Protocol):
             FlashBackError: the newest version is unusable; the one in use stays.
         """
         ...
+
+
+@runtime_checkable
+class Combined(Retriever, Protocol):
+    """A retriever made of others."""
+
+    @property
+    def parts(self) -> Sequence[Retriever]:
+        """The others, in their order."""
+        ...
+
+    def over(self, parts: Sequence[Retriever]) -> Retriever:
+        """The same, of so many other ones, such as newer versions of them."""
+        ...
+
+
+def over_leaves(retriever: Retriever, change: Callable[[Retriever], Retriever]) -> Retriever:
+    """The same retriever with each that is not made of others changed."""
+    if isinstance(retriever, Combined):
+        return retriever.over([over_leaves(part, change) for part in retriever.parts])
+    return change(retriever)
+
+
+def leaves_of(retriever: Retriever) -> list[Retriever]:
+    """All that a retriever is made of in the end: itself, if it is not made of others."""
+    if isinstance(retriever, Combined):
+        return [leaf for part in retriever.parts for leaf in leaves_of(part)]
+    return [retriever]
+
+
+def failures_of(retriever: object) -> int:
+    """How many queries of a retriever have failed and found nothing, if it goes on then."""
+    found = getattr(retriever, "failures", 0)
+    return found if isinstance(found, int) else 0
 
 
 @runtime_checkable

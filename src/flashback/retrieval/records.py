@@ -6,7 +6,7 @@ from typing import Any
 
 import tantivy
 
-from flashback.corpus.duplicates import Owner, Stored, identity_of, owned, owner_of
+from flashback.corpus.duplicates import Owner, Stored, owned, owner_of, passage_digest
 from flashback.corpus.passages import Passage
 from flashback.retrieval import analysis
 from flashback.retrieval.protocol import Hit
@@ -59,7 +59,7 @@ def record_of(stored: Stored, *, titled: bool, sampled: bool) -> tuple[tantivy.D
         record.add_bytes("heading", passage.heading.encode())
     record.add_bytes("text", shown_of(passage, titled=titled).encode())
     record.add_unsigned("number", stored.owners[0].number)
-    record.add_unsigned("key", key_of(identity_of(passage)))
+    record.add_unsigned("key", key_of(passage_digest(passage)))
     if sampled:
         record.add_text(SAMPLED, SAMPLED)
     terms = terms_of(passage, titled=titled)
@@ -79,7 +79,7 @@ def terms_of(passage: Passage, *, titled: bool) -> str:
 
 
 def key_of(identity: bytes) -> int:
-    """The same for equal passages, and rarely for others, of their `identity_of`."""
+    """The same for equal passages, and rarely for others, of their `passage_digest`."""
     return int.from_bytes(identity[:8])
 
 

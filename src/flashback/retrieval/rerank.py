@@ -1,9 +1,11 @@
 """What a retriever finds, ranked anew by a model that reads query and passage together."""
 
+import hashlib
 import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from flashback.declared import CheckedSettings, setting
@@ -63,6 +65,8 @@ class CrossEncoderReranker:
         from flashback.retrieval.sentence_encoder import loaded  # NumPy takes a while to import
 
         self.name = name
+        self.identity = f"{name}{_files(Path(name))}"
+        """Changes with the files of a folder."""
         self._model = loaded("reranker", name, _open)
         self._lock = threading.Lock()
 
@@ -81,6 +85,15 @@ class CrossEncoderReranker:
                 "one: a cross-encoder with one label"
             )
         return [float(score) for score in found]
+
+
+def _files(folder: Path) -> str:
+    """A digest of the names, sizes and times of a folder's files; empty: there is none."""
+    if not folder.is_dir():
+        return ""
+    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    listed = [(str(path.relative_to(folder)), one.st_size, one.st_mtime_ns) for path, one in files]
+    return f" {hashlib.sha256(repr(listed).encode()).hexdigest()[:16]}"
 
 
 def _open(name: str) -> Any:
@@ -104,9 +117,19 @@ class RerankedRetriever:
         self._candidates = candidates
 
     @property
+    def parts(self) -> tuple[Retriever]:
+        """See `Combined`."""
+        return (self.retriever,)
+
+    def over(self, parts: Sequence[Retriever]) -> "RerankedRetriever":
+        """See `Combined`."""
+        return RerankedRetriever(parts[0], self.reranker, self._candidates)
+
+    @property
     def identity(self) -> str | None:
         """See `identity_of`."""
         found, name = identity_of(self.retriever), getattr(self.reranker, "name", None)
+        name = getattr(self.reranker, "identity", name)
         return None if found is None or name is None else f"{found} {name} {self._candidates}"
 
     def sample(self) -> list[str]:

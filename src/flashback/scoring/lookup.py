@@ -21,7 +21,7 @@ from flashback.patterns.prompt import Ids
 from flashback.readers.passages import passage_ids
 from flashback.readers.queries import query_text
 from flashback.readers.reader import Reader
-from flashback.retrieval.protocol import Hit, Retriever, ask, near_best
+from flashback.retrieval.protocol import Hit, Retriever, ask, failures_of, near_best
 from flashback.scoring.examples import Example
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings
@@ -72,6 +72,11 @@ class Lookup:
         self._reader = reader
         self._retriever = retriever
         self._settings = settings
+
+    @property
+    def failures(self) -> int:
+        """Queries so far that failed and found nothing."""
+        return failures_of(self._retriever)
 
     def queries(self, window: Window) -> list[str]:
         """The text of the last ℓ tokens of each cut's context."""
@@ -163,7 +168,10 @@ class LookupCache:
         kept = _read(path, windows)
         if kept is not None:
             return kept, True
+        failures = lookup.failures
         found = lookup.search_all(windows, start)
+        if lookup.failures != failures:  # another time, the searches may not fail
+            return found, False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))

@@ -63,6 +63,7 @@ class IndexWatch:
             Whether there was one.
         """
         with self._looking:
+            before = self._index.version
             changed, failure = False, None
             try:
                 changed = self._index.renew()
@@ -71,6 +72,7 @@ class IndexWatch:
             except BaseException as error:  # an index library may panic: the old one serves
                 _LOG.exception("the index could not be looked at")
                 failure = f"it could not be opened ({type(error).__name__})"
+            changed = changed or self._index.version != before  # one of several may be broken
             self._tell(changed, failure and f"the new version of the index is unusable: {failure}")
             return changed
 

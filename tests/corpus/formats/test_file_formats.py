@@ -1,15 +1,18 @@
 """Every format is read with the places of its text, and what cannot be read becomes one line."""
 
 import gzip
+import itertools
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flashback.corpus.documents import CorpusReport, Document
-from flashback.corpus.formats import archives, lines
+from flashback.corpus.formats import archives, lines, restructured
 from flashback.corpus.formats import format as format_module
 from flashback.corpus.formats.file_settings import FileSettings
 from flashback.corpus.formats.reading import read_documents
@@ -116,6 +119,82 @@ def test_markdown_knows_headings_and_lines(read: Read) -> None:
         '"Two *deep*", line 6: # One ## Two *deep* Text. ``` # no ```',
         '"Three", line 16: Three ===== End.',
     ]
+
+
+SPHINX = """\
+=====
+Tides
+=====
+
+Before |sub|, :func:`x` and `unfinished.
+
+.. tabs:: foo
+   :no: option
+
+   Inside
+   ------
+
+Two :mod:`parts`
+----------------
+
+.. include:: made.txt
+.. raw:: html
+   :file: made.txt
+
+Deep
+~~~~
+"""
+
+
+def test_restructured_text_knows_headings_and_lines(read: Read, tmp_path: Path) -> None:
+    write(tmp_path / "made.txt", "Included\n========\n")
+    found, report = read("a.rst", SPHINX)
+    assert places(found) == [
+        '"Tides", line 1: ===== Tides ===== Before |sub|, :func:`x` and `unfinished. .. tabs:: foo '
+        ":no: option Inside ------",
+        '"Two :mod:`parts`", line 13: Two :mod:`parts` ---------------- .. include:: made.txt .. '
+        "raw:: html :file: made.txt",
+        '"Deep", line 20: Deep ~~~~',
+    ]
+    assert report == CorpusReport(documents=1)
+
+
+def test_restructured_text_is_read_without_docutils(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashback.corpus.formats.restructured.find_spec", lambda _: None)
+    found, _ = read("a.rst", SPHINX)
+    assert "".join(one.text for one in found) == SPHINX
+    assert {one.layout.headings for one in found} == {()}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("=-~^"), st.booleans(), st.text("ab é雪`*|:_.\\\t\v\x85", min_size=1)
+        ),
+        max_size=6,
+    )
+)
+def test_headings_stand_where_they_say_they_do(titles: list[tuple[str, bool, str]]) -> None:
+    """Whatever stands around them, none is lost that is a title and of a level that may be."""
+    marked = []
+    for mark, over, title in titles:
+        line = mark * (2 * len(title.expandtabs()) + 4) + "\n"
+        marked.append(f"{line if over else ''}{title}\n{line}\nText.\n\n")
+    text = "".join(marked)
+    found = restructured.headings(text)
+    for one in found:
+        lines = text[one.begin : one.end].translate({11: " ", 12: " "}).splitlines()
+        assert len(lines) in (2, 3)
+        assert one.title == " ".join(lines[-2].split())
+        assert {*lines[-1]} <= {*"=-~^"}
+    assert all(one.end <= other.begin for one, other in itertools.pairwise(found))
+
+
+@given(st.text("=-~`.:|*_ \n\tab\\[]<>0{}'", max_size=200))
+def test_no_text_is_too_wrong_for_its_headings(text: str) -> None:
+    assert all(0 <= one.begin < one.end <= len(text) for one in restructured.headings(text))
 
 
 def test_plain_text_knows_lines(read: Read) -> None:

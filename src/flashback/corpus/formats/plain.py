@@ -1,4 +1,4 @@
-"""Plain text, reStructuredText and all that is read like it: a document in blocks."""
+"""Plain text and all that is read like it: a document in blocks."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from flashback.corpus.formats import lines
 from flashback.corpus.formats.format import Reading, Source
 from flashback.corpus.place import Heading, Layout
 
-SUFFIXES = (".txt", ".rst")
+SUFFIXES = (".txt",)
 BLOCK_BYTES = 1 << 20
 """A text file becomes documents of about this size, which share its id."""
 

@@ -14,6 +14,7 @@ from flashback.corpus.formats import (
     pages,
     parquet,
     plain,
+    restructured,
     tables,
 )
 from flashback.corpus.formats.format import Format, Reading, Source
@@ -37,6 +38,7 @@ def register(
 
 
 register("text", plain.SUFFIXES, plain.read)
+register("reStructuredText", restructured.SUFFIXES, restructured.read)
 register("Markdown", markdown.SUFFIXES, markdown.read)
 register("JSON lines", json_lines.SUFFIXES, json_lines.read, records=True)
 register("CSV", tables.SUFFIXES, tables.read, records=True)
