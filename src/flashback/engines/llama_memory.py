@@ -5,8 +5,8 @@ Numbers of sequences: texts, then passages, then two spare ones.
     text      [0, h) and [h + R, ...)    what of a text is computed
     passage   [h + R - p, h + R)         computed once, behind its sink, whose cells are freed
 
-A text's sequence is also the tag of the one passage that it sees: exchanging passages takes that tag
-from the cells of one and gives it to those of another. A beginning that two texts share has the
+A text's sequence is also the tag of the one passage that it sees: exchanging passages takes that
+tag from the cells of one and gives it to those of another. A beginning that two texts share has the
 tags of both.
 """
 
