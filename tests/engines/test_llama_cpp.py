@@ -241,6 +241,19 @@ def test_texts_share_a_beginning(engine: Recording) -> None:
     assert engine.cache_use.sequences == 0
 
 
+def test_one_text_after_another_leaves_one(model: LlamaModel) -> None:
+    """Others would cost time at every token; but several under way are all held."""
+    engine = LlamaEngine(model, WINDOW, exact=True, threads=1, self_check=False)
+    first, second = (Prompt.plain(range(n, n + 20)) for n in (2, 90))
+    for prompt in (first, second, first):
+        completed(engine, prompt)
+        assert [one.ids[:20] for one in engine.memory.texts] == [[*prompt.ids]]
+    running = [engine.complete(one, 5, Sampler(SamplingSettings(), [])) for one in (first, second)]
+    for _ in zip(*running, strict=True):
+        assert len(engine.memory.texts) == 2
+    assert [one.usage.prefilled for one in running] == [1, 20]
+
+
 def test_a_completion_that_is_left_keeps_its_cells_in_order(engine: Recording) -> None:
     engine.forget()
     prompt = Prompt.plain(range(30))

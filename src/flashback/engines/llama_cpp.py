@@ -29,7 +29,8 @@ _MOST_KEPT = 4096
 """Of those cells: every token looks at the masks of all that are in use."""
 _LEAST_KEPT = 64
 """For a sink that is computed beside a full window."""
-_NUMBERS = Numbers(texts=8, passages=16)
+ONE_TEXT, MANY_TEXTS = Numbers(texts=8, passages=4, idle=1), Numbers(texts=8, passages=8)
+"""What is kept for one text after another, and for many texts and conversations."""
 _EXACT, _ROUNDED = 1e-4, 5e-2
 """Largest difference of a logit between cached and recomputed, relative to the largest logit: with
 keys and values in float32 and float16."""
@@ -46,7 +47,7 @@ class LlamaEngine:
         exact: bool,
         threads: int,
         cache_bytes: int | None = None,
-        numbers: Numbers = _NUMBERS,
+        numbers: Numbers | None = None,
         self_check: bool = True,
     ) -> None:
         """Make the cells of a model.
@@ -58,7 +59,8 @@ class LlamaEngine:
             threads: of a pass.
             cache_bytes: of keys and values, a window's at least; None: a window's, and
                 `CACHE_BYTES` more, within limits.
-            numbers: how many texts and passages are kept, at most.
+            numbers: how many texts and passages are kept, at most; None: those of one text, or of
+                many if `cache_bytes` are given.
             self_check: compare cached with recomputed logits once, now.
 
         Raises:
@@ -68,6 +70,7 @@ class LlamaEngine:
         self.model, self.exact, self.threads = model, exact, threads
         self._cell_bytes = model.cell_bytes(exact)
         self._given_bytes = cache_bytes
+        numbers = numbers or (ONE_TEXT if cache_bytes is None else MANY_TEXTS)
         kept = min((cache_bytes or CACHE_BYTES) // self._cell_bytes, _MOST_KEPT)
         cells = window + kept if cache_bytes is None else cache_bytes // self._cell_bytes
         shape = Shape(max(cells, window + _LEAST_KEPT), numbers.sequences, exact, threads)

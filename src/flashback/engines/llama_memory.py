@@ -65,6 +65,9 @@ class Numbers:
 
     texts: int
     passages: int
+    idle: int | None = None
+    """Texts that are kept when no completion goes on with them, beside none that does; None: as
+    many as there are numbers for."""
 
     @property
     def sequences(self) -> int:
@@ -108,6 +111,7 @@ class LlamaMemory:
             for one in own:
                 if one is not sequence:
                     self._drop(one)
+            self._drop_idle(sequence)
             self._cut(sequence, shared)
             self._lay_out(sequence, prompt)
             sequence.writer = None if writer is None else weakref.ref(writer)
@@ -185,6 +189,14 @@ class LlamaMemory:
         sequence = TextSequence(number=number)
         self.texts.append(sequence)
         return sequence
+
+    def _drop_idle(self, taken: TextSequence) -> None:
+        """Every token looks at the masks of all cells in use: keep no more texts than wanted."""
+        idle = [one for one in self.texts if not one.leased and one is not taken]
+        if self.numbers.idle is not None:
+            idle.sort(key=lambda one: one.used)
+            for one in idle[: max(len(idle) + 1 - self.numbers.idle, 0)]:
+                self._drop(one)
 
     def _drop(self, sequence: TextSequence) -> None:
         if sequence in self.texts:
