@@ -40,8 +40,9 @@ $(PARALLEL): $(STAMP)
 	$(PIP) --no-build-isolation -e '.[dev,test]'
 	@touch $(PARALLEL)
 
-extras: install  ## What some tests are skipped without: lm-eval (the server), numba (its loops).
-	$(PIP) --no-build-isolation -e '.[dev,numba,peers]'
+extras: install  ## What some tests are skipped without: lm-eval (the server), numba (its loops), llama.cpp.
+	$(PIP) llama-cpp-python  # builds llama.cpp: minutes
+	$(PIP) --no-build-isolation -e '.[dev,llama,numba,peers]'
 
 readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers; tests and tables: half an hour.
 	$(BIN)/python scripts/download_readers.py .readers
@@ -79,7 +80,7 @@ mini-adapter:  ## Train its adapter for appended passages anew: took 50 minutes 
 
 lock:  ## Resolve the newest versions into constraints.txt.
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,docs,numba,peers]'
+	build/lock/bin/python -m pip install --quiet hatchling editables torch==2.13.0 -e '.[dev,test,docs,llama,numba,peers]'
 	(echo '# Every version used in development and CI; `make lock` writes this file anew.'; \
 	  build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.txt
 

@@ -2,14 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from flashback.declared import AUTO, CheckedSettings, Registry, check_number, check_type, named
+from flashback.engines.llama_cpp import LlamaEngine
+from flashback.engines.llama_library import LlamaModel, library
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.adapted import load_adapted
+from flashback.readers.gguf_reader import check_llama, load_gguf_reader
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
 from flashback.readers.old_weights import weights_of
@@ -80,7 +85,33 @@ def open_local(options: LoadOptions) -> tuple[TextReader, LocalEngine]:
     return reader, LocalEngine(reader.model, reader.window, idle_sequences=None, cache_bytes=memory)
 
 
+def open_llama(options: LoadOptions) -> tuple[TextReader, LlamaEngine]:
+    """A GGUF file, run by llama.cpp in this process, with its tokenizer here.
+
+    Raises:
+        SettingsError: something is asked for that a GGUF file or llama.cpp does not have.
+        FlashBackError: llama-cpp-python is not installed, or the file cannot be read.
+    """
+    check_llama(options.adapter, options.weights, options.dtype)
+    with_gpu = bool(library().llama_supports_gpu_offload())
+    if options.device not in ("auto", "cpu") and not with_gpu:
+        raise SettingsError(
+            f"--device={options.device!r}: this build of llama.cpp runs on CPUs only; use "
+            "--device='cpu'"
+        )
+    reader, file = load_gguf_reader(options.model, options.window)
+    exact = options.dtype == "float32" or file.is_float32
+    model = LlamaModel(str(file.path), options.model, gpu=options.device != "cpu")
+    threads = torch.get_num_threads()
+    memory = options.memory_bytes
+    engine = LlamaEngine(model, reader.window, exact=exact, threads=threads, cache_bytes=memory)
+    kept = "float32" if exact else "float16"
+    place = f"llama.cpp, keys and values in {kept}, {threads} threads"
+    return replace(reader, place=place), engine
+
+
 ENGINES.register("local", open_local)
+ENGINES.register("llama.cpp", open_llama)
 
 
 def load(
@@ -111,7 +142,7 @@ def load(
         index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
         retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
         guard, fusion, rerank: a search's limits, what several count, what ranks hits anew; or None.
-        engine: what runs the model: `local`, transformers in this process.
+        engine: `local`: transformers in this process; `llama.cpp`: that, with a GGUF file.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with, and which adapter `auto` may take; None: any.
         device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.

@@ -73,6 +73,11 @@ class GgufFile:
         tokens = self.token_word("tokens")
         return len(tokens) if isinstance(tokens, list) else int(tokens or 0)
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether all weights are in float32, as far as the file says."""
+        return int(self.metadata.get("general.file_type", 0)) == 0
+
     @cached_property
     def adds_bos(self) -> bool:
         """Whether texts begin with BOS: the file's value, else what llama.cpp does without one."""
