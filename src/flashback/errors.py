@@ -5,7 +5,7 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── CorpusError             a document source is missing, unreadable or empty
 ├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
 ├── RetrieverError          a retriever's server or store is unreachable or answers nonsense
-├── EngineError             a server that runs the reader is unreachable, refuses, or answers nonsense
+├── EngineError             the server of the model is unreachable, refuses, or answers nonsense
 ├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
 ├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
 ├── PromptsError            a file of prompts or results is malformed, or of another run

@@ -36,6 +36,7 @@ class Sampler:
         history: Sequence[int],
         forbidden: Iterable[int] = (),
         on_token: OnToken | None = None,
+        ends: Iterable[int] = (),
     ) -> None:
         """Begin a text.
 
@@ -44,10 +45,12 @@ class Sampler:
             history: the tokens of the text so far, without any passage.
             forbidden: ids that are never chosen (marking tokens).
             on_token: called with every token; what it raises ends the completion.
+            ends: ids that end the text, for engines that choose elsewhere.
         """
         self.settings = settings
         self.history = list(history)
         self.forbidden = tuple(forbidden)
+        self.ends = frozenset(ends)
         self._processors = _processors(settings, self.forbidden)
         self._on_token = on_token
 

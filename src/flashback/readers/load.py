@@ -148,6 +148,17 @@ def load_token_ends(name: str, trust_remote_code: bool = False) -> Callable[[str
     return ends
 
 
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Tokenizer:
+    """A reader's tokenizer alone; a folder needs no other files than its own.
+
+    Raises:
+        ReaderError: it is missing or damaged.
+    """
+    folder = os.path.expanduser(name)
+    bare = bool(name) and os.path.isdir(folder) and not os.path.exists(f"{folder}/config.json")
+    return _tokenizer(Source(name, folder) if bare else locate(name), trust_remote_code)
+
+
 def _model(
     source: Source, config: Any, placement: Placement, trust_remote_code: bool
 ) -> PreTrainedModel:

@@ -39,13 +39,17 @@ class TextReader:
     """Where that number comes from."""
     adapter: AdapterCard | None = None
     """The card of the adapter that is merged into the model, if any."""
+    ends: frozenset[int] = frozenset()
+    """Ids that end a text; none: the tokenizer's."""
+    place: str = "elsewhere"
+    """Where the model runs."""
     _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while the tokenizer encodes: splitting special tokens is a state of the tokenizer."""
 
     @property
     def runs_on(self) -> str:
         """Where the model runs, as users are shown it."""
-        return "elsewhere"
+        return self.place
 
     @cached_property
     def bos(self) -> Ids:
@@ -57,7 +61,7 @@ class TextReader:
     @cached_property
     def eos(self) -> frozenset[int]:
         """The ids that end a text."""
-        return ids_of(self.tokenizer.eos_token_id)
+        return self.ends or ids_of(self.tokenizer.eos_token_id)
 
     @cached_property
     def marks(self) -> tuple[int, int] | None:

@@ -223,13 +223,14 @@ class Generator:
     ) -> Text:
         """A text with nothing written yet."""
         context = plan.context(prompt, self.reader)
-        sampling = plan.settings.sampling
+        sampling, stopping = plan.settings.sampling, plan.settings.stopping
+        ends = () if stopping.ignore_eos else self.reader.eos
         return Text(
             self.reader,
             plan.settings,
             plan.frame,
             context,
-            Sampler(sampling, context.ids, self.reader.forbidden, on_token),
+            Sampler(sampling, context.ids, self.reader.forbidden, on_token, ends),
             plan.reserved,
         )
 
