@@ -61,6 +61,7 @@ class LoadOptions(CheckedSettings):
         super().__post_init__()
         if self.pattern is not None:
             named("--pattern", self.pattern, [AUTO, *PATTERNS])
+        check_weights(self.weights, self.device, self.dtype)
         if self.memory_bytes is not None:
             check_number("memory_bytes", self.memory_bytes, 0, 1 << 50)
 
@@ -93,7 +94,6 @@ def open_local(options: LoadOptions) -> tuple[TextReader, LocalEngine]:
     Raises:
         FlashBackError: the model or the adapter is missing or unusable.
     """
-    check_weights(options.weights, options.device, options.dtype)
     reader = load_adapted(
         options.model,
         options.adapter,
@@ -165,8 +165,7 @@ def load(
         index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
         retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
         guard, fusion, rerank: a search's limits, what several count, what ranks hits anew; or None.
-        engine: what runs the model: `local`, transformers in this process; `openai`, a server.
-        remote: where that server is.
+        engine, remote: `local`: transformers in this process; `openai`: the server at `remote`.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with, and which adapter `auto` may take; None: any.
         device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.
@@ -176,15 +175,14 @@ def load(
     Raises:
         FlashBackError: an argument is wrong, or what it names is unusable.
     """
-    named("--engine", engine, list(ENGINES))
+    opener = ENGINES[named("--engine", engine, list(ENGINES))]
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
         *(_weights(weights, quantize, decode_kernel), memory_bytes, remote),
     )
-    check_weights(options.weights, device, dtype)
     found = _retriever(index, retriever, fusion or FusionSettings())
-    reader, opened = ENGINES[engine](options)
+    reader, opened = opener(options)
     _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
     found = _reranked(found, rerank, reader, passage_tokens)
     return Generator(reader, opened, _guarded(found, guard))

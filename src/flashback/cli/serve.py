@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashback.cli.console import notes
+from flashback.cli.engine_options import engine_options
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
@@ -34,6 +35,7 @@ _KEY = "FLASHBACK_API_KEY"
 @source_options
 @adapter_option
 @reader_options
+@engine_options
 @weights_option
 @options_of(RetrievalSettings)
 @frame_options
@@ -82,6 +84,7 @@ def serve(
         weights=weights,
         memory_bytes=settings.memory * MIB,
         passage_tokens=defaults.passage_tokens,
+        **values["engine"].arguments,
         **options.placed,
     )
     if isinstance(index, Path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flashback.cli.console import notes
+from flashback.cli.engine_options import EngineOptions, engine_options
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
@@ -34,6 +35,7 @@ class WritingRequest:
     adapter: str | None
     frame: FrameOptions
     guard: GuardSettings
+    engine: EngineOptions
 
     def load(
         self, options: ReaderOptions, weights: Weights, *, always_index: bool = False
@@ -61,6 +63,7 @@ class WritingRequest:
             pattern=retrieval.pattern,
             weights=weights,
             passage_tokens=retrieval.passage_tokens,
+            **self.engine.arguments,
             **options.placed,
         )
         settings = writer.settled(self.settings)
@@ -86,6 +89,7 @@ def turn_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options_of(GuardSettings),
         options_of(RetrievalSettings),
         weights_option,
+        engine_options,
         reader_options,
         adapter_option,
         source_options,
@@ -101,7 +105,8 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
         SettingsError: a setting is out of range or contradicts another.
         AdapterError: the adapter's folder is missing or damaged.
     """
-    index, adapter, frame = (values.pop(name) for name in ("index", "adapter", "frame"))
+    names = ("index", "adapter", "frame", "engine")
+    index, adapter, frame, engine = (values.pop(name) for name in names)
     settings = take(
         Settings,
         values,
@@ -113,7 +118,8 @@ def writing_request(values: dict[str, Any]) -> WritingRequest:
         check_echo(frame.echo_tokens or 0, settings.retrieval.pattern)
     settings = replace(settings, retrieval=as_trained(settings.retrieval, adapter))
     settings.retrieval.check_retriever(index)
-    return WritingRequest(settings, index, adapter, frame, take(GuardSettings, values))
+    guard = take(GuardSettings, values)
+    return WritingRequest(settings, index, adapter, frame, guard, engine)
 
 
 def warn_if_empty(result: "Generation") -> None:
