@@ -63,7 +63,9 @@ class Compared:
     cached: tuple[float, ...]
     """The share of the context that the server had cached, from the second stride on."""
     seconds: tuple[float, ...]
-    """The server's, of each stride from the second on."""
+    """The server's, of each stride from the second on; of texts together, each one's share."""
+    prefill_seconds: tuple[float, ...]
+    """Those before the first token."""
 
 
 def texts(characters: int) -> Iterator[str]:
@@ -99,27 +101,41 @@ def settings(pattern: str, strides: int) -> Settings:
 
 
 def compare(
-    reader: Reader, ours: Generator, theirs: Generator, ids: list[int], own: Settings
-) -> Compared:
-    """One text by both."""
+    reader: Reader,
+    ours: Generator,
+    theirs: Generator,
+    prompts: Sequence[list[int]],
+    own: Settings,
+    together: int,
+) -> list[Compared]:
+    """All texts by both, so many at a time: theirs first."""
     passages = ours.retriever
     assert isinstance(passages, InTurn)
-    passages.rewind()
-    remote = theirs.generate(ids, own)
-    passages.rewind()
-    local = ours.generate(ids, own)
+    written = []
+    for writer in (theirs, ours):
+        passages.rewind()
+        written.append(writer.generate_batch(prompts, own, batch_size=together))
+    return [
+        _compared(reader, len(ids), remote, local)
+        for ids, remote, local in zip(prompts, *written, strict=True)
+    ]
+
+
+def _compared(reader: Reader, context: int, remote: Generation, local: Generation) -> Compared:
     equal = sum(1 for _ in _same(local.tokens, remote.tokens))
     gap = None if equal == len(local.tokens) else _gap(reader, local, remote, equal)
-    lengths = [len(ids) + 16 * at for at in range(len(remote.strides))]
+    later = remote.strides[1:]
+    lengths = [context + 16 * at for at in range(1, len(remote.strides))]
     return Compared(
         len(local.tokens),
         equal,
         gap,
         tuple(
             min(one.usage.cached, length) / length
-            for one, length in zip(remote.strides[1:], lengths[1:], strict=True)
+            for one, length in zip(later, lengths, strict=True)
         ),
-        tuple(one.usage.prefill_seconds + one.usage.decode_seconds for one in remote.strides[1:]),
+        tuple(one.usage.prefill_seconds + one.usage.decode_seconds for one in later),
+        tuple(one.usage.prefill_seconds for one in later),
     )
 
 
@@ -151,10 +167,14 @@ def record(pattern: str, context: int, found: Sequence[Compared]) -> dict[str, A
         "undecided": sum(gap < UNDECIDED for gap in gaps),
         "gaps": [round(gap, 6) for gap in gaps],
         "cached_share": [round(min(cached), 3), round(statistics.median(cached), 3)],
-        "seconds_per_stride": round(
-            statistics.median(seconds for one in found for seconds in one.seconds), 3
-        ),
+        "seconds_per_stride": _median(found, "seconds"),
+        "before_first_token": _median(found, "prefill_seconds"),
     }
+
+
+def _median(found: Sequence[Compared], name: str) -> float:
+    values: list[float] = [value for one in found for value in getattr(one, name)]
+    return round(statistics.median(values), 3)
 
 
 def main() -> None:
@@ -167,6 +187,7 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=["none", "append", "prepend"])
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--strides", type=int, default=10)
+    parser.add_argument("--together", type=int, default=1, help="texts at a time")
     given = parser.parse_args()
     reader = load_reader(given.model, device="cpu", dtype="float32")
     prompts, passages = material(reader, max(given.contexts), given.prompts, 16)
@@ -175,11 +196,12 @@ def main() -> None:
     remote = RemoteSettings(base_url=given.url, tokenizer=given.model, token_limit=600.0)
     theirs = load(given.served, engine="openai", remote=remote, retriever=retriever)
     theirs.retriever = retriever
-    for context in given.contexts:
-        for pattern in given.patterns:
+    for pattern in given.patterns:
+        for context in given.contexts:
             began = time.perf_counter()
             own = settings(pattern, given.strides)
-            found = [compare(reader, ours, theirs, ids[-context:], own) for ids in prompts]
+            cut = [ids[-context:] for ids in prompts]
+            found = compare(reader, ours, theirs, cut, own, given.together)
             line = record(pattern, context, found)
             line["took"] = round(time.perf_counter() - began)
             print(json.dumps(line), flush=True)

@@ -145,7 +145,7 @@ def _reuse(wire: Wire, model: str, ids: Ids, length: int) -> tuple[int | None, s
     if cached is None:
         return None, (
             f"{wire.name} does not say how much of a prompt was cached ({times}): reuse is "
-            "shown as 0; start vLLM with --enable-prompt-tokens-details"
+            "shown as 0; start vLLM with `--enable-prompt-tokens-details`"
         )
     return None, (
         f"{wire.name} reuses nothing of a prompt that it has just had ({times}): every stride "
