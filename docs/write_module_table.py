@@ -9,7 +9,7 @@ SOURCE = ROOT / "src" / "flashback"
 PAGE = ROOT / "docs" / "architecture.md"
 _HEAD = "| module | its first sentence |\n|---|---|\n"
 _FOLDERS = (
-    *(".", "patterns", "corpus", "retrieval", "engines", "readers", "writing", "scoring"),
+    *(".", "patterns", "wire", "corpus", "retrieval", "engines", "readers", "writing", "scoring"),
     *("evaluation", "questions", "training", "server", "benchmark", "cli"),
 )
 

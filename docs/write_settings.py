@@ -7,6 +7,7 @@ from typing import Any
 
 from flashback.corpus.formats.file_settings import FileSettings
 from flashback.declared import CheckedSettings, choices_of, flag_of
+from flashback.engines.openai_settings import RemoteSettings
 from flashback.retrieval.bm25 import IndexSettings
 from flashback.retrieval.fusion import FusionSettings
 from flashback.retrieval.index_settings import DenseSettings
@@ -23,7 +24,7 @@ A value out of its range is refused, never changed.
 _HEAD = "| setting | flag | default | range | meaning |\n|---|---|---|---|---|"
 _CLASSES = (
     *(RetrievalSettings, SamplingSettings, StoppingSettings, Settings, FileSettings),
-    *(IndexSettings, DenseSettings, FusionSettings, RerankSettings),
+    *(IndexSettings, DenseSettings, FusionSettings, RerankSettings, RemoteSettings),
 )
 _LARGE = 1 << 16
 """A limit from here on only keeps nonsense out."""

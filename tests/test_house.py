@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "patterns": set(),
     "corpus": set(),
     "corpus.formats": {"corpus"},
-    "retrieval": {"corpus", "corpus.formats"},
+    "wire": set(),
+    "retrieval": {"corpus", "corpus.formats", "wire"},
     "engines.kernels": set(),
     "engines.cache": {"engines.kernels", "patterns"},
-    "engines": {"engines.cache", "engines.kernels", "patterns"},
+    "engines": {"engines.cache", "engines.kernels", "patterns", "wire"},
     "readers": {"engines", "engines.kernels", "patterns", "corpus.characters"},
     "writing": {"readers", "patterns", "engines.protocol", "retrieval.protocol"},
     "scoring": {
@@ -49,7 +50,7 @@ MAY_IMPORT = {
 `cli` may import everything; nothing but the entry points imports `cli`.
 """
 ENTRY_POINTS = {"", "__main__"}
-MOST_ROOMS, MOST_FLOORS, MOST_ROOT_MODULES = 25, 12, 9
+MOST_ROOMS, MOST_FLOORS, MOST_ROOT_MODULES = 26, 12, 9
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_MEDIAN = 350, 50, 8
 
 

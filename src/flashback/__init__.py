@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flashback.corpus.formats.file_settings import FileSettings
     from flashback.corpus.place import Place
     from flashback.engines.local import LocalEngine
+    from flashback.engines.openai_settings import RemoteSettings
     from flashback.engines.protocol import Engine, Usage
     from flashback.errors import FlashBackError
     from flashback.loading import load
@@ -74,6 +75,7 @@ __all__ = [
     "LocalEngine",
     "Place",
     "Reader",
+    "RemoteSettings",
     "RerankSettings",
     "RetrievalSettings",
     "Retriever",
@@ -101,6 +103,7 @@ _MODULES = {
     "corpus.formats.file_settings": ("FileSettings",),
     "corpus.place": ("Place",),
     "engines.local": ("LocalEngine",),
+    "engines.openai_settings": ("RemoteSettings",),
     "errors": ("FlashBackError",),
     "engines.protocol": ("Engine", "Usage"),
     "writing.generator": (

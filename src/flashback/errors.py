@@ -5,6 +5,7 @@ FlashBackError              exit code 1: something the user asked for cannot be 
 ├── CorpusError             a document source is missing, unreadable or empty
 ├── IndexFolderError        an index folder is missing, foreign, damaged or half-written
 ├── RetrieverError          a retriever's server or store is unreachable or answers nonsense
+├── EngineError             the server of the model is unreachable, refuses, or answers nonsense
 ├── AdapterError            an adapter folder is missing, damaged, or belongs to another model
 ├── TrainingError           a training cannot begin or go on: no examples, a loss that is no number
 ├── PromptsError            a file of prompts or results is malformed, or of another run
@@ -92,6 +93,10 @@ class RetrieverError(FlashBackError):
     """A retriever's server or store cannot be reached, refuses, or does not answer as it should."""
 
 
+class EngineError(FlashBackError):
+    """A server that runs the reader cannot be reached, refuses, or does not answer as it should."""
+
+
 class AdapterError(FlashBackError):
     """A folder is no whole adapter, or not one for the model it was asked for."""
 
@@ -126,3 +131,11 @@ class PromptTooLong(FlashBackError):
 
 class FlashBackWarning(UserMessage, UserWarning):
     """Something was done as asked, but is probably not what was meant; one line for the user."""
+
+
+def missing_extra(what: str, package: str | None, extra: str) -> SettingsError:
+    """What to raise where a package of an extra is not installed."""
+    return SettingsError(
+        f"{what} needs {package}; install FlashBack with the extra {extra}: "
+        f"pip install '.[{extra}]' in a clone of the project"
+    )

@@ -11,9 +11,14 @@ from flashback.declared import AUTO, CheckedSettings, Registry, check_number, ch
 from flashback.engines.llama_cpp import LlamaEngine
 from flashback.engines.llama_library import LlamaModel, library
 from flashback.engines.local import LocalEngine
+from flashback.engines.openai import OpenAIEngine
+from flashback.engines.openai_probe import probe
+from flashback.engines.openai_settings import RemoteSettings
+from flashback.engines.openai_wire import Wire
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.readers.adapted import load_adapted
+from flashback.readers.elsewhere import load_text_reader, sample_of, window_elsewhere
 from flashback.readers.gguf_reader import check_llama, load_gguf_reader
 from flashback.readers.inference import check_weights, for_inference
 from flashback.readers.load import MINI
@@ -47,14 +52,32 @@ class LoadOptions(CheckedSettings):
     trust_remote_code: bool = False
     weights: Weights = Weights.FULL
     memory_bytes: int | None = None
+    remote: RemoteSettings | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pattern is not None:
             named("--pattern", self.pattern, [AUTO, *PATTERNS])
+        check_weights(self.weights, self.device, self.dtype)
         if self.memory_bytes is not None:
             check_number("memory_bytes", self.memory_bytes, 0, 1 << 50)
 
+    def check_elsewhere(self, engine: str) -> None:
+        """Refuse what decides how a model runs in this process.
+
+        Raises:
+            SettingsError: naming the first of them.
+        """
+        for name, default in _HERE.items():
+            if (found := getattr(self, name)) != default and found is not None:
+                raise SettingsError(
+                    f"--{name}={str(found)!r}: with --engine={engine!r} the server decides that; "
+                    "leave it out"
+                )
+
+
+_HERE = {"adapter": AUTO, "device": "auto", "dtype": "auto", "weights": Weights.FULL}
+"""Options, and their defaults, of a model in this process."""
 
 OpenEngine = Callable[[LoadOptions], tuple[TextReader, Engine]]
 
@@ -68,7 +91,6 @@ def open_local(options: LoadOptions) -> tuple[TextReader, LocalEngine]:
     Raises:
         FlashBackError: the model or the adapter is missing or unusable.
     """
-    check_weights(options.weights, options.device, options.dtype)
     reader = load_adapted(
         options.model,
         options.adapter,
@@ -110,8 +132,31 @@ def open_llama(options: LoadOptions) -> tuple[TextReader, LlamaEngine]:
     return replace(reader, place=place), engine
 
 
+def open_openai(options: LoadOptions) -> tuple[TextReader, OpenAIEngine]:
+    """A model behind an OpenAI-compatible server, with its tokenizer here.
+
+    Raises:
+        SettingsError: what is asked for is the server's affair, or its address is missing.
+        FlashBackError: the tokenizer is unusable, or the server cannot do what is needed.
+    """
+    remote = options.remote or RemoteSettings()
+    options.check_elsewhere("openai")
+    if not remote.base_url:
+        raise SettingsError("--engine='openai': give the server's --base-url")
+    wire = Wire(remote)
+    tokenizer = remote.tokenizer or options.model
+    reader = load_text_reader(options.model, tokenizer, trust_remote_code=options.trust_remote_code)
+    found = probe(wire, options.model, sample_of(tokenizer, reader.tokenizer))
+    for note in found.notes:
+        warnings.warn(note, FlashBackWarning, stacklevel=4)
+    window, reason = window_elsewhere(tokenizer, found.window, options.window)
+    reader = replace(reader, window=window, window_reason=reason, place=f"behind {wire.address}")
+    return reader, OpenAIEngine(wire, options.model, window)
+
+
 ENGINES.register("local", open_local)
 ENGINES.register("llama.cpp", open_llama)
+ENGINES.register("openai", open_openai)
 
 
 def load(
@@ -123,6 +168,7 @@ def load(
     fusion: FusionSettings | None = None,
     rerank: RerankSettings | None = None,
     engine: str = "local",
+    remote: RemoteSettings | None = None,
     adapter: str | Path | None = AUTO,
     pattern: str | None = None,
     device: str = "auto",
@@ -142,7 +188,7 @@ def load(
         index: a folder made by `flashback index`, or several; None is enough for pattern `none`.
         retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
         guard, fusion, rerank: a search's limits, what several count, what ranks hits anew; or None.
-        engine: `local`: transformers in this process; `llama.cpp`: that, with a GGUF file.
+        engine, remote: `local`: transformers; `llama.cpp`: a GGUF file; `openai`: a server.
         adapter: a folder made by `flashback train`; `auto`: what ships for the model; None: none.
         pattern: what will be written with, and which adapter `auto` may take; None: any.
         device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.
@@ -152,15 +198,14 @@ def load(
     Raises:
         FlashBackError: an argument is wrong, or what it names is unusable.
     """
-    named("--engine", engine, list(ENGINES))
+    opener = ENGINES[named("--engine", engine, list(ENGINES))]
     options = LoadOptions(
         str(model) if isinstance(model, Path) else model,
         *(adapter, pattern, device, dtype, window, trust_remote_code),
-        *(_weights(weights, quantize, decode_kernel), memory_bytes),
+        *(_weights(weights, quantize, decode_kernel), memory_bytes, remote),
     )
-    check_weights(options.weights, device, dtype)
     found = _retriever(index, retriever, fusion or FusionSettings())
-    reader, opened = ENGINES[engine](options)
+    reader, opened = opener(options)
     _warn(reader, pattern, found.sample() if isinstance(found, Sampled) else [], passage_tokens)
     found = _reranked(found, rerank, reader, passage_tokens)
     return Generator(reader, opened, _guarded(found, guard))

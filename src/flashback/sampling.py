@@ -49,6 +49,7 @@ class Sampler:
         forbidden: Iterable[int] = (),
         on_token: OnToken | None = None,
         constraint: Constraint | None = None,
+        ends: Iterable[int] = (),
     ) -> None:
         """Begin a text.
 
@@ -58,11 +59,13 @@ class Sampler:
             forbidden: ids that are never chosen (marking tokens).
             on_token: called with every token; what it raises ends the completion.
             constraint: None: any token may come next.
+            ends: ids that end the text, for engines that choose elsewhere.
         """
         self.constraint = constraint
         self.settings = settings
         self.history = list(history)
         self.forbidden = tuple(forbidden)
+        self.ends = frozenset(ends)
         self._processors = _processors(settings, self.forbidden)
         self._on_token = on_token
 

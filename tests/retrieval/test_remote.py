@@ -15,12 +15,13 @@ from flashback.corpus.documents import CorpusReport
 from flashback.corpus.passages import Passage
 from flashback.errors import RetrieverError, SettingsError
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
-from flashback.retrieval.breaker import CircuitBreaker
-from flashback.retrieval.remote import HttpRetriever, Patience
+from flashback.retrieval.remote import HttpRetriever
 from flashback.retrieval.specs import open_retriever
 from flashback.server.server_settings import ServerSettings
 from flashback.server.serving import bind
 from flashback.settings import SearchOptions
+from flashback.wire.breaker import CircuitBreaker
+from flashback.wire.http import Patience
 from retrieval.contract import PETS, Make, RetrieverContract, found, passages_of
 from servers import MINUTES, Clock, chat_reader, serving
 

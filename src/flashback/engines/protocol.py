@@ -5,8 +5,8 @@ cached of it shows only in the counts and the time.
 
 The reader may run in this process or elsewhere. In this process an engine hands logits to
 `sampler.choose`. One that chooses tokens elsewhere reads `sampler.settings`, `sampler.history` (the
-text's ids so far) and `sampler.forbidden` (ids never to be chosen), draws as they say, and reports
-each token by `sampler.accept(token)`.
+text's ids so far), `sampler.forbidden` (ids never to be chosen) and `sampler.ends` (ids that end
+the text), draws as they say, and reports each token by `sampler.accept(token)`.
 """
 
 import warnings
@@ -24,7 +24,8 @@ class Usage:
     """The cost of one completion; filled while it runs.
 
     reused + prefilled - sink = the prompt's length; prefilled alone may exceed it where earlier
-    passages at reserved positions had to be prefilled again.
+    passages at reserved positions had to be prefilled again. All are 0 for a completion that ended
+    before an engine elsewhere gave its counts.
     """
 
     reused: int = 0
@@ -102,6 +103,8 @@ class Capabilities:
     """The most positions a prompt and its continuation may take."""
     slot: bool
     """Whether prompts may have passages at reserved positions."""
+    concurrent: int = 1
+    """How many completions it computes at a time, each asked for on a thread of its own."""
 
 
 class Engine(Protocol):

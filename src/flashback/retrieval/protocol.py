@@ -9,6 +9,7 @@ from flashback.corpus.passages import Passage
 from flashback.corpus.place import Place
 from flashback.declared import check_type
 from flashback.errors import SettingsError
+from flashback.errors import missing_extra as missing_extra
 from flashback.settings import RetrievalSettings, SearchOptions
 
 
@@ -181,14 +182,6 @@ def check_search(queries: Sequence[str], options: SearchOptions) -> None:
         raise SettingsError(f"k={options.k}: expected at least 1 passage")
     if isinstance(queries, str):  # it would be taken letter by letter
         raise SettingsError(f"queries={queries[:40]!r}: expected several, found one; use [...]")
-
-
-def missing_extra(what: str, package: str | None, extra: str) -> SettingsError:
-    """What to raise where a package of an extra is not installed."""
-    return SettingsError(
-        f"{what} needs {package}; install FlashBack with the extra {extra}: "
-        f"pip install '.[{extra}]' in a clone of the project"
-    )
 
 
 def storable(text: str) -> str:

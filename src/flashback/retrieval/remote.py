@@ -10,14 +10,23 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
-from flashback.errors import RetrieverError, SettingsError
-from flashback.retrieval.breaker import CircuitBreaker
-from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
+from flashback.errors import RetrieverError
+from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.settings import SearchOptions
+from flashback.wire.breaker import CircuitBreaker
+from flashback.wire.http import (
+    Failure,
+    Patience,
+    address_of,
+    connected,
+    failures,
+    one_line,
+    shown,
+    told,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -35,30 +44,6 @@ _REFUSED = {
     403: f"wrong credentials; put the server's key into ${KEY}",
     404: "there is no such path; expected the address of a server that speaks /v1/retrieve",
 }
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a server is waited for, and how often it is asked again."""
-
-    connect_seconds: float = 3.0
-    read_seconds: float = 10.0
-    """For a whole answer."""
-    tries: int = 3
-    """Of a request whose connection fails, or that is answered 502 or 503."""
-    pause_seconds: float = 0.1
-    """Before the second try; twice as long before each one after it."""
-
-
-class _Failure(Exception):
-    """A try that failed."""
-
-    def __init__(self, reason: str, *, again: bool = False, own: bool = False) -> None:
-        super().__init__(reason)
-        self.again = again
-        """Whether another try may go better."""
-        self.own = own
-        """Whether the request was at fault, not the server."""
 
 
 class HttpRetriever:
@@ -88,7 +73,8 @@ class HttpRetriever:
         self._patience = patience or Patience()
         self._breaker = breaker or CircuitBreaker()
         self._sleep = sleep
-        self._client = self._connected(os.environ.get(KEY) if api_key is None else api_key)
+        key = os.environ.get(KEY) if api_key is None else api_key
+        self._client = connected("http://", self._url, key, self._patience)
         weakref.finalize(self, self._client.close)
 
     @classmethod
@@ -131,8 +117,8 @@ class HttpRetriever:
             )
         try:
             found = hits_of(self._answer(body), len(queries), options)
-        except (_Failure, ValueError) as failure:
-            if isinstance(failure, _Failure) and failure.own:
+        except (Failure, ValueError) as failure:
+            if isinstance(failure, Failure) and failure.own:
                 self._breaker.succeeded()
             else:
                 self._breaker.failed()
@@ -146,7 +132,7 @@ class HttpRetriever:
         for left in reversed(range(self._patience.tries)):
             try:
                 return self._asked(body)
-            except _Failure as failure:
+            except Failure as failure:
                 if not failure.again or not left:
                     raise
             self._sleep(pause)
@@ -155,22 +141,11 @@ class HttpRetriever:
 
     def _asked(self, body: dict[str, Any]) -> bytes:
         """What the server answers to one request."""
-        import httpx2
-
-        try:
-            with self._client.stream("POST", self._url, json=body) as response:
-                content = self._content(response)
-        except httpx2.ConnectTimeout as error:
-            seconds = self._patience.connect_seconds
-            raise _Failure(f"no connection in {seconds:g} s", again=True) from error
-        except httpx2.TimeoutException as error:
-            raise self._too_slow() from error
-        except httpx2.ConnectError as error:
-            raise _Failure(f"cannot be reached ({error})", again=True) from error
-        except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-            raise _Failure(f"the connection broke ({error})", again=True) from error
-        except httpx2.HTTPError as error:
-            raise _Failure(f"{type(error).__name__}: {error}") from error
+        with (
+            failures(self._patience, self._too_slow),
+            self._client.stream("POST", self._url, json=body) as response,
+        ):
+            content = self._content(response)
         if response.status_code == 200:
             return content
         raise _refusal(response.status_code, content)
@@ -182,24 +157,14 @@ class HttpRetriever:
         for part in response.iter_bytes():
             content += part
             if len(content) > _MOST_BYTES:
-                raise _Failure(f"an answer of more than {_MOST_BYTES >> 20} MiB")
+                raise Failure(f"an answer of more than {_MOST_BYTES >> 20} MiB")
             if time.monotonic() > ends:
-                raise self._too_slow()
+                raise Failure(self._too_slow)
         return bytes(content)
 
-    def _too_slow(self) -> _Failure:
-        return _Failure(f"no whole answer in {self._patience.read_seconds:g} s")
-
-    def _connected(self, key: str | None) -> "httpx2.Client":
-        try:
-            import httpx2
-        except ImportError as error:
-            raise missing_extra("http://", error.name, "remote") from None
-        limit = httpx2.Timeout(self._patience.read_seconds, connect=self._patience.connect_seconds)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Certificates take long to load, and nothing else is followed from a plain address.
-        verify = self._url.startswith("https:")
-        return httpx2.Client(timeout=limit, headers=headers, verify=verify, follow_redirects=False)
+    @property
+    def _too_slow(self) -> str:
+        return f"no whole answer in {self._patience.read_seconds:g} s"
 
 
 def _endpoint(url: str) -> tuple[str, str]:
@@ -208,34 +173,18 @@ def _endpoint(url: str) -> tuple[str, str]:
     Raises:
         SettingsError: it is no URL of HTTP.
     """
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.query or parts.fragment:
-        raise SettingsError(f"--retriever={url!r}: expected a URL such as http://host:8000")
+    parts = address_of("--retriever", url)
     path = parts.path.rstrip("/")
     if not path.endswith(_PATH):
         path = path.removesuffix("/v1") + _PATH
-    shown = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), f"{parts.scheme}://{shown}"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), shown(parts)
 
 
-def _refusal(status: int, content: bytes) -> _Failure:
+def _refusal(status: int, content: bytes) -> Failure:
     """Why a request was not answered."""
-    reason = _REFUSED.get(status)
-    if reason is None:
-        try:
-            reason = str(json.loads(content)["error"]["message"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            reason = "expected 200"
+    reason = _REFUSED.get(status) or told(content) or "expected 200"
     own = status < 500 and status != 429
-    return _Failure(f"{_one_line(reason)} (status {status})", again=status in _AGAIN, own=own)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return Failure(f"{reason} (status {status})", again=status in _AGAIN, own=own)
 
 
 def hits_of(content: bytes, queries: int, options: SearchOptions) -> list[list[Hit]]:
@@ -261,7 +210,7 @@ def hits_of(content: bytes, queries: int, options: SearchOptions) -> list[list[H
 
 def _told(error: Exception) -> str:
     missing = isinstance(error, KeyError) and error.args
-    return f"without {error.args[0]!r}" if missing else _one_line(str(error))
+    return f"without {error.args[0]!r}" if missing else one_line(str(error))
 
 
 def _hit(record: dict[str, Any]) -> Hit:

@@ -3,11 +3,14 @@
 Runs on the engine's thread. Yields a `Turn` after every stride, and within a long one.
 """
 
+import logging
 from collections import abc
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass
 
+from flashback.errors import EngineError
+from flashback.server.errors import ENGINE_FAILED, of_engine
 from flashback.server.events import (
     ChoiceEnd,
     Event,
@@ -22,6 +25,7 @@ from flashback.server.searching import GuardedRetriever, RetrievalFailed
 from flashback.server.token_scores import TokenRecorder
 from flashback.writing.generator import Stride, StrideStart, TextPiece, Writing
 
+_LOG = logging.getLogger(__name__)
 _TURN_TOKENS = 64
 """A longer stride takes several turns."""
 _FAST_SEARCH = 0.05
@@ -79,7 +83,11 @@ class ChoiceRun:
         """Whether the stride was cut short because the time is over."""
 
     def events(self) -> Iterator[Event]:
-        """The text and its strides; ends early at the time limit or when a search fails."""
+        """The text and its strides; ends early at the time limit or when search or engine fail.
+
+        Raises:
+            ApiError: the engine failed before anything was written.
+        """
         try:
             yield from self._first_search()
             reason = yield from self._write()
@@ -87,6 +95,13 @@ class ChoiceRun:
             reason = "stop"
             yield from self._cut_off()
             yield self._incident("retrieval_error", str(error))
+        except EngineError as error:
+            _LOG.warning("the engine failed: %s", error)
+            if self._progress.choice == 0 and self._recorder.tokens == 0:
+                raise of_engine() from error
+            reason = "length"
+            yield from self._cut_off()
+            yield self._incident("engine_error", ENGINE_FAILED)
         finally:
             if self._guard is not None:
                 self._guard.abandon()  # its search must not hold up others

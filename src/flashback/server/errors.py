@@ -16,6 +16,9 @@ _FIELDS = {"json_schema": "response_format"}
 """The API's names of settings that have other ones."""
 
 
+ENGINE_FAILED = "the engine behind this server failed; try again in a moment"
+
+
 @dataclass(eq=False)
 class ApiError(Exception):
     """A request that is refused, or cannot be finished."""
@@ -73,6 +76,11 @@ def of_settings(error: FlashBackError, reader: str, model: str) -> ApiError:
 def internal() -> ApiError:
     """A failure of the server; the log has the traceback."""
     return ApiError(500, "the server failed on this request; its log says how", "internal_error")
+
+
+def of_engine() -> ApiError:
+    """The server that runs the model failed; the log says how."""
+    return ApiError(503, ENGINE_FAILED, "engine_error", retry_after=5)
 
 
 def stopping() -> ApiError:

@@ -1,9 +1,10 @@
 """Runs one checked request: its prompts are tokenized and checked, then its choices are written.
 
-Everything that uses the tokenizer or the model runs here, so on the engine's thread. A `Turn` after
-each stride lets the scheduler run other requests.
+Everything that uses the tokenizer or the model runs here, so on a thread of the engine. A `Turn`
+after each stride lets the scheduler run other requests.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,9 @@ from flashback.server.token_scores import TokenRecorder
 from flashback.settings import Settings
 from flashback.writing.chat import ChatTurn
 from flashback.writing.generator import Generator
+
+_FILTERS = threading.Lock()
+"""Python's filters of warnings are those of all threads."""
 
 
 class Runner:
@@ -187,7 +191,7 @@ class Runner:
         guard = self._guard()
         generator = Generator(service.reader, self._engine, guard)
         settings = self._settings_of(sample)
-        with warnings.catch_warnings():  # `_warnings` sends them to the client
+        with _FILTERS, warnings.catch_warnings():  # `_warnings` sends them to the client
             warnings.simplefilter("ignore", FlashBackWarning)
             if self._turn is None:
                 writing = generator.stream(ids, settings, on_token=recorder)

@@ -1,6 +1,7 @@
-"""Schedules requests: they take turns, stride by stride, on one thread that runs the engine.
+"""Schedules requests: they take turns, stride by stride, on the threads that run the engine.
 
-Knows jobs, turns and queues. Knows nothing of HTTP or of what a job computes.
+Knows jobs, turns and queues. Knows nothing of HTTP or of what a job computes. An engine in this
+process has one thread; one elsewhere, which computes several completions at a time, has several.
 
 A job is waiting, active or finished. Active jobs are scheduled round robin: each runs for one turn
 (a stride, or a part of a long one), then the next one does. So a job has its first stride after one
@@ -138,36 +139,41 @@ class Load:
 
 
 class Scheduler:
-    """Runs jobs round robin on one thread."""
+    """Runs jobs round robin."""
 
-    def __init__(self, max_active: int, max_queue: int) -> None:
-        """Start the thread.
+    def __init__(self, max_active: int, max_queue: int, threads: int = 1) -> None:
+        """Start the threads.
 
         Args:
             max_active: jobs that are run by turns.
             max_queue: jobs that may wait; more are refused.
+            threads: turns that run at a time, each of another job.
         """
         self._max_active = max_active
         self._max_queue = max_queue
         self._active: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
+        self._running: list[Job] = []
         self._closing = False
         self._hurried = False
         self._changed = threading.Condition()
         self._usual_seconds = 1.0
-        self._thread = threading.Thread(target=self._run, name="flashback-engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name="flashback-engine", daemon=True)
+            for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def load(self) -> Load:
         with self._changed:
-            return Load(len(self._active) + (self._running is not None), len(self._waiting))
+            return Load(len(self._active) + len(self._running), len(self._waiting))
 
     @property
     def is_alive(self) -> bool:
         """Whether jobs are run, and new ones are accepted."""
-        return self._thread.is_alive() and not self._closing
+        return all(one.is_alive() for one in self._threads) and not self._closing
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -211,16 +217,16 @@ class Scheduler:
             for job in self._jobs:
                 job.cancel(stopping())
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     @property
     def _jobs(self) -> list[Job]:
-        running = [] if self._running is None else [self._running]
-        return [*running, *self._active, *self._waiting]
+        return [*self._running, *self._active, *self._waiting]
 
     @property
     def _is_full(self) -> bool:
-        free = self._max_active - len(self._active) - (self._running is not None)
+        free = self._max_active - len(self._active) - len(self._running)
         return len(self._waiting) >= self._max_queue + max(free, 0)
 
     def _busy(self) -> ApiError:
@@ -246,16 +252,15 @@ class Scheduler:
     def _next(self) -> Job | None:
         """The job whose turn it is; None once the scheduler is closed and empty."""
         with self._changed:
-            self._running = None
             while True:
-                while self._waiting and len(self._active) < self._max_active:
+                while self._waiting and len(self._active) + len(self._running) < self._max_active:
                     self._active.append(self._waiting.popleft())
                 ready = next((job for job in self._active if job.waits_for is None), None)
                 if ready is not None:
                     self._active.remove(ready)
-                    self._running = ready
+                    self._running.append(ready)
                     return ready
-                if self._closing and not self._active:
+                if self._closing and not self._active and not self._running:
                     return None
                 self._changed.wait()
 
@@ -263,7 +268,7 @@ class Scheduler:
         if not finished and (search := job.waits_for) is not None:
             search.add_done_callback(self._wake)
         with self._changed:
-            self._running = None
+            self._running.remove(job)
             if finished:
                 self._usual_seconds += _SMOOTH * (job.age - self._usual_seconds)
             elif job.goes_first:

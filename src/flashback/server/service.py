@@ -130,7 +130,8 @@ def make_service(
     reader.check_pattern(defaults.pattern)
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
-    scheduler = Scheduler(settings.max_active, settings.max_queue)
+    threads = min(settings.max_active, generator.engine.capabilities.concurrent)
+    scheduler = Scheduler(settings.max_active, settings.max_queue, threads)
     metrics, retriever = Metrics(), generator.retriever
     watch = None
     if isinstance(retriever, Renewable):

@@ -230,7 +230,8 @@ class Generator:
     ) -> Text:
         """A text with nothing written yet, but the prompt's last `begun` tokens."""
         context = plan.context(prompt, self.reader)
-        sampling = plan.settings.sampling
+        sampling, stopping = plan.settings.sampling, plan.settings.stopping
+        ends = () if stopping.ignore_eos else self.reader.eos
         written = context.ids[len(context.ids) - begun :]
         constraint = constraint_of(plan.settings, self.reader, written)
         return Text(
@@ -238,7 +239,7 @@ class Generator:
             plan.settings,
             plan.frame,
             context,
-            Sampler(sampling, context.ids, self.reader.forbidden, on_token, constraint),
+            Sampler(sampling, context.ids, self.reader.forbidden, on_token, constraint, ends),
             plan.reserved,
         )
 
