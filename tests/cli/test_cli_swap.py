@@ -51,7 +51,7 @@ def test_tables_of_every_exchange_and_every_answer(
     assert [one["cases"] for one in again["tables"]] == [1] * 6
     assert len(out.read_text("utf-8").splitlines()) == 30
     printed = run(*words, "--form", "text", "--out", out).out
-    assert "gold -> counterfactual, 20 tokens, 1 question question" in printed
+    assert "gold -> counterfactual, 20 tokens, 1 cases (question)" in printed
     assert all(name in printed for name in (*ROWS, "old one", "95 % intervals"))
     changed = refused(*words, "--form", "text", "--asked", "twice", "--out", out, code=1)
     assert 'begun with asked "behind", not "twice"' in changed

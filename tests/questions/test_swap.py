@@ -222,13 +222,16 @@ def test_stale_tokens_are_those_before_the_last_e(reader: Reader) -> None:
 def test_texts_and_conversations(reader: Reader) -> None:
     writer, none = writer_of(reader), SwapRow("none")
 
-    def shown(form: SwapForm, asked: AskedWhen, exchange: Exchange = SWAP) -> str:
-        case = replace(CASE, filler="Grass.")
-        return reader.decode(asker_of(writer, none, asked, form).swapped(case, exchange, 8).ids)
+    def shown(
+        form: SwapForm, asked: AskedWhen, exchange: Exchange = SWAP, distance: int = 8
+    ) -> str:
+        case, asker = replace(CASE, filler="Grass."), asker_of(writer, none, asked, form)
+        return reader.decode(asker.swapped(case, exchange, distance).ids)
 
     ask, text, chat = "Question: What is the code?\n", SwapForm.TEXT, SwapForm.CHAT
     assert shown(text, AskedWhen.BEHIND) == f"Grass. G\n\n{ask}Answer:"
     assert shown(text, AskedWhen.BEFORE) == f"{ask}\nGrass. G\n\nAnswer:"
+    assert shown(text, AskedWhen.BEFORE, distance=0) == f"{ask}Answer:"
     assert shown(text, AskedWhen.TWICE) == f"{ask}\nGrass. G\n\n{ask}Answer:"
     assert shown(text, AskedWhen.ANSWERED) == f"{ask}Answer: 17\n\nGrass. G\n\n{ask}Answer:"
     unknown = shown(text, AskedWhen.ANSWERED, Exchange(UNRELATED, GOLD))

@@ -10,16 +10,16 @@ def print_swaps(record: dict[str, Any]) -> None:
     settings = record["settings"]
     for table in record["tables"]:
         title = (
-            f"{table['exchange']}, {table['distance']} tokens, {table['cases']} "
-            f"{table['kind']} questions"
+            f"{table['exchange']}, {table['distance']} tokens, {table['cases']} cases "
+            f"({table['kind']})"
         )
         print_columns(_columns(table["rows"]), title)
     results_console().print(
         f"{settings['model']}, {settings['form']}, asked {settings['asked']}; 95 % intervals by "
-        "resampling cases; differences are paired. -log p is per token of the new passage's "
-        "answer, in the column beside it of the old one's. The old one wins where it is more "
-        "probable, and stands where it is written first. An unrelated passage answers nothing: "
-        "in its place stands the answer of a passage that was never in view."
+        "resampling cases; differences are paired. -log p is that of the new passage's answer. "
+        "The old one's wins where it is more probable, and is written where it stands in the "
+        "answer and not behind the new one. An unrelated passage answers nothing: there the "
+        "answer of the passage that was never in view takes its place."
     )
 
 

@@ -197,11 +197,12 @@ class Asker:
         self, case: Case, exchange: Exchange, between: Ids, retrieval: RetrievalSettings
     ) -> _Text:
         reader, asked = self.writer.reader, f"Question: {case.question}\n"
+        gap = "\n\n" if between else ""
         before = {
             AskedWhen.BEHIND: "",
             AskedWhen.ANSWERED: f"{asked}Answer: {_told(case, exchange)}\n\n",
-        }.get(self.asked, f"{asked}\n")
-        behind = "\n\nAnswer:" if self.asked is AskedWhen.BEFORE else f"\n\n{asked}Answer:"
+        }.get(self.asked, f"{asked}{gap[1:]}")
+        behind = f"{gap}Answer:" if self.asked is AskedWhen.BEFORE else f"{gap}{asked}Answer:"
         head = (*reader.bos, *reader.encode(before), *between)
         ids = (*head, *reader.encode(behind))
         exchanged = len(ids) if self.asked is AskedWhen.BEFORE else len(head)
