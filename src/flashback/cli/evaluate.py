@@ -98,6 +98,7 @@ def evaluate() -> None:
     \b
     flashback eval perplexity texts/ --index IDX     perplexity of texts
     flashback eval qa FILE --index IDX               answers to questions
+    flashback eval swap --model MODEL                what stays of a passage that was exchanged
     flashback eval retrieval QRELS --queries FILE --index IDX    what is found
 
     Without a command, perplexity is meant: 'flashback eval texts/ --index IDX'.

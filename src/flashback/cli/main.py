@@ -24,6 +24,7 @@ from flashback.cli.questions import qa
 from flashback.cli.reproduce import reproduce
 from flashback.cli.retrieval import retrieval
 from flashback.cli.serve import serve
+from flashback.cli.swap import swap
 from flashback.cli.train import export, train
 from flashback.errors import FlashBackError, FlashBackWarning
 from flashback.version import __version__
@@ -63,6 +64,7 @@ bench.add_command(pareto)
 index.add_command(audit)
 evaluate.add_command(qa)
 evaluate.add_command(retrieval)
+evaluate.add_command(swap)
 
 
 def main() -> None:

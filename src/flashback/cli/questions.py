@@ -1,9 +1,7 @@
 """`flashback eval qa`."""
 
-import contextlib
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashback.cli.answers_file import answers_in
 from flashback.cli.answers_table import print_answers
 from flashback.cli.audit_option import audit_option, audit_record, shown_for
 from flashback.cli.documents import counting
@@ -32,7 +31,7 @@ from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
-    from flashback.questions.run import Answers, Comparison
+    from flashback.questions.run import Comparison
     from flashback.readers.reader import Reader
     from flashback.retrieval.protocol import Retriever
     from flashback.writing.generator import Generator
@@ -179,7 +178,7 @@ def _answered(request: _Request) -> dict[str, Any]:
     ]
     described = _described(request, comparison, readers.get())
     run = _run_record(request, readers.get(), index, described) | {"rows": rows}
-    with _answers(request.out, run) as answers, counting("answering") as start:
+    with answers_in(request.out, run) as answers, counting("answering") as start:
         records = comparison.run(readers, _open_writer, answers, retrievals, start)
     resamples = request.bootstrap.resamples
     audited = request.audit and index is not None
@@ -297,19 +296,6 @@ def _run_record(
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
         "index": identity_of(index) or described["index"],
     }
-
-
-@contextlib.contextmanager
-def _answers(out: Path | None, run: dict[str, Any]) -> "Iterator[Answers]":
-    """Where answers are kept: in a file, or nowhere."""
-    from flashback.questions.run import NUMBER, InMemory
-    from flashback.writing.results import open_results
-
-    if out is None:
-        yield InMemory()
-        return
-    with open_results(out, run, NUMBER) as results:
-        yield results
 
 
 def _open_writer(reader: "Reader", retriever: "Retriever") -> "Generator":

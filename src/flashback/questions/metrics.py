@@ -49,14 +49,20 @@ def scores_of(written: str, answers: Sequence[str]) -> AnswerScores:
 
 def stands_in(answers: Sequence[str], text: str) -> bool:
     """Whether an answer stands in a text, both normalized: as whole words, where there are any."""
+    return place_of(answers, text) is not None
+
+
+def place_of(answers: Sequence[str], text: str) -> int | None:
+    """Where the first of the answers stands in the normalized text; None: none of them does."""
     within = normalized(text)
-    return any(_within(answer, within) for answer in map(normalized, answers) if answer)
+    places = [_place(answer, within) for answer in map(normalized, answers) if answer]
+    return min((place for place in places if place >= 0), default=None)
 
 
-def _within(answer: str, text: str) -> bool:
+def _place(answer: str, text: str) -> int:
     if _UNSPACED.search(answer):
-        return answer in text
-    return f" {answer} " in f" {text} "
+        return text.find(answer)
+    return f" {text} ".find(f" {answer} ")
 
 
 def normalized(text: str) -> str:
