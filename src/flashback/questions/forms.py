@@ -130,8 +130,8 @@ def settled_form(form: str, reader: TextReader, questions: Sequence[Question]) -
     talk = next((one.id for one in questions if one.history is not None), None)
     if talk is not None and (form not in (AUTO, Form.CHAT) or not chats):
         raise SettingsError(
-            f"question {talk!r} ends a conversation; expected --form='chat' and a model with a chat "
-            "template"
+            f"question {talk!r} ends a conversation; expected --form='chat' and a model with a "
+            "chat template"
         )
     if form == AUTO:
         return Form.CHAT if chats else Form.QUESTION

@@ -151,7 +151,7 @@ def _own(question: Question, named: Mapping[str, Sequence[Hit]] | None) -> list[
     if missing := [name for name in question.sources if name not in named]:
         raise PromptsError(
             f"--oracle: question {question.id!r} names the document {missing[0]!r}, which the "
-            "index does not have; expected the index of the file's own passages"
+            "index does not have; expected the file's own passages, indexed with --no-deduplicate"
         )
     return list(chain(*(named[name] for name in question.sources)))
 

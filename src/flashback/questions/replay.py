@@ -71,7 +71,7 @@ def counting_engine(reader: Reader) -> LocalEngine | None:
         vocab_size=reader.vocabulary_size,
         hidden_size=8,
         intermediate_size=8,
-        num_hidden_layers=1,
+        num_hidden_layers=2,  # a passage is computed without the last one
         num_attention_heads=1,
         num_key_value_heads=1,
         max_position_embeddings=reader.window,
