@@ -37,7 +37,7 @@ MAY_IMPORT = {
     },
     "evaluation": {"scoring", "readers", "patterns", "corpus", "retrieval.protocol"},
     "questions": {"evaluation", "writing", "scoring", "readers", "patterns", "corpus"}
-    | {"retrieval.protocol"},
+    | {"retrieval.protocol", "engines"},
     "training": {"evaluation", "scoring", "readers", "patterns", "corpus"},
     "server": {"writing", "scoring", "readers", "patterns", "engines.protocol"}
     | {"retrieval.guard", "retrieval.protocol"},

@@ -113,6 +113,59 @@ def test_an_own_frame_and_chosen_rows(words: tuple[str | Path, ...]) -> None:
     assert record["answer_shown"] in (50, 100)
 
 
+TALKS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "What follows the moon?"}], "answer": "tides"},
+    {
+        "messages": [
+            {"role": "user", "content": "Which format is JSON?"},
+            {"role": "assistant", "content": "A text."},
+            {"role": "user", "content": "And a socket?"},
+        ],
+        "answer": "a connection",
+        "passages": ["b"],
+        "support": "reaches",
+    },
+]
+
+
+def test_conversations(words: tuple[str | Path, ...], index: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "talks.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in TALKS), "utf-8")
+    asked = ("eval", "qa", file, *words[3:], "--index", index, "--out", out)
+    record = run(*asked, "--json").record
+    names = [NAMES[0], "plain RAG, kept", *NAMES[1:]]
+    assert [row["name"] for row in record["rows"]] == names
+    assert (record["conversations"], record["sources"]["questions"]) == (2, 1)
+    answers = read(out)
+    assert [one["turns"] for one in answers] == [1, 2] * 6
+    for row, own in zip(record["rows"], zip(answers[::2], answers[1::2], strict=True), strict=True):
+        assert row["prefilled"]["value"] == sum(one["prefilled"] for one in own) / 2
+        assert row["support"]["answers"] == 1
+    printed = run(*asked).out  # all of it is there
+    assert "2 questions on 2 conversations" in printed
+    assert "What answers was found for " in printed
+    assert "Answers with what they rest on in view: plain RAG " in printed
+    assert read(out) == answers
+    shorter = refused(*asked, "--form", "question", code=2)
+    assert "question 1 ends a conversation; expected --form='chat'" in shorter
+
+
+def test_messages_that_are_none_are_one_line(words: tuple[str | Path, ...], tmp_path: Path) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_text('{"messages": [{"role": "robot", "content": "a"}], "answer": "b"}\n', "utf-8")
+    message = refused("eval", "qa", file, *words[3:], "--oracle", code=1)
+    assert "line 1: message 1 has the role 'robot'; expected user or assistant" in message
+
+
+def test_in_context_ralms_prompt(words: tuple[str | Path, ...]) -> None:
+    more = ("--oracle", "--form", "in-context-ralm", "--pattern", "prepend", "--json")
+    record = run(*words, *more).record
+    plain, prepend = record["rows"]
+    assert prepend["frame"] == {"before": "", "after": "\n\n", "echo_tokens": 0}
+    for name in ("f1", "nats_per_token"):  # the same ids, but for where texts are joined
+        assert prepend[name]["value"] == pytest.approx(plain[name]["value"])
+
+
 @pytest.mark.filterwarnings("default::flashback.errors.FlashBackWarning")
 def test_adapters_are_rows_with_the_frame_they_were_trained_with(
     words: tuple[str | Path, ...], chat_model: Path, tmp_path: Path
@@ -140,7 +193,7 @@ def test_adapters_are_rows_with_the_frame_they_were_trained_with(
     ("more", "message", "code"),
     [
         ((), "expected --index IDX or --oracle, found neither", 2),
-        (("--oracle", "--index", "IDX"), "expected --index IDX or --oracle, found both", 2),
+        (("--oracle", "--index", "IDX"), "found both, and no question that names its passages", 2),
         (("--oracle", "--form", "completion"), "question 1 has no text to be continued", 2),
         (("--oracle", "--form", "poem"), "'poem' is not one of", 2),
         (("--oracle", "--out", "no/where.jsonl"), "no such folder as no", 2),

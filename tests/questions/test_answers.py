@@ -11,7 +11,7 @@ from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.questions.answers import Respondent
 from flashback.questions.formats import Question
-from flashback.questions.forms import Asking, settled_form
+from flashback.questions.forms import Asking, Pasted, settled_form
 from flashback.questions.metrics import scores_of, stands_in
 from flashback.questions.passages import Asked, look_up
 from flashback.questions.question_settings import Form
@@ -157,8 +157,8 @@ def test_forms_with_and_without_pasted_passages(reader: Reader, form: Form) -> N
         Form.COMPLETION: ("Number 0 is called", "P\n\nNumber 0 is called", " Ada"),
     }[form]
     assert reader.decode(asking.prompt(reader, question).ids) == plain
-    assert reader.decode(asking.prompt(reader, question, "P").ids) == pasted
-    assert reader.decode(asking.answer_ids(reader, question, "P")) == answer
+    assert reader.decode(asking.prompt(reader, question, Pasted("P")).ids) == pasted
+    assert reader.decode(asking.answer_ids(reader, question, Pasted("P"))) == answer
 
 
 def test_forms_that_are_refused(reader: Reader) -> None:
@@ -190,7 +190,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     retrieval = settings.retrieval
     for one, record in zip(asked, records, strict=True):
         prompt = comparison.asking.prompt(
-            reader, one.question, one.shown if at == 0 else "", settings.retrieval
+            reader, one.question, Pasted(one.shown if at == 0 else ""), settings.retrieval
         ).ids
         answer = comparison.asking.answer_ids(reader, one.question)
         alone = open_writer(reader, _Fixed(one.hits)).generate(prompt, settings)

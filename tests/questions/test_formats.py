@@ -49,6 +49,29 @@ def test_squad_with_unanswerable_questions(tmp_path: Path) -> None:
     assert (file.questions, file.unanswerable) == ((own,), 1)
 
 
+def talk(*said: str, **more: Any) -> dict[str, Any]:
+    """A line of a conversation: the user speaks first, and every second time."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[at % 2], "content": one} for at, one in enumerate(said)]
+    return {"messages": messages, "answer": "yes", **more}
+
+
+def test_conversations(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    lines = [
+        talk("Hi", "Hello", "Who?", passages=["d1", "d2"], support="She did."),
+        talk("Who?"),
+        talk("Who?") | {"messages": [system, {"role": "user", "content": "Who?"}]},
+    ]
+    file = read_questions(written(tmp_path, lines))
+    long, short, told = file.questions
+    assert (long.text, long.history) == ("Who?", (("user", "Hi"), ("assistant", "Hello")))
+    assert (long.sources, long.support) == (("d1", "d2"), ("She did.",))
+    assert (short.history, short.sources) == ((), ())
+    assert told.history == (("system", "Be brief."),)
+    assert file.names_passages
+
+
 @pytest.mark.parametrize(
     "content", [squad(None), [{"question": "a", "answer": "b", "title": None}]]
 )
@@ -65,6 +88,18 @@ def test_a_title_that_is_null_is_none(tmp_path: Path, content: object) -> None:
         ([{"question": "a"}], "line 1: found no answers"),
         ([{"question": "a", "answer": "b"}, {"question": "a", "answer": 3}], "line 2: found 3"),
         ([{"question": " ", "answer": "b"}], "where a text belongs"),
+        ([talk("a", "b")], "line 1: expected a last message of the user, found one of role 'ass"),
+        ([talk()], "line 1: expected a last message of the user, found none"),
+        ([talk("a", question="b")], "found both a question and messages"),
+        ([talk("a") | {"messages": "a"}], "messages='a': expected a list"),
+        ([talk("a") | {"messages": [{"role": "user"}]}], "messages.0.content=None: expected"),
+        (
+            [talk("a") | {"messages": [{"role": "robot", "content": "a"}]}],
+            "line 1: message 1 has the role 'robot'; expected user or assistant",
+        ),
+        ([talk("a\ud800")], "line 1: message 1 has half a character"),
+        ([talk("a", passages=[3])], "found 3 where a text belongs"),
+        ([talk(" ")], "where a text belongs"),
         ([{"question": "a", "answer": "b", "id": [2.5]}], "the id is neither"),
         ([{"question": "a", "answer": "b", "id": "x"}] * 2, "the id 'x' is that of line 1"),
         ([{"question": "a", "answers": []}], "found no question with an answer"),

@@ -5,6 +5,9 @@ from typing import Any
 
 from flashback.cli.tables import print_columns, print_passages, results_console
 
+_PLACES = {"nats_per_token": 2, "prefilled": 0, "prompt_tokens": 0}
+"""Digits behind the point; of all others one."""
+
 
 def print_answers(record: dict[str, Any]) -> None:
     """Print a table's record (`flashback.questions.table.AnswerTable.record`), and its frames."""
@@ -24,14 +27,36 @@ def print_answers(record: dict[str, Any]) -> None:
 def _summary(record: dict[str, Any]) -> str:
     settings = record["settings"]
     left_out = settings["file"]["unanswerable"]
+    by = "conversations" if record["conversations"] else "passages"
     return (
-        f"{record['questions']:,} questions on {record['groups']:,} passages"
+        f"{record['questions']:,} questions on {record['groups']:,} {by}"
         f"{f', {left_out:,} unanswerable ones left out' if left_out else ''}; 95 % intervals by "
-        "resampling the passages with their questions; differences are paired. An answer stands "
+        f"resampling the {by} with their questions; differences are paired. An answer stands "
         f"in what is shown of the passages for {record['answer_shown']:.1f} % of the questions"
         f"{'' if settings['index'] else ' (their own passages)'}; nothing was found for "
-        f"{record['without_passage']:,}."
+        f"{record['without_passage']:,}.{_sources(record)}{_support(record['rows'])}"
     )
+
+
+def _sources(record: dict[str, Any]) -> str:
+    known = record["sources"]["questions"]
+    found = record["sources"]["found"]
+    return f" What answers was found for {found:,} of {known:,}." if known else ""
+
+
+def _support(rows: list[dict[str, Any]]) -> str:
+    """Of each row the right answers that had in view what they rest on, and the wrong ones."""
+    if not rows[0]["support"]["answers"]:
+        return ""
+    found = []
+    for row in rows:
+        one = row["support"]
+        wrong = one["answers"] - one["right"]
+        found.append(
+            f"{row['name']} {one['right_in_view']:,} of {one['right']:,} right and "
+            f"{one['in_view'] - one['right_in_view']:,} of {wrong:,} wrong"
+        )
+    return f" Answers with what they rest on in view: {', '.join(found)}."
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -41,16 +66,23 @@ def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         found = []
         for row in rows:
             one = row[path[0]][name] if path else row[name]
-            places = 2 if name == "nats_per_token" else 1
+            places = _PLACES.get(name, 1)
             found.append(_interval(one, places, signed=bool(path)))
         return found
 
     against = "against_plain_rag"
+    costs = []
+    if "prefilled" in rows[0]:
+        costs = [
+            ("prefilled\ntokens", cells("prefilled")),
+            ("prompt\ntokens", cells("prompt_tokens")),
+        ]
     return [
         ("", [row["name"] for row in rows]),
         ("F1 (95 %)", cells("f1")),
         ("exact\nmatch", cells("exact_match")),
         ("sub-\nstring", cells("substring")),
+        *costs,
         ("-log p\nper token", cells("nats_per_token")),
         ("F1 against\nplain RAG", cells("f1", against)),
         ("-log p against\nplain RAG", cells("nats_per_token", against)),

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -141,9 +142,8 @@ def _parse(values: dict[str, Any]) -> _Request:
     echo = frame.echo_tokens
     retrieval = replace(take(RetrievalSettings, values), pattern="none")
     questions, bootstrap = take(QuestionSettings, values), take(BootstrapSettings, values)
-    if (values["index"] is None) != questions.oracle:
-        found = "both" if questions.oracle else "neither"
-        raise click.UsageError(f"expected --index IDX or --oracle, found {found}")
+    if values["index"] is None and not questions.oracle:
+        raise click.UsageError("expected --index IDX or --oracle, found neither")
     if echo and values["patterns"]:
         echoes = (name for name in values["patterns"] if PATTERNS[name].echoes)
         check_echo(echo, next(echoes, values["patterns"][0]))
@@ -152,6 +152,10 @@ def _parse(values: dict[str, Any]) -> _Request:
     begin_loading(values["options"].model)
     check_metrics()
     file = read_questions(values.pop("file"))
+    if values["index"] is not None and questions.oracle and not file.names_passages:
+        raise click.UsageError(
+            "expected --index IDX or --oracle, found both, and no question that names its passages"
+        )
     guard = take(GuardSettings, values)
     return _Request(file, questions, retrieval, bootstrap, guard, frame.text, **values)
 
@@ -171,11 +175,8 @@ def _answered(request: _Request) -> dict[str, Any]:
     readers = AdaptedReaders(request.options.load_plain, finish)
     readers.check(request.adapters)
     comparison = _comparison(request, readers.get(), index)
-    retrievals = _retrievals(request, comparison, readers.get())
-    rows = [
-        row.described(readers.get(), retrieval)
-        for row, retrieval in zip(comparison.rows, retrievals, strict=True)
-    ]
+    retrievals = _retrievals(request, comparison)
+    rows = _described_rows(comparison, readers.get(), retrievals)
     described = _described(request, comparison, readers.get())
     run = _run_record(request, readers.get(), index, described) | {"rows": rows}
     with answers_in(request.out, run) as answers, counting("answering") as start:
@@ -221,13 +222,16 @@ def _comparison(request: _Request, reader: "Reader", index: "Retriever | None") 
     from flashback.questions.run import Comparison
 
     own = request.questions
-    rows = rows_of(chosen_patterns(reader, request.patterns), request.adapters)
     questions = request.file.sample(own.limit, own.seed)
     form = settled_form(own.form, reader, questions)
+    patterns = chosen_patterns(reader, request.patterns)
+    talks = any(one.history for one in questions)
+    rows = rows_of(patterns, request.adapters, conversations=talks)
     asking = Asking(form)
     if form is Form.FEW_SHOT:
         asking = Asking(form, request.file.solved(own.examples, own.seed))
-    asked = look_up(questions, index, reader, request.retrieval)
+    titled = form is Form.IN_CONTEXT_RALM
+    asked = look_up(questions, index, reader, request.retrieval, own=own.oracle, titled=titled)
     if not any(one.shown for one in asked):
         raise SettingsError("not one passage was found for the questions; give another --index")
     stopping = StoppingSettings(max_new_tokens=own.max_new_tokens, stop=own.stops(form))
@@ -235,13 +239,21 @@ def _comparison(request: _Request, reader: "Reader", index: "Retriever | None") 
     return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
 
 
-def _retrievals(
-    request: _Request, comparison: "Comparison", reader: "Reader"
-) -> list[RetrievalSettings]:
+def _retrievals(request: _Request, comparison: "Comparison") -> list[RetrievalSettings]:
     """The settings of each row."""
-    form, first = comparison.asking.form, comparison.asked[0].question
     given = replace(request.retrieval, frame=request.frame)
-    return [row.asked_with(reader, form, first, given) for row in comparison.rows]
+    return [row.given(comparison.asking.form, given) for row in comparison.rows]
+
+
+def _described_rows(
+    comparison: "Comparison", reader: "Reader", retrievals: Sequence[RetrievalSettings]
+) -> list[dict[str, Any]]:
+    """Each row as plain data, with the frame of its first question."""
+    form, first = comparison.asking.form, comparison.asked[0].question
+    return [
+        row.described(reader, row.asked_with(reader, form, first, retrieval))
+        for row, retrieval in zip(comparison.rows, retrievals, strict=True)
+    ]
 
 
 def _described(request: _Request, comparison: "Comparison", reader: "Reader") -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """Questions answered by a row: what the reader writes, and what it gives the right answer.
 
 An answer is one stride, so its passages stay the same. Its right answer is scored behind the same
-prompt, with the passages where they stood.
+prompt, with the passages where they stood. Of a conversation, the turns before the question are
+replayed, which says what the row must prefill.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from flashback.corpus.documents import Document
+from flashback.engines.protocol import Engine
 from flashback.errors import (
     FlashBackError,
     FlashBackWarning,
@@ -21,18 +23,19 @@ from flashback.errors import (
     TrainingError,
 )
 from flashback.patterns.prompt import Ids
-from flashback.questions.formats import Question
 from flashback.questions.forms import Asking
 from flashback.questions.metrics import scores_of
 from flashback.questions.passages import Asked, HitsInTurn
+from flashback.questions.replay import Turn, counting_engine, replay
 from flashback.questions.rows import Row
+from flashback.readers.chat import ChatPrompt
 from flashback.readers.passages import passage_ids
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
-from flashback.settings import Settings
+from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generation, Generator
 
 OpenWriter = Callable[[Reader, Retriever], Generator]
@@ -56,69 +59,86 @@ class Respondent:
 
         Raises:
             PromptTooLong: a prompt does not fit beside passages and the answer.
+            ChatTemplateError: the reader's template refuses a conversation.
             TrainingError: log-probabilities are not finite.
         """
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
-        prompts = [
-            self.asking.prompt(self.reader, *self._pasted(one), self.settings.retrieval).ids
-            for one in asked
-        ]
-        self._check(writer, asked, prompts)
+        prompts = [self._checked(writer, one) for one in asked]
         scorer = TargetScorer(self.reader.model)
-        for at in range(0, len(asked), batch_size):
-            some, ids = asked[at : at + batch_size], prompts[at : at + batch_size]
-            hits.expect(some)
-            written = _written(writer, ids, self.settings, batch_size)
-            examples = list(map(self._example, some, ids))
-            nats = _nats(scorer, examples, self.arrangement)
-            for one, generation, example, own in zip(some, written, examples, nats, strict=True):
-                yield self._record(one, generation, example.window.stride, own)
+        talks = any(one.question.history is not None for one in asked)
+        counting = (counting_engine(self.reader) if talks else None) or writer.engine
+        for some in _together(asked, prompts, batch_size):
+            questions, ids = [one for one, _ in some], [prompt.ids for _, prompt in some]
+            hits.expect(questions)
+            retrieval = some[0][1].retrieval
+            written = _written(writer, ids, self._settings(retrieval), batch_size)
+            examples = [self._example(*one) for one in some]
+            nats = _nats(scorer, examples, self._arrangement(retrieval))
+            for one, generation, example, own in zip(
+                questions, written, examples, nats, strict=True
+            ):
+                cost = self._replayed(one, counting)
+                yield self._record(one, generation, example.window.stride, own) | cost
 
-    @property
-    def arrangement(self) -> Arrangement:
+    def _prompt(self, asked: Asked) -> ChatPrompt:
+        pasted = self.row.pasted_into(asked)
+        return self.asking.prompt(self.reader, asked.question, pasted, self.settings.retrieval)
+
+    def _settings(self, retrieval: RetrievalSettings) -> Settings:
+        return replace(self.settings, retrieval=retrieval)
+
+    def _arrangement(self, retrieval: RetrievalSettings) -> Arrangement:
         """Where passages stand, and their frame."""
-        retrieval = self.settings.retrieval
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         return Arrangement(retrieval.pattern, frame, self.reader.forbidden)
 
-    def _pasted(self, asked: Asked) -> tuple[Question, str]:
-        return asked.question, asked.shown if self.row.pasted else ""
+    def _checked(self, writer: Generator, asked: Asked) -> ChatPrompt:
+        """The prompt of a question; what cannot be answered is refused before hours of writing."""
+        try:
+            prompt = self._prompt(asked)
+            writer.check(prompt.ids, self._settings(prompt.retrieval))
+            for turn in asked.turns:
+                self._check_window(turn, self._prompt(turn))
+            if not self._answer(asked):
+                raise PromptsError(
+                    f"the right answer {asked.question.answers[0]!r} has no tokens of "
+                    f"{self.reader.name}; leave the question out, or use another reader"
+                )
+        except FlashBackError as error:
+            raise type(error)(f"{self.row.name}, question {asked.question.id!r}: {error}") from None
+        return prompt
 
-    def _check(self, writer: Generator, asked: Sequence[Asked], prompts: Sequence[Ids]) -> None:
-        """Refuse a prompt now rather than after hours of writing."""
-        for one, prompt in zip(asked, prompts, strict=True):
-            try:
-                writer.check(prompt, self.settings)
-                self._example(one, prompt)
-            except FlashBackError as error:
-                raise type(error)(
-                    f"{self.row.name}, question {one.question.id!r}: {error}"
-                ) from None
-
-    def _example(self, asked: Asked, prompt: Ids) -> Example:
-        """The right answer as the only stride behind the prompt.
-
-        Raises:
-            PromptTooLong: it does not fit the reader's window.
-            PromptsError: the reader has no tokens for it.
-        """
-        answer = self.asking.answer_ids(self.reader, *self._pasted(asked))
-        if not answer:
-            raise PromptsError(
-                f"the right answer {asked.question.answers[0]!r} has no tokens of "
-                f"{self.reader.name}; leave the question out, or use another reader"
+    def _check_window(self, asked: Asked, prompt: ChatPrompt) -> None:
+        example = self._example(asked, prompt)
+        arranged = self._arrangement(prompt.retrieval).arrange(example, 0)
+        answer = example.window.stride
+        positions = arranged.layout.reserved + len(arranged.ids) + answer
+        if positions > self.reader.window:
+            raise PromptTooLong(
+                f"the right answer has {answer} tokens, and needs {positions} positions with "
+                f"its prompt; {self.reader.name} has {self.reader.window}; leave the question out"
             )
-        retrieval = self.settings.retrieval
+
+    def _answer(self, asked: Asked) -> Ids:
+        """The right answer; nothing, if a turn before was not answered."""
+        if not asked.question.answers:
+            return ()
+        pasted = self.row.pasted_into(asked)
+        return self.asking.answer_ids(self.reader, asked.question, pasted)
+
+    def _example(self, asked: Asked, prompt: ChatPrompt) -> Example:
+        """The right answer as the only stride behind the prompt."""
+        ids, answer, retrieval = prompt.ids, self._answer(asked), prompt.retrieval
         passages: Ids = ()
         if self.row.retrieves:
             passages = passage_ids(self.reader, (hit.text for hit in asked.hits), retrieval)
-        example = Example(
+        return Example(
             Window(
                 Document("", "", ""),
-                prompt + answer,
-                _bos(self.reader, prompt),
-                (Cut(len(prompt)),),
+                ids + answer,
+                _bos(self.reader, ids),
+                (Cut(len(ids)),),
                 len(answer),
             ),
             (passages,),
@@ -127,14 +147,18 @@ class Respondent:
             retrieval.recomputed,
             retrieval.history_tokens,
         )
-        arranged = self.arrangement.arrange(example, 0)
-        positions = arranged.layout.reserved + len(arranged.ids) + len(answer)
-        if positions > self.reader.window:
-            raise PromptTooLong(
-                f"the right answer has {len(answer)} tokens, and needs {positions} positions with "
-                f"its prompt; {self.reader.name} has {self.reader.window}; leave the question out"
-            )
-        return example
+
+    def _replayed(self, asked: Asked, engine: Engine) -> dict[str, Any]:
+        """What a conversation costs; nothing, if it is none."""
+        if asked.question.history is None:
+            return {}
+        turns = []
+        for turn in asked.turns:
+            prompt = self._prompt(turn)
+            example = self._example(turn, prompt)
+            arranged = self._arrangement(prompt.retrieval).arrange(example, 0)
+            turns.append(Turn(arranged, example.window.ids[len(prompt.ids) :]))
+        return replay(turns, engine).record
 
     def _record(
         self, asked: Asked, generation: Generation, answer_tokens: int, nats: float
@@ -155,8 +179,29 @@ class Respondent:
             "nats": nats,
             "answer_tokens": answer_tokens,
             "answer_shown": asked.answer_shown,
+            **self._supported(asked),
             "passages": [{"id": hit.id, "title": hit.title} for hit in asked.hits],
         }
+
+    def _supported(self, asked: Asked) -> dict[str, Any]:
+        """Whether the passage in view of the answer holds what it rests on, if that is known."""
+        if not asked.question.support:
+            return {}
+        return {"support_shown": self.row.has_passages(asked) and asked.support_shown}
+
+
+def _together(
+    asked: Sequence[Asked], prompts: Sequence[ChatPrompt], most: int
+) -> Iterator[list[tuple[Asked, ChatPrompt]]]:
+    """Consecutive questions of the same settings, at most so many."""
+    some: list[tuple[Asked, ChatPrompt]] = []
+    for one, prompt in zip(asked, prompts, strict=True):
+        if some and (len(some) == most or prompt.retrieval != some[0][1].retrieval):
+            yield some
+            some = []
+        some.append((one, prompt))
+    if some:
+        yield some
 
 
 def _written(

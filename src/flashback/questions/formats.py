@@ -1,4 +1,4 @@
-"""Files of questions with their answers: JSON lines, NQ-open's among them, and SQuAD's JSON."""
+"""Files of questions with their answers: JSON lines, NQ-open's, conversations, SQuAD's JSON."""
 
 import hashlib
 import json
@@ -9,10 +9,18 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from flashback.errors import PromptsError
+from flashback.errors import FlashBackError, PromptsError
+from flashback.readers.chat import messages_of
 from flashback.writing.prompts import Id, check_whole, id_of, read_lines
 
-_EXPECTED = 'expected JSON lines like {"question": "...", "answers": ["..."]}, or SQuAD\'s JSON'
+_EXPECTED = (
+    'expected JSON lines like {"question": "...", "answers": ["..."]}, with "messages" in place of '
+    "the question in a conversation, or SQuAD's JSON"
+)
+_ROLES = ("system", "user", "assistant")
+
+Said = tuple[str, str]
+"""A message: who says it, and what."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,12 @@ class Question:
     """Of the passage."""
     completion: str | None = None
     """A text that the answer continues, if the file has one."""
+    history: tuple[Said, ...] | None = None
+    """What was said before it in a conversation, maybe nothing; None: it is asked alone."""
+    sources: tuple[str, ...] = ()
+    """The ids of the documents that answer it, if the file names some."""
+    support: tuple[str, ...] = ()
+    """The sentences that the answer rests on, if the file has them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,11 @@ class QuestionFile:
     questions: tuple[Question, ...]
     unanswerable: int
     """Questions without an answer, which are left out."""
+
+    @property
+    def names_passages(self) -> bool:
+        """Whether questions name their passages by the ids of documents."""
+        return any(one.sources for one in self.questions)
 
     def sample(self, limit: int, seed: int) -> tuple[Question, ...]:
         """A random sample in the file's order; all of them if `limit` is 0 or more than there are.
@@ -152,8 +171,9 @@ def _question(number: int, line: str) -> Question:
         record = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
-    if not isinstance(record, dict) or "question" not in record:
+    if not isinstance(record, dict) or not {"question", "messages"} & record.keys():
         raise ValueError("found no question")
+    text, history = _asked(record)
     identifier = id_of(record, number)
     answers = record.get("answers", record.get("answer"))
     if answers is None:
@@ -161,12 +181,54 @@ def _question(number: int, line: str) -> Question:
     many = answers if isinstance(answers, list) else [answers]
     return Question(
         identifier,
-        _text(record["question"]),
+        text,
         _different(_text(answer) for answer in many),
         _optional(record.get("passage")),
         _title(record),
         _optional(record.get("completion", record.get("prompt"))),
+        history,
+        _texts(record, "passages"),
+        _texts(record, "support"),
     )
+
+
+def _asked(record: dict[str, Any]) -> tuple[str, tuple[Said, ...] | None]:
+    """The question of a line, and what was said before it.
+
+    Raises:
+        ValueError: it has both a question and messages, or what are no messages up to a user's.
+    """
+    if "messages" not in record:
+        return _text(record["question"]), None
+    if "question" in record:
+        raise ValueError("found both a question and messages")
+    try:
+        given = messages_of(record["messages"])
+    except FlashBackError as error:
+        raise ValueError(str(error)) from None
+    for number, one in enumerate(given, start=1):
+        role, first = one["role"], number == 1
+        if role not in _ROLES or (role == "system" and not first):
+            raise ValueError(
+                f"message {number} has the role {role!r}; expected user or assistant, or system in "
+                "the first one"
+            )
+        check_whole(f"message {number}", one["content"])
+    said = tuple((one["role"], one["content"]) for one in given)
+    if not said or said[-1][0] != "user":
+        found = f"one of role {said[-1][0]!r}" if said else "none"
+        raise ValueError(f"expected a last message of the user, found {found}")
+    return _text(said[-1][1]), said[:-1]
+
+
+def _texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    """One text or several, or none.
+
+    Raises:
+        ValueError: they are no texts.
+    """
+    given = record.get(name, [])
+    return tuple(map(_text, given if isinstance(given, list) else [given]))
 
 
 def _text(value: object) -> str:

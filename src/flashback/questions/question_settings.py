@@ -17,6 +17,8 @@ class Form(StrEnum):
     """The same behind solved examples."""
     COMPLETION = "completion"
     """The file's own text, which the answer continues."""
+    IN_CONTEXT_RALM = "in-context-ralm"
+    """The prompt of In-Context RALM's question answering (Ram et al. 2023, section 7)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class QuestionSettings(CheckedSettings):
     form: str = setting(
         AUTO,
         "How a question is asked. auto: chat if the model has a chat template, else question. "
-        "few-shot: behind solved examples. completion: the file's own text, to be continued.",
+        "few-shot: behind solved examples. completion: the file's own text, to be continued. "
+        "in-context-ralm: as Ram et al. 2023 ask. Conversations need chat.",
         choices=Form,
         auto=True,
     )
@@ -34,7 +37,9 @@ class QuestionSettings(CheckedSettings):
         4, "Solved examples of --form few-shot, other questions of the file.", low=1, high=100
     )
     oracle: bool = setting(
-        False, "Show each question's own passage from the file; an index is not used."
+        False,
+        "Show each question's own passage from the file; if the file names passages by their "
+        "documents' ids, from --index.",
     )
     limit: int = setting(0, "Ask a sample of this many questions; 0: all.", low=0, high=1 << 30)
     seed: int = setting(0, "Decides the sample and the solved examples.", low=0, high=1 << 62)

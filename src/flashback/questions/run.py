@@ -62,7 +62,7 @@ class Comparison:
 
         Args:
             answers: those kept are not computed again.
-            retrievals: of each row, see `Row.asked_with`.
+            retrievals: of each row, see `Row.given`.
             start: called with the number of answers to come; returns what is called after each.
 
         Raises:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from flashback.declared import AUTO
 from flashback.errors import FlashBackError, SettingsError
 from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids, Prompt
@@ -33,7 +34,7 @@ from flashback.questions.swap_settings import AskedWhen, Exchange, SwapForm
 from flashback.readers.chat import RECOMPUTED_IN_CHAT, Conversation, message
 from flashback.readers.passages import passage_ids
 from flashback.readers.text_reader import TextReader
-from flashback.settings import AUTO, RECOMPUTED, RetrievalSettings, Settings
+from flashback.settings import RECOMPUTED, RetrievalSettings, Settings
 from flashback.writing.generator import Generator
 from flashback.writing.plan import Plan, Planner
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from flashback.declared import AUTO, CheckedSettings, setting
 from flashback.errors import SettingsError
 from flashback.questions.swap_cases import Variant
-from flashback.settings import AUTO, CheckedSettings, setting
 
 ALL = "all"
 """e: everything in view of a passage is computed again."""

@@ -1,7 +1,8 @@
 """Answers to figures: means with intervals, and each row against plain RAG, paired.
 
 Questions about the same passage are not independent of each other, so passages are resampled with
-all their questions; a question without a passage of its own stands for itself.
+all their questions; a question without a passage of its own stands for itself. Turns of one
+conversation are a group, too.
 
 Symbols: G groups of questions.
 """
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from flashback.evaluation.statistics import Array, Bootstrap
+from flashback.questions.formats import Question
 from flashback.questions.passages import Asked
 
 _SCORES = ("exact_match", "f1", "substring")
 FIGURES = (*_SCORES, "nats_per_token")
 """Of every row; the first three in per cent, and the more the better."""
+COSTS = ("prefilled", "prompt_tokens")
+"""Of every row if conversations are asked, in tokens of a conversation: see `replay.Replay`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class AnswerTable:
         groups = _groups(self.asked)
         count = max(groups) + 1
         bootstrap = Bootstrap(count, self.resamples)
+        sources = [one for one in self.asked if one.question.sources or one.question.support]
         sums = [_sums(own, groups, count) for own in self.records]
         return {
             "settings": dict(self.settings),
@@ -54,25 +59,47 @@ class AnswerTable:
             "groups": count,
             "without_passage": sum(not one.hits for one in self.asked),
             "answer_shown": 100 * float(np.mean([one.answer_shown for one in self.asked])),
+            "sources": {
+                "questions": len(sources),
+                "found": sum(one.source_found for one in sources),
+            },
+            "conversations": sum(one.question.history is not None for one in self.asked),
             "rows": [
                 {
                     **row,
                     **_figures(own, bootstrap),
+                    "support": _support(records),
                     "answer_tokens": int(own.units["nats_per_token"].sum()),
                     "against_plain_rag": _figures(_difference(own, sums[0]), bootstrap),
                 }
-                for row, own in zip(self.rows, sums, strict=True)
+                for row, own, records in zip(self.rows, sums, self.records, strict=True)
             ],
         }
 
 
 def _groups(asked: Sequence[Asked]) -> list[int]:
-    """The number of each question's passage."""
+    """The number of each question's passage, or of its conversation, known by how it begins."""
     numbers: dict[object, int] = {}
-    return [
-        numbers.setdefault(one.question.passage or ("question", one.question.id), len(numbers))
-        for one in asked
-    ]
+    return [numbers.setdefault(_group(one.question), len(numbers)) for one in asked]
+
+
+def _group(question: Question) -> object:
+    if question.history is not None:
+        said = (text for role, text in question.history if role == "user")
+        return "conversation", next(said, question.text)
+    return question.passage or ("question", question.id)
+
+
+def _support(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many answers, and right ones, had in view what they rest on, where that is known."""
+    known = [one for one in records if "support_shown" in one]
+    right = [one for one in known if one["substring"]]
+    return {
+        "answers": len(known),
+        "in_view": sum(one["support_shown"] for one in known),
+        "right": len(right),
+        "right_in_view": sum(one["support_shown"] for one in right),
+    }
 
 
 def _sums(records: Sequence[Mapping[str, Any]], groups: Sequence[int], count: int) -> _Sums:
@@ -80,17 +107,18 @@ def _sums(records: Sequence[Mapping[str, Any]], groups: Sequence[int], count: in
         return np.bincount(groups, list(values), count).astype(np.float64)
 
     answers = per_group(1.0 for _ in records)
-    of = {name: per_group(float(one[name]) for one in records) for name in _SCORES}
+    per_answer = (*_SCORES, *(name for name in COSTS if all(name in one for one in records)))
+    of = {name: per_group(float(one[name]) for one in records) for name in per_answer}
     nats = per_group(float(one["nats"]) for one in records)
     tokens = per_group(float(one["answer_tokens"]) for one in records)
-    units = dict.fromkeys(_SCORES, answers) | {"nats_per_token": tokens}
+    units = dict.fromkeys(per_answer, answers) | {"nats_per_token": tokens}
     return _Sums(of | {"nats_per_token": nats}, units)
 
 
 def _difference(row: _Sums, other: _Sums) -> _Sums:
-    return _Sums({name: row.of[name] - other.of[name] for name in FIGURES}, row.units)
+    return _Sums({name: row.of[name] - other.of[name] for name in row.of}, row.units)
 
 
 def _figures(sums: _Sums, bootstrap: Bootstrap) -> dict[str, Any]:
     """Every figure with its interval."""
-    return {name: asdict(bootstrap.quotient(sums.of[name], sums.units[name])) for name in FIGURES}
+    return {name: asdict(bootstrap.quotient(sums.of[name], sums.units[name])) for name in sums.of}
