@@ -20,6 +20,7 @@ from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.models import models
 from flashback.cli.pareto import pareto
+from flashback.cli.plan import plan
 from flashback.cli.questions import qa
 from flashback.cli.reproduce import reproduce
 from flashback.cli.retrieval import retrieval
@@ -55,7 +56,7 @@ def app(verbose: bool) -> None:
 
 COMMANDS = (
     *(index, search, ask, chat, generate, demo, serve, models),
-    *(train, export, evaluate, reproduce, bench),
+    *(train, export, evaluate, reproduce, bench, plan),
 )
 for command in COMMANDS:
     app.add_command(command)
