@@ -10,6 +10,7 @@ import click
 
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
+from flashback.cli.front import check_front, serve_replicas, serving_at
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.reader_options import (
@@ -21,6 +22,7 @@ from flashback.cli.reader_options import (
 from flashback.cli.retriever_options import Source, source_arguments, source_options
 from flashback.errors import FlashBackError
 from flashback.readers.weight_settings import Weights
+from flashback.server.front_settings import FrontSettings
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import AUTO, RetrievalSettings
 
@@ -38,6 +40,7 @@ _KEY = "FLASHBACK_API_KEY"
 @options_of(RetrievalSettings)
 @frame_options
 @options_of(ServerSettings)
+@options_of(FrontSettings)
 def serve(
     index: Source | None,
     adapter: str | None,
@@ -52,13 +55,20 @@ def serve(
     flashback serve --index IDX
     flashback serve --index IDX --model Qwen/Qwen3-0.6B --port 9000 --pattern slot
     FLASHBACK_API_KEY=secret flashback serve --index IDX --host 0.0.0.0
+    flashback serve --replica http://host-a:8000 --replica http://host-b:8000
 
     Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The retrieval
-    settings are defaults, which a request can change.
+    settings are defaults, which a request can change. With --replica, no model is loaded: requests
+    go to the servers named, each conversation to the one that has it cached (docs/scaling.md).
     """
+    front = take(FrontSettings, values)
     settings = take(ServerSettings, values)
     if not settings.api_key:
         settings = replace(settings, api_key=os.environ.get(_KEY, ""))
+    check_front(front)
+    if front.replicas:
+        serve_replicas(front, settings)
+        return
     defaults = as_trained(take(RetrievalSettings, values, frame=frame.text), adapter)
     if defaults.pattern != AUTO:
         check_echo(frame.echo_tokens or 0, defaults.pattern)
@@ -100,13 +110,11 @@ def _serve(
     from flashback.server.serving import serve as run
 
     service = make_service(generator, settings, defaults)
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     notes.print(
         f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.runs_on}",
         style="dim",
     )
-    notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")
+    notes.print(serving_at(bound))
     run(service, bound)
 
 
