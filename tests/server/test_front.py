@@ -284,7 +284,7 @@ def test_a_hot_conversation_does_not_fill_one_replica(site: Site) -> None:
         counts = sorted(one.active for one in site.front.front.replicas.all.values())
         go.set()
         assert {answer.result().status_code for answer in answers} == {200}
-    assert counts[-1] <= 6
+    assert counts[-1] <= 8
     assert counts[0] >= 1
 
 

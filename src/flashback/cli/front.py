@@ -17,7 +17,28 @@ _SHARED = {"host", "port", "api_key", "cors_origins", "max_body", "grace"}
 """Options that a front has in common with a server of its own model."""
 
 
-def check_front(front: FrontSettings) -> None:
+def serves_replicas(front: FrontSettings, settings: ServerSettings) -> bool:
+    """Whether replicas were asked for; they have then been served until a signal.
+
+    Raises:
+        click.UsageError: see `_check`.
+        FlashBackError: an extra is missing, or see `bind`.
+    """
+    _check(front)
+    if not front.replicas:
+        return False
+    _check_installed()
+    from flashback.server.front import serve_front
+    from flashback.server.serving import bind
+
+    bound = bind(settings)
+    notes.print(f"in front of {', '.join(front.replicas)}", style="dim")
+    notes.print(serving_at(bound))
+    serve_front(front, settings, bound)
+    return True
+
+
+def _check(front: FrontSettings) -> None:
     """Refuse options of a model with `--replica`, and those of a front without.
 
     Raises:
@@ -41,22 +62,6 @@ def _given() -> Iterator[tuple[str, str]]:
         source = context.get_parameter_source(parameter.name or "")
         if source == ParameterSource.COMMANDLINE:
             yield str(parameter.name), max(parameter.opts, key=len)
-
-
-def serve_replicas(front: FrontSettings, settings: ServerSettings) -> None:
-    """Say where the front is, and serve until a signal.
-
-    Raises:
-        FlashBackError: an extra is missing, or see `bind`.
-    """
-    _check_installed()
-    from flashback.server.front import serve_front
-    from flashback.server.serving import bind
-
-    bound = bind(settings)
-    notes.print(f"in front of {', '.join(front.replicas)}", style="dim")
-    notes.print(serving_at(bound))
-    serve_front(front, settings, bound)
 
 
 def serving_at(bound: socket.socket) -> str:

@@ -22,6 +22,7 @@ from flashback.cli.models import models
 from flashback.cli.pareto import pareto
 from flashback.cli.plan import plan
 from flashback.cli.questions import qa
+from flashback.cli.replicas import replicas
 from flashback.cli.reproduce import reproduce
 from flashback.cli.retrieval import retrieval
 from flashback.cli.serve import serve
@@ -61,6 +62,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.add_command(command)
 bench.add_command(pareto)
+bench.add_command(replicas)
 index.add_command(audit)
 evaluate.add_command(qa)
 evaluate.add_command(retrieval)

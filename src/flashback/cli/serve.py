@@ -10,7 +10,7 @@ import click
 
 from flashback.cli.console import notes
 from flashback.cli.frame_options import FrameOptions, frame_options
-from flashback.cli.front import check_front, serve_replicas, serving_at
+from flashback.cli.front import serves_replicas, serving_at
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.reader_options import (
@@ -61,20 +61,11 @@ def serve(
     settings are defaults, which a request can change. With --replica, no model is loaded: requests
     go to the servers named, each conversation to the one that has it cached (docs/scaling.md).
     """
-    front = take(FrontSettings, values)
-    settings = take(ServerSettings, values)
-    if not settings.api_key:
-        settings = replace(settings, api_key=os.environ.get(_KEY, ""))
-    check_front(front)
-    if front.replicas:
-        serve_replicas(front, settings)
+    settings = _with_key(take(ServerSettings, values))
+    if serves_replicas(take(FrontSettings, values), settings):
         return
     defaults = as_trained(take(RetrievalSettings, values, frame=frame.text), adapter)
-    if defaults.pattern != AUTO:
-        check_echo(frame.echo_tokens or 0, defaults.pattern)
-    defaults.check_lookahead()
-    defaults.check_retriever(index)  # before a model is loaded, or even downloaded
-    _check_installed()
+    _check(defaults, frame, index)  # before a model is loaded, or even downloaded
 
     from flashback.cli.quiet import begin_loading
 
@@ -97,6 +88,20 @@ def serve(
     if isinstance(index, Path):
         generator.retriever = LiveIndex(index)
     _serve(generator, settings, defaults, bound)
+
+
+def _check(defaults: RetrievalSettings, frame: FrameOptions, index: Source | None) -> None:
+    """Refuse what no request could be answered with."""
+    if defaults.pattern != AUTO:
+        check_echo(frame.echo_tokens or 0, defaults.pattern)
+    defaults.check_lookahead()
+    defaults.check_retriever(index)
+    _check_installed()
+
+
+def _with_key(settings: ServerSettings) -> ServerSettings:
+    key = settings.api_key or os.environ.get(_KEY, "")
+    return replace(settings, api_key=key)
 
 
 def _serve(

@@ -22,7 +22,7 @@ _IDS = 256
 class Bound:
     """How many requests a replica has at a time before others take some."""
 
-    factor: float = 1.25
+    factor: float = 2.0
     """Of the mean over the replicas; from 1 on."""
     free: int = 4
     """As many as this, it may always have."""

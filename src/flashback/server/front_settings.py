@@ -30,7 +30,7 @@ class FrontSettings(CheckedSettings):
         high=3600.0,
     )
     load_factor: float = setting(
-        1.25,
+        2.0,
         "A replica with so many times the mean of the requests passes further ones on.",
         low=1.0,
         high=1e6,
