@@ -64,7 +64,7 @@ class Seen:
 
 
 def free_port() -> int:
-    """One below those that systems give to connections, which would take it while nobody listens."""
+    """One below those that systems give to connections, which could take it in between."""
     while True:
         port = random.randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
