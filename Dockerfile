@@ -14,7 +14,8 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir --constraint constraints.txt '.[serve,gguf]'
+COPY deploy/fill_store.py /usr/local/share/flashback/
+RUN pip install --no-cache-dir --constraint constraints.txt '.[serve,gguf,remote,postgres]'
 
 # Models of the hub are downloaded into .cache, which may be a volume.
 RUN useradd --create-home --uid 1000 flashback \

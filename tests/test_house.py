@@ -43,7 +43,7 @@ MAY_IMPORT = {
     | {"retrieval.guard", "retrieval.protocol"},
     "loading": {"writing", "readers", "engines", "retrieval", "scoring"},
     "benchmark": {"loading", "evaluation", "scoring", "writing", "readers", "retrieval", "corpus"}
-    | {"engines", "engines.cache", "engines.kernels", "patterns"},
+    | {"engines", "engines.cache", "engines.kernels", "patterns", "server.affinity"},
 }
 """Rooms, or single modules of rooms, that a room imports besides itself and the ground.
 

@@ -105,9 +105,14 @@ def pass_bytes(shape: Shape, one: Pass) -> float:
     if one.logits == 0:
         layer = shape.layer_weights / shape.layers
         weights = shape.layer_weights - layer + _projections(shape)
+    return weights * shape.bytes_per_value + cache_bytes(shape, one)
+
+
+def cache_bytes(shape: Shape, one: Pass) -> float:
+    """Of `pass_bytes`, those of keys and values."""
     read = 2 * (one.cached + one.new) * shape.cache_width * shape.layers
     written = 2 * one.tokens * shape.cache_width * shape.layers
-    return (weights + one.batch * (read + written)) * shape.bytes_per_value
+    return one.batch * (read + written) * shape.bytes_per_value
 
 
 def _projections(shape: Shape) -> int:

@@ -20,7 +20,9 @@ from flashback.cli.generate import generate
 from flashback.cli.index import index, search
 from flashback.cli.models import models
 from flashback.cli.pareto import pareto
+from flashback.cli.plan import plan
 from flashback.cli.questions import qa
+from flashback.cli.replicas import replicas
 from flashback.cli.reproduce import reproduce
 from flashback.cli.retrieval import retrieval
 from flashback.cli.serve import serve
@@ -56,11 +58,12 @@ def app(verbose: bool) -> None:
 
 COMMANDS = (
     *(index, search, ask, chat, generate, demo, serve, models),
-    *(train, export, evaluate, reproduce, bench),
+    *(train, export, evaluate, reproduce, bench, plan),
 )
 for command in COMMANDS:
     app.add_command(command)
 bench.add_command(pareto)
+bench.add_command(replicas)
 index.add_command(audit)
 evaluate.add_command(qa)
 evaluate.add_command(retrieval)

@@ -10,6 +10,7 @@ import click
 from flashback.cli.console import notes
 from flashback.cli.engine_options import engine_options
 from flashback.cli.frame_options import FrameOptions, frame_options
+from flashback.cli.front import serves_replicas, serving_at
 from flashback.cli.options import options_of, take
 from flashback.cli.patterns import as_trained, check_echo
 from flashback.cli.reader_options import (
@@ -22,6 +23,7 @@ from flashback.cli.retriever_options import Source, source_arguments, source_opt
 from flashback.declared import AUTO
 from flashback.errors import FlashBackError
 from flashback.readers.weight_settings import Weights
+from flashback.server.front_settings import FrontSettings
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.settings import RetrievalSettings
 
@@ -40,6 +42,7 @@ _KEY = "FLASHBACK_API_KEY"
 @options_of(RetrievalSettings)
 @frame_options
 @options_of(ServerSettings)
+@options_of(FrontSettings)
 def serve(
     index: Source | None,
     adapter: str | None,
@@ -54,19 +57,17 @@ def serve(
     flashback serve --index IDX
     flashback serve --index IDX --model Qwen/Qwen3-0.6B --port 9000 --pattern slot
     FLASHBACK_API_KEY=secret flashback serve --index IDX --host 0.0.0.0
+    flashback serve --replica http://host-a:8000 --replica http://host-b:8000
 
     Then open http://127.0.0.1:8000, or point a client at http://127.0.0.1:8000/v1. The retrieval
-    settings are defaults, which a request can change.
+    settings are defaults, which a request can change. With --replica, no model is loaded: requests
+    go to the servers named, each conversation to the one that has it cached (docs/scaling.md).
     """
-    settings = take(ServerSettings, values)
-    if not settings.api_key:
-        settings = replace(settings, api_key=os.environ.get(_KEY, ""))
+    settings = _with_key(take(ServerSettings, values))
+    if serves_replicas(take(FrontSettings, values), settings):
+        return
     defaults = as_trained(take(RetrievalSettings, values, frame=frame.text), adapter)
-    if defaults.pattern != AUTO:
-        check_echo(frame.echo_tokens or 0, defaults.pattern)
-    defaults.check_lookahead()
-    defaults.check_retriever(index)  # before a model is loaded, or even downloaded
-    _check_installed()
+    _check(defaults, frame, index)  # before a model is loaded, or even downloaded
 
     from flashback.cli.quiet import begin_loading
 
@@ -92,6 +93,20 @@ def serve(
     _serve(generator, settings, defaults, bound)
 
 
+def _check(defaults: RetrievalSettings, frame: FrameOptions, index: Source | None) -> None:
+    """Refuse what no request could be answered with."""
+    if defaults.pattern != AUTO:
+        check_echo(frame.echo_tokens or 0, defaults.pattern)
+    defaults.check_lookahead()
+    defaults.check_retriever(index)
+    _check_installed()
+
+
+def _with_key(settings: ServerSettings) -> ServerSettings:
+    key = settings.api_key or os.environ.get(_KEY, "")
+    return replace(settings, api_key=key)
+
+
 def _serve(
     generator: "Generator",
     settings: ServerSettings,
@@ -103,13 +118,11 @@ def _serve(
     from flashback.server.serving import serve as run
 
     service = make_service(generator, settings, defaults)
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     notes.print(
         f"{service.model}, pattern {service.defaults.pattern}: {generator.reader.runs_on}",
         style="dim",
     )
-    notes.print(f"serving at http://{shown}:{port} (Ctrl-C stops)")
+    notes.print(serving_at(bound))
     run(service, bound)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import Counter
 from starlette.concurrency import run_in_threadpool
 
 from flashback.errors import SettingsError
@@ -23,6 +24,7 @@ from flashback.server.parsing import (
 )
 from flashback.server.schema import ChatRequest, CompletionRequest, RetrieveRequest
 from flashback.server.searching import GuardedRetriever, RetrievalFailed
+from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service
 from flashback.server.sources import hit_record
 from flashback.server.streaming import answer
@@ -47,14 +49,16 @@ def make_app(service: Service) -> FastAPI:
     _add_completions(app, service)
     _add_models(app, service)
     _add_state(app, service)
-    _add_page(app)
+    add_page(app)
     add_error_handlers(app)
-    settings = service.settings
+    add_gate(app, service.settings, service.metrics.requests)
+    return app
+
+
+def add_gate(app: FastAPI, settings: ServerSettings, requests: Counter) -> None:
+    """Limits, key and log around all routes; other origins as the settings allow."""
     app.add_middleware(
-        Gate,
-        metrics=service.metrics,
-        api_key=settings.api_key,
-        max_bytes=settings.max_body * 1024,
+        Gate, requests=requests, api_key=settings.api_key, max_bytes=settings.max_body * 1024
     )
     if settings.cors_origins:  # around the gate: a page reads its refusals, too
         app.add_middleware(
@@ -64,7 +68,6 @@ def make_app(service: Service) -> FastAPI:
             allow_headers=["*"],  # clients differ in what they send
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    return app
 
 
 def _add_completions(app: FastAPI, service: Service) -> None:
@@ -165,7 +168,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
+def add_page(app: FastAPI) -> None:
+    """The playground's routes."""
     folder = files("flashback.server") / "playground"
     texts = {name: (folder / name).read_bytes() for name in _PAGE}
 

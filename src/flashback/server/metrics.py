@@ -10,12 +10,18 @@ from flashback.server.sources import token_counts
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
+def answers_counter(registry: CollectorRegistry) -> Counter:
+    """What the gate counts."""
+    name, labels = "flashback_requests", ("path", "status")
+    return Counter(name, "Answers by path and status", labels, registry=registry)
+
+
 class Metrics:
     """Counts since the start."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Answers by path and status", "path", "status")
+        self.requests = answers_counter(self.registry)
         self._strides = self._counter("strides", "Strides by pattern", "pattern")
         self._tokens = self._counter(
             "tokens",

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 import uvicorn
 
@@ -16,7 +17,7 @@ from flashback.server.service import Service
 
 _POLL = 0.1
 """Seconds between looks for a second signal."""
-_DRAIN = 5
+DRAIN = 5
 """Seconds for finished answers to reach their clients."""
 
 
@@ -30,7 +31,7 @@ class Listener(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=_DRAIN,
+            timeout_graceful_shutdown=DRAIN,
         )
         super().__init__(config)
         self._service = service
@@ -87,6 +88,13 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 def serve(service: Service, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP looks for a new version of the index."""
+    with logged():
+        Listener(service).run(sockets=[bound])
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[None]:
+    """Lines of the server's log go to standard error as they are."""
     log = logging.getLogger("flashback.server")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -94,6 +102,6 @@ def serve(service: Service, bound: socket.socket) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        Listener(service).run(sockets=[bound])
+        yield
     finally:
         log.removeHandler(handler)
