@@ -95,7 +95,7 @@ def test_terms_are_words_that_later_ones_outnumber(text: str) -> None:
 def test_of_words_that_occur_once_the_later_ones_count_more(numbers: list[int]) -> None:
     words = [f"w{number}" for number in numbers]
     counts = Counter(decayed_terms(" ".join(words)).split())
-    assert all(counts[words[-behind - 1]] == round(4 * 0.5 ** (behind / 32))
+    assert all(counts[words[-behind - 1]] == round(4 * 0.5 ** (behind / 16))
                for behind in range(min(len(words), 64)))  # fmt: skip
     assert [counts[word] for word in words] == sorted(counts[word] for word in words)
 

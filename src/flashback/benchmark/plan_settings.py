@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from flashback.benchmark.bench_settings import SHAPES
 from flashback.benchmark.devices import DEVICES, PRICES_OF, device_named, parse_efficiency
+from flashback.declared import CheckedSettings, named, setting
 from flashback.patterns.registry import PATTERNS
-from flashback.settings import RECOMPUTED, CheckedSettings, named, setting
+from flashback.settings import RECOMPUTED
 
 _MODELS = f"One of {', '.join(SHAPES)}, or a model as other commands take it; weights are not read."
 

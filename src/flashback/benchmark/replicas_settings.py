@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import SettingsError
-from flashback.settings import CheckedSettings, setting
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ LONGER = 8
 _SHORT = 24
 """Bytes of UTF-8, some four words of English or eight Chinese characters: a shorter sentence says
 too little."""
-_HALF_LIFE = 32
+_HALF_LIFE = 16
 """Words behind a word by which it counts half."""
 _MOST_TERMS = 64
 _REPEATS = 4
@@ -146,7 +146,7 @@ def last_sentence(text: str) -> str:
 
 
 def decayed_terms(text: str) -> str:
-    """The words that count most, each repeated by its weight: 4 for the last one, half 32 before.
+    """The words that count most, each repeated by its weight: 4 for the last one, half 16 before.
 
     The weights of a word's places add up, and are rounded: what weighs less than 1/2 is left out.
     At most 64 words, the one that counts most first.

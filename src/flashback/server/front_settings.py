@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from flashback.declared import CheckedSettings, setting
 from flashback.errors import SettingsError
-from flashback.settings import CheckedSettings, setting
 
 DNS = "dns+"
 """Before a URL: every address of its host is a replica."""
