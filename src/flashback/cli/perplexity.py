@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flashback.evaluation.evaluate import EvaluationSet
     from flashback.evaluation.perplexity import Table
     from flashback.readers.reader import Reader
+    from flashback.readers.text_reader import TextReader
 
 _SWEPT = {"s": "stride", "l": "query_tokens", "m": "passage_tokens", "k": "passages"}
 
@@ -59,7 +60,7 @@ def swept_name(settings: RetrievalSettings, sweep: Sequence[str]) -> str:
     return " ".join(f"{name}={getattr(settings, _SWEPT[name])}" for name in names)
 
 
-def chosen_patterns(reader: "Reader", wanted: Sequence[str]) -> list[str]:
+def chosen_patterns(reader: "TextReader", wanted: Sequence[str]) -> list[str]:
     """The wanted patterns, or all that the reader supports.
 
     Raises:

@@ -17,7 +17,8 @@ from flashback.questions.passages import Asked
 
 _SCORES = ("exact_match", "f1", "substring")
 FIGURES = (*_SCORES, "nats_per_token")
-"""Of every row; the first three in per cent, and the more the better."""
+"""Of every row; the first three in per cent, and the more the better. A reader whose model is
+elsewhere has no log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,17 @@ def _sums(records: Sequence[Mapping[str, Any]], groups: Sequence[int], count: in
 
     answers = per_group(1.0 for _ in records)
     of = {name: per_group(float(one[name]) for one in records) for name in _SCORES}
-    nats = per_group(float(one["nats"]) for one in records)
+    if all(one["nats"] is not None for one in records):
+        of["nats_per_token"] = per_group(float(one["nats"]) for one in records)
     tokens = per_group(float(one["answer_tokens"]) for one in records)
     units = dict.fromkeys(_SCORES, answers) | {"nats_per_token": tokens}
-    return _Sums(of | {"nats_per_token": nats}, units)
+    return _Sums(of, units)
 
 
 def _difference(row: _Sums, other: _Sums) -> _Sums:
-    return _Sums({name: row.of[name] - other.of[name] for name in FIGURES}, row.units)
+    return _Sums({name: row.of[name] - other.of[name] for name in row.of}, row.units)
 
 
 def _figures(sums: _Sums, bootstrap: Bootstrap) -> dict[str, Any]:
     """Every figure with its interval."""
-    return {name: asdict(bootstrap.quotient(sums.of[name], sums.units[name])) for name in FIGURES}
+    return {name: asdict(bootstrap.quotient(sums.of[name], sums.units[name])) for name in sums.of}
