@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,19 +102,22 @@ def kills(given: argparse.Namespace, clients: Clients, start: list[str], base: s
     log = Path(given.log)
     process = _started(start, log)
     until_up(base, process)
-    for number in range(given.kills):
-        time.sleep(rng.uniform(0, given.seconds))
+    try:
+        for number in range(given.kills):
+            time.sleep(rng.uniform(0, given.seconds))
+            kill(process)
+            time.sleep(rng.uniform(0, given.seconds / 4))
+            process = _started(start, log)
+            until_up(base, process)
+            began, before = time.monotonic(), dict(clients.whole)
+            while any(clients.whole.get(one, 0) <= before.get(one, 0) for one in clients.expected):
+                time.sleep(0.1)
+            recoveries.append(time.monotonic() - began)
+            told = f"kill {number + 1}: {dict(clients.outcomes)}, wrong {len(clients.wrong)}"
+            print(told, file=sys.stderr, flush=True)
+    finally:
+        clients.ended.set()
         kill(process)
-        time.sleep(rng.uniform(0, given.seconds / 4))
-        process = _started(start, log)
-        until_up(base, process)
-        began, before = time.monotonic(), dict(clients.whole)
-        while any(clients.whole.get(one, 0) <= before.get(one, 0) for one in clients.expected):
-            time.sleep(0.1)
-        recoveries.append(time.monotonic() - began)
-        print(f"kill {number + 1}: {dict(clients.outcomes)}", file=sys.stderr, flush=True)
-    clients.ended.set()
-    kill(process)
     return recoveries
 
 
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", default=Path(tempfile.gettempdir(), "kill_engine.log"))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # servers end with it
     behind, front = free_port(), free_port()
     start = command(given.python, given.folder, given.model, behind)
     if given.command:
@@ -150,7 +155,8 @@ def main() -> None:
                 clients.expected[one], how = clients.ask(one)
                 assert how == "whole", how
             threads = [
-                threading.Thread(target=clients.run, args=(one,)) for one in clients.expected
+                threading.Thread(target=clients.run, args=(one,), daemon=True)
+                for one in clients.expected
             ]
             for thread in threads:
                 thread.start()

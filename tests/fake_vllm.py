@@ -132,6 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
+        if self.path != "/v1/models":
+            content = json.dumps(_error("there is no model list here", 404)).encode()
+            return self._answer(404, content)
         entry = {
             "id": MODEL,
             "object": "model",
@@ -142,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             "max_model_len": self.fake.reader.window,
             "permission": [],
         }
-        self._answer(200, json.dumps({"object": "list", "data": [entry]}).encode())
+        return self._answer(200, json.dumps({"object": "list", "data": [entry]}).encode())
 
     def do_POST(self) -> None:
         fake = self.fake

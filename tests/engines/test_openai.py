@@ -364,3 +364,18 @@ def test_the_command_line_writes_and_asks(fake: FakeVllm, tmp_path: Path) -> Non
     messages = [{"role": "user", "content": "What is it?"}]
     expected = writers(fake)[1].chat(messages, own("none"))
     assert record["answer"] == expected.text
+
+
+def test_questions_are_answered_without_log_probabilities(fake: FakeVllm, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    line = {"question": "What follows?", "answer": "tides", "passage": "Tides follow it."}
+    file.write_text(json.dumps(line) + "\n")
+    folder = saved_tokenizer(fake.reader, tmp_path / "tokenizer")
+    place = ["--engine", "openai", "--base-url", fake.url, "--model", MODEL, "--tokenizer", folder]
+    small = ("--passage-tokens", "24", "--max-new-tokens", "4", "--resamples", "20", "--oracle")
+    record = run("eval", "qa", file, *place, *small, "--json").record
+    assert [row["name"] for row in record["rows"]] == ["plain RAG", "none", "prepend", "append"]
+    assert all("nats_per_token" not in row and "f1" in row for row in record["rows"])
+    assert "-log p" not in run("eval", "qa", file, *place, *small).out
+    told = refused("eval", "qa", file, *place, *small, "--pattern", "slot", code=2)
+    assert "this engine has no slot" in told

@@ -331,6 +331,13 @@ def test_the_tokenizer_of_another_model_is_refused(fake: FakeVllm) -> None:
     assert "its model 'tiny' has other tokens than the tokenizer TOKENIZER" in told
 
 
+def test_an_address_without_a_path_is_that_of_v1(fake: FakeVllm) -> None:
+    wire = Wire(RemoteSettings(base_url=fake.url.removesuffix("/v1")))
+    assert [one["id"] for one in wire.models()] == [MODEL]
+    with pytest.raises(EngineError, match="no model"):
+        Wire(RemoteSettings(base_url=f"{fake.url}/nonsense")).models()
+
+
 def test_a_model_that_is_not_there_is_named_with_those_that_are(
     fake: FakeVllm, tmp_path: Path
 ) -> None:

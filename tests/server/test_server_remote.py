@@ -11,7 +11,10 @@ from fake_vllm import MODEL, FakeVllm, HangUp, fake_vllm, until_left
 from flashback.engines.openai import OpenAIEngine
 from flashback.engines.openai_settings import RemoteSettings
 from flashback.engines.openai_wire import Wire
+from flashback.errors import SettingsError
 from flashback.readers.text_reader import TextReader
+from flashback.server.service import make_service
+from flashback.settings import RetrievalSettings
 from flashback.wire.breaker import CircuitBreaker
 from servers import Clock, QueryRetriever, Served, chat_reader, serving, until
 
@@ -161,3 +164,11 @@ def test_what_needs_the_model_here_is_refused_by_name(served: Served) -> None:
             answer = http.post("/v1/completions", json=body)
             assert answer.status_code == 400, answer.text
             assert named in answer.json()["error"]["message"]
+
+
+def test_a_default_pattern_that_the_engine_cannot_have_is_refused_at_the_start(
+    served: Served,
+) -> None:
+    generator, settings = served.service.generator, served.service.settings
+    with pytest.raises(SettingsError, match="pattern='slot': this engine has no slot"):
+        make_service(generator, settings, RetrievalSettings("slot"))

@@ -71,6 +71,7 @@ def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         return found
 
     against = "against_plain_rag"
+<<<<<<< HEAD
     costs = []
     if "prefilled" in rows[0]:
         costs = [
@@ -78,16 +79,27 @@ def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             ("prompt\ntokens", cells("prompt_tokens")),
         ]
     return [
+=======
+    scored = "nats_per_token" in rows[0]
+    columns = [
+>>>>>>> remote
         ("", [row["name"] for row in rows]),
         ("F1 (95 %)", cells("f1")),
         ("exact\nmatch", cells("exact_match")),
         ("sub-\nstring", cells("substring")),
+<<<<<<< HEAD
         *costs,
         ("-log p\nper token", cells("nats_per_token")),
+=======
+>>>>>>> remote
         ("F1 against\nplain RAG", cells("f1", against)),
-        ("-log p against\nplain RAG", cells("nats_per_token", against)),
         ("substring against\nplain RAG", cells("substring", against)),
     ]
+    if scored:  # not by a reader whose model is elsewhere
+        columns.insert(4, ("-log p\nper token", cells("nats_per_token")))
+        own = cells("nats_per_token", against)
+        columns.insert(6, ("-log p against\nplain RAG", own))
+    return columns
 
 
 def _interval(one: dict[str, float], places: int, *, signed: bool) -> str:

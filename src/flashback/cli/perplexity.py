@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flashback.evaluation.evaluate import EvaluationSet
     from flashback.evaluation.perplexity import Table
     from flashback.readers.reader import Reader
+    from flashback.readers.text_reader import TextReader
 
 _SWEPT = {
     "s": "stride",
@@ -69,7 +70,7 @@ def swept_name(settings: RetrievalSettings, sweep: Sequence[str]) -> str:
     return " ".join(f"{name}={getattr(settings, _SWEPT[name])}" for name in names)
 
 
-def chosen_patterns(reader: "Reader", wanted: Sequence[str]) -> list[str]:
+def chosen_patterns(reader: "TextReader", wanted: Sequence[str]) -> list[str]:
     """The wanted patterns, or all that the reader supports.
 
     Raises:

@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,12 @@ from flashback.cli.answers_file import answers_in
 from flashback.cli.answers_table import print_answers
 from flashback.cli.audit_option import audit_option, audit_record, shown_for
 from flashback.cli.documents import counting
+from flashback.cli.engine_options import EngineOptions, engine_options
 from flashback.cli.frame_options import FrameOptions, frame_options
 from flashback.cli.options import Names, options_of, take
 from flashback.cli.patterns import check_echo
 from flashback.cli.perplexity import chosen_patterns
+from flashback.cli.question_readers import placement_record, reader_elsewhere, readers_here
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.cli.retriever_options import Source, source_options
 from flashback.errors import FlashBackWarning, SettingsError
@@ -32,10 +33,15 @@ from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from flashback.questions.run import Comparison
     from flashback.readers.reader import Reader
+=======
+    from flashback.questions.answers import OpenWriter
+    from flashback.questions.run import Answers, Comparison
+    from flashback.readers.text_reader import TextReader
+>>>>>>> remote
     from flashback.retrieval.protocol import Retriever
-    from flashback.writing.generator import Generator
 
 _lookup_options = options_of(
     RetrievalSettings,
@@ -65,6 +71,7 @@ class _Request:
     adapters: tuple[Path, ...]
     patterns: tuple[str, ...]
     options: ReaderOptions
+    engine: EngineOptions
     weights: Weights
     out: Path | None
     audit: bool
@@ -95,6 +102,7 @@ class _Request:
 )
 @options_of(QuestionSettings)
 @reader_options
+@engine_options
 @weights_option
 @_lookup_options
 @options_of(GuardSettings)
@@ -164,12 +172,11 @@ def _answered(request: _Request) -> dict[str, Any]:
     """The table as plain data."""
     index = request.open_retriever()
 
-    from flashback.evaluation.adapted_readers import AdaptedReaders
     from flashback.questions.table import AnswerTable
-    from flashback.readers.inference import check_weights, for_inference
 
     for adapter in request.adapters:  # before a model is loaded, or even downloaded
         _warn_if_untrained(adapter, request)
+<<<<<<< HEAD
     check_weights(request.weights, request.options.device, request.options.dtype)
     finish = partial(for_inference, weights=request.weights)
     readers = AdaptedReaders(request.options.load_plain, finish)
@@ -181,6 +188,23 @@ def _answered(request: _Request) -> dict[str, Any]:
     run = _run_record(request, readers.get(), index, described) | {"rows": rows}
     with answers_in(request.out, run) as answers, counting("answering") as start:
         records = comparison.run(readers, _open_writer, answers, retrievals, start)
+=======
+    how = request.weights, request.adapters
+    if request.engine.is_local:
+        readers, open_writer = readers_here(request.options, *how)
+    else:
+        readers, open_writer = reader_elsewhere(request.options, request.engine, *how)
+    comparison = _comparison(request, readers.get(), open_writer, index)
+    retrievals = _retrievals(request, comparison, readers.get())
+    rows = [
+        row.described(readers.get(), retrieval)
+        for row, retrieval in zip(comparison.rows, retrievals, strict=True)
+    ]
+    described = _described(request, comparison, readers.get())
+    run = _run_record(request, readers.get(), index, described) | {"rows": rows}
+    with _answers(request.out, run) as answers, counting("answering") as start:
+        records = comparison.run(readers, open_writer, answers, retrievals, start)
+>>>>>>> remote
     resamples = request.bootstrap.resamples
     audited = request.audit and index is not None
     return AnswerTable(rows, records, comparison.asked, resamples, described).record() | {
@@ -214,14 +238,25 @@ def _warn_if_untrained(adapter: Path, request: _Request) -> None:
         )
 
 
-def _comparison(request: _Request, reader: "Reader", index: "Retriever | None") -> "Comparison":
+def _comparison(
+    request: _Request, reader: "TextReader", open_writer: "OpenWriter", index: "Retriever | None"
+) -> "Comparison":
     """The rows and the questions with their passages."""
     from flashback.questions.forms import Asking, settled_form
     from flashback.questions.passages import look_up
     from flashback.questions.rows import rows_of
     from flashback.questions.run import Comparison
+    from flashback.retrieval.protocol import NoRetriever
 
     own = request.questions
+<<<<<<< HEAD
+=======
+    patterns = chosen_patterns(reader, request.patterns)
+    if not (request.engine.is_local or request.patterns):
+        writer = open_writer(reader, NoRetriever())
+        patterns = [name for name in patterns if writer.supports(PATTERNS[name])]
+    rows = rows_of(patterns, request.adapters)
+>>>>>>> remote
     questions = request.file.sample(own.limit, own.seed)
     form = settled_form(own.form, reader, questions)
     patterns = chosen_patterns(reader, request.patterns)
@@ -239,7 +274,13 @@ def _comparison(request: _Request, reader: "Reader", index: "Retriever | None") 
     return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
 
 
+<<<<<<< HEAD
 def _retrievals(request: _Request, comparison: "Comparison") -> list[RetrievalSettings]:
+=======
+def _retrievals(
+    request: _Request, comparison: "Comparison", reader: "TextReader"
+) -> list[RetrievalSettings]:
+>>>>>>> remote
     """The settings of each row."""
     given = replace(request.retrieval, frame=request.frame)
     return [row.given(comparison.asking.form, given) for row in comparison.rows]
@@ -256,7 +297,7 @@ def _described_rows(
     ]
 
 
-def _described(request: _Request, comparison: "Comparison", reader: "Reader") -> dict[str, Any]:
+def _described(request: _Request, comparison: "Comparison", reader: "TextReader") -> dict[str, Any]:
     """What the table records besides figures."""
     from flashback.version import versions
 
@@ -274,9 +315,7 @@ def _described(request: _Request, comparison: "Comparison", reader: "Reader") ->
         "form": str(form),
         "examples": own.examples if form is Form.FEW_SHOT else 0,
         "model": reader.name,
-        "device": str(reader.placement.device),
-        "dtype": reader.placement.dtype_name,
-        "weights": str(reader.placement.weights),
+        **placement_record(reader),
         "window": reader.window,
         "index": None if request.index is None else str(request.index),
         "query_form": str(retrieval.query_form),
@@ -294,24 +333,39 @@ def _described(request: _Request, comparison: "Comparison", reader: "Reader") ->
 
 
 def _run_record(
-    request: _Request, reader: "Reader", index: "Retriever | None", described: dict[str, Any]
+    request: _Request, reader: "TextReader", index: "Retriever | None", described: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides the answers; names of files and the bootstrap do not."""
     from flashback.evaluation.evaluate import checksums_of
     from flashback.readers.fingerprint import computation_of
+    from flashback.readers.reader import Reader
 
     file = {name: value for name, value in described["file"].items() if name != "name"}
     decided = {name: value for name, value in described.items() if name != "resamples"}
     return decided | {
         "file": file,
-        "computation": computation_of(reader.model),
+        "computation": computation_of(reader.model) if isinstance(reader, Reader) else "",
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
         "index": identity_of(index) or described["index"],
     }
 
 
+<<<<<<< HEAD
 def _open_writer(reader: "Reader", retriever: "Retriever") -> "Generator":
     from flashback.engines.local import LocalEngine
     from flashback.writing.generator import Generator
 
     return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+=======
+@contextlib.contextmanager
+def _answers(out: Path | None, run: dict[str, Any]) -> "Iterator[Answers]":
+    """Where answers are kept: in a file, or nowhere."""
+    from flashback.questions.run import NUMBER, InMemory
+    from flashback.writing.results import open_results
+
+    if out is None:
+        yield InMemory()
+        return
+    with open_results(out, run, NUMBER) as results:
+        yield results
+>>>>>>> remote

@@ -54,8 +54,10 @@ def probe(wire: Wire, model: str, sample: Sample) -> Abilities:
         EngineError: the server cannot be reached, has no such model, or cannot do what is needed.
     """
     window = _window(wire, model)
-    _check_ids(wire, model, sample)
-    _check_text(wire, model, sample)
+    room = (window or 1 << 20) - 1
+    _check_ids(wire, model, sample, room)
+    if len(sample.varied) <= room:
+        _check_text(wire, model, sample)
     length = min(_LONGEST, (window or _LONGEST) // 2)
     block, note = _reuse(wire, model, sample.varied, length)
     return Abilities(window, block, (note,) if note else ())
@@ -81,9 +83,9 @@ def _asked(wire: Wire, model: str, ids: Sequence[int], **more: object) -> tuple[
         raise wire.error("an answer that is no completion") from error
 
 
-def _check_ids(wire: Wire, model: str, sample: Sample) -> None:
+def _check_ids(wire: Wire, model: str, sample: Sample, room: int) -> None:
     """Refuse a server that does not take ids as they are, or does not give them back."""
-    sent = [*sample.split, *sample.varied]
+    sent = [*sample.split, *sample.varied][:room]
     try:
         choice, answer = _asked(wire, model, sent, return_token_ids=True)
     except EngineError as error:

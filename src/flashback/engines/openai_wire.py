@@ -60,7 +60,8 @@ class Wire:
         parts = address_of("--base-url", settings.base_url)
         self.address = shown(parts)
         """For people."""
-        self._url = urlunsplit(parts).rstrip("/")
+        path = parts.path.rstrip("/") or "/v1"
+        self._url = urlunsplit(parts._replace(path=path))
         self._variable = settings.api_key_env
         self._patience = patience or Patience(read_seconds=settings.token_limit)
         self._breaker = breaker or CircuitBreaker(seconds=_REST_SECONDS)

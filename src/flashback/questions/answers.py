@@ -31,6 +31,7 @@ from flashback.questions.rows import Row
 from flashback.readers.chat import ChatPrompt
 from flashback.readers.passages import passage_ids
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.targets import TargetScorer
@@ -38,7 +39,7 @@ from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generation, Generator
 
-OpenWriter = Callable[[Reader, Retriever], Generator]
+OpenWriter = Callable[[TextReader, Retriever], Generator]
 """Puts a reader and a retriever together."""
 
 
@@ -47,7 +48,8 @@ class Respondent:
     """A row with its reader, ready to answer."""
 
     row: Row
-    reader: Reader
+    reader: TextReader
+    """One whose model is elsewhere writes, and scores nothing."""
     settings: Settings
     """The answer's length is the stride, so that an answer is one stride."""
     asking: Asking
@@ -64,6 +66,7 @@ class Respondent:
         """
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
+<<<<<<< HEAD
         prompts = [self._checked(writer, one) for one in asked]
         scorer = TargetScorer(self.reader.model)
         talks = any(one.question.history is not None for one in asked)
@@ -80,6 +83,24 @@ class Respondent:
             ):
                 cost = self._replayed(one, counting)
                 yield self._record(one, generation, example.window.stride, own) | cost
+=======
+        prompts = [
+            self.asking.prompt(self.reader, *self._pasted(one), self.settings.retrieval).ids
+            for one in asked
+        ]
+        self._check(writer, asked, prompts)
+        scorer = TargetScorer(self.reader.model) if isinstance(self.reader, Reader) else None
+        for at in range(0, len(asked), batch_size):
+            some, ids = asked[at : at + batch_size], prompts[at : at + batch_size]
+            hits.expect(some)
+            written = _written(writer, ids, self.settings, batch_size)
+            examples = list(map(self._example, some, ids))
+            nats: list[float | None] = [None] * len(some)
+            if scorer is not None:
+                nats = [*_nats(scorer, examples, self.arrangement)]
+            for one, generation, example, own in zip(some, written, examples, nats, strict=True):
+                yield self._record(one, generation, example.window.stride, own)
+>>>>>>> remote
 
     def _prompt(self, asked: Asked) -> ChatPrompt:
         pasted = self.row.pasted_into(asked)
@@ -161,7 +182,7 @@ class Respondent:
         return replay(turns, engine).record
 
     def _record(
-        self, asked: Asked, generation: Generation, answer_tokens: int, nats: float
+        self, asked: Asked, generation: Generation, answer_tokens: int, nats: float | None
     ) -> dict[str, Any]:
         question, written = asked.question, generation.text.strip()
         scores = scores_of(written, question.answers)
@@ -230,6 +251,6 @@ def _nats(
     return nats
 
 
-def _bos(reader: Reader, prompt: Ids) -> int:
+def _bos(reader: TextReader, prompt: Ids) -> int:
     """How many leading ids of a prompt are BOS."""
     return len(reader.bos) if prompt[: len(reader.bos)] == reader.bos else 0

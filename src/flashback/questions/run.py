@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.questions.answers import OpenWriter, Respondent
 from flashback.questions.forms import Asking
 from flashback.questions.passages import Asked
 from flashback.questions.rows import Row
+from flashback.readers.text_reader import TextReader
 from flashback.settings import RetrievalSettings, Settings
 
 NUMBER = "number"
@@ -39,6 +40,26 @@ class InMemory:
         """See `Answers`."""
 
 
+class Readers(Protocol):
+    """Where the reader of each row comes from."""
+
+    def get(self, adapter: Path | None = None) -> TextReader:
+        """The reader with an adapter, or without any."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneReader:
+    """A reader that no adapter can be put on, since its model is elsewhere."""
+
+    reader: TextReader
+
+    def get(self, adapter: Path | None = None) -> TextReader:
+        """See `Readers.get`."""
+        assert adapter is None, "refused before"
+        return self.reader
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Rows and questions; every row answers every question."""
@@ -52,7 +73,7 @@ class Comparison:
 
     def run(
         self,
-        readers: AdaptedReaders,
+        readers: Readers,
         open_writer: OpenWriter,
         answers: Answers,
         retrievals: Sequence[RetrievalSettings],

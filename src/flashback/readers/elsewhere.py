@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from flashback.engines.openai_probe import Sample
 from flashback.errors import SettingsError
-from flashback.readers.load import Source, config_of, load_tokenizer, window_of
+from flashback.readers.load import Source, config_of, load_tokenizer, locate_tokenizer, window_of
 from flashback.readers.text_reader import TextReader, ids_of
 
 _VARIED = 160
@@ -33,18 +33,19 @@ def load_text_reader(name: str, tokenizer: str, *, trust_remote_code: bool = Fal
         tokenizer=load_tokenizer(tokenizer, trust_remote_code),
         window=0,
         window_reason="unknown",
-        ends=_ends(tokenizer),
+        ends=_ends(locate_tokenizer(tokenizer)),
         place="elsewhere",
     )
 
 
-def _ends(folder: str) -> frozenset[int]:
+def _ends(source: Source) -> frozenset[int]:
     """The ids that end a text by a generation configuration, if there is one."""
+    if source.gguf is not None:
+        return frozenset()
     try:
-        given = GenerationConfig.from_pretrained(Path(folder).expanduser()).eos_token_id
+        return ids_of(GenerationConfig.from_pretrained(source.path).eos_token_id)
     except (OSError, ValueError):
         return frozenset()
-    return ids_of(given)
 
 
 def window_elsewhere(tokenizer: str, served: int | None, asked: int | None) -> tuple[int, str]:

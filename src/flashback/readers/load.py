@@ -154,9 +154,14 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Tokenizer:
     Raises:
         ReaderError: it is missing or damaged.
     """
+    return _tokenizer(locate_tokenizer(name), trust_remote_code)
+
+
+def locate_tokenizer(name: str) -> Source:
+    """Where a tokenizer is: as `locate`, or a folder without a model. Raises as that does."""
     folder = os.path.expanduser(name)
     bare = bool(name) and os.path.isdir(folder) and not os.path.exists(f"{folder}/config.json")
-    return _tokenizer(Source(name, folder) if bare else locate(name), trust_remote_code)
+    return Source(name, folder) if bare and not find_gguf(Path(folder), name) else locate(name)
 
 
 def _model(

@@ -127,7 +127,7 @@ def make_service(
     reader = generator.reader
     defaults.check_retriever(generator.retriever)
     defaults = generator.settled(Settings(defaults)).retrieval
-    reader.check_pattern(defaults.pattern)
+    generator.check_pattern(defaults.pattern)
     _check_defaults(reader, defaults)
     model = settings.model_name or reader.name.rstrip("/").rpartition("/")[2] or "reader"
     threads = min(settings.max_active, generator.engine.capabilities.concurrent)

@@ -206,6 +206,10 @@ class Generator:
         """See `Planner.settled`."""
         return self._planner.settled(settings)
 
+    def check_pattern(self, name: str) -> None:
+        """See `Planner.check_pattern`."""
+        self._planner.check_pattern(name)
+
     def supports(self, pattern: ContextPattern) -> bool:
         """Whether engine and reader support a pattern."""
         return self._planner.supports(pattern)

@@ -71,12 +71,20 @@ class Planner:
         window = self.engine.capabilities.window
         budget = context_budget(window, passages, tokens, len(frame), retrieval.stride)
         pattern = PATTERNS[retrieval.pattern]
-        self.reader.check_pattern(pattern.name)
-        if not self.supports(pattern):
-            raise SettingsError(
-                f"--pattern='{pattern}': this engine has no slot; use append or prepend"
-            )
+        self.check_pattern(pattern.name)
         return Plan(settings, frame, pattern.reserved(passages, tokens, frame), budget)
+
+    def check_pattern(self, name: str) -> None:
+        """Refuse a pattern that reader or engine do not support.
+
+        Raises:
+            SettingsError: there is no such pattern, or they do not support it.
+        """
+        self.reader.check_pattern(name)
+        if not self.supports(PATTERNS[name]):
+            raise SettingsError(
+                f"--pattern='{name}': this engine has no slot; use append or prepend"
+            )
 
     def settled(self, settings: Settings) -> Settings:
         """The same settings, with the pattern that `auto` stands for.
