@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 CHATS := $(VENV)/.has-a-chat-model
 
-.PHONY: demo test check install extras readers peers-vllm format docs site mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers peers-vllm format docs site deploy-test mini mini-adapter bench figures lock clean
 
 demo: install  ## See what retrieval costs and what it is good for: two minutes, with a small chat model.
 	@test -e $(CHATS) || $(MAKE) --no-print-directory $(CHATS) || echo 'the demo does without a chat model'
@@ -69,6 +69,9 @@ docs: install  ## Write docs/cli.md, docs/settings.md and the table of modules a
 site: install  ## Make the site of docs/ in build/site; no network but for what it installs.
 	$(PIP) --no-build-isolation -e '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+deploy-test: extras  ## The services of deploy/compose.yaml as processes: a real PostgreSQL, the front, two replicas.
+	$(BIN)/python scripts/deploy_processes.py
 
 bench: install  ## The paper's run-time test on this machine.
 	$(BIN)/flashback bench runtime

@@ -71,35 +71,27 @@ def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         return found
 
     against = "against_plain_rag"
-<<<<<<< HEAD
     costs = []
     if "prefilled" in rows[0]:
         costs = [
             ("prefilled\ntokens", cells("prefilled")),
             ("prompt\ntokens", cells("prompt_tokens")),
         ]
+    scored, own = [], []
+    if "nats_per_token" in rows[0]:  # not by a reader whose model is elsewhere
+        scored = [("-log p\nper token", cells("nats_per_token"))]
+        own = [("-log p against\nplain RAG", cells("nats_per_token", against))]
     return [
-=======
-    scored = "nats_per_token" in rows[0]
-    columns = [
->>>>>>> remote
         ("", [row["name"] for row in rows]),
         ("F1 (95 %)", cells("f1")),
         ("exact\nmatch", cells("exact_match")),
         ("sub-\nstring", cells("substring")),
-<<<<<<< HEAD
         *costs,
-        ("-log p\nper token", cells("nats_per_token")),
-=======
->>>>>>> remote
+        *scored,
         ("F1 against\nplain RAG", cells("f1", against)),
+        *own,
         ("substring against\nplain RAG", cells("substring", against)),
     ]
-    if scored:  # not by a reader whose model is elsewhere
-        columns.insert(4, ("-log p\nper token", cells("nats_per_token")))
-        own = cells("nats_per_token", against)
-        columns.insert(6, ("-log p against\nplain RAG", own))
-    return columns
 
 
 def _interval(one: dict[str, float], places: int, *, signed: bool) -> str:

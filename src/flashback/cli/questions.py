@@ -33,14 +33,9 @@ from flashback.retrieval.specs import open_source
 from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings, StoppingSettings
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from flashback.questions.run import Comparison
-    from flashback.readers.reader import Reader
-=======
     from flashback.questions.answers import OpenWriter
-    from flashback.questions.run import Answers, Comparison
+    from flashback.questions.run import Comparison
     from flashback.readers.text_reader import TextReader
->>>>>>> remote
     from flashback.retrieval.protocol import Retriever
 
 _lookup_options = options_of(
@@ -176,35 +171,18 @@ def _answered(request: _Request) -> dict[str, Any]:
 
     for adapter in request.adapters:  # before a model is loaded, or even downloaded
         _warn_if_untrained(adapter, request)
-<<<<<<< HEAD
-    check_weights(request.weights, request.options.device, request.options.dtype)
-    finish = partial(for_inference, weights=request.weights)
-    readers = AdaptedReaders(request.options.load_plain, finish)
-    readers.check(request.adapters)
-    comparison = _comparison(request, readers.get(), index)
-    retrievals = _retrievals(request, comparison)
-    rows = _described_rows(comparison, readers.get(), retrievals)
-    described = _described(request, comparison, readers.get())
-    run = _run_record(request, readers.get(), index, described) | {"rows": rows}
-    with answers_in(request.out, run) as answers, counting("answering") as start:
-        records = comparison.run(readers, _open_writer, answers, retrievals, start)
-=======
     how = request.weights, request.adapters
     if request.engine.is_local:
         readers, open_writer = readers_here(request.options, *how)
     else:
         readers, open_writer = reader_elsewhere(request.options, request.engine, *how)
     comparison = _comparison(request, readers.get(), open_writer, index)
-    retrievals = _retrievals(request, comparison, readers.get())
-    rows = [
-        row.described(readers.get(), retrieval)
-        for row, retrieval in zip(comparison.rows, retrievals, strict=True)
-    ]
+    retrievals = _retrievals(request, comparison)
+    rows = _described_rows(comparison, readers.get(), retrievals)
     described = _described(request, comparison, readers.get())
     run = _run_record(request, readers.get(), index, described) | {"rows": rows}
-    with _answers(request.out, run) as answers, counting("answering") as start:
+    with answers_in(request.out, run) as answers, counting("answering") as start:
         records = comparison.run(readers, open_writer, answers, retrievals, start)
->>>>>>> remote
     resamples = request.bootstrap.resamples
     audited = request.audit and index is not None
     return AnswerTable(rows, records, comparison.asked, resamples, described).record() | {
@@ -249,17 +227,12 @@ def _comparison(
     from flashback.retrieval.protocol import NoRetriever
 
     own = request.questions
-<<<<<<< HEAD
-=======
+    questions = request.file.sample(own.limit, own.seed)
+    form = settled_form(own.form, reader, questions)
     patterns = chosen_patterns(reader, request.patterns)
     if not (request.engine.is_local or request.patterns):
         writer = open_writer(reader, NoRetriever())
         patterns = [name for name in patterns if writer.supports(PATTERNS[name])]
-    rows = rows_of(patterns, request.adapters)
->>>>>>> remote
-    questions = request.file.sample(own.limit, own.seed)
-    form = settled_form(own.form, reader, questions)
-    patterns = chosen_patterns(reader, request.patterns)
     talks = any(one.history for one in questions)
     rows = rows_of(patterns, request.adapters, conversations=talks)
     asking = Asking(form)
@@ -274,20 +247,14 @@ def _comparison(
     return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
 
 
-<<<<<<< HEAD
 def _retrievals(request: _Request, comparison: "Comparison") -> list[RetrievalSettings]:
-=======
-def _retrievals(
-    request: _Request, comparison: "Comparison", reader: "TextReader"
-) -> list[RetrievalSettings]:
->>>>>>> remote
     """The settings of each row."""
     given = replace(request.retrieval, frame=request.frame)
     return [row.given(comparison.asking.form, given) for row in comparison.rows]
 
 
 def _described_rows(
-    comparison: "Comparison", reader: "Reader", retrievals: Sequence[RetrievalSettings]
+    comparison: "Comparison", reader: "TextReader", retrievals: Sequence[RetrievalSettings]
 ) -> list[dict[str, Any]]:
     """Each row as plain data, with the frame of its first question."""
     form, first = comparison.asking.form, comparison.asked[0].question
@@ -348,24 +315,3 @@ def _run_record(
         "adapters": [checksums_of(adapter) for adapter in request.adapters],
         "index": identity_of(index) or described["index"],
     }
-
-
-<<<<<<< HEAD
-def _open_writer(reader: "Reader", retriever: "Retriever") -> "Generator":
-    from flashback.engines.local import LocalEngine
-    from flashback.writing.generator import Generator
-
-    return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
-=======
-@contextlib.contextmanager
-def _answers(out: Path | None, run: dict[str, Any]) -> "Iterator[Answers]":
-    """Where answers are kept: in a file, or nowhere."""
-    from flashback.questions.run import NUMBER, InMemory
-    from flashback.writing.results import open_results
-
-    if out is None:
-        yield InMemory()
-        return
-    with open_results(out, run, NUMBER) as results:
-        yield results
->>>>>>> remote

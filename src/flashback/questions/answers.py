@@ -66,9 +66,7 @@ class Respondent:
         """
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
-<<<<<<< HEAD
         prompts = [self._checked(writer, one) for one in asked]
-        scorer = TargetScorer(self.reader.model)
         talks = any(one.question.history is not None for one in asked)
         counting = (counting_engine(self.reader) if talks else None) or writer.engine
         for some in _together(asked, prompts, batch_size):
@@ -77,30 +75,12 @@ class Respondent:
             retrieval = some[0][1].retrieval
             written = _written(writer, ids, self._settings(retrieval), batch_size)
             examples = [self._example(*one) for one in some]
-            nats = _nats(scorer, examples, self._arrangement(retrieval))
+            nats = self._nats(examples, self._arrangement(retrieval))
             for one, generation, example, own in zip(
                 questions, written, examples, nats, strict=True
             ):
                 cost = self._replayed(one, counting)
                 yield self._record(one, generation, example.window.stride, own) | cost
-=======
-        prompts = [
-            self.asking.prompt(self.reader, *self._pasted(one), self.settings.retrieval).ids
-            for one in asked
-        ]
-        self._check(writer, asked, prompts)
-        scorer = TargetScorer(self.reader.model) if isinstance(self.reader, Reader) else None
-        for at in range(0, len(asked), batch_size):
-            some, ids = asked[at : at + batch_size], prompts[at : at + batch_size]
-            hits.expect(some)
-            written = _written(writer, ids, self.settings, batch_size)
-            examples = list(map(self._example, some, ids))
-            nats: list[float | None] = [None] * len(some)
-            if scorer is not None:
-                nats = [*_nats(scorer, examples, self.arrangement)]
-            for one, generation, example, own in zip(some, written, examples, nats, strict=True):
-                yield self._record(one, generation, example.window.stride, own)
->>>>>>> remote
 
     def _prompt(self, asked: Asked) -> ChatPrompt:
         pasted = self.row.pasted_into(asked)
@@ -169,6 +149,26 @@ class Respondent:
             retrieval.history_tokens,
         )
 
+    @torch.no_grad()
+    def _nats(
+        self, examples: Sequence[Example], arrangement: Arrangement
+    ) -> Sequence[float | None]:
+        """-log p of every right answer; None, if the model is elsewhere.
+
+        Raises:
+            TrainingError: log-probabilities are not finite.
+        """
+        if not isinstance(self.reader, Reader):
+            return [None] * len(examples)
+        scores = TargetScorer(self.reader.model).log_probs(examples, arrangement)
+        nats = [-float(one.double().sum()) for one in scores]
+        if not all(map(math.isfinite, nats)):
+            raise TrainingError(
+                "the model's log-probabilities are not finite; use --dtype='float32', or another "
+                "model"
+            )
+        return nats
+
     def _replayed(self, asked: Asked, engine: Engine) -> dict[str, Any]:
         """What a conversation costs; nothing, if it is none."""
         if asked.question.history is None:
@@ -232,23 +232,6 @@ def _written(
         # The stride and the query of an answer are never those that an adapter was trained with.
         warnings.filterwarnings("ignore", "the adapter on", FlashBackWarning)
         return writer.generate_batch(prompts, settings, batch_size=batch_size)
-
-
-@torch.no_grad()
-def _nats(
-    scorer: TargetScorer, examples: Sequence[Example], arrangement: Arrangement
-) -> list[float]:
-    """-log p of every right answer.
-
-    Raises:
-        TrainingError: log-probabilities are not finite.
-    """
-    nats = [-float(one.double().sum()) for one in scorer.log_probs(examples, arrangement)]
-    if not all(map(math.isfinite, nats)):
-        raise TrainingError(
-            "the model's log-probabilities are not finite; use --dtype='float32', or another model"
-        )
-    return nats
 
 
 def _bos(reader: TextReader, prompt: Ids) -> int:

@@ -17,6 +17,7 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import CachingEngine, Engine, Usage
 from flashback.patterns.prompt import Ids, Prompt
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -63,9 +64,9 @@ def replay(turns: Sequence[Turn], engine: Engine) -> Replay:
     return Replay(len(turns), prefilled, len(turns[-1].prompt.arranged))
 
 
-def counting_engine(reader: Reader) -> LocalEngine | None:
+def counting_engine(reader: TextReader) -> LocalEngine | None:
     """An engine that reuses and prefills as many tokens as the reader's; None: it would not."""
-    if not reader.support.full_attention_only:
+    if not isinstance(reader, Reader) or not reader.support.full_attention_only:
         return None
     shape = LlamaConfig(
         vocab_size=reader.vocabulary_size,

@@ -19,14 +19,10 @@ from flashback.questions.passages import Asked
 
 _SCORES = ("exact_match", "f1", "substring")
 FIGURES = (*_SCORES, "nats_per_token")
-<<<<<<< HEAD
-"""Of every row; the first three in per cent, and the more the better."""
-COSTS = ("prefilled", "prompt_tokens")
-"""Of every row if conversations are asked, in tokens of a conversation: see `replay.Replay`."""
-=======
 """Of every row; the first three in per cent, and the more the better. A reader whose model is
 elsewhere has no log-probabilities."""
->>>>>>> remote
+COSTS = ("prefilled", "prompt_tokens")
+"""Of every row if conversations are asked, in tokens of a conversation: see `replay.Replay`."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +108,13 @@ def _sums(records: Sequence[Mapping[str, Any]], groups: Sequence[int], count: in
         return np.bincount(groups, list(values), count).astype(np.float64)
 
     answers = per_group(1.0 for _ in records)
-<<<<<<< HEAD
     per_answer = (*_SCORES, *(name for name in COSTS if all(name in one for one in records)))
     of = {name: per_group(float(one[name]) for one in records) for name in per_answer}
-    nats = per_group(float(one["nats"]) for one in records)
-    tokens = per_group(float(one["answer_tokens"]) for one in records)
-    units = dict.fromkeys(per_answer, answers) | {"nats_per_token": tokens}
-    return _Sums(of | {"nats_per_token": nats}, units)
-=======
-    of = {name: per_group(float(one[name]) for one in records) for name in _SCORES}
     if all(one["nats"] is not None for one in records):
         of["nats_per_token"] = per_group(float(one["nats"]) for one in records)
     tokens = per_group(float(one["answer_tokens"]) for one in records)
-    units = dict.fromkeys(_SCORES, answers) | {"nats_per_token": tokens}
+    units = dict.fromkeys(per_answer, answers) | {"nats_per_token": tokens}
     return _Sums(of, units)
->>>>>>> remote
 
 
 def _difference(row: _Sums, other: _Sums) -> _Sums:
