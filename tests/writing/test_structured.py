@@ -105,7 +105,11 @@ def test_made_up_schemas_are_obeyed(kinds: dict[str, str], seed: int) -> None:
 
 def test_texts_of_a_batch_have_constraints_of_their_own() -> None:
     prompts = ["A city:", "Another city, which is far away:", "One:"]
-    named = {"json_schema": json.dumps(CITY), "max_new_tokens": 64, "pattern": "none"}
+    named: dict[str, Any] = {
+        "json_schema": json.dumps(CITY),
+        "max_new_tokens": 64,
+        "pattern": "none",
+    }
     alone = [generator().generate(prompt, **named).tokens for prompt in prompts]
     together = generator().generate_batch(prompts, **named)
     assert [one.tokens for one in together] == alone
@@ -155,7 +159,7 @@ def test_without_llguidance_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(structured.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(SettingsError, match="install the extra 'structured'"):
         generator().generate("A city:", pattern="none", json_schema="{}")
 
@@ -163,7 +167,14 @@ def test_without_llguidance_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_line_takes_a_schema_or_a_file(model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(CITY))
-    words = ("generate", "A city:", "--model", model_folder, "--pattern", "none")
+    words: tuple[str | Path, ...] = (
+        "generate",
+        "A city:",
+        "--model",
+        model_folder,
+        "--pattern",
+        "none",
+    )
     words = (*words, "--max-new-tokens", "80", "--json")
     for schema in (path, json.dumps(CITY)):
         check_city(json.loads(run(*words, "--json-schema", schema).record["text"]))
