@@ -6,8 +6,9 @@ from pathlib import Path
 import flashback
 from flashback.corpus.documents import Document
 from flashback.evaluation.adapted_readers import AdaptedReaders
-from flashback.evaluation.arms import FrameKind, untrained_arms
+from flashback.evaluation.arms import untrained_arms
 from flashback.evaluation.evaluate import EvaluationSet, evaluate
+from flashback.evaluation.frame_kind import FrameKind
 from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.window_settings import WindowSettings
 

