@@ -92,7 +92,7 @@ def write(
     engine: Recording, retriever: MadeUpRetriever, ids: Sequence[int], made_up: Settings
 ) -> tuple[Generation, float]:
     """A generation, and the largest difference of its logits from those of one plain pass."""
-    engine.prompts = ()
+    engine.prompts = tuple[Prompt, ...]()
     found, seen = generate_and_record(Generator(reader(), engine, retriever), ids, made_up)
     rows, error = iter(seen), 0.0
     with torch.inference_mode():
