@@ -32,7 +32,7 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxEncoder:
-    """An `Encoder` that runs a model file. With 8-bit weights, a vector depends on its batch."""
+    """An `Encoder` that runs a model file. Safe to share between threads."""
 
     def __init__(self, path: str, device: str = "auto") -> None:
         """Load a model.
@@ -119,6 +119,8 @@ def _session(file: Path, device: str) -> Any:
         raise ValueError(f"device 'cuda': found {', '.join(there)}; install onnxruntime-gpu")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # what goes wrong is raised
+    # Threads that wait for more work would take the reader's cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [_CPU] if device == "cpu" or _CUDA not in there else [_CUDA, _CPU]
     return onnxruntime.InferenceSession(str(file), options, providers=providers)
 

@@ -43,6 +43,7 @@ CREATE INDEX IF NOT EXISTS {0}_document ON {0} (document);
 """
 _CREATE_GRAPH = """
 CREATE INDEX IF NOT EXISTS {0}_meaning ON {0} USING hnsw (meaning halfvec_cosine_ops)
+    WITH (ef_construction = 128)
 """
 _SEARCH = """
 WITH asked AS (
@@ -179,9 +180,10 @@ class PostgresRetriever(BufferedWrites):
             connection.execute(self._sql(_CREATE_GRAPH))
 
     def _configure(self, connection: "Connection[Any]") -> None:
-        """Let a search go on in the graph until it has what it needs, whatever is forbidden."""
+        """Let a search look at more of the graph, and go on where what it finds is forbidden."""
         if self._vectors is not None:
             connection.execute("SET hnsw.iterative_scan = strict_order")
+            connection.execute("SET hnsw.ef_search = 128")
             connection.commit()
 
     def _sql(self, text: str, *more: str) -> Any:
