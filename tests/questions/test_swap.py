@@ -102,7 +102,7 @@ def test_what_keeps_nothing_does_not_know_the_old_passage(
     reader: Reader, form: SwapForm, asked: AskedWhen
 ) -> None:
     writer = writer_of(reader)
-    rows = KEEPING
+    rows: tuple[SwapRow, ...] = KEEPING
     if form is SwapForm.CHAT and asked is not AskedWhen.BEFORE:
         rows = (*KEEPING, *SLOTS)  # the history between turns is clean
     for row in rows:
@@ -292,7 +292,7 @@ def test_whose_answer_is_right(name: str, wanted: Variant, rival: Variant) -> No
         {"recompute_tokens": "9" * 9},
     ],
 )
-def test_settings_that_are_refused(wrong: dict[str, str]) -> None:
+def test_settings_that_are_refused(wrong: dict[str, Any]) -> None:
     settings = SwapSettings(**wrong)
     with pytest.raises(SettingsError, match="expected"):
         _ = settings.distances, settings.recomputed
