@@ -1,6 +1,7 @@
 """Passes in half precision are judged against float32 passes of the same weights."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ IDS = [[5, 9, 17, 3, 250, 7], [8, 8, 30, 41, 6, 2]]
 @pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_recomputed_in_float32(family: str, dtype: torch.dtype) -> None:
-    model = copy.deepcopy(tiny_model(family))
+    model: Any = copy.deepcopy(tiny_model(family))
     model.to(dtype=dtype)
     exact = copy.deepcopy(model).float()
     before = {name: (one.data_ptr(), one.clone()) for name, one in model.named_parameters()}
