@@ -8,7 +8,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import tantivy
@@ -85,7 +84,9 @@ def build_index(
         for name, written in files().items():
             (data / name).write_bytes(written)
         versions = versions_here()
-        content = Content(settings.kind, counts, asdict(settings), versions, tokens_of)
+        content = Content(
+            settings.kind, counts, settings.record(settings.kind), versions, tokens_of
+        )
         return publish(folder, data, content)
 
 
