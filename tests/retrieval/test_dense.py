@@ -82,6 +82,7 @@ def test_a_dense_index_is_an_index(folder: Path) -> None:
     assert sorted(opened.sample()) == sorted(f"{title}\n{text}" for title, text in PETS.items())
     assert manifest.content.settings["encoder"] == "wordllama"
     assert manifest.content.settings["dimension"] == 256
+    assert not {"k1", "b", "language"} & {*manifest.content.settings}
 
 
 def test_meaning_is_found_without_a_common_word(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The playground in a real Chromium: it writes, compares, and says what went wrong."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -9,9 +9,11 @@ import pytest
 
 import chromium
 from chromium import Page
+from flashback.corpus.place import Place
 from flashback.patterns.registry import PATTERNS
+from flashback.retrieval.protocol import Hit
 from flashback.server.prompt_examples import PromptExamples
-from flashback.settings import Settings, StoppingSettings
+from flashback.settings import SearchOptions, Settings, StoppingSettings
 from flashback.writing.generator import Generator
 from servers import DEFAULTS, QueryRetriever, Served, chat_reader, serving
 from tiny_readers import tiny_reader
@@ -78,6 +80,26 @@ def test_patterns_are_compared_side_by_side(served: Served, page: Page) -> None:
     page.wait(f"{STATUS} == 'finished'")
     titles = page.run("[...document.querySelectorAll('.column h2')].map((h) => h.textContent)")
     assert titles == list(PATTERNS)
+    assert page.complaints == []
+
+
+class Placed:
+    """Finds a page of a file, and what stands under a heading of another."""
+
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
+        page = Hit("a#0", "a", "tides.pdf", "The tide rises.", 2.0, Place(page=3, last_page=4))
+        part = Hit("b#0", "b", "", "It falls.", 2.0, Place(heading="The <moon>", line=7))
+        return [[page, part][: options.k] for _ in queries]
+
+
+def test_sources_say_where_they_stand(page: Page) -> None:
+    with serving(retriever=Placed()) as own:
+        page.open(f"{own.url}/?prompt={quote('The tides')}&tokens=12&passages=2&run")
+        page.wait(f"{STATUS} == 'finished'")
+        names = page.run(
+            "[...document.querySelectorAll('.passages li strong')].map((one) => one.textContent)"
+        )
+    assert names[:2] == ["tides.pdf, pages 3 to 4", 'b, "The <moon>", line 7']
     assert page.complaints == []
 
 

@@ -11,7 +11,6 @@ import platform
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -85,7 +84,7 @@ def build_dense(
         write = partial(_write, encoder=encoder, on_encoding=on_encoding)
         counts = fill(data, passages, settings, report, write)
         versions = {name: version(name) for name in ("usearch", "numpy")}
-        made = asdict(settings) | {"encoder": encoder.name, "dimension": encoder.dimension}
+        made = settings.record(DENSE) | {"encoder": encoder.name, "dimension": encoder.dimension}
         versions["python"] = platform.python_version()
         return publish(folder, data, Content(DENSE, counts, made, versions, tokens_of))
 

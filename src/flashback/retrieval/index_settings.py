@@ -1,7 +1,8 @@
 """How passages are made and indexed."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from flashback.corpus.passages import DEFAULT_TOKENS, DEFAULT_WORDS
 from flashback.declared import AUTO, CheckedSettings, named, setting
@@ -11,6 +12,8 @@ from flashback.retrieval.index_folder import Manifest
 
 DENSE = "dense"
 """A kind of index: passages as vectors."""
+_OF_WORDS = ("language", "k1", "b")
+"""Settings of indexes of words."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class IndexSettings(CheckedSettings):
                 "--drop-near-duplicates=True with --deduplicate=False: equal passages cannot be "
                 "kept where similar ones are left out; give one of the two"
             )
+
+    def record(self, kind: str) -> dict[str, Any]:
+        """What the manifest of an index says: all that means something to its kind."""
+        left_out = _OF_WORDS if kind == DENSE else ()
+        own = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return own | {"kind": kind}
 
     def _check_kind(self) -> None:
         """Refuse settings of other kinds."""
