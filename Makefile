@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 CHATS := $(VENV)/.has-a-chat-model
 
-.PHONY: demo test check install extras readers format docs site mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers harness format docs site mini mini-adapter bench figures lock clean
 
 demo: install  ## See what retrieval costs and what it is good for: two minutes, with a small chat model.
 	@test -e $(CHATS) || $(MAKE) --no-print-directory $(CHATS) || echo 'the demo does without a chat model'
@@ -47,6 +47,12 @@ readers: $(PARALLEL)  ## Download two real readers (345 MB) into .readers; tests
 	$(BIN)/python scripts/download_readers.py .readers
 	$(BIN)/python -m pytest readers_tests -n 0
 	FLASHBACK=$(BIN)/flashback scripts/reader_answers.sh .readers .readers/answers
+
+harness: install  ## Forty questions by `flashback eval qa` and by lm-evaluation-harness: the same answers?
+	$(PIP) --no-build-isolation -e '.[dev,eval,peers]'
+	$(BIN)/flashback index readers_tests/facts.jsonl --out build/facts --overwrite
+	$(BIN)/python scripts/harness_answers.py readers_tests/facts.jsonl --index build/facts \
+	  --form question --harness $(BIN)/lm_eval
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .
