@@ -19,7 +19,7 @@ from flashback.retrieval.breaker import CircuitBreaker
 from flashback.retrieval.remote import HttpRetriever, Patience
 from flashback.retrieval.specs import open_retriever
 from flashback.server.server_settings import ServerSettings
-from flashback.server.serving import bind
+from flashback.server.sockets import bind
 from flashback.settings import SearchOptions
 from retrieval.contract import PETS, Make, RetrieverContract, found, passages_of
 from servers import MINUTES, Clock, chat_reader, serving
