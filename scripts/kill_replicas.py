@@ -7,7 +7,8 @@ Starts `flashback serve` three times with flashback-mini, and a front before the
 sent alone first, which gives the texts to compare with. Then clients send requests at random,
 streamed or not, while replicas are killed (SIGKILL), one whenever LEAST are up, and started again.
 Allowed are: the text; of a stream the beginning of the text, and then the error `replica_lost`;
-instead of an answer the errors `no_replica` and `queue_full`. Exits with 1 if anything else is seen.
+instead of an answer the errors `no_replica` and `queue_full`. Exits with 1 if anything else is
+seen.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import httpx2
 
 from soak import LENGTHS, TOPICS, positive
 
-_LIMIT = 300
+_LIMIT = 1800
 """Seconds for whatever is waited for."""
 
 
