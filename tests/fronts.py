@@ -13,7 +13,7 @@ import httpx2
 from flashback.server.front import Front, FrontListener
 from flashback.server.front_settings import FrontSettings
 from flashback.server.server_settings import ServerSettings
-from flashback.server.serving import bind
+from flashback.server.sockets import bind
 from servers import MINUTES, until
 
 _RESET = struct.pack("ii", 1, 0)

@@ -26,7 +26,8 @@ from flashback.sampling import Sampler
 from flashback.server.scheduler import Load
 from flashback.server.server_settings import MIB, ServerSettings
 from flashback.server.service import Service, make_service
-from flashback.server.serving import Listener, bind
+from flashback.server.serving import Listener
+from flashback.server.sockets import bind
 from flashback.settings import RetrievalSettings, SearchOptions
 from flashback.writing.generator import Generator
 from recompute import recomputed_logits

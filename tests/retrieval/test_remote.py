@@ -18,7 +18,7 @@ from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.remote import HttpRetriever
 from flashback.retrieval.specs import open_retriever
 from flashback.server.server_settings import ServerSettings
-from flashback.server.serving import bind
+from flashback.server.sockets import bind
 from flashback.settings import SearchOptions
 from flashback.wire.breaker import CircuitBreaker
 from flashback.wire.http import Patience

@@ -285,7 +285,7 @@ def test_a_hot_conversation_does_not_fill_one_replica(site: Site) -> None:
         go.set()
         assert {answer.result().status_code for answer in answers} == {200}
     assert counts[-1] <= 8
-    assert counts[0] >= 1
+    assert counts[1] >= 4
 
 
 def test_a_client_that_leaves_leaves_the_replica_too(site: Site) -> None:

@@ -15,6 +15,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from flashback.benchmark.harness import nothing
 from flashback.benchmark.replicas_settings import ReplicasSettings
@@ -74,7 +75,7 @@ def conversations(settings: ReplicasSettings) -> Iterator[Conversation]:
 
     for number in range(settings.conversations):
         now += draw.expovariate(settings.arrivals)
-        turns = []
+        turns: list[Turn] = []
         while not turns or draw.random() > 1 / settings.turns:
             thinking = draw.expovariate(1) * settings.thinking if turns else 0.0
             question, answer = tokens(settings.question_tokens), tokens(settings.answer_tokens)
@@ -166,7 +167,7 @@ class Simulation:
         self._route = routes(settings)[name]
         names = [f"http://replica-{number}:8000" for number in range(settings.replicas)]
         self._replicas = {one: _Replica(one, settings.cache_tokens) for one in names}
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._now = 0.0
         self.outcome = Outcome(name, work=dict.fromkeys(names, 0.0))
@@ -178,20 +179,22 @@ class Simulation:
             on_step: called after each conversation's first question.
         """
         for one in conversations(self._settings):
-            self._at(
-                one.begins, lambda one=one: (self._ask(_Request(one, 0, 0, self._now)), on_step())
-            )
+            self._at(one.begins, partial(self._arrive, one, on_step))
         if (death := self._settings.death) is not None:
             victim = next(iter(self._replicas.values()))
-            self._at(death, lambda: self._die(victim))
-            self._at(death + self._settings.dead, lambda: setattr(victim, "up", True))
+            self._at(death, partial(self._die, victim))
+            self._at(death + self._settings.dead, partial(setattr, victim, "up", True))
         while self._events:
             self._now, _, happen = heapq.heappop(self._events)
             happen()
         return self.outcome
 
     def _at(self, when: float, happen: Callable[[], object]) -> None:
-        heapq.heappush(self._events, (when, next(self._order), lambda: (happen(), None)[1]))
+        heapq.heappush(self._events, (when, next(self._order), happen))
+
+    def _arrive(self, conversation: Conversation, on_step: Callable[[], None]) -> None:
+        self._ask(_Request(conversation, 0, 0, self._now))
+        on_step()
 
     def _ask(self, request: _Request) -> None:
         """Send a request to a replica, which prefills it after those before it."""
@@ -203,7 +206,7 @@ class Simulation:
         replica.free_at = max(replica.free_at, self._now) + seconds
         self.outcome.work[replica.name] += seconds
         replica.keep(request.conversation.name, request.prompt)
-        self._at(replica.free_at, lambda: self._write(replica, request, reused))
+        self._at(replica.free_at, partial(self._write, replica, request, reused))
 
     def _write(self, replica: _Replica, request: _Request, reused: int) -> None:
         """The first token of an answer."""
@@ -213,7 +216,7 @@ class Simulation:
         waited = self._now - request.began
         self.outcome.served.append(Served(request.began, waited, request.history, reused))
         seconds = request.turn.answer / self._settings.decode_rate
-        self._at(self._now + seconds, lambda: self._end(replica, request))
+        self._at(self._now + seconds, partial(self._end, replica, request))
 
     def _end(self, replica: _Replica, request: _Request) -> None:
         """The last token of an answer; the next question comes later."""
@@ -224,7 +227,7 @@ class Simulation:
         replica.keep(request.conversation.name, history)
         if request.number + 1 < len(request.conversation.turns):
             following = _Request(request.conversation, request.number + 1, history, 0.0)
-            self._at(self._now + following.turn.thinking, lambda: self._begin(following))
+            self._at(self._now + following.turn.thinking, partial(self._begin, following))
 
     def _begin(self, request: _Request) -> None:
         request.began = self._now

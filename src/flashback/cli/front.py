@@ -29,7 +29,7 @@ def serves_replicas(front: FrontSettings, settings: ServerSettings) -> bool:
         return False
     _check_installed()
     from flashback.server.front import serve_front
-    from flashback.server.serving import bind
+    from flashback.server.sockets import bind
 
     bound = bind(settings)
     notes.print(f"in front of {', '.join(front.replicas)}", style="dim")

@@ -74,7 +74,7 @@ def serve(
     begin_loading(options.model)
     from flashback.loading import load
     from flashback.retrieval.live import live
-    from flashback.server.serving import bind
+    from flashback.server.sockets import bind
 
     bound = bind(settings)  # before a model is loaded
     generator = load(

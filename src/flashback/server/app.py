@@ -1,20 +1,16 @@
 """The routes of the server."""
 
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import Counter
 from starlette.concurrency import run_in_threadpool
 
 from flashback.errors import SettingsError
 from flashback.retrieval.guard import OnRetrievalError
 from flashback.server.answers import ChatShape, CompletionShape, as_json
 from flashback.server.error_handlers import add_error_handlers
-from flashback.server.errors import ApiError, of_settings, of_status
-from flashback.server.gate import Gate
+from flashback.server.errors import ApiError, of_settings
 from flashback.server.parsing import (
     check_model,
     check_unicode,
@@ -24,18 +20,11 @@ from flashback.server.parsing import (
 )
 from flashback.server.schema import ChatRequest, CompletionRequest, RetrieveRequest
 from flashback.server.searching import GuardedRetriever, RetrievalFailed
-from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service
 from flashback.server.sources import hit_record
 from flashback.server.streaming import answer
+from flashback.server.surroundings import add_gate, add_page
 from flashback.version import __version__
-
-_PAGE = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "chat.js": "text/javascript; charset=utf-8",
-}
 
 
 def make_app(service: Service) -> FastAPI:
@@ -53,21 +42,6 @@ def make_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     add_gate(app, service.settings, service.metrics.requests)
     return app
-
-
-def add_gate(app: FastAPI, settings: ServerSettings, requests: Counter) -> None:
-    """Limits, key and log around all routes; other origins as the settings allow."""
-    app.add_middleware(
-        Gate, requests=requests, api_key=settings.api_key, max_bytes=settings.max_body * 1024
-    )
-    if settings.cors_origins:  # around the gate: a page reads its refusals, too
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # clients differ in what they send
-            expose_headers=["Retry-After", "X-Request-Id"],
-        )
 
 
 def _add_completions(app: FastAPI, service: Service) -> None:
@@ -166,21 +140,3 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """Prometheus' text format."""
         text = service.metrics.render(service.scheduler.load, service.cache_use)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def add_page(app: FastAPI) -> None:
-    """The playground's routes."""
-    folder = files("flashback.server") / "playground"
-    texts = {name: (folder / name).read_bytes() for name in _PAGE}
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        """The playground."""
-        return Response(texts["index.html"], media_type=_PAGE["index.html"])
-
-    @app.get("/playground/{name}", include_in_schema=False)
-    async def part(name: str) -> Response:
-        """The playground's script and style."""
-        if name not in texts:
-            raise of_status(404, "")
-        return Response(texts[name], media_type=_PAGE[name])

@@ -18,14 +18,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from flashback.server.affinity import conversation_key
-from flashback.server.app import add_gate, add_page
 from flashback.server.error_handlers import add_error_handlers
 from flashback.server.errors import ApiError, stopping
 from flashback.server.forwarding import Forwarded, Relay, forward, no_replica
 from flashback.server.front_settings import FrontSettings
 from flashback.server.replicas import Replica, ReplicaLost, Replicas
 from flashback.server.server_settings import ServerSettings
-from flashback.server.serving import DRAIN, logged
+from flashback.server.sockets import DRAIN, logged
+from flashback.server.surroundings import add_gate, add_page
 from flashback.version import __version__
 
 KEY = "FLASHBACK_REPLICA_KEY"

@@ -3,17 +3,12 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from flashback.engines.protocol import CacheUse
+from flashback.server.answers_counter import answers_counter
 from flashback.server.events import ChoiceEnd, Event, Incident, SpanEnd
 from flashback.server.scheduler import Load
 from flashback.server.sources import token_counts
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-
-
-def answers_counter(registry: CollectorRegistry) -> Counter:
-    """What the gate counts."""
-    name, labels = "flashback_requests", ("path", "status")
-    return Counter(name, "Answers by path and status", labels, registry=registry)
 
 
 class Metrics:

@@ -2,23 +2,17 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
-import sys
-from collections.abc import Iterator
 
 import uvicorn
 
-from flashback.errors import FlashBackError
 from flashback.server.app import make_app
-from flashback.server.server_settings import ServerSettings
 from flashback.server.service import Service
+from flashback.server.sockets import DRAIN, logged
 
 _POLL = 0.1
 """Seconds between looks for a second signal."""
-DRAIN = 5
-"""Seconds for finished answers to reach their clients."""
 
 
 class Listener(uvicorn.Server):
@@ -61,47 +55,7 @@ class Listener(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def bind(settings: ServerSettings) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        FlashBackError: the address is not this machine's, or the port is taken.
-    """
-    host, port = settings.host, settings.port
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # Of TCP by name: else asyncio holds back the end of each answer for some 40 ms (Nagle).
-        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(1024)
-    except (OSError, UnicodeError) as error:  # the latter: no name of a host
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise FlashBackError(
-            f"--host={host!r} --port={port}: cannot listen there: {reason}; give another host or "
-            "port (0 for any)"
-        ) from error
-    return bound
-
-
 def serve(service: Service, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP looks for a new version of the index."""
     with logged():
         Listener(service).run(sockets=[bound])
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[None]:
-    """Lines of the server's log go to standard error as they are."""
-    log = logging.getLogger("flashback.server")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
