@@ -8,6 +8,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import tantivy
@@ -95,9 +96,7 @@ def build_index(
         versions = versions_here()
         made, found = detection.settings, detection.found
         detected = None if found is None else asdict(found)
-        content = Content(
-            made.kind, counts, made.record(made.kind), versions, tokens_of, detected
-        )
+        content = Content(made.kind, counts, made.record(made.kind), versions, tokens_of, detected)
         return publish(folder, data, content)
 
 
