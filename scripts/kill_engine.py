@@ -5,13 +5,15 @@
 FOLDER has the model, which vLLM serves. Each client writes the same text again and again. A text
 must be the one that was written before anything was killed, or the beginning of it with the event
 `engine_error`, or be refused with 503. After each restart every client must get a whole text again
-from the same `flashback serve`. Prints a line of JSON. `--command` starts another server.
+from the same `flashback serve`. Prints a line of JSON.
+
+vLLM takes a minute to start. `--stand-in` kills a server in its place that starts at once and
+writes tokens by their place in the text; FOLDER then needs nothing but a tokenizer.
 """
 
 import argparse
 import json
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,55 @@ class Clients:
 _REFUSED = (503, "engine_error")
 
 
+class StandIn(BaseHTTPRequestHandler):
+    """As much of vLLM's API as a text needs; a token each 20 ms."""
+
+    protocol_version = "HTTP/1.0"  # the end of the connection is the end of the answer
+
+    def do_GET(self) -> None:
+        """The model."""
+        self._send({"data": [{"id": "served", "max_model_len": 4096}]})
+
+    def do_POST(self) -> None:
+        """A completion, streamed or not."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["prompt"]
+        ids = [32 + (len(prompt) + at) % 31 for at in range(body["max_tokens"])]
+        details = {"prompt_tokens_details": {"cached_tokens": len(prompt) - 1}}
+        given = {"prompt_token_ids": prompt, "token_ids": ids, "text": ""}
+        if not body.get("stream"):
+            return self._send({"choices": [given], "usage": details})
+        self._head("text/event-stream")
+        for at, token in enumerate(ids):
+            time.sleep(0.02)
+            ended = "length" if at == len(ids) - 1 else None
+            self._event({"choices": [{"token_ids": [token], "finish_reason": ended}]})
+        self._event({"choices": [], "usage": details})
+        self.wfile.write(b"data: [DONE]\n\n")
+        return None
+
+    def _head(self, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+
+    def _send(self, record: Any) -> None:
+        self._head("application/json")
+        self.wfile.write(json.dumps(record).encode())
+
+    def _event(self, record: Any) -> None:
+        self.wfile.write(f"data: {json.dumps(record)}\n\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def stand_in(port: int) -> None:
+    """Serve until killed."""
+    ThreadingHTTPServer.request_queue_size = 128
+    ThreadingHTTPServer(("127.0.0.1", port), StandIn).serve_forever()
+
+
 def serve(model: str, base_url: str, tokenizer: str, port: int) -> list[str]:
     """The command of the server in front."""
     flashback = [sys.executable, "-m", "flashback", "serve", "--port", str(port)]
@@ -132,7 +184,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="served", help="its name")
     parser.add_argument("--python", default=sys.executable, help="of the environment with vLLM")
-    parser.add_argument("--command", help="instead; {port} is its port")
+    parser.add_argument("--stand-in", action="store_true", help="no vLLM")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
@@ -143,8 +195,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # servers end with it
     behind, front = free_port(), free_port()
     start = command(given.python, given.folder, given.model, behind)
-    if given.command:
-        start = shlex.split(given.command.replace("{port}", str(behind)))
+    if given.stand_in:
+        start = [sys.executable, __file__, "--serve", str(behind)]
     base = f"http://127.0.0.1:{behind}/v1"
     with running(start, base, Path(given.log)) as first:
         address = f"http://127.0.0.1:{front}"
@@ -176,4 +228,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        stand_in(int(sys.argv[2]))
     main()

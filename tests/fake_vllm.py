@@ -7,9 +7,7 @@ import contextlib
 import json
 import select
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -267,11 +265,3 @@ def saved_tokenizer(reader: Reader, folder: Path) -> str:
     """A folder with nothing but a reader's tokenizer."""
     reader.tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-if __name__ == "__main__":  # PORT: a stand-in for `scripts/kill_engine.py --command`
-    from servers import chat_reader
-
-    with fake_vllm(chat_reader(), int(sys.argv[1])) as running:
-        running.forced, running.at_token = b"abcdefghijklmnopqrst", lambda *_: time.sleep(0.02)
-        threading.Event().wait()
