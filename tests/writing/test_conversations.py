@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from flashback.engines.local import LocalEngine
 from flashback.errors import ChatTemplateError, PromptTooLong, SettingsError
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.chat import Conversation, Message, message
+from flashback.readers.chat import Conversation
+from flashback.readers.messages import Message, message
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit
 from flashback.settings import RetrievalSettings, SearchOptions, Settings, StoppingSettings

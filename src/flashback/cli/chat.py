@@ -25,7 +25,7 @@ from flashback.readers.weight_settings import Weights
 from flashback.settings import Settings
 
 if TYPE_CHECKING:
-    from flashback.readers.chat import Message
+    from flashback.readers.messages import Message
     from flashback.writing.generator import Generation, Generator, Writing
 
 _DEFAULTS = {"max_new_tokens": 256}
@@ -133,7 +133,7 @@ def _messages(content: bytes) -> "list[Message]":
         SettingsError: what is no message, or has more than is kept of one.
         RecursionError: it is nested too deeply.
     """
-    from flashback.readers.chat import messages_of
+    from flashback.readers.messages import messages_of
 
     given = json.loads(content)
     messages = messages_of(given)
@@ -186,7 +186,8 @@ class _Talk:
 
     def check(self, settings: Settings) -> None:
         """Refuse a reader or settings that no message could be answered with."""
-        from flashback.readers.chat import Conversation, message
+        from flashback.readers.chat import Conversation
+        from flashback.readers.messages import message
 
         question = Conversation((*self._system, message("user", "?")))
         self.writer.turn(question, settings)
@@ -202,7 +203,7 @@ class _Talk:
 
     def say(self, said: str) -> None:
         """Answer a message; the exchange becomes part of the conversation once it is answered."""
-        from flashback.readers.chat import message
+        from flashback.readers.messages import message
 
         if not said:
             return

@@ -19,8 +19,8 @@ from flashback.engines.local import LocalEngine
 from flashback.errors import IndexFolderError
 from flashback.loading import load
 from flashback.questions.metrics import stands_in
-from flashback.readers.chat import Message, message
 from flashback.readers.load import load_token_ends
+from flashback.readers.messages import Message, message
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.indexing import ProgressStart, index_corpus
 from flashback.retrieval.kinds import Index, open_index

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashback.errors import FlashBackError, PromptsError
-from flashback.readers.chat import messages_of
+from flashback.readers.messages import messages_of
 from flashback.writing.prompts import Id, check_whole, id_of, read_lines
 
 _EXPECTED = (

@@ -8,7 +8,8 @@ from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
 from flashback.questions.formats import Question
 from flashback.questions.question_settings import Form
-from flashback.readers.chat import ChatPrompt, Conversation, message
+from flashback.readers.chat import ChatPrompt, Conversation
+from flashback.readers.messages import message
 from flashback.readers.text_reader import TextReader
 from flashback.settings import FrameText, RetrievalSettings
 

@@ -31,7 +31,8 @@ from flashback.questions.forms import Asking
 from flashback.questions.question_settings import Form
 from flashback.questions.swap_cases import Case, Variant
 from flashback.questions.swap_settings import AskedWhen, Exchange, SwapForm
-from flashback.readers.chat import RECOMPUTED_IN_CHAT, Conversation, message
+from flashback.readers.chat import RECOMPUTED_IN_CHAT, Conversation
+from flashback.readers.messages import message
 from flashback.readers.passages import passage_ids
 from flashback.readers.text_reader import TextReader
 from flashback.settings import RECOMPUTED, RetrievalSettings, Settings

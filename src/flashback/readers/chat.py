@@ -4,28 +4,23 @@ What a template looks like is found by rendering it, never by its name. A last m
 assistant is the beginning of its answer, and is continued.
 """
 
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
-from flashback.errors import ChatTemplateError, NoChatTemplate, SettingsError
+from flashback.errors import ChatTemplateError, NoChatTemplate
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.messages import Message, message, messages_of
 from flashback.readers.queries import Talk, query_of
 from flashback.readers.text_reader import TextReader
 from flashback.settings import FrameText, RetrievalSettings
-
-Message = Mapping[str, str]
-Messages = Iterable[Mapping[str, Any]]
-"""Messages as OpenAI's clients have them; see `Conversation.of`."""
 
 INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
 RECOMPUTED_IN_CHAT = 16
 """The default of e: what asks is short, and a history is computed without a passage."""
-_MESSAGE = "{'role': ..., 'content': ...}"
 _BEHIND = "\n\n"
 _PROBES = ("first probe", "second probe", "third probe")
 """Texts that are looked for in a rendered template."""
@@ -245,46 +240,6 @@ def _ends(messages: Sequence[Message]) -> tuple[int, int]:
 
 def _with_content(messages: Sequence[Message], at: int, content: str) -> list[Message]:
     return [*messages[:at], message("user", content), *messages[at + 1 :]]
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    """One message."""
-    return {"role": role, "content": content}
-
-
-def messages_of(given: object) -> tuple[Message, ...]:
-    """Messages, none or more. See `Conversation.of`."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise SettingsError(f"messages={reprlib.repr(given)}: expected a list of {_MESSAGE}")
-    return tuple(_checked(f"messages.{at}", one) for at, one in enumerate(given))
-
-
-def _checked(place: str, given: object) -> Message:
-    """A message whose content is one text."""
-    if not isinstance(given, Mapping) or not isinstance(role := given.get("role"), str):
-        raise SettingsError(f"{place}={reprlib.repr(given)}: expected {_MESSAGE}")
-    content = given.get("content")
-    name = given.get("name")
-    named = {"name": name} if isinstance(name, str) else {}
-    if isinstance(content, str):
-        return message(role, content) | named
-    if not isinstance(content, list) or not content:
-        raise SettingsError(
-            f"{place}.content={reprlib.repr(content)}: expected a text, or a list of "
-            "{'type': 'text', 'text': ...}"
-        )
-    parts = (_text(f"{place}.content.{at}", part) for at, part in enumerate(content))
-    return message(role, "".join(parts)) | named
-
-
-def _text(name: str, part: object) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if kind != "text" or not isinstance(text, str):
-        raise SettingsError(
-            f"{name}: a part of type {kind!r}; expected {{'type': 'text', 'text': ...}}"
-        )
-    return text
 
 
 def _rendered(reader: TextReader, messages: Sequence[Message]) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise, takewhile
 
 from flashback.errors import PromptTooLong, SettingsError
-from flashback.readers.chat import ChatPrompt, Conversation, Message, message
+from flashback.readers.chat import ChatPrompt, Conversation
+from flashback.readers.messages import Message, message
 from flashback.readers.passages import LONGEST_TOKEN
 from flashback.readers.text_reader import TextReader
 from flashback.settings import Settings

@@ -12,7 +12,8 @@ from typing import Any, overload
 from flashback.engines.protocol import Batch, BatchingEngine, Engine
 from flashback.errors import FlashBackWarning, UnsupportedReader
 from flashback.patterns.pattern import ContextPattern
-from flashback.readers.chat import Conversation, Messages
+from flashback.readers.chat import Conversation
+from flashback.readers.messages import Messages
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever, search
 from flashback.sampling import OnToken, Sampler
