@@ -26,6 +26,7 @@ _NAMES = {
     "forbid-title": "forbid_titles",
     "forbid-document": "forbid_documents",
     "lora-target": "lora_targets",
+    "train-strides": "strides",
     "window-seed": "seed",
 }
 """The arguments that are not named as their flags are."""

@@ -78,7 +78,10 @@ def test_a_death_costs_what_was_cached_and_no_turn() -> None:
     assert (reused_share(struck.served) or 0) < (reused_share(calm.served) or 0)
 
 
-def test_the_command_is_the_same_every_time(tmp_path: Path) -> None:
+def test_the_command_is_the_same_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     words = ("--replicas", "3", "--conversations", "40", "--arrivals", "2")
     figure = tmp_path / "replicas.png"
     record = run("bench", "replicas", *words, "--json", "--plot", figure).record

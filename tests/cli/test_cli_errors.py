@@ -47,7 +47,7 @@ def broken(model_folder: Path, tmp_path: Path) -> Path:
     [
         (["nonsuch"], "No such command 'nonsuch'; see 'flashback --help'"),
         (["--nonsuch"], "No such option '--nonsuch'; see 'flashback --help'"),
-        (["generate", "--nonsuch"], "'--nonsuch'; see 'flashback generate --help'"),
+        (["generate", "--nonsuch"], "; see 'flashback generate --help'"),
         (["generate", "--strid", "3", "x"], "'--stride'"),
         (
             ["generate"],

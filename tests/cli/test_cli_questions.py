@@ -141,7 +141,7 @@ def test_conversations(words: tuple[str | Path, ...], index: Path, tmp_path: Pat
     for row, own in zip(record["rows"], zip(answers[::2], answers[1::2], strict=True), strict=True):
         assert row["prefilled"]["value"] == sum(one["prefilled"] for one in own) / 2
         assert row["support"]["answers"] == 1
-    printed = run(*asked).out  # all of it is there
+    printed = " ".join(run(*asked).out.split())  # all of it is there
     assert "2 questions on 2 conversations" in printed
     assert "What answers was found for " in printed
     assert "Answers with what they rest on in view: plain RAG " in printed

@@ -337,7 +337,7 @@ def test_the_key_is_sent(fake: FakeVllm, tmp_path: Path, monkeypatch: pytest.Mon
     [
         (("--engine", "openai"), "give the server's --base-url"),
         (("--engine", "openai", "--base-url", "nonsense"), "expected a URL such as"),
-        (("--engine", "nonsuch"), "expected one of local, openai"),
+        (("--engine", "nonsuch"), "expected one of local, llama.cpp, openai"),
         (("--base-url", "http://a"), "are of --engine openai"),
         (
             ("--engine", "openai", "--device", "cpu"),

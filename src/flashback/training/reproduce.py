@@ -157,7 +157,7 @@ def train_missing(
     run: Run,
     show: Callable[[str], AbstractContextManager[OnStep]],
     *,
-    rows: Rows = Rows(),
+    rows: Rows | None = None,
     bfloat16: bool = False,
 ) -> None:
     """Train every adapter that is not there yet, each on the same windows for the same steps.
@@ -165,13 +165,13 @@ def train_missing(
     Args:
         run: settings; pattern and marks are replaced.
         show: a progress bar for a training of this name.
-        rows: which of them.
+        rows: which of them; None: all.
         bfloat16: see `train`.
 
     Raises:
         TrainingError: see `train`.
     """
-    for recipe in recipes(readers.get(), rows):
+    for recipe in recipes(readers.get(), rows or Rows(run.settings.echo_tokens)):
         folder = adapter_folder(out, recipe)
         if (folder / CARD).exists():
             continue
