@@ -151,7 +151,12 @@ def test_a_replica_that_dies_before_its_first_text_costs_no_request(
     prompt = PROMPTS[0]
     home = site.home(prompt)
     hooks, cable = site.hooks(home), site.cables[home]
-    hooks.append(lambda _: (hooks.clear(), cable.cut()))
+
+    def die(_: int) -> None:
+        hooks.clear()
+        cable.cut()
+
+    hooks.append(die)
     if streamed:
         assert site.streamed(prompt) == (alone[prompt], "[DONE]")
     else:
@@ -339,7 +344,12 @@ def test_a_replica_that_stops_hands_its_requests_on(alone: dict[str, str]) -> No
         engine = served.service.engine
         assert isinstance(engine, HookedEngine)
         arrived, go = threading.Event(), threading.Event()
-        engine.hooks.append(lambda _: (arrived.set(), go.wait()))
+
+        def hold(_: int) -> None:
+            arrived.set()
+            go.wait()
+
+        engine.hooks.append(hold)
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(site.streamed, prompt)
             arrived.wait()
