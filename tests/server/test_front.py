@@ -152,11 +152,11 @@ def test_a_replica_that_dies_before_its_first_text_costs_no_request(
     home = site.home(prompt)
     hooks, cable = site.hooks(home), site.cables[home]
 
-    def cut_once(_: int) -> None:
+    def die(_: int) -> None:
         hooks.clear()
         cable.cut()
 
-    hooks.append(cut_once)
+    hooks.append(die)
     if streamed:
         assert site.streamed(prompt) == (alone[prompt], "[DONE]")
     else:
@@ -345,11 +345,11 @@ def test_a_replica_that_stops_hands_its_requests_on(alone: dict[str, str]) -> No
         assert isinstance(engine, HookedEngine)
         arrived, go = threading.Event(), threading.Event()
 
-        def wait(_: int) -> None:
+        def hold(_: int) -> None:
             arrived.set()
             go.wait()
 
-        engine.hooks.append(wait)
+        engine.hooks.append(hold)
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(site.streamed, prompt)
             arrived.wait()
