@@ -20,8 +20,6 @@ from flashback.server.metrics import Metrics
 from flashback.server.scheduler import Load
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-AWAITED = {"--engine", "--base-url", "--tokenizer"}
-"""Options of an engine that is not merged yet: empty this set when it is."""
 COMPOSE = services({"POSTGRES_PASSWORD": "secret", "TEXTS": "/texts"})
 OBJECTS = [
     one
@@ -60,7 +58,7 @@ def commands() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("where", commands())
 def test_commands_are_accepted(where: str) -> None:
-    words = [word for word in commands()[where] if word.partition("=")[0] not in AWAITED]
+    words = commands()[where]
     command: click.Command = app
     context = app.make_context("flashback", list(words))
     while isinstance(command, click.Group):

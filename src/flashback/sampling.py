@@ -30,6 +30,11 @@ OnToken = Callable[[Tensor | None, int], None]
 class Constraint(Protocol):
     """The tokens that may come next in one text, where not all may."""
 
+    @property
+    def schema(self) -> str:
+        """The JSON schema that the text obeys, for engines that choose elsewhere."""
+        ...
+
     def allowed(self, scores: Tensor) -> Tensor:
         """The scores (1, V), those of tokens that may not come next at minus infinity."""
         ...

@@ -1,7 +1,7 @@
 """What is written obeys a JSON schema, whatever the reader, the pattern and the seed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from command_line import refused, run
 from flashback.engines.local import LocalEngine
+from flashback.engines.openai_body import body_of
+from flashback.engines.protocol import Capabilities, Completion
 from flashback.errors import SettingsError
+from flashback.patterns.prompt import Prompt
 from flashback.retrieval.protocol import Hit
+from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings, SearchOptions
 from flashback.writing import structured
 from flashback.writing.generator import Generator
@@ -180,3 +184,29 @@ def test_the_command_line_takes_a_schema_or_a_file(model_folder: Path, tmp_path:
         check_city(json.loads(run(*words, "--json-schema", schema).record["text"]))
     message = refused(*words, "--json-schema", tmp_path / "none.json", code=2)
     assert "expected a file with a JSON schema, or the schema itself" in message
+
+
+class Elsewhere:
+    """An engine that chooses tokens where no logits are."""
+
+    capabilities = Capabilities(512, slot=False, chooses_here=False)
+
+    def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
+        body = body_of("a", prompt, max_tokens, sampler)
+        assert body["response_format"]["json_schema"]["schema"] == CITY
+
+        def tokens() -> Iterator[int]:
+            for token in (*generator().reader.encode('{"name": "Bern"}'), 1):
+                sampler.accept(token)
+                yield token
+
+        return Completion(tokens())
+
+
+def test_an_engine_that_chooses_elsewhere_is_told_of_the_schema() -> None:
+    writer = Generator(generator().reader, Elsewhere(), None)
+    named: dict[str, Any] = {"pattern": "none", "json_schema": json.dumps(CITY)}
+    found = writer.generate("A city:", stride=64, max_new_tokens=64, **named)
+    assert (found.text, found.finish_reason) == ('{"name": "Bern"}', "eos")
+    with pytest.raises(SettingsError, match="a stride of at least 64"):
+        writer.generate("A city:", stride=16, max_new_tokens=64, **named)

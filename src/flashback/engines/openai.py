@@ -31,7 +31,9 @@ class OpenAIEngine:
         """
         self.wire = wire
         self.model = model
-        self.capabilities = Capabilities(window, slot=False, concurrent=CONNECTIONS)
+        self.capabilities = Capabilities(
+            window, slot=False, concurrent=CONNECTIONS, chooses_here=False
+        )
         self._told = False
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:

@@ -5,6 +5,8 @@ Ends of texts and stop texts are the writing's affair; the server is told the id
 only so that it computes nothing behind them.
 """
 
+import json
+
 import numpy as np
 
 from flashback.engines.openai_wire import Record
@@ -39,6 +41,9 @@ def body_of(model: str, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Re
         body["seed"] = seed_of(settings.seed, len(sampler.history))
     if sampler.forbidden:
         body["logit_bias"] = {str(token): _NEVER for token in sampler.forbidden}
+    if sampler.constraint is not None:
+        schema = {"name": "schema", "schema": json.loads(sampler.constraint.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if prompt.salt:
         body["cache_salt"] = prompt.salt
     return body

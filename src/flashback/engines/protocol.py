@@ -105,6 +105,8 @@ class Capabilities:
     """Whether prompts may have passages at reserved positions."""
     concurrent: int = 1
     """How many completions it computes at a time, each asked for on a thread of its own."""
+    chooses_here: bool = True
+    """Whether `Sampler.choose` picks its tokens, from logits."""
 
 
 class Engine(Protocol):

@@ -16,7 +16,7 @@ from flashback.readers.chat import Conversation
 from flashback.readers.messages import Messages
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Hit, NoRetriever, Retriever, search
-from flashback.sampling import OnToken, Sampler
+from flashback.sampling import Constraint, OnToken, Sampler
 from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.arguments import changed
 from flashback.writing.batching import check_batch, write_together
@@ -201,7 +201,7 @@ class Generator:
         """
         plan = self._planner.plan(changed(settings, {}))
         plan.context(prompt, self.reader)
-        constraint_of(plan.settings, self.reader)
+        self._constraint(plan.settings, ())
 
     def settled(self, settings: Settings) -> Settings:
         """See `Planner.settled`."""
@@ -238,7 +238,7 @@ class Generator:
         sampling, stopping = plan.settings.sampling, plan.settings.stopping
         ends = () if stopping.ignore_eos else self.reader.eos
         written = context.ids[len(context.ids) - begun :]
-        constraint = constraint_of(plan.settings, self.reader, written)
+        constraint = self._constraint(plan.settings, written)
         return Text(
             self.reader,
             plan.settings,
@@ -247,6 +247,10 @@ class Generator:
             Sampler(sampling, context.ids, self.reader.forbidden, on_token, constraint, ends),
             plan.reserved,
         )
+
+    def _constraint(self, settings: Settings, begun: Sequence[int]) -> Constraint | None:
+        here = self.engine.capabilities.chooses_here
+        return constraint_of(settings, self.reader, begun, chosen_here=here)
 
     def _open_batch(self, rows: int) -> Batch | None:
         """None: one by one."""

@@ -28,8 +28,9 @@ _FLAG = "--json-schema"
 class JsonConstraint:
     """The tokens that may come next in one text; see `flashback.sampling.Constraint`."""
 
-    def __init__(self, matcher: Any) -> None:
-        """Take a matcher of llguidance in its first state."""
+    def __init__(self, schema: str, matcher: Any) -> None:
+        """Take a matcher of llguidance; None, if the engine chooses tokens elsewhere."""
+        self.schema = schema
         self._matcher = matcher
 
     def allowed(self, scores: Tensor) -> Tensor:
@@ -43,16 +44,22 @@ class JsonConstraint:
 
     def accept(self, token: int) -> None:
         """A token was written."""
-        self._matcher.consume_token(token)
+        if self._matcher is not None:
+            self._matcher.consume_token(token)
 
 
 def constraint_of(
-    settings: Settings, reader: TextReader, begun: Sequence[int] = ()
+    settings: Settings,
+    reader: TextReader,
+    begun: Sequence[int] = (),
+    *,
+    chosen_here: bool = True,
 ) -> JsonConstraint | None:
     """The constraint of a text; None: anything may be written.
 
     Args:
         begun: the tokens of what is written that stand in the prompt already.
+        chosen_here: see `Capabilities.chooses_here`. Elsewhere a schema holds for one stride.
 
     Raises:
         SettingsError: the schema is none, or is not supported; what has begun does not obey it;
@@ -66,10 +73,22 @@ def constraint_of(
             f"{_FLAG}: what is complete ends with an end-of-text token; expected a reader that has "
             "one, without --ignore-eos"
         )
+    if not chosen_here:
+        _check_one_stride(settings, begun)
+        return JsonConstraint(_checked(schema), None)
     matcher = _matcher(_checked(schema), reader)
     if begun and not matcher.consume_tokens(list(begun)):
         raise SettingsError(f"{_FLAG}: the message that is continued does not obey the schema")
-    return JsonConstraint(matcher)
+    return JsonConstraint(schema, matcher)
+
+
+def _check_one_stride(settings: Settings, begun: Sequence[int]) -> None:
+    stride, most = settings.retrieval.stride, settings.stopping.max_new_tokens
+    if begun or stride < most:
+        raise SettingsError(
+            f"{_FLAG}: this engine's server begins it anew at every stride; expected a text that "
+            f"begins with it, and a --stride of at least {most}, the most new tokens"
+        )
 
 
 def _checked(schema: str) -> str:
