@@ -31,7 +31,7 @@ def questions(file: str, **_: Any) -> dict[str, Any]:
 
 
 def _answers(line: dict[str, Any]) -> list[str]:
-    given: Any = line.get("answers", line.get("answer", []))
+    given: Any = line.get("answers", line.get("answer"))
     return [one.strip() for one in ([given] if isinstance(given, str) else given)]
 
 

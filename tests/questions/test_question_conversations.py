@@ -118,6 +118,13 @@ def test_the_counting_engine_counts_as_the_readers_own(
             assert replays[0]["turns"] == len(turns) + 1
 
 
+def test_a_reader_with_sliding_windows_counts_for_itself() -> None:
+    """How far back its cache can be cut depends on its layers."""
+    from families import tiny_model
+
+    assert counting_engine(tiny_reader(model=tiny_model("gemma3"))) is None
+
+
 def test_what_each_row_must_prefill(reader: Reader) -> None:
     """Kept passages and none continue the cache; else the last exchange is prefilled again."""
     (asked,) = look_up([TALK], Shelf(), reader, RETRIEVAL)
