@@ -265,7 +265,7 @@ def rows_of(columns: dict[str, list[str]]) -> list[list[str]]:
         ("a.csv", table(rows_of(ROWS))),
         ("a.csv", b"\xef\xbb\xbf" + table(rows_of(ROWS), ";")),
         ("a.tsv", table(rows_of(ROWS), "\t")),
-        ("a.csv.gz", gzip.compress(table(rows_of(ROWS)))),
+        ("a.csv.gz", gzip.compress(table(rows_of(ROWS)), mtime=0)),
         ("a.parquet", parquet(ROWS)),
     ],
 )
