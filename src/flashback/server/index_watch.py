@@ -82,14 +82,14 @@ class IndexWatch:
         return {"version": self._index.version, "passages": size, "failure": self.failure}
 
     def _tell(self, changed: bool, failure: str | None) -> None:
-        if failure is not None and failure != self.failure:  # once, not at every look
+        before, self.failure = self.failure, failure
+        if failure is not None and failure != before:  # once, not at every look
             _LOG.error("%s; the one before stays in use", failure)
             self._metrics.index_versions.labels("broken").inc()
         if changed:
             _LOG.info("a new version of the index is in use: %s", self._index.version)
             self._metrics.index_versions.labels("taken").inc()
             self._warn()
-        self.failure = failure
         self._metrics.index_broken.set(failure is not None)
 
     def _warn(self) -> None:
