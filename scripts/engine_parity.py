@@ -116,12 +116,15 @@ def compare(
         passages.rewind()
         written.append(writer.generate_batch(prompts, own, batch_size=together))
     return [
-        _compared(reader, len(ids), remote, local)
+        _compared(reader, len(ids), remote, local, in_front=own.retrieval.pattern == "prepend")
         for ids, remote, local in zip(prompts, *written, strict=True)
     ]
 
 
-def _compared(reader: Reader, context: int, remote: Generation, local: Generation) -> Compared:
+def _compared(
+    reader: Reader, context: int, remote: Generation, local: Generation, *, in_front: bool
+) -> Compared:
+    """One text by both; a passage in front of it may be cached by another text that had it."""
     equal = sum(1 for _ in _same(local.tokens, remote.tokens))
     gap = None if equal == len(local.tokens) else _gap(reader, local, remote, equal)
     later = remote.strides[1:]
@@ -131,7 +134,7 @@ def _compared(reader: Reader, context: int, remote: Generation, local: Generatio
         equal,
         gap,
         tuple(
-            min(one.usage.cached, length) / length
+            min(max(one.usage.cached - in_front * (len(one.arranged) - length), 0), length) / length
             for one, length in zip(later, lengths, strict=True)
         ),
         tuple(one.usage.prefill_seconds + one.usage.decode_seconds for one in later),
