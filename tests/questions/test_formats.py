@@ -60,7 +60,7 @@ def test_conversations(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be brief."}
     lines = [
         talk("Hi", "Hello", "Who?", passages=["d1", "d2"], support="She did."),
-        talk("Who?"),
+        talk("Who?", support=None, passages=None),
         talk("Who?") | {"messages": [system, {"role": "user", "content": "Who?"}]},
     ]
     file = read_questions(written(tmp_path, lines))

@@ -227,7 +227,9 @@ def _texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     Raises:
         ValueError: they are no texts.
     """
-    given = record.get(name, [])
+    given = record.get(name)
+    if given is None:
+        return ()
     return tuple(map(_text, given if isinstance(given, list) else [given]))
 
 
