@@ -164,7 +164,9 @@ def test_without_llguidance_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         raise ImportError(name)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(SettingsError, match="install the extra 'structured'"):
+    with pytest.raises(
+        SettingsError, match="needs llguidance; install FlashBack with the extra structured"
+    ):
         generator().generate("A city:", pattern="none", json_schema="{}")
 
 

@@ -73,18 +73,26 @@ def _check_last_layer(passes: Passes, window: int) -> None:
 
 def fastest_step(model: PreTrainedModel) -> SingleStep | None:
     """The fastest way to compute single tokens that gives the model's own logits; None: its own."""
-    with torch.inference_mode():
-        found = next((step for step in single_steps(model) if _is_exact(step, model)), None)
+    found, steps = None, list(single_steps(model))
+    if steps:
+        ids = _random_ids(model, 2, 5)
+        with torch.inference_mode():
+            expected = recomputed(model, ids)[:, 3:]
+            exact = (step for step in steps if _is_exact(step, model, torch.tensor(ids), expected))
+            found = next(exact, None)
     way = "the model itself" if found is None else str(found)
     _LOG.info("%s: single tokens are computed by %s", label(model), way)
     return found
 
 
-def _is_exact(step: SingleStep, model: PreTrainedModel) -> bool:
-    """Whether steps of one row and of two behind some tokens give the logits of a whole pass."""
-    ids = torch.tensor(_random_ids(model, 2, 5))
+def _is_exact(step: SingleStep, model: PreTrainedModel, ids: Tensor, expected: Tensor) -> bool:
+    """Whether steps of one row and of two behind some tokens give the logits of a whole pass.
+
+    Args:
+        ids: (2, 5).
+        expected: the logits (2, 2, V) behind the last two.
+    """
     positions = torch.arange(5).expand(2, 5)
-    expected = recomputed(model, ids.tolist())[:, 3:]
     try:
         for rows in (ids[:1], ids):
             cache, own = new_cache(model), positions[: len(rows)]
@@ -104,10 +112,10 @@ def check_cache_reuse(passes: Passes, window: int) -> None:
     """
     model, length = passes.model, max(2, min(24, window))
     base, other = _random_ids(model, 2, length)
+    texts = [base[:kept] + other[kept:] for kept in (length, 2 * length // 3, length // 3)]
     sequence = passes.new_sequence()
     with passes.running():
-        for kept in (length, 2 * length // 3, length // 3):
-            ids = base[:kept] + other[kept:]
+        for ids, expected in zip(texts, recomputed(model, texts)[:, -2:], strict=True):
             shared = sequence.common_prefix(Prompt.plain(ids[:-1]))
             if not sequence.reaches(shared):
                 sequence, shared = passes.new_sequence(), 0
@@ -116,7 +124,6 @@ def check_cache_reuse(passes: Passes, window: int) -> None:
             cached = [
                 passes.extend(sequence, new)[-1].clone() for new in (ids[shared:-1], ids[-1:])
             ]
-            expected = recomputed(model, [ids])[0, -2:]
             _compare_values(model, torch.stack(cached), expected, "logits from a cut-back cache")
 
 
@@ -139,11 +146,12 @@ def has_fixed_passes(passes: Passes, window: int) -> bool:
 
 
 def _check_fixed_passes(passes: Passes, ids: Sequence[int]) -> None:
-    sequence = passes.new_sequence()
+    sequence, expected = passes.new_sequence(), recomputed(passes.model, [ids])[0]
     passes.extend(sequence, ids[:-6])
-    for start, end in ((-6, -5), (-5, -4), (-4, -2), (-2, None)):
-        logits = passes.extend(sequence, ids[start:end])[-1]
-        _compare(passes.model, ids[:end], logits, "logits of a fixed pass")
+    for start, end in ((6, 5), (5, 4), (4, 2), (2, 0)):  # from the end
+        logits = passes.extend(sequence, ids[len(ids) - start : len(ids) - end])[-1]
+        behind = expected[-1 - end]
+        _compare_values(passes.model, logits, behind, "logits of a fixed pass")
     for passage in (tuple(ids[:2]), tuple(ids[2:5])):
         found = passes.prefill_passage(PlacedPassage(passage, len(passage) + 2))
         _compare_states(passes.model, found, _prefilled_alone(passes, passage))
@@ -215,12 +223,15 @@ def _check_batch(passes: Passes, window: int, *, fixed: bool) -> None:
     # New rows, then fixed passes that run, are recorded and replayed; then one token of each.
     lengths = [(length, half), (half + 1, length), (length, half + 1), (half + 1, length)]
     lengths += [(length - 1, half), (length, half + 1), (length - 1, half), (length, half + 1)]
-    long, short = _random_ids(passes.model, 2, length)
-    for first, second in lengths if fixed else lengths[:2]:
-        prompts = (long[:first], short[:second])
+    texts = _random_ids(passes.model, 2, length)
+    with passes.running():
+        behind = recomputed(passes.model, texts)
+    for pair in lengths if fixed else lengths[:2]:
+        prompts = [ids[:size] for ids, size in zip(texts, pair, strict=True)]
         with passes.running():
-            for ids, row in zip(prompts, _batched(batch, prompts), strict=True):
-                _compare(passes.model, ids, row, "logits of a row in a batch")
+            for row, size, logits in zip(_batched(batch, prompts), pair, behind, strict=True):
+                expected = logits[size - 1]
+                _compare_values(passes.model, row, expected, "logits of a row in a batch")
 
 
 def _batched(batch: LocalBatch, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -256,11 +267,6 @@ def _compare_states(
     for pair, other in zip(found, expected, strict=True):
         for states, alone in zip(pair, other, strict=True):
             _compare_values(model, states, alone, "a passage's keys and values")
-
-
-def _compare(model: PreTrainedModel, ids: Sequence[int], logits: Tensor, what: str) -> None:
-    """Refuse the model if `logits` (V,) are not those behind `ids`."""
-    _compare_values(model, logits, recomputed(model, [ids])[0, -1], what)
 
 
 def _compare_values(model: PreTrainedModel, found: Tensor, expected: Tensor, what: str) -> None:

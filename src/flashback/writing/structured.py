@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashback.errors import SettingsError
+from flashback.errors import SettingsError, missing_extra
 from flashback.readers.text_reader import TextReader
 from flashback.settings import Settings
 
@@ -114,10 +114,7 @@ def _matcher(schema: str, reader: TextReader) -> Any:
     try:
         kind = importlib.import_module("llguidance").LLMatcher
     except ImportError:
-        raise SettingsError(
-            f"{_FLAG}: needs llguidance; install the extra 'structured' (pip install "
-            "'flashback[structured]')"
-        ) from None
+        raise missing_extra(_FLAG, "llguidance", "structured") from None
     grammar = kind.grammar_from_json_schema(schema, defaults=_COMPACT)
     matcher = kind(_grammar_tokenizer(reader.tokenizer, reader.eos), grammar, log_level=0)
     if matcher.is_error():
