@@ -24,7 +24,7 @@ from flashback.server.forwarding import Forwarded, Relay, forward, no_replica
 from flashback.server.front_settings import FrontSettings
 from flashback.server.replicas import Replica, ReplicaLost, Replicas
 from flashback.server.server_settings import ServerSettings
-from flashback.server.sockets import DRAIN, logged
+from flashback.server.sockets import config_of, logged
 from flashback.server.surroundings import add_gate, add_page
 from flashback.version import __version__
 
@@ -218,15 +218,7 @@ class FrontListener(uvicorn.Server):
     """A uvicorn server that lets requests end before it closes."""
 
     def __init__(self, front: Front) -> None:
-        config = uvicorn.Config(
-            make_front_app(front),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=DRAIN,
-        )
-        super().__init__(config)
+        super().__init__(config_of(make_front_app(front), lifespan=True))
         self._front = front
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

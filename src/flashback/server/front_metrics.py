@@ -4,7 +4,7 @@ import contextlib
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from flashback.server.answers_counter import answers_counter
+from flashback.server.gate import answers_counter
 
 
 class FrontMetrics:

@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import Any
 
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +30,12 @@ _SAFE = [
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", _POLICY.encode()),
 ]
+
+
+def answers_counter(registry: CollectorRegistry) -> Counter:
+    """The counter of answers, which every application's gate has."""
+    name, labels = "flashback_requests", ("path", "status")
+    return Counter(name, "Answers by path and status", labels, registry=registry)
 
 
 class Gate:

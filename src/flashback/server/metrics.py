@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from flashback.engines.protocol import CacheUse
-from flashback.server.answers_counter import answers_counter
 from flashback.server.events import ChoiceEnd, Event, Incident, SpanEnd
+from flashback.server.gate import answers_counter
 from flashback.server.scheduler import Load
 from flashback.server.sources import token_counts
 

@@ -9,7 +9,7 @@ import uvicorn
 
 from flashback.server.app import make_app
 from flashback.server.service import Service
-from flashback.server.sockets import DRAIN, logged
+from flashback.server.sockets import config_of, logged
 
 _POLL = 0.1
 """Seconds between looks for a second signal."""
@@ -19,15 +19,7 @@ class Listener(uvicorn.Server):
     """A uvicorn server that finishes or cancels the scheduler's jobs before it closes."""
 
     def __init__(self, service: Service) -> None:
-        config = uvicorn.Config(
-            make_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=DRAIN,
-        )
-        super().__init__(config)
+        super().__init__(config_of(make_app(service), lifespan=False))
         self._service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

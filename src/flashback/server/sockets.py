@@ -1,16 +1,31 @@
-"""What every server needs before it serves: a listening socket, and a log."""
+"""What every server needs to serve: a listening socket, its configuration, and a log."""
 
 import contextlib
 import logging
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
 
 from flashback.errors import FlashBackError
 from flashback.server.server_settings import ServerSettings
 
-DRAIN = 5
+_DRAIN = 5
 """Seconds for finished answers to reach their clients."""
+
+
+def config_of(app: Any, *, lifespan: bool) -> uvicorn.Config:
+    """How an application is served: it logs itself, and ends its own requests."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on" if lifespan else "off",
+        timeout_graceful_shutdown=_DRAIN,
+    )
 
 
 def bind(settings: ServerSettings) -> socket.socket:
