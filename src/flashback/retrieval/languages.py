@@ -14,9 +14,9 @@ from typing import Any
 
 from flashback.corpus.passages import Passage
 from flashback.declared import AUTO
+from flashback.errors import missing_extra
 from flashback.retrieval.analysis import NEUTRAL
 from flashback.retrieval.index_settings import IndexSettings
-from flashback.retrieval.protocol import missing_extra
 
 SAMPLE = 256
 """Passages that are looked at."""

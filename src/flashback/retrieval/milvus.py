@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flashback.corpus.passages import Passage
-from flashback.errors import RetrieverError, SettingsError
-from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
+from flashback.errors import RetrieverError, SettingsError, missing_extra
+from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.store import (
     BufferedWrites,
     chunks,

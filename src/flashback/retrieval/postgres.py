@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from flashback.corpus.passages import Passage
-from flashback.errors import RetrieverError, SettingsError
-from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
+from flashback.errors import RetrieverError, SettingsError, missing_extra
+from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.store import BufferedWrites, one_line, shown
 from flashback.settings import SearchOptions
 

@@ -9,7 +9,6 @@ from flashback.corpus.passages import Passage
 from flashback.corpus.place import Place
 from flashback.declared import check_type
 from flashback.errors import SettingsError
-from flashback.errors import missing_extra as missing_extra
 from flashback.settings import RetrievalSettings, SearchOptions
 
 

@@ -18,8 +18,8 @@ from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
 
 from flashback.corpus.passages import Passage
-from flashback.errors import FlashBackError, RetrieverError, SettingsError
-from flashback.retrieval.protocol import Hit, check_search, missing_extra, storable
+from flashback.errors import FlashBackError, RetrieverError, SettingsError, missing_extra
+from flashback.retrieval.protocol import Hit, check_search, storable
 from flashback.retrieval.store import (
     BufferedWrites,
     chunks,
