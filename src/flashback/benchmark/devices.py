@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from flashback.errors import SettingsError
 
 GIB = 1 << 30
-PRICES_OF = "May 2026"
-"""When the prices below were about the middle of what clouds asked without commitment."""
+PRICE_NOTE = "assumed"
+"""What the prices below are: round figures, of no price list."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Device:
     operations_per_second: dict[str, float]
     """Peak rate of matrix products by dtype, without sparsity; float32 without TF32."""
     price: float
-    """US dollars per hour; see `PRICES_OF`."""
+    """US dollars per hour; see `PRICE_NOTE`."""
     efficiencies: dict[str, Efficiency] = field(default_factory=lambda: _GPU)
     """By dtype."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from flashback.benchmark.devices import GIB, PRICES_OF
+from flashback.benchmark.devices import GIB, PRICE_NOTE
 from flashback.benchmark.measured_sweep import WITHIN, CheckedArm, MeasuredSweep
 from flashback.benchmark.plan import Plan, PlannedPattern
 from flashback.benchmark.report import Report
@@ -58,7 +58,7 @@ def _row(one: PlannedPattern) -> tuple[str, ...]:
 
 def _notes(plan: Plan, planned: list[PlannedPattern]) -> Iterator[str]:
     settings, copy = plan.settings, plan.devices_per_copy
-    price = f"{plan.device.price:g} $ per hour ({PRICES_OF})"
+    price = f"{plan.device.price:g} $ per hour ({PRICE_NOTE})"
     if settings.price:
         price = f"{settings.price:g} $ per hour"
     held = (

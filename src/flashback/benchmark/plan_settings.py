@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flashback.benchmark.bench_settings import SHAPES
-from flashback.benchmark.devices import DEVICES, PRICES_OF, device_named, parse_efficiency
+from flashback.benchmark.devices import DEVICES, device_named, parse_efficiency
 from flashback.declared import CheckedSettings, named, setting
 from flashback.patterns.registry import PATTERNS
 from flashback.settings import RECOMPUTED
@@ -53,7 +53,10 @@ class PlanSettings(CheckedSettings):
         "multiplying (default: as measured on an H100 or the CPU, by dtype).",
     )
     price: float = setting(
-        0.0, f"US dollars per device and hour (default: of {PRICES_OF}).", low=0.0, high=1e6
+        0.0,
+        "US dollars per device and hour (default: a round figure, of no price list).",
+        low=0.0,
+        high=1e6,
     )
 
     def __post_init__(self) -> None:
