@@ -145,6 +145,7 @@ def serve(model: str, base_url: str, tokenizer: str, port: int) -> list[str]:
     """The command of the server in front."""
     flashback = [sys.executable, "-m", "flashback", "serve", "--port", str(port)]
     place = ["--engine", "openai", "--base-url", base_url, "--tokenizer", tokenizer]
+    place += ["--token-limit", "900"]  # a busy machine is no failure
     return [*flashback, *place, "--model", model, "--pattern", "none"]
 
 

@@ -21,7 +21,7 @@ from flashback.settings import Settings
 LONGEST_SCHEMA = 1 << 16
 """Characters of a schema: it is compiled before the first token."""
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As `json.dumps` writes it: where any space may come next, small readers write nothing else."""
+"""As `json.dumps` writes it: with any space allowed, small readers may write lines of them."""
 _FLAG = "--json-schema"
 
 
