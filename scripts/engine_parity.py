@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,13 @@ from flashback.writing.generator import Generation, Generator
 
 UNDECIDED = 1e-4
 """Difference of two logits below which either token is right."""
+
+
+def in_blocks(reader: Reader, block: int) -> LocalEngine:
+    """Our engine, with a slot made of blocks as a server has it."""
+    engine = LocalEngine(reader.model, reader.window)
+    engine.capabilities = replace(engine.capabilities, block=block)
+    return engine
 
 
 class InTurn:
@@ -195,10 +202,10 @@ def main() -> None:
     reader = load_reader(given.model, device="cpu", dtype="float32")
     prompts, passages = material(reader, max(given.contexts), given.prompts, 16)
     retriever = InTurn(passages)
-    ours = Generator(reader, LocalEngine(reader.model, reader.window), retriever)
     remote = RemoteSettings(base_url=given.url, tokenizer=given.model, token_limit=600.0)
     theirs = load(given.served, engine="openai", remote=remote, retriever=retriever)
     theirs.retriever = retriever
+    ours = Generator(reader, in_blocks(reader, theirs.engine.capabilities.block), retriever)
     for pattern in given.patterns:
         for context in given.contexts:
             began = time.perf_counter()

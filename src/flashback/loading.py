@@ -14,6 +14,7 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.openai import OpenAIEngine
 from flashback.engines.openai_probe import probe
 from flashback.engines.openai_settings import RemoteSettings
+from flashback.engines.openai_slot import RemoteSlot
 from flashback.engines.openai_wire import Wire
 from flashback.engines.protocol import Engine
 from flashback.errors import FlashBackWarning, SettingsError
@@ -151,7 +152,10 @@ def open_openai(options: LoadOptions) -> tuple[TextReader, OpenAIEngine]:
         warnings.warn(note, FlashBackWarning, stacklevel=4)
     window, reason = window_elsewhere(tokenizer, found.window, options.window)
     reader = replace(reader, window=window, window_reason=reason, place=f"behind {wire.address}")
-    return reader, OpenAIEngine(wire, options.model, window)
+    slot = None
+    if found.slot_block:
+        slot = RemoteSlot(wire, options.model, found.slot_block, found.slot_passages)
+    return reader, OpenAIEngine(wire, options.model, window, slot)
 
 
 ENGINES.register("local", open_local)

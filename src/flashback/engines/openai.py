@@ -1,9 +1,9 @@
 """A model behind an OpenAI-compatible server that takes token ids, such as vLLM.
 
 The server keeps the caches: it reuses the longest prefix that it has of a prompt, in whole blocks.
-So appended passages cost there what they cost here, a slot has no place, and every stride is one
-request of ids. Nothing is kept here between two completions, so a server that comes back after it
-died goes on where it was: it computes the whole prompt once.
+So appended passages cost there what they cost here, and every stride is one request of ids. Nothing
+is kept here between two completions, so a server that comes back after it died goes on where it
+was: it computes the whole prompt once. A slot needs a connector in the server (`openai_slot`).
 """
 
 import warnings
@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 
 from flashback.engines.openai_batch import RemoteBatch
 from flashback.engines.openai_body import body_of
+from flashback.engines.openai_slot import RemoteSlot
 from flashback.engines.openai_stream import TokenStream
 from flashback.engines.openai_wire import CONNECTIONS, Wire
 from flashback.engines.protocol import Capabilities, Completion, Request, Usage
@@ -22,17 +23,23 @@ from flashback.sampling import Sampler
 class OpenAIEngine:
     """An `Engine` behind a wire. Safe to share between threads."""
 
-    def __init__(self, wire: Wire, model: str, window: int) -> None:
+    def __init__(self, wire: Wire, model: str, window: int, slot: RemoteSlot | None = None) -> None:
         """Take a server as it is.
 
         Args:
             model: its name there.
             window: the most positions that it computes.
+            slot: what shows passages in it; None: it has no slot.
         """
         self.wire = wire
         self.model = model
+        self.slot = slot
         self.capabilities = Capabilities(
-            window, slot=False, concurrent=CONNECTIONS, chooses_here=False
+            window,
+            slot=slot is not None,
+            concurrent=CONNECTIONS,
+            chooses_here=False,
+            block=1 if slot is None else slot.block,
         )
         self._told = False
 
@@ -59,7 +66,10 @@ class OpenAIEngine:
         """
         self._check(request.prompt, request.max_tokens)
         self._warn(request)
-        body = body_of(self.model, request.prompt, request.max_tokens, request.sampler)
+        prompt = request.prompt
+        if self.slot is not None and prompt.layout.reserved:
+            return self.slot.tokens(request)
+        body = body_of(self.model, prompt.ids, request.max_tokens, request.sampler, prompt.salt)
         return TokenStream(self.wire, body, request.usage).tokens()
 
     def _written(
@@ -76,13 +86,16 @@ class OpenAIEngine:
     def _check(self, prompt: Prompt, max_tokens: int) -> None:
         if max_tokens < 1:
             raise SettingsError(f"{max_tokens} tokens asked for; expected at least 1")
-        if prompt.layout.reserved:
-            raise SettingsError("this engine has no slot; use append or prepend")
         if not prompt.ids:
             raise SettingsError("the prompt is empty; expected at least one token")
-        if len(prompt.ids) + max_tokens > self.capabilities.window:
+        if prompt.layout.reserved:
+            if self.slot is None:
+                raise SettingsError("this engine has no slot; use append or prepend")
+            self.slot.check(prompt)
+        length = len(prompt.ids) + prompt.layout.reserved
+        if length + max_tokens > self.capabilities.window:
             raise SettingsError(
-                f"{len(prompt.ids)} prompt and {max_tokens} new tokens exceed the server's window "
+                f"{length} prompt and {max_tokens} new tokens exceed the server's window "
                 f"of {self.capabilities.window}"
             )
 

@@ -6,23 +6,25 @@ only so that it computes nothing behind them.
 """
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from flashback.engines.openai_wire import Record
-from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 
 _NEVER = -100.0
 """The least bias that OpenAI's API takes."""
 
 
-def body_of(model: str, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Record:
+def body_of(
+    model: str, ids: Sequence[int], max_tokens: int, sampler: Sampler, salt: str = ""
+) -> Record:
     """The request for a streamed completion of token ids."""
     settings = sampler.settings
     body: Record = {
         "model": model,
-        "prompt": list(prompt.ids),
+        "prompt": list(ids),
         "max_tokens": max_tokens,
         "temperature": 0.0 if settings.greedy else settings.temperature,
         "top_p": settings.top_p,
@@ -44,8 +46,8 @@ def body_of(model: str, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Re
     if sampler.constraint is not None:
         schema = {"name": "schema", "schema": json.loads(sampler.constraint.schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if prompt.salt:
-        body["cache_salt"] = prompt.salt
+    if salt:
+        body["cache_salt"] = salt
     return body
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashback.engines.openai_slot import CONNECTOR
 from flashback.engines.openai_stream import cached_of
 from flashback.engines.openai_wire import Record, Wire
 from flashback.errors import EngineError
@@ -42,6 +43,10 @@ class Abilities:
     """Tokens of a cached block; None: nothing is reused, or nobody knows."""
     notes: tuple[str, ...]
     """What a user should know, a line each."""
+    slot_block: int = 0
+    """Tokens of a block of the slot that a connector makes; 0: there is none."""
+    slot_passages: int = 0
+    """Blocks of passages that it keeps."""
 
 
 def probe(wire: Wire, model: str, sample: Sample) -> Abilities:
@@ -60,7 +65,7 @@ def probe(wire: Wire, model: str, sample: Sample) -> Abilities:
         _check_text(wire, model, sample)
     length = min(_LONGEST, (window or _LONGEST) // 2)
     block, note = _reuse(wire, model, sample.varied, length)
-    return Abilities(window, block, (note,) if note else ())
+    return Abilities(window, block, (note,) if note else (), *_connector(wire, model, sample))
 
 
 def _window(wire: Wire, model: str) -> int | None:
@@ -124,6 +129,22 @@ def _check_text(wire: Wire, model: str, sample: Sample) -> None:
             f"its model {model!r} has other tokens than the tokenizer {sample.name}; give the "
             "model's own --tokenizer"
         )
+
+
+def _connector(wire: Wire, model: str, sample: Sample) -> tuple[int, int]:
+    """What FlashBack's connector has, if the server has that."""
+    try:
+        _, answer = _asked(wire, model, sample.split, kv_transfer_params={CONNECTOR: {}})
+    except EngineError as error:
+        if "(status 4" in str(error):
+            return 0, 0
+        raise
+    told = answer.get("kv_transfer_params")
+    found = told.get(CONNECTOR) if isinstance(told, dict) else None
+    if not isinstance(found, dict):
+        return 0, 0
+    block, passages = found.get("block"), found.get("passages")
+    return (block, passages) if type(block) is type(passages) is int else (0, 0)
 
 
 def _letters(text: str) -> str:

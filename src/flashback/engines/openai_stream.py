@@ -21,6 +21,8 @@ class TokenStream:
     wire: Wire
     body: Record
     usage: Usage
+    reserved: int = 0
+    """Tokens of the prompt that are no text's."""
     _finished: str | None = field(default=None, init=False)
     """Why the server ended the completion."""
 
@@ -52,7 +54,7 @@ class TokenStream:
                     self.usage.decoded += 1
                     self.usage.decode_seconds += seconds
                 else:
-                    self.usage.prefill_seconds = seconds
+                    self.usage.prefill_seconds += seconds
                 yield token
                 began = time.perf_counter()
 
@@ -87,13 +89,19 @@ class TokenStream:
         with contextlib.suppress(EngineError):
             for chunk in chunks:
                 if (counted := chunk.get("usage")) is not None:
-                    count(self.usage, len(self.body["prompt"]), cached_of(counted) or 0)
+                    cached = cached_of(counted) or 0
+                    count(self.usage, len(self.body["prompt"]), cached, self.reserved)
 
 
-def count(usage: Usage, prompt: int, cached: int) -> None:
-    """A prompt of so many tokens was computed, but for those that were cached."""
-    usage.cached = usage.reused = min(cached, prompt)
-    usage.prefilled = prompt - usage.reused
+def count(usage: Usage, prompt: int, cached: int, reserved: int = 0) -> None:
+    """A prompt of so many tokens was computed, but for those that were cached.
+
+    Args:
+        reserved: how many of both are no text's.
+    """
+    usage.cached = max(min(cached, prompt) - reserved, 0)
+    usage.prefilled += prompt - min(cached, prompt)
+    usage.count_reused(prompt)
 
 
 def cached_of(counted: object) -> int | None:

@@ -107,6 +107,10 @@ class Capabilities:
     """How many completions it computes at a time, each asked for on a thread of its own."""
     chooses_here: bool = True
     """Whether `Sampler.choose` picks its tokens, from logits."""
+    block: int = 1
+    """With more than 1, a slot is made of blocks of so many tokens: its reserved positions are all
+    filled and end with a block, in front of them stands no more than a sink, and what is computed
+    again begins with a block."""
 
 
 class Engine(Protocol):

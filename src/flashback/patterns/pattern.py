@@ -49,6 +49,8 @@ class Boundary:
     """The prompt of the stride before; None at the first one, and after a jump."""
     prompt: int = 0
     """How many leading tokens of the context were not written by the reader."""
+    block: int = 1
+    """See `Capabilities.block`."""
 
     @property
     def framed(self) -> Ids:

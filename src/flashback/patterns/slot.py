@@ -11,6 +11,10 @@ A context token behind h sees the passage that was in the slot when it was compu
 are exchanged, the last e context tokens are computed again behind the new one: what the text is
 about to say depends on the passage most.
 
+Where an engine shares keys and values in whole blocks, a slot is made of them: R is rounded up so
+that h+R is a multiple of a block, the positions in front of a passage are filled, and e is rounded
+up so that what is computed again begins with a block.
+
 A reader answers best without a gap before the passage. So where there is a history, R is what the
 first passage takes, and grows when one takes more: the tokens behind h, such as a question and the
 answer so far, are then computed again at their new positions.
@@ -49,7 +53,7 @@ class Slot(ContextPattern):
         if before is not None and len(at.framed) > before.layout.reserved:
             before = None
         layout = _layout(at) if before is None else before.layout
-        return Prompt.with_views(at.context, _views(at, before, layout.history), layout)
+        return Prompt.with_views(at.context, _views(at, before, layout), layout)
 
     def reserved(self, passages: int, passage_tokens: int, frame: Frame) -> int:
         """R = k·m + f, without an echo."""
@@ -64,15 +68,20 @@ def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
     reserved = len(at.framed) if at.history > at.bos else at.reserved
+    reserved += -(history + reserved) % at.block
     sink = at.frame.sink
     return Layout(history, reserved, sink[max(len(sink) - history, 0) :])
 
 
-def _views(at: Boundary, before: Prompt | None, history: int) -> tuple[View, ...]:
+def _views(at: Boundary, before: Prompt | None, layout: Layout) -> tuple[View, ...]:
+    passage = at.framed
+    if at.block > 1:
+        passage = at.frame.fill * (layout.reserved - len(passage)) + passage
     if before is None:
-        return (View(history, at.framed),)
-    if before.passage == at.framed:
+        return (View(layout.history, passage),)
+    if before.passage == passage:
         return before.views
-    start = max(len(at.context) - at.recomputed, history)
+    start = max(len(at.context) - at.recomputed, layout.history)
+    start -= layout.position(start) % at.block
     kept = (view for view in before.views if view.start < start)
-    return (*kept, View(start, at.framed))
+    return (*kept, View(start, passage))

@@ -180,7 +180,8 @@ class TextReader:
 
         A reader whose adapter was trained without marks gets nothing instead of the pattern's text.
         """
-        own = replace(self._own_frame(pattern), sink=self.bos)
+        fill = tuple(self.encode("\n")[-1:])
+        own = replace(self._own_frame(pattern), sink=self.bos, fill=fill)
         if text is None:
             return own
         own = replace(own, sink=self._sink(text.sink), echo_prompt=text.echo_prompt)

@@ -246,6 +246,7 @@ class Generator:
             context,
             Sampler(sampling, context.ids, self.reader.forbidden, on_token, constraint, ends),
             plan.reserved,
+            plan.block,
         )
 
     def _constraint(self, settings: Settings, begun: Sequence[int]) -> Constraint | None:

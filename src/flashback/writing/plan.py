@@ -15,7 +15,7 @@ from flashback.patterns.pattern import ContextPattern
 from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
-from flashback.settings import Settings
+from flashback.settings import RetrievalSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Plan:
     """R."""
     budget: int
     """B, tokens of the context."""
+    block: int = 1
+    """See `Capabilities.block`."""
 
     def context(self, prompt: str | Sequence[int], reader: TextReader) -> Context:
         """A prompt's ids within the budget.
@@ -68,11 +70,16 @@ class Planner:
         retrieval.check_lookahead()
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         passages, tokens = retrieval.passages, retrieval.passage_tokens
-        window = self.engine.capabilities.window
-        budget = context_budget(window, passages, tokens, len(frame), retrieval.stride)
+        able = self.engine.capabilities
         pattern = PATTERNS[retrieval.pattern]
         self.check_pattern(pattern.name)
-        return Plan(settings, frame, pattern.reserved(passages, tokens, frame), budget)
+        room = able.window
+        if pattern.isolated and able.block > 1:
+            _check_front(retrieval, frame)
+            room -= able.block - 1
+        budget = context_budget(room, passages, tokens, len(frame), retrieval.stride)
+        reserved = pattern.reserved(passages, tokens, frame)
+        return Plan(settings, frame, reserved, budget, able.block)
 
     def check_pattern(self, name: str) -> None:
         """Refuse a pattern that reader or engine do not support.
@@ -102,13 +109,19 @@ class Planner:
             self.engine.capabilities.slot or not pattern.isolated
         )
 
+    def _is_default(self, pattern: ContextPattern) -> bool:
+        """Whether `auto` may stand for a pattern: a slot made of blocks has no place in a chat."""
+        return self.supports(pattern) and not (
+            pattern.isolated and self.engine.capabilities.block > 1
+        )
+
     @property
     def _own_pattern(self) -> str:
         if self.reader.adapter is not None:
             return self.reader.adapter.pattern
         if self.reader.marks is not None:  # an exported checkpoint, trained to read them
             return "append"
-        best = best_untrained(self.supports)
+        best = best_untrained(self._is_default)
         if best != best_untrained(lambda _: True):
             warnings.warn(
                 f"the reader or the engine does not support a slot; passages go where "
@@ -117,6 +130,15 @@ class Planner:
                 stacklevel=4,
             )
         return best
+
+
+def _check_front(retrieval: RetrievalSettings, frame: Frame) -> None:
+    """Refuse a slot behind more than a sink, of an engine that has none there."""
+    if retrieval.history_tokens > len(frame.sink):
+        raise SettingsError(
+            "--pattern='slot': this engine has it in front of a text only, not in a chat or behind "
+            "--history-tokens; use append or prepend"
+        )
 
 
 def _token_ids(prompt: object) -> list[int]:

@@ -111,6 +111,8 @@ class Text:
     sampler: Sampler
     reserved: int = 0
     """R: positions reserved for passages, for patterns that need them."""
+    block: int = 1
+    """See `Capabilities.block`."""
     strides: list[Stride] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     seconds: float = 0.0
@@ -174,6 +176,7 @@ class Text:
             retrieval.recomputed,
             self._before,
             context.visible_of(len(self.prompt_tokens) - self.begun),
+            self.block,
         )
         prompt = PATTERNS[retrieval.pattern].arrange(boundary)
         if self.settings.cache_salt:
