@@ -15,7 +15,7 @@ from typing import Any
 
 from flashback.engines.local import LocalEngine
 from flashback.errors import SettingsError
-from flashback.patterns.prompt import Prompt
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
@@ -28,6 +28,10 @@ _PRINT = "vllm-0.32.0-fake"
 
 class HangUp(Exception):
     """Raised by a hook: the connection ends there."""
+
+
+class LoadFailure(Exception):
+    """The connector does not have what a request needs."""
 
 
 class FakeVllm:
@@ -54,7 +58,12 @@ class FakeVllm:
         """Called before each streamed token, with its number and the connection."""
         self._engine = LocalEngine(reader.model, reader.window)
         self._lock = threading.Lock()
-        self._blocks: set[tuple[object, ...]] = set()
+        self._blocks: dict[tuple[object, ...], list[Ids]] = {}
+        """Of every cached prefix: the passage in view of each token of its last block."""
+        self.passages = 0
+        """Blocks that FlashBack's connector keeps of passages; 0: there is no connector."""
+        self.kept: dict[tuple[str, Ids], int] = {}
+        """Passages behind their sink, by salt, and their blocks."""
 
     def tokens(self, body: Record, prompt: Sequence[int]) -> tuple[list[int], bool]:
         """What the model writes, and whether it ended with a stop token."""
@@ -62,14 +71,19 @@ class FakeVllm:
             ids = self.reader.encode(self.forced.decode())
             most = body["max_tokens"]
             return [ids[(len(prompt) + at) % len(ids)] for at in range(most)], False
+        return self._chosen(body, prompt, Prompt.plain(prompt))
+
+    def _chosen(
+        self, body: Record, history: Sequence[int], prompt: Prompt
+    ) -> tuple[list[int], bool]:
         settings = SamplingSettings(
             temperature=body.get("temperature", 1.0),
             seed=body.get("seed") or 0,
             repetition_penalty=body.get("repetition_penalty", 1.0),
         )
-        sampler = Sampler(settings, prompt, map(int, body.get("logit_bias", {})))
+        sampler = Sampler(settings, history, map(int, body.get("logit_bias", {})))
         written: list[int] = []
-        with self._engine.complete(Prompt.plain(prompt), body["max_tokens"], sampler) as found:
+        with self._engine.complete(prompt, body["max_tokens"], sampler) as found:
             for token in found:
                 written.append(token)
                 if token in body.get("stop_token_ids", ()):
@@ -77,23 +91,77 @@ class FakeVllm:
         return written, False
 
     def complete(self, body: Record) -> tuple[list[int], list[int], bool, int]:
-        """The prompt as taken, what is written, whether it was stopped, the tokens cached."""
+        """The prompt as taken, what is written, whether it was stopped, the tokens cached.
+
+        Raises:
+            LoadFailure: the connector does not have what is needed.
+        """
         prompt = self.mangle(body["prompt"])
         with self._lock:
-            cached = self._cached(prompt, body.get("cache_salt"))
-            written, stopped = self.tokens(body, prompt)
-            self._keep([*prompt, *written[:-1]], body.get("cache_salt"))
+            asked = (body.get("kv_transfer_params") or {}).get("flashback", {})
+            if not self.passages or not asked:
+                return self._plain(body, prompt)
+            if "show" in asked:
+                return self._shown(body, prompt, asked)
+            found = self._plain(body, prompt)
+            self._keep_passage(tuple(prompt[: asked["keep"]]), asked["salt"])
+            return found
+
+    def _plain(self, body: Record, prompt: list[int]) -> tuple[list[int], list[int], bool, int]:
+        salt = body.get("cache_salt")
+        cached = len(self._cached(prompt, salt))
+        written, stopped = self.tokens(body, prompt)
+        ids = [*prompt, *written[:-1]]
+        self._keep(ids, salt, [()] * len(ids))
         return prompt, written, stopped, cached
 
-    def _cached(self, ids: Sequence[int], salt: str | None) -> int:
-        if not self.block:
-            return 0
-        whole = range(self.block, len(ids), self.block)
-        return max((at for at in whole if (salt, *ids[:at]) in self._blocks), default=0)
+    def _shown(
+        self, body: Record, prompt: list[int], asked: Record
+    ) -> tuple[list[int], list[int], bool, int]:
+        """As vLLM with the connector: whatever its blocks hold is what the model sees."""
+        salt, front = body["cache_salt"], tuple(asked["show"])
+        for at in range(self.block, len(prompt) + 1, self.block):
+            if at > asked["valid"]:
+                self._blocks.pop((salt, *prompt[:at]), None)
+        seen = self._cached(prompt, salt)
+        if len(seen) < asked["needed"] or (asked["salt"], front) not in self.kept:
+            raise LoadFailure
+        bos = self.reader.bos if front[: len(self.reader.bos)] == self.reader.bos else ()
+        layout = Layout(len(bos), len(front) - len(bos), bos)
+        passage = front[len(bos) :]
+        seen = [*seen, *[passage] * (len(prompt) - len(seen))]
+        text = (*bos, *prompt[len(front) :])
+        views = [View(len(bos) + at, view) for at, view in enumerate(seen[len(front) :])]
+        cached = max(len(self._cached(prompt, salt)), len(front))
+        written, stopped = self._chosen(body, text, Prompt.with_views(text, views, layout))
+        self._keep([*prompt, *written[:-1]], salt, [*seen, *[passage] * len(written)])
+        return prompt, written, stopped, cached
 
-    def _keep(self, ids: Sequence[int], salt: str | None) -> None:
+    def _keep_passage(self, ids: Ids, salt: str) -> None:
+        self.kept.pop((salt, ids), None)
+        self.kept[salt, ids] = len(ids) // self.block
+        while sum(self.kept.values()) > self.passages:
+            del self.kept[next(iter(self.kept))]
+
+    def forget(self) -> None:
+        """Lose all that is cached, as a server does that comes back."""
+        with self._lock:
+            self._blocks.clear()
+            self.kept.clear()
+
+    def _cached(self, ids: Sequence[int], salt: str | None) -> list[Ids]:
+        """What each cached token saw."""
+        found: list[Ids] = []
+        for at in range(self.block, len(ids), self.block) if self.block else ():
+            if (salt, *ids[:at]) not in self._blocks:
+                break
+            found += self._blocks[salt, *ids[:at]]
+        return found
+
+    def _keep(self, ids: Sequence[int], salt: str | None, seen: Sequence[Ids]) -> None:
         step = self.block or len(ids) + 1
-        self._blocks |= {(salt, *ids[:at]) for at in range(step, len(ids) + 1, step)}
+        for at in range(step, len(ids) + 1, step):
+            self._blocks.setdefault((salt, *ids[:at]), list(seen[at - step : at]))
 
     def refusal(self, body: Record) -> tuple[int, Record] | None:
         """What vLLM says to a request that it does not take."""
@@ -159,6 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
             found = fake.complete(body)
         except SettingsError as error:
             return self._answer(400, json.dumps(_error(str(error), 400)).encode())
+        except LoadFailure:
+            return self._answer(500, json.dumps(_error("Internal server error", 500)).encode())
         if not body.get("stream"):
             return self._answer(200, json.dumps(self._whole(body, *found)).encode())
         with contextlib.suppress(HangUp, OSError):
@@ -186,7 +256,10 @@ class _Handler(BaseHTTPRequestHandler):
             "routed_experts": None,
         }
         usage = self.fake.usage(len(prompt), len(written), cached, whole=True)
-        rest = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+        told = None
+        if self.fake.passages and "flashback" in (body.get("kv_transfer_params") or {}):
+            told = {"flashback": {"block": self.fake.block, "passages": self.fake.passages}}
+        rest = {"kv_transfer_params": told, "ec_transfer_params": None, "metrics": None}
         own = {"choices": [choice], "service_tier": None, "system_fingerprint": _PRINT}
         return {**_HEAD, **own, "usage": usage, **rest}
 

@@ -56,7 +56,7 @@ class RemoteSlot:
         layout = prompt.layout
         in_front = layout.sink == prompt.ids[: layout.history]
         in_blocks = layout.passage_end % self.block == 0
-        full = all(len(view.passage) == layout.reserved for view in prompt.views)
+        full = all(len(one.passage) == layout.reserved for one in _behind(prompt))
         if not (in_front and in_blocks and full):
             raise SettingsError(
                 "this engine's slot is in front of a text, and in whole blocks of "
@@ -95,7 +95,7 @@ class RemoteSlot:
         prompt, usage = request.prompt, request.usage
         valid = held.common_prefix(prompt)
         began = time.perf_counter()
-        *before, last = prompt.segments
+        *before, last = _behind(prompt)
         for segment in before:
             if segment.start + len(segment.ids) > valid:
                 self._show(prompt, segment, usage)
@@ -170,6 +170,11 @@ class RemoteSlot:
 
 def _new_text(prompt: Prompt) -> tuple[str, HeldTokens]:
     return secrets.token_hex(16), HeldTokens(prompt.layout, salt=prompt.salt)
+
+
+def _behind(prompt: Prompt) -> list[Segment]:
+    """The segments that see a passage; what is before it comes with its sink."""
+    return [one for one in prompt.segments if one.start >= prompt.layout.history]
 
 
 def _note(held: HeldTokens, prompt: Prompt, written: Sequence[int]) -> None:
