@@ -14,8 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from engine_parity import InTurn, compare, material, settings
-from flashback.engines.local import LocalEngine
+from engine_parity import InTurn, compare, in_blocks, material, settings
 from flashback.engines.openai import OpenAIEngine
 from flashback.engines.openai_probe import probe
 from flashback.engines.openai_settings import RemoteSettings
@@ -33,12 +32,14 @@ from flashback.writing.generator import Generator, StrideStart, TextPiece
 from record_vllm import bodies
 from servers import until
 from tiny_readers import byte_tokenizer
-from vllm_server import command, free_port, running
+from vllm_server import command, free_port, running, with_slot
 
 ROOT = Path(__file__).parent.parent
 PYTHON = os.environ.get("FLASHBACK_VLLM", str(ROOT / "build" / "vllm" / "bin" / "python"))
 READERS = Path(os.environ.get("FLASHBACK_READERS", ROOT / ".readers"))
 NAME, CONTEXT = "smollm2", 640
+PASSAGE_BYTES = 16 << 20
+"""Two passages: the connector drops one at nearly every stride."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
     prompts, passages = material(reader, CONTEXT, prompts=2, passages=8)
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1"
-    start = command(PYTHON, folder / NAME, NAME, port)
-    with running(start, url, folder / "server.log"):
+    start = [*command(PYTHON, folder / NAME, NAME, port), *with_slot(folder, PASSAGE_BYTES)]
+    with running(start, url, folder / "server.log", folder):
         yield Peer(url, folder / NAME, reader, passages, prompts)
 
 
@@ -84,18 +85,30 @@ def plain(tokens: int, **more: Any) -> Settings:
 def test_the_probe_finds_a_server_that_can_everything(peer: Peer) -> None:
     found = probe(Wire(peer.settings), NAME, sample_of(NAME, peer.reader.tokenizer))
     assert (found.window, found.block, found.notes) == (4096, 32, ())
+    assert found.slot_block == 32
+    assert found.slot_passages > 0
 
 
-@pytest.mark.parametrize("pattern", ["none", "append", "prepend"])
+@pytest.mark.parametrize("pattern", ["none", "append", "prepend", "slot"])
 def test_greedy_texts_are_those_of_our_own_engine(peer: Peer, pattern: str) -> None:
     retriever = InTurn(peer.passages)
-    ours = Generator(peer.reader, LocalEngine(peer.reader.model, peer.reader.window), retriever)
     theirs = peer.writer()
     theirs.retriever = retriever
+    ours = Generator(peer.reader, in_blocks(peer.reader, 32), retriever)
     found = compare(peer.reader, ours, theirs, peer.prompts, settings(pattern, 3), 1)
     assert [one.gap for one in found if one.gap is not None and one.gap >= 1e-4] == []
     cached = [share for one in found for share in one.cached]
-    assert max(cached) < 0.1 if pattern == "prepend" else min(cached) >= 0.85
+    assert max(cached) < 0.1 if pattern == "prepend" else min(cached) >= 0.8
+
+
+def test_a_passage_that_the_server_dropped_is_computed_again(peer: Peer) -> None:
+    first, other = peer.writer(), peer.writer()
+    slot = settings("slot", 2)
+    expected = first.generate(peer.prompts[0], slot)
+    other.generate(peer.prompts[1], settings("slot", 4))  # its passages take the room
+    first.retriever = InTurn(peer.passages)
+    again = first.generate(peer.prompts[0], slot)
+    assert again.tokens == expected.tokens
 
 
 def test_the_end_of_a_turn_ends_the_request_with_its_counts(peer: Peer) -> None:

@@ -15,7 +15,6 @@ import argparse
 import json
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from typing import Any
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "peers_tests"))
-from vllm_server import command, free_port, kill, running, until_up
+from vllm_server import command, free_port, kill, running, started, until_up
 
 PROMPTS = ("Snow is", "The tides follow", "A socket is", "The capital of France is", "In 1874")
 
@@ -153,14 +152,14 @@ def kills(given: argparse.Namespace, clients: Clients, start: list[str], base: s
     """Kill and restart; the seconds from a restarted server to a whole text of every client."""
     rng, recoveries = random.Random(given.seed), []
     log = Path(given.log)
-    process = _started(start, log)
+    process = started(start, log)
     until_up(base, process)
     try:
         for number in range(given.kills):
             time.sleep(rng.uniform(0, given.seconds))
             kill(process)
             time.sleep(rng.uniform(0, given.seconds / 4))
-            process = _started(start, log)
+            process = started(start, log)
             until_up(base, process)
             began, before = time.monotonic(), dict(clients.whole)
             while any(clients.whole.get(one, 0) <= before.get(one, 0) for one in clients.expected):
@@ -172,11 +171,6 @@ def kills(given: argparse.Namespace, clients: Clients, start: list[str], base: s
         clients.ended.set()
         kill(process)
     return recoveries
-
-
-def _started(start: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen(start, stdout=out, stderr=out, start_new_session=True)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import httpx2
 
 from flashback.engines.openai_body import body_of
-from flashback.patterns.prompt import Prompt
 from flashback.sampling import Sampler
 from flashback.settings import SamplingSettings
 
@@ -24,11 +23,11 @@ _PROMPT = (504, 3575, 282, 4649, 314)
 def bodies(model: str) -> Iterator[tuple[str, Record]]:
     """Requests by name."""
     sampler = Sampler(SamplingSettings(), _PROMPT, forbidden=[5], ends=[2])
-    streamed = body_of(model, Prompt.plain(_PROMPT), 4, sampler)
+    streamed = body_of(model, _PROMPT, 4, sampler)
     plain = {"model": model, "prompt": list(_PROMPT), "max_tokens": 1, "temperature": 0.0}
     drawn = Sampler(SamplingSettings(temperature=0.9, seed=7), _PROMPT, ends=[2])
     yield "streamed", streamed
-    yield "drawn", body_of(model, Prompt.plain(_PROMPT), 4, drawn)
+    yield "drawn", body_of(model, _PROMPT, 4, drawn)
     yield "ended", streamed | {"stop_token_ids": list(range(49152)), "max_tokens": 4}
     yield "ids back", plain | {"return_token_ids": True}
     yield "echoed", plain | {"echo": True}

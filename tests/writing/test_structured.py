@@ -194,7 +194,7 @@ class Elsewhere:
     capabilities = Capabilities(512, slot=False, chooses_here=False)
 
     def complete(self, prompt: Prompt, max_tokens: int, sampler: Sampler) -> Completion:
-        body = body_of("a", prompt, max_tokens, sampler)
+        body = body_of("a", prompt.ids, max_tokens, sampler)
         assert body["response_format"]["json_schema"]["schema"] == CITY
 
         def tokens() -> Iterator[int]:
