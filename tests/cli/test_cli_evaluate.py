@@ -160,6 +160,13 @@ def test_patterns_can_be_chosen_and_the_shortened_baseline_added(evaluate: Eval)
     assert names == ["append (text)", "append (text, echo)", "none", "none (shortened)"]
 
 
+def test_a_slot_made_of_blocks_can_be_added(evaluate: Eval) -> None:
+    words = ("--pattern", "none", "--pattern", "slot", "--slot-block", "16")
+    rows = evaluate.record(*words)["rows"]
+    assert [row["name"] for row in rows] == ["none", "slot (text)", "slot (text, blocks of 16)"]
+    assert rows[1]["perplexity"] != rows[2]["perplexity"]
+
+
 def test_two_calls_agree(evaluate: Eval) -> None:
     assert evaluate.record() == evaluate.record()
 

@@ -125,3 +125,36 @@ def test_the_visible_context_is_bos_and_the_latest_text_within_the_budget(
         assert context.visible[: len(bos)] == bos
         context.ids.extend(range(1000, 1000 + stride))
     assert len(context.jumps) == len(set(context.jumps))
+
+
+@given(
+    bos=st.integers(0, 1),
+    block=st.integers(2, 7),
+    stride=st.integers(1, 9),
+    again=st.integers(1, 12),
+    history=st.integers(0, 9),
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6),
+)
+def test_a_slot_made_of_blocks_is_full_and_begins_and_ends_with_blocks(
+    bos: int, block: int, stride: int, again: int, history: int, lengths: list[int]
+) -> None:
+    frame = Frame((100,), (101,), fill=(99,))
+    pattern, before = PATTERNS["slot"], None
+    for number, length in enumerate(lengths):
+        context = tuple(range(10 + number * stride))
+        passage = tuple(range(50, 50 + length))
+        reserved = pattern.reserved(1, 12, frame)
+        at = Boundary(context, passage, frame, bos, reserved, history, again, before, block=block)
+        prompt = pattern.arrange(at)
+        layout = prompt.layout
+        assert layout.reserved == 0 or layout.passage_end % block == 0
+        assert prompt.ids == context
+        for one in prompt.segments:
+            if one.start >= layout.history:
+                assert len(one.passage) == layout.reserved
+                assert not layout.reserved or layout.position(one.start) % block == 0
+        framed = at.framed
+        assert prompt.passage == (99,) * (layout.reserved - len(framed)) + framed
+        if before is not None and prompt.passage != before.passage and layout == before.layout:
+            assert prompt.segments[-1].start <= max(len(context) - again, layout.history)
+        before = prompt

@@ -120,16 +120,21 @@ def prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Ids, I
         yield prompt, ids[cut.boundary : cut.boundary + window.stride]
 
 
-def layout_for(example: Example, history: int, room: int, frame: Frame, passage: Ids) -> Layout:
-    """Behind a history, what the passage takes."""
+def layout_for(
+    example: Example, history: int, room: int, arrangement: Arrangement, passage: Ids
+) -> Layout:
+    """Behind a history, what the passage takes; to the end of a block."""
     if example.history > example.window.bos:
         room = len(passage)
-    return Layout(history, room, frame.sink[max(len(frame.sink) - history, 0) :])
+    while (history + room) % arrangement.block:
+        room += 1
+    sink = arrangement.frame.sink
+    return Layout(history, room, sink[max(len(sink) - history, 0) :])
 
 
-def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]:
+def slot_prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[Prompt, Ids]]:
     """The same with passages in a slot: the text before a cut's last target, and the targets."""
-    window, stride = example.window, example.window.stride
+    window, stride, frame = example.window, example.window.stride, arrangement.frame
     framed = [(*frame.before, *one, *frame.after) if one else () for one in example.passages]
     room = max(map(len, example.passages)) + len(frame.before) + len(frame.after)
     grows = all(cut.start <= window.bos for cut in window.cuts)
@@ -139,10 +144,16 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
         if not (grows and views) or len(passage) > layout.reserved:
             history = min(max(example.history, window.bos), len(context) - 1)
-            layout = layout_for(example, history, room, frame, passage)
+            layout = layout_for(example, history, room, arrangement, passage)
+            views = []
+        if arrangement.block > 1:
+            passage = frame.fill * (layout.reserved - len(passage)) + passage
+        if not views:
             views = [View(history, passage)]
         elif passage != views[-1].passage:
             start = max(len(context) - example.recomputed, history)
+            while layout.position(start) % arrangement.block:
+                start -= 1
             views = [*(view for view in views if view.start < start), View(start, passage)]
         targets = window.ids[cut.boundary : cut.boundary + stride]
         yield Prompt.with_views(context + targets[:-1], views, layout), targets
@@ -151,7 +162,7 @@ def slot_prompts(example: Example, frame: Frame) -> Iterator[tuple[Prompt, Ids]]
 def in_a_slot(model: Any, example: Example, arrangement: Arrangement) -> Tensor:
     """The reference: one plain pass with a block mask, or one for each cut."""
     rows = []
-    for prompt, targets in slot_prompts(example, arrangement.frame):
+    for prompt, targets in slot_prompts(example, arrangement):
         logits = logits_with_views(model, prompt)[-len(targets) :]
         chances = logits.index_fill(-1, torch.tensor(arrangement.forbidden).long(), -torch.inf)
         rows.append(chances.log_softmax(-1)[range(len(targets)), list(targets)])
@@ -221,6 +232,17 @@ def test_scores_equal_those_of_separate_sequences(
     arrangement = Arrangement(pattern, frame, forbidden)
     expected = separately(model, examples, arrangement)
     check_scores(packed(model, examples, arrangement, batch), expected)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(examples=EXAMPLES, block=st.integers(2, 9))
+@torch.no_grad()
+def test_a_slot_made_of_blocks_is_scored_as_separate_sequences(
+    examples: list[Example], block: int
+) -> None:
+    model = shared_model("llama")
+    arrangement = Arrangement("slot", Frame((7,), (8,), fill=(9,)), block=block)
+    check_scores(packed(model, examples, arrangement), separately(model, examples, arrangement))
 
 
 @pytest.mark.parametrize(("family", "pattern"), EXACT)

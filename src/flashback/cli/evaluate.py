@@ -51,6 +51,7 @@ class _Request:
     adapters: tuple[Path, ...]
     patterns: tuple[str, ...]
     shortened: bool
+    slot_block: int
     sweep: tuple[str, ...]
     options: ReaderOptions
     weights: Weights
@@ -119,6 +120,12 @@ def evaluate() -> None:
     help="Score this pattern (repeatable; default: all that the reader can have).",
 )
 @click.option("--shortened", is_flag=True, help="Add the paper's baseline with shorter contexts.")
+@click.option(
+    "--slot-block",
+    type=click.IntRange(1, 1 << 12),
+    default=1,
+    help="Add a slot made of blocks of so many tokens, as one in vLLM is.",
+)
 @click.option(
     "--sweep",
     multiple=True,
@@ -198,7 +205,9 @@ def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
 
     patterns = chosen_patterns(readers.get(), request.patterns)
     adapted = [arm for adapter in request.adapters for arm in adapter_arms(adapter, patterns)]
-    return [*untrained_rows(readers.get(), patterns, request.shortened), *adapted]
+    shortened, block = request.shortened, request.slot_block
+    untrained = untrained_rows(readers.get(), patterns, shortened=shortened, block=block)
+    return [*untrained, *adapted]
 
 
 def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":

@@ -165,7 +165,7 @@ def _arms(adapters: tuple[Path, ...], readers: "AdaptedReaders") -> "list[Arm]":
 
     # Before a model is loaded, or even downloaded.
     cards = {folder: read_card(folder) for folder in adapters}
-    untrained = untrained_rows(readers.get(), chosen_patterns(readers.get(), []), shortened=False)
+    untrained = untrained_rows(readers.get(), chosen_patterns(readers.get(), []))
     adapted = (arm_of(folder, card, card.pattern) for folder, card in cards.items())
     return with_unique_names([*untrained, *adapted])
 

@@ -81,15 +81,21 @@ def chosen_patterns(reader: "TextReader", wanted: Sequence[str]) -> list[str]:
     return list(wanted) or [name for name, pattern in PATTERNS.items() if reader.can_have(pattern)]
 
 
-def untrained_rows(reader: "Reader", patterns: Sequence[str], shortened: bool) -> "list[Arm]":
+def untrained_rows(
+    reader: "Reader", patterns: Sequence[str], *, shortened: bool = False, block: int = 1
+) -> "list[Arm]":
     """The rows without an adapter.
 
     Args:
         shortened: whether to add the paper's baseline with shorter contexts.
+        block: with more than 1, a slot made of such blocks is added.
     """
     from flashback.evaluation.arms import Arm, untrained_arms, usual_frames
 
     arms = untrained_arms(patterns, usual_frames(reader))
+    if block > 1:
+        isolated = (arm for arm in tuple(arms) if PATTERNS[arm.pattern].isolated)
+        arms += [replace(arm, block=block) for arm in isolated]
     return [*arms, Arm("none", shortened=True)] if shortened else arms
 
 

@@ -34,6 +34,8 @@ class Arm:
     """The adapter's pattern."""
     shortened: bool = False
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
+    block: int = 1
+    """Of a slot; see `Capabilities.block`."""
     label: str = ""
     """Distinguishes arms that would otherwise have the same name."""
 
@@ -49,6 +51,7 @@ class Arm:
         notes = [
             *([str(self.frame)] if framed else []),
             *(["shortened"] if self.shortened else []),
+            *([f"blocks of {self.block}"] if self.block > 1 else []),
             *([self.label] if self.label else []),
         ]
         return self.pattern + self._adapter_name + (f" ({', '.join(notes)})" if notes else "")
@@ -77,7 +80,7 @@ class Arm:
 
     def arrangement(self, reader: Reader) -> Arrangement:
         """How this arm arranges passages: with an adapter, as it was trained."""
-        return Arrangement(self.pattern, self._frame(reader), reader.forbidden)
+        return Arrangement(self.pattern, self._frame(reader), reader.forbidden, self.block)
 
     def frame_tokens(self, reader: Reader) -> int:
         """f: the tokens around a passage.

@@ -63,6 +63,8 @@ class Arrangement:
     frame: Frame = Frame()
     forbidden: Ids = ()
     """Ids that are never targets: their logits count as minus infinity."""
+    block: int = 1
+    """See `Capabilities.block`."""
 
     def arrange(self, example: Example, at: int, before: Prompt | None = None) -> Prompt:
         """The prompt of a cut.
@@ -83,6 +85,7 @@ class Arrangement:
             example.recomputed,
             before,
             min(window.cuts[0].boundary, len(context)),  # the text before the first stride
+            self.block,
         )
         return PATTERNS[self.pattern].arrange(boundary)
 
