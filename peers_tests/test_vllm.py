@@ -98,7 +98,8 @@ def test_greedy_texts_are_those_of_our_own_engine(peer: Peer, pattern: str) -> N
     found = compare(peer.reader, ours, theirs, peer.prompts, settings(pattern, 3), 1)
     assert [one.gap for one in found if one.gap is not None and one.gap >= 1e-4] == []
     cached = [share for one in found for share in one.cached]
-    assert max(cached) < 0.1 if pattern == "prepend" else min(cached) >= 0.8
+    least = 0.8 if pattern == "slot" else 0.85
+    assert max(cached) < 0.1 if pattern == "prepend" else min(cached) >= least
 
 
 def test_a_passage_that_the_server_dropped_is_computed_again(peer: Peer) -> None:

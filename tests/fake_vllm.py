@@ -143,11 +143,18 @@ class FakeVllm:
         while sum(self.kept.values()) > self.passages:
             del self.kept[next(iter(self.kept))]
 
-    def forget(self) -> None:
-        """Lose all that is cached, as a server does that comes back."""
+    def forget(self, *, texts: bool = True, passages: bool = True) -> None:
+        """Lose what is cached, as a server does that needs the room or comes back."""
         with self._lock:
-            self._blocks.clear()
-            self.kept.clear()
+            if texts:
+                self._blocks.clear()
+            if passages:
+                self.kept.clear()
+
+    def lose_behind(self, tokens: int) -> None:
+        """Lose the cached blocks that are further from the front."""
+        with self._lock:
+            self._blocks = {at: seen for at, seen in self._blocks.items() if len(at) <= tokens}
 
     def _cached(self, ids: Sequence[int], salt: str | None) -> list[Ids]:
         """What each cached token saw."""

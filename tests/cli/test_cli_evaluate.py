@@ -165,6 +165,8 @@ def test_a_slot_made_of_blocks_can_be_added(evaluate: Eval) -> None:
     rows = evaluate.record(*words)["rows"]
     assert [row["name"] for row in rows] == ["none", "slot (text)", "slot (text, blocks of 16)"]
     assert rows[1]["perplexity"] != rows[2]["perplexity"]
+    none_words = ("--pattern", "none", "--slot-block", "16")
+    assert "no slot is scored; add --pattern slot" in evaluate(*none_words, code=2).err
 
 
 def test_two_calls_agree(evaluate: Eval) -> None:

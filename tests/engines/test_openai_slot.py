@@ -1,6 +1,6 @@
 """The slot of a server with the connector: its texts are those of our engine, whatever it lost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from flashback.engines.openai import OpenAIEngine
 from flashback.engines.openai_settings import RemoteSettings
 from flashback.engines.openai_slot import RemoteSlot
 from flashback.engines.openai_wire import Wire
+from flashback.engines.protocol import Request
 from flashback.errors import EngineError, SettingsError
 from flashback.loading import load
 from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.readers.text_reader import TextReader
 from flashback.sampling import Sampler
 from flashback.settings import RetrievalSettings, SamplingSettings, Settings, StoppingSettings
-from flashback.writing.generator import Generation, Generator
+from flashback.writing.generator import Generator
 from servers import chat_reader
 from tiny_readers import MadeUpRetriever
 
@@ -70,8 +71,13 @@ def own(tokens: int = 20, *, stride: int = 5, e: int = 6, **more: Any) -> Settin
     return replace(made, **more)
 
 
-def prefilled(one: Generation) -> list[int]:
-    return [stride.usage.prefilled for stride in one.strides]
+LOSSES: dict[str, Callable[[FakeVllm], None]] = {
+    "nothing": lambda _: None,
+    "all": FakeVllm.forget,
+    "texts": lambda fake: fake.forget(passages=False),
+    "passages": lambda fake: fake.forget(texts=False),
+    "tails": lambda fake: fake.lose_behind(48),
+}
 
 
 @settings(max_examples=20, deadline=None)
@@ -80,19 +86,38 @@ def prefilled(one: Generation) -> list[int]:
     size=st.integers(1, 60),
     stride=st.integers(1, 9),
     e=st.integers(1, 30),
-    lost=st.booleans(),
+    lost=st.sampled_from(sorted(LOSSES)),
 )
 def test_greedy_texts_are_those_of_our_own_engine(
-    served: FakeVllm, seed: int, size: int, stride: int, e: int, lost: bool
+    served: FakeVllm, seed: int, size: int, stride: int, e: int, lost: str
 ) -> None:
+    served.passages = PASSAGES
     theirs, ours = writers(served, seed)
     prompt = (PROMPT * 3)[:size]
-    found = theirs.stream(prompt, own(stride=stride, e=e))
-    for number, _ in enumerate(found):
-        if lost and number == 2 * stride:
-            served.forget()
-    expected = ours.generate(prompt, own(stride=stride, e=e))
-    assert found.result.tokens == expected.tokens
+    for again in (own(stride=stride, e=e), own(stride=stride + 1, e=e + 9), own(stride=stride)):
+        found = theirs.stream(prompt, again)
+        for number, _ in enumerate(found):
+            if number == 2 * stride:
+                LOSSES[lost](served)
+        assert found.result.tokens == ours.generate(prompt, again).tokens
+
+
+def test_a_text_written_again_does_not_see_what_another_time_left(fake: FakeVllm) -> None:
+    engine, local = engine_of(fake), LocalEngine(fake.reader.model, fake.reader.window)
+    first, second = tuple(range(60, 68)), tuple(range(70, 78))
+    ids = tuple(range(20, 34))
+    layout = Layout(0, 8)
+
+    def written(text: tuple[int, ...], *views: View) -> list[int]:
+        prompt = Prompt.with_views(text, views, layout)
+        found = list(engine.complete(prompt, 8, Sampler(SamplingSettings(), text)))
+        assert found == list(local.complete(prompt, 8, Sampler(SamplingSettings(), text)))
+        return found
+
+    begun = (*ids, *written(ids, View(0, first)))
+    written(begun, View(0, first), View(12, second))
+    written(ids, View(0, first))
+    written(begun, View(0, first))
 
 
 def test_a_text_is_found_again_and_only_e_tokens_and_a_new_passage_are_computed(
@@ -150,6 +175,36 @@ def test_a_server_that_keeps_failing_is_asked_twice(fake: FakeVllm) -> None:
     assert len(fake.requests) == 2
 
 
+def test_passages_in_use_at_a_time_are_as_many_as_the_server_keeps(fake: FakeVllm) -> None:
+    fake.passages = 8  # of blocks: two passages of four
+    wire = Wire(RemoteSettings(base_url=fake.url))
+    slot = RemoteSlot(wire, MODEL, fake.block, fake.passages)
+    engine = OpenAIEngine(wire, MODEL, fake.reader.window, slot)
+    local = LocalEngine(fake.reader.model, fake.reader.window)
+    ids, layout = tuple(range(20, 40)), Layout(0, 16)
+    prompts = [
+        Prompt.with_views(ids, [View(0, tuple(range(start, start + 16)))], layout)
+        for start in range(40, 50)
+    ]
+    requests = [Request(one, 4, Sampler(SamplingSettings(), ids)) for one in prompts]
+    found: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
+    for tokens in engine.batch(len(prompts)).complete(requests):
+        for number, token in tokens:
+            found[number].append(token)
+    for number, prompt in enumerate(prompts):
+        expected = list(local.complete(prompt, 4, Sampler(SamplingSettings(), ids)))
+        assert found[number] == expected
+
+
+def test_a_stop_text_leaves_no_counts(fake: FakeVllm) -> None:
+    theirs, _ = writers(fake)
+    text = theirs.generate(PROMPT, own(20)).text
+    theirs.retriever = MadeUpRetriever(0)
+    stopped = own(20, stopping=StoppingSettings(20, ignore_eos=True, stop=(text[2:4],)))
+    usage = theirs.generate(PROMPT, stopped).strides[-1].usage
+    assert (usage.reused, usage.prefilled, usage.sink) == (0, 0, 0)
+
+
 def test_salts_keep_passages_apart(fake: FakeVllm) -> None:
     theirs, _ = writers(fake)
     for salt in ("a", "b"):
@@ -161,7 +216,7 @@ def test_salts_keep_passages_apart(fake: FakeVllm) -> None:
 def test_texts_that_end_early_are_not_held(fake: FakeVllm) -> None:
     theirs, ours = writers(fake)
     writing = theirs.stream(PROMPT, own(20))
-    for _ in range(3):
+    for _ in range(9):  # into the second stride
         next(iter(writing))
     writing.close()
     theirs.retriever = MadeUpRetriever(1)
@@ -191,7 +246,7 @@ def test_the_probe_finds_the_connector(fake: FakeVllm, tmp_path: Path) -> None:
     writer = load(MODEL, engine="openai", remote=remote, retriever=MadeUpRetriever(0))
     assert writer.engine.capabilities.slot
     assert writer.engine.capabilities.block == BLOCK
-    with pytest.warns(match="does not support a slot"):
+    with pytest.warns(match="has a slot in front of texts only"):
         assert writer.settled(Settings()).retrieval.pattern == "prepend"
     fake.passages = 0
     other = load(MODEL, engine="openai", remote=remote, retriever=MadeUpRetriever(0))

@@ -4,7 +4,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -32,6 +32,11 @@ class Base:
         return self._connector_metadata
 
 
+@dataclass
+class FullAttentionSpec:
+    page_size_bytes: int = 100
+
+
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The connector's module, beside a stand-in for vLLM."""
@@ -39,12 +44,16 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     vars(base).update(KVConnectorBase_V1=Base, KVConnectorMetadata=type("Metadata", (), {}))
     logger = ModuleType("vllm.logger")
     vars(logger).update(init_logger=logging.getLogger)
+    interface = ModuleType("vllm.v1.kv_cache_interface")
+    vars(interface).update(FullAttentionSpec=FullAttentionSpec)
     parts = BASE.split(".")
     for end in range(1, len(parts)):
         name = ".".join(parts[:end])
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, BASE, base)
     monkeypatch.setitem(sys.modules, "vllm.logger", logger)
+    monkeypatch.setitem(sys.modules, "vllm.v1", ModuleType("vllm.v1"))
+    monkeypatch.setitem(sys.modules, "vllm.v1.kv_cache_interface", interface)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     yield importlib.import_module(NAME)
     sys.modules.pop(NAME, None)
@@ -57,6 +66,7 @@ class Request:
     wanted: Any = None
     cache_salt: str | None = None
     num_computed_tokens: int = 0
+    lora_request: Any = None
 
     @property
     def kv_transfer_params(self) -> dict[str, Any] | None:
@@ -113,19 +123,26 @@ class Both:
         self.scheduler._kv_cache_manager = manager
         self.worker.register_kv_caches(self.caches)
 
-    def connector(self, groups: int = 1) -> Any:
-        page = 100
-        room = page * LAYERS * self.passage_blocks
-        spec = SimpleNamespace(page_size_bytes=page)
-        group = SimpleNamespace(kv_cache_spec=spec, layer_names=["a"] * LAYERS)
-        transfer = SimpleNamespace(get_from_extra_config=lambda _name, _default: room)
-        return self.module.FlashBackConnector(
-            SimpleNamespace(
-                cache_config=SimpleNamespace(block_size=BLOCK), kv_transfer_config=transfer
-            ),
-            None,
-            SimpleNamespace(kv_cache_groups=[group] * groups, num_blocks=BLOCKS),
+    def connector(
+        self,
+        specs: tuple[Any, ...] = (FullAttentionSpec(),),
+        policy: str = "fail",
+        engines: int = 1,
+        prefixes: bool = True,
+    ) -> Any:
+        room = 100 * LAYERS * self.passage_blocks
+        layers = ["a"] * LAYERS
+        groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=layers) for spec in specs]
+        transfer = SimpleNamespace(
+            get_from_extra_config=lambda _name, _default: room, kv_load_failure_policy=policy
         )
+        config = SimpleNamespace(
+            cache_config=SimpleNamespace(block_size=BLOCK, enable_prefix_caching=prefixes),
+            kv_transfer_config=transfer,
+            parallel_config=SimpleNamespace(data_parallel_size=engines),
+        )
+        caches = SimpleNamespace(kv_cache_groups=groups, num_blocks=BLOCKS)
+        return self.module.FlashBackConnector(config, None, caches)
 
     def step(self, request: Request, blocks: list[int], cached: int = 0) -> tuple[int, set[int]]:
         """One pass over a whole new request: tokens said to be loaded, blocks said to be bad."""
@@ -243,12 +260,12 @@ def test_blocks_behind_the_valid_tokens_are_forgotten_all_of_them(module: Any) -
         {"show": [1] * 400},
     ],
 )
-def test_what_is_not_understood_is_told_and_not_done(
+def test_what_is_not_understood_fails_and_is_told(
     module: Any, wanted: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = Both(module)
     request = Request("t", [0] * 9, wanted)
-    assert both.step(request, [7, 9, 11]) == (0, set())
+    assert both.step(request, [7, 9, 11]) == (4, {7})
     assert "flashback" in caplog.text
     later, told = both.scheduler.request_finished(request, [7, 9, 11])
     assert not later
@@ -263,9 +280,40 @@ def test_who_asks_is_told_what_there_is(module: Any) -> None:
     assert both.scheduler.request_finished(plain, []) == (False, None)
 
 
-def test_models_whose_layers_differ_and_other_caches_are_refused(module: Any) -> None:
+def test_an_adapters_passages_are_its_own(module: Any) -> None:
     both = Both(module)
-    with pytest.raises(ValueError, match="2 kinds of caches; expected one"):
-        both.connector(groups=2)
+    adapter = SimpleNamespace(lora_name="adapter")
+    both.step(Request("p", PASSAGE, {"keep": 8}, lora_request=adapter), [3, 5])
+    plain = Request("t", [0] * 9, {"show": PASSAGE})
+    assert both.step(plain, [7, 9, 11])[1] == {7}
+    assert both.step(replace(plain, lora_request=adapter), [7, 9, 11])[1] == set()
+
+
+def test_a_passage_that_goes_in_the_step_that_keeps_it_is_not_kept(module: Any) -> None:
+    both = Both(module, passage_blocks=2)
+    for name in ("a", "b"):
+        both.blocks[name] = [2, 3]
+        request = Request(name, [ord(name)] * 8, {"keep": 8})
+        both.scheduler.get_num_new_matched_tokens(request, 0)
+        allocated = SimpleNamespace(get_block_ids=lambda: ([2, 3],))
+        both.scheduler.update_state_after_alloc(request, allocated, 0)
+    output = SimpleNamespace(num_scheduled_tokens={"a": 8, "b": 8})
+    orders = both.scheduler.build_connector_meta(output)
+    assert len(orders.keep) == len(orders.drop) == 1
+
+
+def test_a_server_that_cannot_have_a_slot_is_refused_in_one_line(module: Any) -> None:
+    both = Both(module)
+    spec = FullAttentionSpec()
+    with pytest.raises(ValueError, match="layers cache FullAttentionSpec, FullAttentionSpec; exp"):
+        both.connector((spec, spec))
+    with pytest.raises(ValueError, match="layers cache object; expected full attention in all"):
+        both.connector((object(),))
+    with pytest.raises(ValueError, match="kv_load_failure_policy 'fail'"):
+        both.connector(policy="recompute")
+    with pytest.raises(ValueError, match="without data parallelism"):
+        both.connector(engines=2)
+    with pytest.raises(ValueError, match="--enable-prefix-caching"):
+        both.connector(prefixes=False)
     with pytest.raises(ValueError, match="expected 32 blocks in front"):
         both.worker.register_kv_caches({"a": torch.zeros(2, BLOCKS, 3)})

@@ -204,6 +204,8 @@ def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
     from flashback.evaluation.arms import adapter_arms
 
     patterns = chosen_patterns(readers.get(), request.patterns)
+    if request.slot_block > 1 and not any(PATTERNS[name].isolated for name in patterns):
+        raise click.UsageError("--slot-block: no slot is scored; add --pattern slot")
     adapted = [arm for adapter in request.adapters for arm in adapter_arms(adapter, patterns)]
     shortened, block = request.shortened, request.slot_block
     untrained = untrained_rows(readers.get(), patterns, shortened=shortened, block=block)

@@ -2,8 +2,8 @@
 
 The server keeps the caches: it reuses the longest prefix that it has of a prompt, in whole blocks.
 So appended passages cost there what they cost here, and every stride is one request of ids. Nothing
-is kept here between two completions, so a server that comes back after it died goes on where it
-was: it computes the whole prompt once. A slot needs a connector in the server (`openai_slot`).
+that counts is kept here between two completions, so a server that comes back after it died goes on
+where it was: it computes the whole prompt once. A slot needs a connector there (`openai_slot`).
 """
 
 import warnings

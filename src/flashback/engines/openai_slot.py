@@ -6,11 +6,12 @@ prompt, as everywhere. What the server has lost, or never had, is computed anew 
 order, a request for each segment but the last.
 """
 
+import contextlib
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator
 
 from flashback.engines.openai_body import body_of
 from flashback.engines.openai_stream import TokenStream
@@ -19,6 +20,7 @@ from flashback.engines.protocol import Request, Usage
 from flashback.errors import EngineError, SettingsError
 from flashback.patterns.held import HeldTokens
 from flashback.patterns.prompt import Ids, PlacedPassage, Prompt, Segment
+from flashback.wire.http import Failure
 
 CONNECTOR = "flashback"
 """Of what the connector is asked, and answers."""
@@ -41,7 +43,9 @@ class RemoteSlot:
         self._wire = wire
         self._model = model
         self._most = passages * block
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._free = self._most
+        """Tokens of passages that the server can keep beside those that are needed now."""
         self._shown: OrderedDict[PlacedPassage, None] = OrderedDict()
         """Passages that the server keeps, if it is still the same."""
         self._texts: OrderedDict[str, HeldTokens] = OrderedDict()
@@ -80,46 +84,65 @@ class RemoteSlot:
             for token in self._written(request, salt, held):
                 began = True
                 yield token
-        except EngineError:
-            if began or not (held.ids or self._shown):
+        except EngineError as error:
+            if began or not _may_be_lost(error):
                 raise
-            # The server may have lost what is held here, so nothing is.
-            with self._lock:
-                self._shown.clear()
+            # The server has lost something that is held here, or never had it.
+            self._forget(request.prompt)
             salt, held = _new_text(request.prompt)
             yield from self._written(request, salt, held)
         self._give_back(salt, held)
 
     def _written(self, request: Request, salt: str, held: HeldTokens) -> Generator[int]:
         """Compute what is missing, and stream the rest; notes in `held` what the server has."""
-        prompt, usage = request.prompt, request.usage
-        valid = held.common_prefix(prompt)
+        prompt = request.prompt
+        written: list[int] = []
+        with contextlib.ExitStack() as passage:
+            passage.enter_context(self._room(prompt.layout.passage_end))
+            for token in self._streamed(request, salt, held.common_prefix(prompt)):
+                passage.close()  # it is in the text's own blocks now
+                written.append(token)
+                yield token
+        held.ids = [*prompt.ids, *written[:-1]]
+        held.views = list(prompt.views)
+
+    def _streamed(self, request: Request, salt: str, valid: int) -> Generator[int]:
+        prompt, spent = request.prompt, Usage()
         began = time.perf_counter()
         *before, last = _behind(prompt)
         for segment in before:
             if segment.start + len(segment.ids) > valid:
-                self._show(prompt, segment, usage)
-                self._compute(prompt, segment, salt, valid, usage)
+                self._show(prompt, segment, spent)
+                self._compute(prompt, segment, salt, valid, spent)
                 valid = segment.start + len(segment.ids)
-        self._show(prompt, last, usage)
-        usage.prefill_seconds += time.perf_counter() - began
+        self._show(prompt, last, spent)
+        spent.prefill_seconds = time.perf_counter() - began
         ids = _in_slot(prompt, len(prompt.ids))
         body = body_of(self._model, ids, request.max_tokens, request.sampler, salt)
         body |= self._asked(prompt, last, valid)
-        reserved = prompt.layout.reserved
-        written: list[int] = []
-        for token in TokenStream(self._wire, body, usage, reserved).tokens():
-            written.append(token)
-            yield token
-        _note(held, prompt, written[:-1])
+        stream = TokenStream(self._wire, body, request.usage, spent, prompt.layout.reserved)
+        yield from stream.tokens()
+
+    @contextlib.contextmanager
+    def _room(self, tokens: int) -> Iterator[None]:
+        """Wait until the server can keep a passage of so many tokens beside others in use."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._free >= tokens)
+            self._free -= tokens
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free += tokens
+                self._lock.notify_all()
 
     def _compute(
-        self, prompt: Prompt, segment: Segment, salt: str, valid: int, usage: Usage
+        self, prompt: Prompt, segment: Segment, salt: str, valid: int, spent: Usage
     ) -> None:
         """Compute a segment that is not the prompt's last."""
         body = _body(self._model, _in_slot(prompt, segment.start + len(segment.ids)), salt)
         self._wire.whole(body | self._asked(prompt, segment, valid))
-        usage.prefilled += segment.start + len(segment.ids) - max(valid, segment.start)
+        spent.prefilled += segment.start + len(segment.ids) - max(valid, segment.start)
 
     def _asked(self, prompt: Prompt, segment: Segment, valid: int) -> Record:
         """What the connector is to do for a request that ends with a segment."""
@@ -133,7 +156,7 @@ class RemoteSlot:
         }
         return {"kv_transfer_params": {CONNECTOR: asked}}
 
-    def _show(self, prompt: Prompt, segment: Segment, usage: Usage) -> None:
+    def _show(self, prompt: Prompt, segment: Segment, spent: Usage) -> None:
         """Let the server compute and keep a passage that it has not kept."""
         passage = prompt.placed(segment.passage)
         with self._lock:
@@ -146,20 +169,30 @@ class RemoteSlot:
         kept = {"keep": len(ids), "salt": prompt.salt}
         body = _body(self._model, ids, prompt.salt)
         self._wire.whole(body | {"kv_transfer_params": {CONNECTOR: kept}})
-        usage.count_passage(passage)
+        spent.count_passage(passage)
         with self._lock:
             self._shown[passage] = None
             while sum(len(one.behind_sink) for one in self._shown) > self._most:
                 self._shown.popitem(last=False)
 
     def _take(self, prompt: Prompt) -> tuple[str, HeldTokens]:
-        """The text that shares most with a prompt; a new one if none shares anything."""
+        """The longest text that a prompt goes on with; a new one if there is none.
+
+        Under one salt the server has one line of tokens. So what a prompt must not find of it is in
+        view of the connector, which forgets it.
+        """
         with self._lock:
-            shared = {salt: held.common_prefix(prompt) for salt, held in self._texts.items()}
-            best = max(shared, key=shared.__getitem__, default=None)
-            if best is None or shared[best] <= prompt.layout.history:
+            begun = [salt for salt, held in self._texts.items() if _goes_on(prompt, held)]
+            if not begun:
                 return _new_text(prompt)
+            best = max(begun, key=lambda salt: len(self._texts[salt].ids))
             return best, self._texts.pop(best)
+
+    def _forget(self, prompt: Prompt) -> None:
+        """A prompt's passages may be lost."""
+        with self._lock:
+            for segment in prompt.segments:
+                self._shown.pop(prompt.placed(segment.passage), None)
 
     def _give_back(self, salt: str, held: HeldTokens) -> None:
         with self._lock:
@@ -172,15 +205,20 @@ def _new_text(prompt: Prompt) -> tuple[str, HeldTokens]:
     return secrets.token_hex(16), HeldTokens(prompt.layout, salt=prompt.salt)
 
 
+def _goes_on(prompt: Prompt, held: HeldTokens) -> bool:
+    """Whether a prompt begins with a text, and shares some of what was computed for it."""
+    same = prompt.ids[: len(held.ids)] == tuple(held.ids)
+    return same and held.common_prefix(prompt) > prompt.layout.history
+
+
+def _may_be_lost(error: EngineError) -> bool:
+    """Whether a server failed, and not a request."""
+    return isinstance(error.__cause__, Failure) and not error.__cause__.own
+
+
 def _behind(prompt: Prompt) -> list[Segment]:
-    """The segments that see a passage; what is before it comes with its sink."""
+    """The segments that see a passage; what is before them comes with its sink."""
     return [one for one in prompt.segments if one.start >= prompt.layout.history]
-
-
-def _note(held: HeldTokens, prompt: Prompt, written: Sequence[int]) -> None:
-    """The server has a prompt and tokens behind it."""
-    held.ids = [*prompt.ids, *written]
-    held.views = list(prompt.views)
 
 
 def _in_slot(prompt: Prompt, length: int) -> Ids:

@@ -21,6 +21,8 @@ class TokenStream:
     wire: Wire
     body: Record
     usage: Usage
+    before: Usage = field(default_factory=Usage)
+    """What was spent on it by other requests."""
     reserved: int = 0
     """Tokens of the prompt that are no text's."""
     _finished: str | None = field(default=None, init=False)
@@ -54,7 +56,7 @@ class TokenStream:
                     self.usage.decoded += 1
                     self.usage.decode_seconds += seconds
                 else:
-                    self.usage.prefill_seconds += seconds
+                    self.usage.prefill_seconds = self.before.prefill_seconds + seconds
                 yield token
                 began = time.perf_counter()
 
@@ -89,19 +91,16 @@ class TokenStream:
         with contextlib.suppress(EngineError):
             for chunk in chunks:
                 if (counted := chunk.get("usage")) is not None:
-                    cached = cached_of(counted) or 0
-                    count(self.usage, len(self.body["prompt"]), cached, self.reserved)
+                    self._counted(cached_of(counted) or 0)
 
-
-def count(usage: Usage, prompt: int, cached: int, reserved: int = 0) -> None:
-    """A prompt of so many tokens was computed, but for those that were cached.
-
-    Args:
-        reserved: how many of both are no text's.
-    """
-    usage.cached = max(min(cached, prompt) - reserved, 0)
-    usage.prefilled += prompt - min(cached, prompt)
-    usage.count_reused(prompt)
+    def _counted(self, cached: int) -> None:
+        """The prompt was computed, but for what was cached."""
+        prompt, before, usage = len(self.body["prompt"]), self.before, self.usage
+        cached = min(cached, prompt)
+        usage.cached = max(cached - self.reserved, 0)
+        usage.sink = before.sink
+        usage.prefilled = before.prefilled + prompt - cached
+        usage.count_reused(prompt)
 
 
 def cached_of(counted: object) -> int | None:

@@ -22,6 +22,8 @@ A request asks in `kv_transfer_params`, under `flashback`:
                         passage is not kept
     {..., "salt": s}    for passages that only requests with the same salt can show
 
+What is not understood fails, too.
+
 Runs where vLLM does (0.32), and needs nothing else of FlashBack.
 """
 
@@ -36,6 +38,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,9 +142,10 @@ class Kept:
         return gone
 
 
-def key_of(ids: "Sequence[int]", salt: str | None) -> str:
-    """Names what the first blocks of a request hold. A salt keeps its passages to itself."""
-    return sha256(repr((tuple(ids), salt or "")).encode()).hexdigest()
+def key_of(request: "Request", ids: "Sequence[int]", salt: str) -> str:
+    """Names what the first blocks of a request hold: an adapter and a salt have their own."""
+    adapter = request.lora_request.lora_name if request.lora_request else ""
+    return sha256(repr((tuple(ids), salt, adapter)).encode()).hexdigest()
 
 
 class FlashBackConnector(KVConnectorBase_V1):
@@ -153,15 +157,19 @@ class FlashBackConnector(KVConnectorBase_V1):
         """For the scheduler or for a worker.
 
         Raises:
-            ValueError: layers of the model cache different things.
+            ValueError: the server cannot have a slot, in one line.
         """
         super().__init__(vllm_config, role, kv_cache_config)
         groups = kv_cache_config.kv_cache_groups
-        if len(groups) != 1:
-            raise ValueError(
-                f"{NAME}: the model has {len(groups)} kinds of caches; expected one, with full "
-                "attention in every layer"
-            )
+        if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
+            kinds = ", ".join(type(one.kv_cache_spec).__name__ for one in groups)
+            raise ValueError(f"{NAME}: layers cache {kinds}; expected full attention in all")
+        if not vllm_config.cache_config.enable_prefix_caching:
+            raise ValueError(f"{NAME}: expected --enable-prefix-caching")
+        if self._kv_transfer_config.kv_load_failure_policy != "fail":
+            raise ValueError(f"{NAME}: expected the kv_load_failure_policy 'fail'")
+        if vllm_config.parallel_config.data_parallel_size > 1:
+            raise ValueError(f"{NAME}: expected one engine, without data parallelism")
         self._block = int(vllm_config.cache_config.block_size)
         self._blocks = kv_cache_config.num_blocks
         page = groups[0].kv_cache_spec.page_size_bytes * len(groups[0].layer_names)
@@ -175,11 +183,6 @@ class FlashBackConnector(KVConnectorBase_V1):
         self._caches: list[Tensor] = []
         self._passages: dict[str, list[Tensor]] = {}
         self._failed: set[int] = set()
-
-    @property
-    def requires_kv_delivery(self) -> bool:
-        """A preempted request goes on as any other."""
-        return False
 
     # The scheduler's side
 
@@ -208,8 +211,8 @@ class FlashBackConnector(KVConnectorBase_V1):
             self._keeping[request.request_id] = request, wanted
         if not wanted.show:
             return
-        key = key_of(wanted.show, wanted.salt)
-        first = blocks.get_block_ids()[0][: len(wanted.show) // self._block]
+        key = key_of(request, wanted.show, wanted.salt)
+        first = blocks.get_block_ids()[0][: max(len(wanted.show) // self._block, 1)]
         if self._kept.has(key) and cached >= wanted.needed:
             self._orders.show.append(Copy(key, tuple(first)))
         else:
@@ -226,13 +229,14 @@ class FlashBackConnector(KVConnectorBase_V1):
         return orders
 
     def _keep(self, request: "Request", wanted: Wanted) -> None:
-        key = key_of(request.all_token_ids[: wanted.keep], wanted.salt)
+        key = key_of(request, request.all_token_ids[: wanted.keep], wanted.salt)
         count = wanted.keep // self._block
         gone = self._kept.add(key, count)
         if gone is None:
             _LOG.warning("%s: no room for a passage of %d blocks (passage_bytes)", NAME, count)
             return
         self._orders.drop.extend(gone)
+        self._orders.keep = [one for one in self._orders.keep if one.key not in gone]
         blocks = self._kv_cache_manager.get_block_ids(request.request_id)[0]
         self._orders.keep.append(Copy(key, tuple(blocks[:count])))
 
@@ -250,11 +254,13 @@ class FlashBackConnector(KVConnectorBase_V1):
         return False, None if wanted is None else {NAME: found}
 
     def _wanted(self, request: "Request") -> Wanted:
+        """What a request asks for; what it cannot have, if that is not understood."""
         try:
             return Wanted.of(request, self._block) or Wanted()
         except (TypeError, ValueError) as error:
             _LOG.warning("%s: %s", NAME, error)
-            return Wanted()
+            front = (0,) * min(self._block, request.num_tokens - 1)
+            return Wanted(show=front, needed=sys.maxsize)
 
     # A worker's side
 

@@ -123,9 +123,11 @@ class Planner:
             return "append"
         best = best_untrained(self._is_default)
         if best != best_untrained(lambda _: True):
+            reason = "the reader or the engine does not support a slot"
+            if self.engine.capabilities.slot and self.engine.capabilities.block > 1:
+                reason = "this engine has a slot in front of texts only, with --pattern='slot'"
             warnings.warn(
-                f"the reader or the engine does not support a slot; passages go where "
-                f"--pattern={best!r} puts them",
+                f"{reason}; passages go where --pattern={best!r} puts them",
                 FlashBackWarning,
                 stacklevel=4,
             )
