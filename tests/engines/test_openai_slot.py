@@ -164,6 +164,7 @@ def test_what_the_server_lost_is_computed_in_the_prompts_own_order(fake: FakeVll
 
 def test_a_server_that_keeps_failing_is_asked_twice(fake: FakeVllm) -> None:
     theirs, _ = writers(fake)
+    theirs.retriever = MadeUpRetriever(empty=0.0)
     writing = iter(theirs.stream(PROMPT, own(10, stride=5)))
     for _ in range(6):
         next(writing)
@@ -207,6 +208,7 @@ def test_a_stop_text_leaves_no_counts(fake: FakeVllm) -> None:
 
 def test_salts_keep_passages_apart(fake: FakeVllm) -> None:
     theirs, _ = writers(fake)
+    theirs.retriever = MadeUpRetriever(empty=0.0)
     for salt in ("a", "b"):
         theirs.generate(PROMPT, own(5, cache_salt=salt))
     kept = {salt for salt, _ in fake.kept}

@@ -138,7 +138,7 @@ def test_the_visible_context_is_bos_and_the_latest_text_within_the_budget(
 def test_a_slot_made_of_blocks_is_full_and_begins_and_ends_with_blocks(
     bos: int, block: int, stride: int, again: int, history: int, lengths: list[int]
 ) -> None:
-    frame = Frame((100,), (101,), fill=(99,))
+    frame = Frame((100,), (101,))
     pattern, before = PATTERNS["slot"], None
     for number, length in enumerate(lengths):
         context = tuple(range(10 + number * stride))
@@ -154,7 +154,10 @@ def test_a_slot_made_of_blocks_is_full_and_begins_and_ends_with_blocks(
                 assert len(one.passage) == layout.reserved
                 assert not layout.reserved or layout.position(one.start) % block == 0
         framed = at.framed
-        assert prompt.passage == (99,) * (layout.reserved - len(framed)) + framed
+        assert prompt.passage[len(prompt.passage) - len(framed) :] == framed
+        assert bool(framed) == bool(layout.reserved)
+        for token, later in zip(prompt.passage, prompt.passage[len(framed) :], strict=False):
+            assert token == later
         if before is not None and prompt.passage != before.passage and layout == before.layout:
             assert prompt.segments[-1].start <= max(len(context) - again, layout.history)
         before = prompt

@@ -124,9 +124,9 @@ def layout_for(
     example: Example, history: int, room: int, arrangement: Arrangement, passage: Ids
 ) -> Layout:
     """Behind a history, what the passage takes; to the end of a block."""
-    if example.history > example.window.bos:
+    if example.history > example.window.bos or (arrangement.block > 1 and not passage):
         room = len(passage)
-    while (history + room) % arrangement.block:
+    while room and (history + room) % arrangement.block:
         room += 1
     sink = arrangement.frame.sink
     return Layout(history, room, sink[max(len(sink) - history, 0) :])
@@ -142,12 +142,13 @@ def slot_prompts(example: Example, arrangement: Arrangement) -> Iterator[tuple[P
     layout = Layout()
     for cut, passage in zip(window.cuts, framed, strict=True):
         context = window.ids[: window.bos] + window.ids[max(cut.start, window.bos) : cut.boundary]
-        if not (grows and views) or len(passage) > layout.reserved:
+        goes = arrangement.block > 1 and bool(passage) != bool(layout.reserved)
+        if not (grows and views) or len(passage) > layout.reserved or goes:
             history = min(max(example.history, window.bos), len(context) - 1)
             layout = layout_for(example, history, room, arrangement, passage)
             views = []
         if arrangement.block > 1:
-            passage = frame.fill * (layout.reserved - len(passage)) + passage
+            passage = (passage * 99)[len(passage) * 99 - layout.reserved :]
         if not views:
             views = [View(history, passage)]
         elif passage != views[-1].passage:
@@ -241,7 +242,7 @@ def test_a_slot_made_of_blocks_is_scored_as_separate_sequences(
     examples: list[Example], block: int
 ) -> None:
     model = shared_model("llama")
-    arrangement = Arrangement("slot", Frame((7,), (8,), fill=(9,)), block=block)
+    arrangement = Arrangement("slot", Frame((7,), (8,)), block=block)
     check_scores(packed(model, examples, arrangement), separately(model, examples, arrangement))
 
 

@@ -20,8 +20,6 @@ class Frame:
     """The ids in its place if there is no passage."""
     sink: Ids = ()
     """What a passage at reserved positions is computed behind."""
-    fill: Ids = ()
-    """A token that stands in front of a passage where no reserved position may be empty."""
 
     def __len__(self) -> int:
         """Tokens added to a passage, the echo included."""

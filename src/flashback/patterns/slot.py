@@ -12,8 +12,9 @@ are exchanged, the last e context tokens are computed again behind the new one: 
 about to say depends on the passage most.
 
 Where an engine shares keys and values in whole blocks, a slot is made of them: R is rounded up so
-that h+R is a multiple of a block, the positions in front of a passage are filled, and e is rounded
-up so that what is computed again begins with a block.
+that h+R is a multiple of a block, the positions in front of a passage hold its end once more (line
+breaks there cost a reader more than a passage gains), and e is rounded up so that what is computed
+again begins with a block. Without a passage there is no slot.
 
 A reader answers best without a gap before the passage. So where there is a history, R is what the
 first passage takes, and grows when one takes more: the tokens behind h, such as a question and the
@@ -24,7 +25,7 @@ from flashback.errors import SettingsError
 from flashback.patterns.cost import StrideShape
 from flashback.patterns.frame import Frame
 from flashback.patterns.pattern import Boundary, ContextPattern, TargetLayout
-from flashback.patterns.prompt import Layout, Prompt, View
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
 
 
 class Slot(ContextPattern):
@@ -50,7 +51,7 @@ class Slot(ContextPattern):
                 f"a passage of {len(at.framed)} tokens with its frame; the slot has {at.reserved}"
             )
         before = at.before
-        if before is not None and len(at.framed) > before.layout.reserved:
+        if before is not None and not _has_room(before.layout, at):
             before = None
         layout = _layout(at) if before is None else before.layout
         return Prompt.with_views(at.context, _views(at, before, layout), layout)
@@ -64,19 +65,24 @@ class Slot(ContextPattern):
         return min(stride.recomputed, stride.context)
 
 
+def _has_room(layout: Layout, at: Boundary) -> bool:
+    """Whether a passage can stand where others stood."""
+    in_blocks = at.block == 1 or bool(at.framed) == bool(layout.reserved)
+    return len(at.framed) <= layout.reserved and in_blocks
+
+
 def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
-    reserved = len(at.framed) if at.history > at.bos else at.reserved
-    reserved += -(history + reserved) % at.block
+    no_room = at.history > at.bos or (at.block > 1 and not at.framed)
+    reserved = len(at.framed) if no_room else at.reserved
+    reserved += -(history + reserved) % at.block if reserved else 0
     sink = at.frame.sink
     return Layout(history, reserved, sink[max(len(sink) - history, 0) :])
 
 
 def _views(at: Boundary, before: Prompt | None, layout: Layout) -> tuple[View, ...]:
-    passage = at.framed
-    if at.block > 1:
-        passage = at.frame.fill * (layout.reserved - len(passage)) + passage
+    passage = _filled(at.framed, layout.reserved) if at.block > 1 else at.framed
     if before is None:
         return (View(layout.history, passage),)
     if before.passage == passage:
@@ -85,3 +91,9 @@ def _views(at: Boundary, before: Prompt | None, layout: Layout) -> tuple[View, .
     start -= layout.position(start) % at.block
     kept = (view for view in before.views if view.start < start)
     return (*kept, View(start, passage))
+
+
+def _filled(passage: Ids, length: int) -> Ids:
+    """A passage with its end in front of it, once more or often enough."""
+    times = -(-length // len(passage)) if passage else 0
+    return (passage * times)[-length:] if times else ()

@@ -180,8 +180,7 @@ class TextReader:
 
         A reader whose adapter was trained without marks gets nothing instead of the pattern's text.
         """
-        fill = tuple(self.encode("\n")[-1:])
-        own = replace(self._own_frame(pattern), sink=self.bos, fill=fill)
+        own = replace(self._own_frame(pattern), sink=self.bos)
         if text is None:
             return own
         own = replace(own, sink=self._sink(text.sink), echo_prompt=text.echo_prompt)
