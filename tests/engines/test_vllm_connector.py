@@ -256,6 +256,8 @@ def test_blocks_behind_the_valid_tokens_are_forgotten_all_of_them(module: Any) -
         {"show": 5},
         {"keep": 400},
         {"keep": True},
+        {"keep": -4},
+        {"valid": -1},
         {"salt": 1},
         {"show": [1] * 400},
     ],

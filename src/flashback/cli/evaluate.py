@@ -124,7 +124,7 @@ def evaluate() -> None:
     "--slot-block",
     type=click.IntRange(1, 1 << 12),
     default=1,
-    help="Add a slot made of blocks of so many tokens, as one in vLLM is.",
+    help="Add a row: an untrained slot made of blocks of so many tokens, as one in vLLM is.",
 )
 @click.option(
     "--sweep",

@@ -112,6 +112,11 @@ class Capabilities:
     filled and end with a block, in front of them stands no more than a sink, and what is computed
     again begins with a block."""
 
+    @property
+    def slot_in_front(self) -> bool:
+        """Whether there is a slot, but in front of a text only: none in a chat."""
+        return self.slot and self.block > 1
+
 
 class Engine(Protocol):
     """Completes prompts of token ids."""

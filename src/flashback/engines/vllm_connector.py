@@ -84,10 +84,12 @@ class Wanted:
             raise ValueError("expected an object of keep, show, valid, needed and salt")
         found = cls(**given | {"show": tuple(given.get("show", ()))})
         numbers = (found.keep, found.valid, found.needed, *found.show)
-        if not all(type(one) is int for one in numbers) or type(found.salt) is not str:
-            raise ValueError("expected whole numbers, and a text as salt")
+        if not all(type(one) is int and one >= 0 for one in numbers):
+            raise ValueError("expected whole numbers of at least 0")
+        if type(found.salt) is not str:
+            raise ValueError("expected a text as salt")
         for name, tokens in ("keep", found.keep), ("show", len(found.show) + 1):
-            if not 0 <= tokens <= request.num_tokens:
+            if tokens > request.num_tokens:
                 raise ValueError(f"{name}: more than the prompt's {request.num_tokens} tokens")
         if found.keep % block or len(found.show) % block:
             raise ValueError(f"expected whole blocks of {block} tokens to keep and to show")

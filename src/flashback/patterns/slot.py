@@ -74,8 +74,8 @@ def _has_room(layout: Layout, at: Boundary) -> bool:
 def _layout(at: Boundary) -> Layout:
     # The last token of a context always sees the passage.
     history = min(max(at.history, at.bos), len(at.context) - 1)
-    no_room = at.history > at.bos or (at.block > 1 and not at.framed)
-    reserved = len(at.framed) if no_room else at.reserved
+    as_long = at.history > at.bos or (at.block > 1 and not at.framed)
+    reserved = len(at.framed) if as_long else at.reserved
     reserved += -(history + reserved) % at.block if reserved else 0
     sink = at.frame.sink
     return Layout(history, reserved, sink[max(len(sink) - history, 0) :])

@@ -74,7 +74,7 @@ class Planner:
         pattern = PATTERNS[retrieval.pattern]
         self.check_pattern(pattern.name)
         room = able.window
-        if pattern.isolated and able.block > 1:
+        if pattern.isolated and able.slot_in_front:
             _check_front(retrieval, frame)
             room -= able.block - 1
         budget = context_budget(room, passages, tokens, len(frame), retrieval.stride)
@@ -110,10 +110,9 @@ class Planner:
         )
 
     def _is_default(self, pattern: ContextPattern) -> bool:
-        """Whether `auto` may stand for a pattern: a slot made of blocks has no place in a chat."""
-        return self.supports(pattern) and not (
-            pattern.isolated and self.engine.capabilities.block > 1
-        )
+        """Whether `auto` may stand for a pattern, in texts and in chats."""
+        here = not (pattern.isolated and self.engine.capabilities.slot_in_front)
+        return here and self.supports(pattern)
 
     @property
     def _own_pattern(self) -> str:
@@ -124,7 +123,7 @@ class Planner:
         best = best_untrained(self._is_default)
         if best != best_untrained(lambda _: True):
             reason = "the reader or the engine does not support a slot"
-            if self.engine.capabilities.slot and self.engine.capabilities.block > 1:
+            if self.engine.capabilities.slot_in_front:
                 reason = "this engine has a slot in front of texts only, with --pattern='slot'"
             warnings.warn(
                 f"{reason}; passages go where --pattern={best!r} puts them",
