@@ -140,7 +140,7 @@ def test_the_json_has_a_row_for_every_pattern(evaluate: Eval, adapter: Path) -> 
     for row in record["rows"]:
         assert row.keys() == {
             *("name", "pattern", "training", "marks", "frame", "adapter", "trained_for"),
-            *("context", "perplexity", "low", "high", "tokens", "word_perplexity"),
+            *("context", "passages", "perplexity", "low", "high", "tokens", "word_perplexity"),
             *("bits_per_byte", "against_first_row"),
         }
         assert 1 < row["low"] < row["perplexity"] < row["high"]
@@ -258,6 +258,24 @@ def test_the_audit_says_what_shown_passages_have_in_common_with_the_documents(
     assert evaluate.record("--no-audit")["audit"] is None
     assert "Audit" not in evaluate("--no-audit").out
     assert evaluate.record("--pattern", "none")["audit"] is None
+
+
+def test_controls_are_rows_behind_those_of_what_was_found(evaluate: Eval) -> None:
+    words = ("--pattern", "none", "--pattern", "prepend", "--control", "random")
+    rows = evaluate.record(*words, "--control", "oracle", "--control", "random")["rows"]
+    assert [row["name"] for row in rows] == [
+        "none",
+        "prepend (text)",
+        "prepend (text, random passages)",
+        "prepend (text, oracle passages)",
+    ]
+    assert len({row["perplexity"] for row in rows}) == 4
+    assert rows[:2] == evaluate.record(*words[:4])["rows"]
+
+
+def test_controls_without_passages_are_refused(evaluate: Eval) -> None:
+    words = ("--pattern", "none", "--control", "random")
+    assert "--control: no pattern with passages is scored; add one" in evaluate.refused(*words)
 
 
 # Sweeps

@@ -55,8 +55,10 @@ from flashback.readers.card import WEIGHTS, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
+from flashback.scoring.controls import Control
 from flashback.scoring.examples import Example
 from flashback.scoring.retrieved_windows import cut_and_retrieve
+from flashback.scoring.targets import TargetScorer
 from flashback.scoring.window_settings import Protocol, WindowSettings
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings, SearchOptions
@@ -261,9 +263,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Example]]]:
     """What is scored from now on: the pattern and what it was scored on."""
     calls: list[tuple[str, list[Example]]] = []
 
-    def score(model: Any, examples: list[Example], arrangement: Any, *more: Any) -> list[float]:
+    def score(model: Any, examples: list[Example], arrangement: Any) -> Iterator[float]:
         calls.append((arrangement.pattern, examples))
-        return perplexity.score(model, examples, arrangement, *more)
+        return perplexity.score(model, examples, arrangement)
 
     monkeypatch.setattr("flashback.evaluation.evaluate.score", score)
     return calls
@@ -735,6 +737,53 @@ def test_kept_rows_equal_scored_ones(store: ScoreStore) -> None:
     assert tables[0].record() == tables[1].record()
 
 
+def test_a_row_goes_on_behind_the_windows_that_were_scored(
+    store: ScoreStore, scored: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = made_up(count=8)
+    count = len(judged.examples)
+    assert count > 2 * perplexity.TOGETHER
+    (whole,) = evaluate([NONE], [judged], AdaptedReaders(load), settings=FEW)
+    counting = itertools.count(1)
+    steps = TargetScorer.log_probs
+
+    def interrupted(*given: Any) -> Any:
+        if next(counting) == 3:
+            raise KeyboardInterrupt
+        return steps(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetScorer, "log_probs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_again(store, scored, arms=[NONE], sets=[judged])
+    assert run_again(store, scored, arms=[NONE], sets=[judged]) == ["none"]
+    ((_, rest),) = scored
+    assert len(rest) == count - 2 * perplexity.TOGETHER
+    assert run_again(store, scored, arms=[NONE], sets=[judged]) == []
+    (again,) = evaluate([NONE], [judged], AdaptedReaders(load), settings=FEW, store=store)
+    assert again.record() == whole.record()
+
+
+def test_a_control_is_another_row_on_the_same_targets(store: ScoreStore, scored: Calls) -> None:
+    found = made_up()
+    turned = tuple(
+        dataclasses.replace(one, passages=(*one.passages[1:], one.passages[0]))
+        for one in found.examples
+    )
+    judged = dataclasses.replace(found, controls={Control.ORACLE: turned})
+    arms = [NONE, Arm("append"), Arm("append", control=Control.ORACLE)]
+    (table,) = evaluate(arms, [judged], AdaptedReaders(load), settings=FEW, store=store)
+    assert [row.arm.name for row in table.rows[1:]] == [
+        "append (bare)",
+        "append (bare, oracle passages)",
+    ]
+    assert [row["passages"] for row in table.record()["rows"]] == ["found", "found", "oracle"]
+    shown = dataclasses.replace(found, examples=turned)
+    (alone,) = evaluate(arms[:2], [shown], AdaptedReaders(load), settings=FEW)
+    assert table.rows[2].nats.tolist() == alone.rows[1].nats.tolist()
+    assert table.rows[2].nats.tolist() != table.rows[1].nats.tolist()
+
+
 def other_model() -> Reader:
     return tiny_reader(model=tiny_model("llama", seed=1))
 
@@ -814,7 +863,7 @@ def test_an_adapters_row_is_of_its_weights_wherever_it_lies(
         lambda _: "",
         lambda _: "[]",
         lambda _: '{"nats": 5}',
-        lambda _: '{"nats": [1.0]}',
+        lambda _: '{"nats": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]}',
         lambda _: "[" * 100_000,
         lambda text: json.dumps({"nats": [math.nan for _ in json.loads(text)["nats"]]}),
         lambda text: json.dumps({"nats": [None for _ in json.loads(text)["nats"]]}),

@@ -572,3 +572,15 @@ def test_the_seed_and_the_window_decide_which_strides_are_drawn() -> None:
 def test_all_strides_stay_where_no_fewer_are_asked_for(strides: int) -> None:
     example = even_example(20)
     assert example.drawn(strides, seed=0) is example
+
+
+@pytest.mark.parametrize("pattern", ["none", "prepend"])
+def test_drawn_strides_whose_prompts_continue_are_one_sequence(pattern: str) -> None:
+    example = replace(even_example(8), passage_tokens=9)
+    same = replace(example, passages=example.passages[:1] * len(example.passages))
+    passes = 0
+    for _ in TargetScorer(shared_model("llama")).steps(
+        [same.drawn(3, seed=1)], Arrangement(pattern, MARKING, MARKS)
+    ):
+        passes += 1
+    assert passes == 1

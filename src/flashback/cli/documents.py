@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.readers.reader import Reader
+    from flashback.scoring.controls import Control
     from flashback.scoring.lookup import LookupCache
     from flashback.scoring.retrieved_windows import RetrievedWindows
     from flashback.scoring.window_settings import WindowSettings
@@ -128,6 +129,7 @@ def read_and_retrieve(
     reader: "Reader",
     settings: Sequence[RetrievalSettings],
     windows: "WindowSettings",
+    controls: "Collection[Control]" = (),
 ) -> "list[RetrievedWindows]":
     """Read documents, cut them into windows, look up passages; with progress bars.
 
@@ -143,7 +145,14 @@ def read_and_retrieve(
     cache = _cache(sources)
     with counting("looking up passages, windows") as start:
         found = cut_and_retrieve(
-            documents, reader, retriever, settings, windows, cache=cache, start=start
+            documents,
+            reader,
+            retriever,
+            settings,
+            windows,
+            cache=cache,
+            start=start,
+            controls=controls,
         )
     if sources.failures:
         warnings.warn(

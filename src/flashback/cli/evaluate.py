@@ -20,6 +20,7 @@ from flashback.cli.perplexity import (
     swept_name,
     title_of,
     untrained_rows,
+    with_controls,
 )
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.cli.retriever_options import Source, source_options
@@ -27,6 +28,7 @@ from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.guard import GuardSettings
+from flashback.scoring.controls import Control
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 
@@ -52,6 +54,7 @@ class _Request:
     patterns: tuple[str, ...]
     shortened: bool
     slot_block: int
+    controls: tuple[Control, ...]
     sweep: tuple[str, ...]
     options: ReaderOptions
     weights: Weights
@@ -127,6 +130,14 @@ def evaluate() -> None:
     help="Add a row: an untrained slot made of blocks of so many tokens, as one in vLLM is.",
 )
 @click.option(
+    "--control",
+    "controls",
+    type=click.Choice([str(one) for one in Control]),
+    multiple=True,
+    help="Add rows with other passages (repeatable). random: those of another document. oracle: "
+    "what is found for the tokens to come.",
+)
+@click.option(
     "--sweep",
     multiple=True,
     metavar="X=A,B,..",
@@ -167,8 +178,11 @@ def _parse(values: dict[str, Any]) -> _Request:
     retrieving = (name for name in wanted if PATTERNS[name].retrieves)
     retrieval = replace(take(RetrievalSettings, values), pattern=next(retrieving, "none"))
     windows, bootstrap = take(WindowSettings, values), take(BootstrapSettings, values)
+    values["controls"] = tuple(map(Control, dict.fromkeys(values["controls"])))
     settings, guard = tuple(combinations(retrieval, values["sweep"])), take(GuardSettings, values)
     retrieval.check_retriever(values["index"])
+    if values["controls"] and not retrieval.retrieves:
+        raise click.UsageError("--control: no pattern with passages is scored; add one")
     _check_files(values["per_document"], values["plot"])
     return _Request(settings, windows, bootstrap, guard, **values)
 
@@ -194,7 +208,13 @@ def _score(request: _Request) -> "list[Table]":
     settings, windows = request.settings, request.windows
     check_arms(arms, readers, windows, settings)
     sets = evaluation_sets(
-        readers.get(), sources, settings, windows, request.described, audited=request.audit
+        readers.get(),
+        sources,
+        settings,
+        windows,
+        request.described,
+        audited=request.audit,
+        controls=request.controls,
     )
     with counting("scoring windows") as start:
         return run_evaluation(arms, sets, readers, settings=request.bootstrap, start=start)
@@ -209,7 +229,7 @@ def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
     adapted = [arm for adapter in request.adapters for arm in adapter_arms(adapter, patterns)]
     shortened, block = request.shortened, request.slot_block
     untrained = untrained_rows(readers.get(), patterns, shortened=shortened, block=block)
-    return [*untrained, *adapted]
+    return with_controls([*untrained, *adapted], request.controls)
 
 
 def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":

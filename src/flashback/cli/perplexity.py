@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from flashback.cli.audit_option import audit_record, shown_in
 from flashback.cli.documents import Sources, read_and_retrieve
 from flashback.cli.tables import print_table
 from flashback.patterns.registry import PATTERNS
+from flashback.scoring.controls import Control
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import QueryForm, RetrievalSettings
 
@@ -99,6 +100,15 @@ def untrained_rows(
     return [*arms, Arm("none", shortened=True)] if shortened else arms
 
 
+def with_controls(arms: "Sequence[Arm]", controls: Sequence[Control]) -> "list[Arm]":
+    """The rows, behind each with passages the same with those of the controls."""
+    return [
+        replace(arm, control=control)
+        for arm in arms
+        for control in (None, *(controls if PATTERNS[arm.pattern].retrieves else ()))
+    ]
+
+
 def check_arms(
     arms: "Sequence[Arm]",
     readers: "AdaptedReaders",
@@ -128,16 +138,18 @@ def evaluation_sets(
     described: dict[str, Any],
     *,
     audited: bool = False,
+    controls: Collection[Control] = (),
 ) -> "list[EvaluationSet]":
     """An evaluation set for each of the settings, with progress bars.
 
     Args:
         described: recorded in every table besides the settings.
         audited: whether what is shown is compared with the documents.
+        controls: passages wanted besides those that are found.
     """
     from flashback.evaluation.evaluate import EvaluationSet
 
-    retrieved = read_and_retrieve(sources, reader, settings, windows)
+    retrieved = read_and_retrieve(sources, reader, settings, windows, controls)
     audited = audited and sources.retriever is not None
     return [
         EvaluationSet(
@@ -149,6 +161,7 @@ def evaluation_sets(
                 "failed_lookups": sources.failures,
                 "audit": audit_record(shown_in(own)) if audited else None,
             },
+            {control: tuple(own.examples(reader, one, control)) for control in own.controls},
         )
         for one, own in zip(settings, retrieved, strict=True)
     ]

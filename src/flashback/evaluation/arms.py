@@ -13,6 +13,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
+from flashback.scoring.controls import Control
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened
@@ -36,6 +37,8 @@ class Arm:
     """Whether contexts are cut as in the paper's code (its baseline without retrieval)."""
     block: int = 1
     """Of a slot; see `Capabilities.block`."""
+    control: Control | None = None
+    """Passages that are shown instead of those that were found."""
     label: str = ""
     """Distinguishes arms that would otherwise have the same name."""
 
@@ -52,6 +55,7 @@ class Arm:
             *([str(self.frame)] if framed else []),
             *(["shortened"] if self.shortened else []),
             *([f"blocks of {self.block}"] if self.block > 1 else []),
+            *([f"{self.control} passages"] if self.control else []),
             *([self.label] if self.label else []),
         ]
         return self.pattern + self._adapter_name + (f" ({', '.join(notes)})" if notes else "")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,22 @@ from flashback.errors import TrainingError
 from flashback.evaluation.adapted_readers import AdaptedReaders
 from flashback.evaluation.arms import Arm, with_unique_names
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
-from flashback.evaluation.perplexity import Table, Texts, contamination, row_of, score, texts_of
+from flashback.evaluation.perplexity import (
+    TOGETHER,
+    Table,
+    Texts,
+    contamination,
+    row_of,
+    score,
+    texts_of,
+)
 from flashback.evaluation.statistics import Bootstrap
 from flashback.files import write_atomically
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, CONFIG, WEIGHTS
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.reader import Reader
+from flashback.scoring.controls import Control
 from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found
 from flashback.scoring.window_settings import WindowSettings
@@ -35,6 +44,19 @@ class EvaluationSet:
     """Recorded in the table."""
     reported: Mapping[str, Any] = field(default_factory=dict)
     """Recorded beside the settings: what was found out about the passages."""
+    controls: Mapping[Control, tuple[Example, ...]] = field(default_factory=dict)
+    """The same windows with other passages."""
+
+    def shown(self, control: Control | None) -> tuple[Example, ...]:
+        """The examples of an arm that shows these passages; None: those that were found."""
+        return self.examples if control is None else self.controls[control]
+
+    def digests(self) -> dict[Control | None, str]:
+        """A digest for each kind of passages, see `examples_digest`."""
+        return {
+            control: examples_digest(self.shown(control), self.windows)
+            for control in (None, *self.controls)
+        }
 
 
 def examples_digest(
@@ -58,21 +80,21 @@ def examples_digest(
 
 @dataclass(frozen=True)
 class ScoreStore:
-    """Keeps each arm's nats in a folder, by targets and weights."""
+    """Keeps each arm's nats in a folder, by targets and weights; also those of a part."""
 
     folder: Path
 
-    def read(self, key: str, windows: int) -> list[float] | None:
-        """An arm's nats per window; None if there are none, or not for all windows."""
+    def read(self, key: str, windows: int) -> list[float]:
+        """An arm's nats of the first windows, of so many at most; empty if there are none."""
         try:
             record = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
             nats = [float(value) for value in record["nats"]]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
-        return nats if len(nats) == windows and all(map(math.isfinite, nats)) else None
+            return []
+        return nats if len(nats) <= windows and all(map(math.isfinite, nats)) else []
 
     def write(self, key: str, arm: Arm, nats: Sequence[float]) -> None:
-        """Keep an arm's nats per window."""
+        """Keep an arm's nats of the first windows."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"arm": arm.name, "nats": list(nats)}
         write_atomically(self.folder / f"{key}.json", json.dumps(record) + "\n")
@@ -90,6 +112,11 @@ class _Task:
     evaluation_set: EvaluationSet
     key: str
 
+    @property
+    def windows(self) -> int:
+        """How many there are to score."""
+        return len(self.evaluation_set.examples)
+
 
 def evaluate(
     arms: Sequence[Arm],
@@ -104,7 +131,7 @@ def evaluate(
 
     Args:
         arms: the others are compared with the first; duplicates are dropped.
-        store: keeps finished rows, which are not scored again.
+        store: keeps windows that are scored, which are not scored again.
 
     Raises:
         TrainingError: nothing to score, or a model's log-probabilities are not finite.
@@ -133,13 +160,11 @@ def _tasks(arms: Sequence[Arm], sets: Sequence[EvaluationSet], reader: Reader) -
     adapters = {arm.adapter: checksums_of(arm.adapter) for arm in arms}
     found = []
     for one in sets:
-        identities = {
-            shown: examples_digest(one.examples, one.windows, passages=shown)
-            for shown in (True, False)
-        }
+        digests = one.digests()
+        bare = examples_digest(one.examples, one.windows, passages=False)
         for arm in arms:
-            identity = identities[PATTERNS[arm.pattern].retrieves]
-            own = asdict(replace(arm, adapter=None, label=""))  # a folder may be moved
+            identity = digests[arm.control] if PATTERNS[arm.pattern].retrieves else bare
+            own = asdict(replace(arm, adapter=None, control=None, label=""))  # folders may move
             own["frame_text"] = arm.frame_text and asdict(arm.frame_text)
             parts = json.dumps([identity, base, adapters[arm.adapter], own])
             key = hashlib.sha256(parts.encode()).hexdigest()[:32]
@@ -158,26 +183,27 @@ def _scored(
     tasks: Sequence[_Task], readers: AdaptedReaders, store: ScoreStore | None, start: StartScoring
 ) -> dict[str, list[float]]:
     """The nats per window of every task, from the store or scored now."""
-    nats = {}
-    for task in tasks:
-        kept = None if store is None else store.read(task.key, len(task.evaluation_set.examples))
-        if kept is not None:
-            nats[task.key] = kept
     # Without passages, several settings may come to the same.
-    missing = {task.key: task for task in tasks if task.key not in nats}.values()
-    on_window = start(sum(len(task.evaluation_set.examples) for task in missing))
+    unique = {task.key: task for task in tasks}
+    nats = {key: store.read(key, task.windows) if store else [] for key, task in unique.items()}
+    missing = [task for key, task in unique.items() if len(nats[key]) < task.windows]
+    on_window = start(sum(task.windows - len(nats[task.key]) for task in missing))
     for task in sorted(missing, key=lambda task: str(task.arm.adapter or "")):
-        found = _score(task, readers.get(task.arm.adapter), on_window)
-        if store is not None:
-            store.write(task.key, task.arm, found)
-        nats[task.key] = found
+        own = nats[task.key]
+        for value in _scores(task, readers.get(task.arm.adapter), len(own)):
+            own.append(value)
+            on_window()
+            if store is not None and (len(own) % TOGETHER == 0 or len(own) == task.windows):
+                store.write(task.key, task.arm, own)
     return nats
 
 
-def _score(task: _Task, reader: Reader, on_window: Callable[[], None]) -> list[float]:
-    examples = task.arm.examples(task.evaluation_set.examples, task.evaluation_set.windows)
+def _scores(task: _Task, reader: Reader, done: int) -> Iterator[float]:
+    """The nats of the windows behind the first `done`."""
+    shown = task.evaluation_set.shown(task.arm.control)[done:]
+    examples = task.arm.examples(shown, task.evaluation_set.windows)
     try:
-        return score(reader.model, examples, task.arm.arrangement(reader), on_window)
+        yield from score(reader.model, examples, task.arm.arrangement(reader))
     except FloatingPointError as error:
         raise TrainingError(f"{task.arm.name}: {error}") from error
 

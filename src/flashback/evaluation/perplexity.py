@@ -4,7 +4,7 @@ A row is an arm scored on every window. All rows have the same targets and share
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from flashback.scoring.lookup import Found
 from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Window
 
-_TOGETHER = 4
+TOGETHER = 4
 """Windows scored in one call, so that sequences of similar length share batches."""
 _LOOKED_BACK = 32
 """Tokens decoded in front of targets, so that words and characters are whole."""
@@ -81,27 +81,24 @@ def score(
     model: torch.nn.Module,
     examples: Sequence[Example],
     arrangement: Arrangement,
-    on_window: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """The nats of every example's targets, summed per example.
+) -> Iterator[float]:
+    """The nats of every example's targets, summed per example; `TOGETHER` are scored at once.
 
     Raises:
         FloatingPointError: log-probabilities are not finite.
     """
     scorer = TargetScorer(model)
-    nats: list[float] = []
-    for at in range(0, len(examples), _TOGETHER):
-        some = examples[at : at + _TOGETHER]
+    for at in range(0, len(examples), TOGETHER):
+        some = examples[at : at + TOGETHER]
         for example, log_probs in zip(some, scorer.log_probs(some, arrangement), strict=True):
-            nats.append(-float(log_probs.cpu().double().sum()))
-            if not math.isfinite(nats[-1]):
+            nats = -float(log_probs.cpu().double().sum())
+            if not math.isfinite(nats):
                 document = example.window.document
                 raise FloatingPointError(
                     "the model's log-probabilities are not finite on a window of "
                     f"{document.title or document.id}; use --dtype='float32', or another model"
                 )
-            on_window()
-    return nats
+            yield nats
 
 
 @dataclass(frozen=True)
@@ -205,6 +202,7 @@ class Table:
             "adapter": None if row.arm.adapter is None else str(row.arm.adapter),
             "trained_for": None if row.arm.trained_for is None else str(row.arm.trained_for),
             "context": "shortened" if row.arm.shortened else "full",
+            "passages": str(row.arm.control or "found"),
             "perplexity": row.perplexity.value,
             "low": row.perplexity.low,
             "high": row.perplexity.high,

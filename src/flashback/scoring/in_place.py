@@ -90,11 +90,12 @@ def _prefilled(model: ScoringModel, passages: set[PlacedPassage], tokens: int) -
     """
     found: Prefilled = {}
     ordered = sorted(passages, key=lambda one: (one.ids, one.sink, one.end))
-    rows = (
-        TargetSequence(((number, 0),), one.behind_sink, ()) for number, one in enumerate(ordered)
-    )
+    rows = {
+        TargetSequence(((number, 0),), one.behind_sink, ()): one
+        for number, one in enumerate(ordered)
+    }
     for batch in batches(rows, tokens):
-        some = [ordered[row.at[0][0]] for row in batch]
+        some = [rows[row] for row in batch]
         ids, mask = padded([row.ids for row in batch], [0] * len(batch))
         cache = DynamicCache()
         inputs: dict[str, Any] = {

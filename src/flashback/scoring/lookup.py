@@ -100,7 +100,7 @@ class Lookup:
             )
             for window in own:
                 found = ask(self._retriever, self.queries(window), options)
-                yield _without_copies(found, overlap, self._settings)
+                yield without_copies(found, overlap, self._settings)
 
     def search_all(self, windows: Sequence[Window], start: StartLookup) -> list[Found]:
         """The same as a list.
@@ -116,9 +116,10 @@ class Lookup:
         return found
 
 
-def _without_copies(
+def without_copies(
     found: Sequence[Sequence[Hit]], overlap: Overlap, settings: RetrievalSettings
 ) -> Found:
+    """The first k hits of every cut that do not repeat the document."""
     one = [_keep(hits, overlap, settings.passages) for hits in found]
     share = settings.min_relative_score
     return Found(

@@ -6,14 +6,15 @@ boundaries of all strides and for the most passages, and every setting takes its
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from flashback.corpus.documents import Document, name_of
 from flashback.declared import AUTO
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
+from flashback.scoring.controls import Control, OracleLookup, random_passages
 from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
@@ -29,6 +30,8 @@ class RetrievedWindows:
     found: tuple[Found, ...]
     from_disk: bool = False
     """Whether all hits came from the lookups on disk."""
+    controls: Mapping[Control, tuple[Found, ...]] = field(default_factory=dict)
+    """What else can be shown."""
 
     def first_windows(self) -> "RetrievedWindows":
         """The first window of each document alone."""
@@ -39,16 +42,26 @@ class RetrievedWindows:
             self,
             windows=tuple(self.windows[at] for at in firsts.values()),
             found=tuple(self.found[at] for at in firsts.values()),
+            controls={
+                control: tuple(found[at] for at in firsts.values())
+                for control, found in self.controls.items()
+            },
         )
 
-    def examples(self, reader: Reader, settings: RetrievalSettings) -> list[Example]:
+    def examples(
+        self, reader: Reader, settings: RetrievalSettings, control: Control | None = None
+    ) -> list[Example]:
         """Examples: the windows with the tokens of their passages.
+
+        Args:
+            control: passages to show instead of those that were found.
 
         Raises:
             CorpusError: passages were found, but the reader has no tokens for any of them.
         """
-        examples = examples_of(self.windows, self.found, reader, settings)
-        found = sum(map(bool, (hits for one in self.found for hits in one.hits)))
+        shown = self.found if control is None else self.controls[control]
+        examples = examples_of(self.windows, shown, reader, settings)
+        found = sum(map(bool, (hits for one in shown for hits in one.hits)))
         if found and not any(any(example.passages) for example in examples):
             raise CorpusError(
                 f"the tokenizer of {reader.name} has no tokens for any passage at {found:,} "
@@ -66,6 +79,7 @@ def cut_and_retrieve(
     *,
     cache: LookupCache | None = None,
     start: StartLookup = lambda _: lambda: None,
+    controls: Collection[Control] = (),
 ) -> list[RetrievedWindows]:
     """Cut documents into windows and retrieve passages, once for all `settings`.
 
@@ -74,52 +88,95 @@ def cut_and_retrieve(
         settings: one or more; all have the same targets if the protocol is `windows`.
         cache: keeps the hits.
         start: see `Lookup.search_all`.
+        controls: passages wanted besides those that are found.
 
     Raises:
-        SettingsError: a window has no room for a stride.
+        SettingsError: a window has no room for a stride, or there is nothing to show at random.
         CorpusError: not one document is long enough for a stride.
     """
     for one in settings:
         one.check_lookahead()
+    run = _Run(reader, retriever, windows, cache, start, frozenset(controls))
     if windows.protocol is Protocol.WINDOWS:
-        return _retrieve_together(documents, reader, retriever, settings, windows, cache, start)
+        return run.together(documents, settings)
     kept = list(documents)
     found: dict[RetrievalSettings, RetrievedWindows] = {}
     for stride in sorted({one.stride for one in settings}):  # each has its own contexts
         own = [one for one in settings if one.stride == stride]
-        some = _retrieve_together(kept, reader, retriever, own, windows, cache, start)
-        found |= zip(own, some, strict=True)
+        found |= zip(own, run.together(kept, own), strict=True)
     return [found[one] for one in settings]
 
 
-def _retrieve_together(
-    documents: Iterable[Document],
-    reader: Reader,
-    retriever: Retriever,
-    settings: Sequence[RetrievalSettings],
-    windows: WindowSettings,
-    cache: LookupCache | None,
-    start: StartLookup,
-) -> list[RetrievedWindows]:
-    strides = sorted({one.stride for one in settings})
-    finest, coarsest = math.gcd(*strides), math.lcm(*strides)
-    first = _first_boundary(reader, windows, strides)
-    cut = _drawn(
-        cut_windows(documents, reader, windows, finest, multiple=coarsest // finest), windows
-    )
-    if not cut:
-        raise CorpusError(
-            f"no document has {first + coarsest} tokens, which a first boundary at {first} and "
-            f"{_strides(strides)} need; give longer documents, or lower "
-            f"{'--window-tokens' if windows.protocol is Protocol.RANDOM else '--first-boundary'} "
-            "or --stride"
+@dataclass(frozen=True)
+class _Run:
+    """What all settings have in common; see `cut_and_retrieve`."""
+
+    reader: Reader
+    retriever: Retriever
+    windows: WindowSettings
+    cache: LookupCache | None
+    start: StartLookup
+    controls: Collection[Control]
+
+    def together(
+        self, documents: Iterable[Document], settings: Sequence[RetrievalSettings]
+    ) -> list[RetrievedWindows]:
+        """Windows with boundaries for all strides, looked up once for all that search alike."""
+        strides = sorted({one.stride for one in settings})
+        finest, coarsest = math.gcd(*strides), math.lcm(*strides)
+        cut = self._cut(documents, strides, finest, coarsest)
+        most = max(one.passages for one in settings)
+        lookups = [Lookup, *([OracleLookup] if Control.ORACLE in self.controls else [])]
+        found = {
+            asked: [
+                self._looked_up(cut, kind(self.reader, self.retriever, asked), asked)
+                for kind in lookups
+            ]
+            for asked in dict.fromkeys(_asked(one, most) for one in settings)
+        }
+        return [self._part(cut, found[_asked(one, most)], one, finest) for one in settings]
+
+    def _cut(
+        self, documents: Iterable[Document], strides: Sequence[int], finest: int, coarsest: int
+    ) -> list[Window]:
+        first = _first_boundary(self.reader, self.windows, strides)
+        multiple = coarsest // finest
+        every = cut_windows(documents, self.reader, self.windows, finest, multiple=multiple)
+        cut = _drawn(every, self.windows)
+        if not cut:
+            drawn = self.windows.protocol is Protocol.RANDOM
+            raise CorpusError(
+                f"no document has {first + coarsest} tokens, which a first boundary at {first} and "
+                f"{_strides(strides)} need; give longer documents, or lower "
+                f"{'--window-tokens' if drawn else '--first-boundary'} or --stride"
+            )
+        return cut
+
+    def _looked_up(
+        self, windows: Sequence[Window], lookup: Lookup, asked: RetrievalSettings
+    ) -> tuple[list[Found], bool]:
+        if self.cache is not None:
+            return self.cache.find(lookup, windows, asked, self.start)
+        return lookup.search_all(windows, self.start), False
+
+    def _part(
+        self,
+        windows: Sequence[Window],
+        lookups: Sequence[tuple[list[Found], bool]],
+        settings: RetrievalSettings,
+        finest: int,
+    ) -> RetrievedWindows:
+        """What one of the settings has of windows and lookups that are made for all."""
+        step = settings.stride // finest
+        own = tuple(window.every(step) for window in windows)
+        found, *more = (
+            tuple(one.every(step, settings.passages) for one in some) for some, _ in lookups
         )
-    most = max(one.passages for one in settings)
-    found = {
-        asked: _looked_up(cut, Lookup(reader, retriever, asked), asked, cache, start)
-        for asked in dict.fromkeys(_asked(one, most) for one in settings)
-    }
-    return [_part(cut, found[_asked(one, most)], one, finest) for one in settings]
+        controls = dict(zip([Control.ORACLE], more, strict=False))
+        if Control.RANDOM in self.controls:
+            drawn = random_passages(own, found, settings, self.windows.seed)
+            controls[Control.RANDOM] = tuple(drawn)
+        return RetrievedWindows(own, found, all(kept for _, kept in lookups), controls)
 
 
 def _first_boundary(reader: Reader, windows: WindowSettings, strides: Sequence[int]) -> int:
@@ -184,29 +241,3 @@ def _drawn(windows: Iterable[Window], settings: WindowSettings) -> list[Window]:
         return every
     chosen = random.Random(settings.seed).sample(range(len(every)), settings.max_windows)
     return [every[at] for at in sorted(chosen)]
-
-
-def _looked_up(
-    windows: Sequence[Window],
-    lookup: Lookup,
-    asked: RetrievalSettings,
-    cache: LookupCache | None,
-    start: StartLookup,
-) -> tuple[list[Found], bool]:
-    if cache is not None:
-        return cache.find(lookup, windows, asked, start)
-    return lookup.search_all(windows, start), False
-
-
-def _part(
-    windows: Sequence[Window],
-    found: tuple[list[Found], bool],
-    settings: RetrievalSettings,
-    finest: int,
-) -> RetrievedWindows:
-    step = settings.stride // finest
-    return RetrievedWindows(
-        tuple(window.every(step) for window in windows),
-        tuple(one.every(step, settings.passages) for one in found[0]),
-        found[1],
-    )

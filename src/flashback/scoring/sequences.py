@@ -17,8 +17,9 @@ from flashback.patterns.prompt import Ids
 class TargetSequence:
     """A sequence whose last positions give the log-probabilities of the targets of some cuts."""
 
-    at: tuple[tuple[int, int], ...]
-    """Which cuts: the number of the example, the number of the cut."""
+    at: tuple[tuple[int, int] | None, ...]
+    """Which cuts: the number of the example, the number of the cut; None: a stride between two of
+    them that is not scored."""
     ids: Ids
     targets: Ids
     seen: int = 0

@@ -18,9 +18,10 @@ context.
 
 **Sequences**, for all else. Each stride is a sequence of its own, batched by length, and only the
 targets' logits are computed. A stride whose prompt continues the one before joins its sequence:
-without passages all do, and prepended ones do while the passage stays the same. Readers with
-sliding windows read appended passages this way, too: their window would be measured from cached
-positions that a branch does not see. So do readers that measure distances in such positions (MPT).
+without passages all do, and prepended ones do while the passage stays the same; what lies between
+strides that were drawn is not scored. Readers with sliding windows read appended passages this way,
+too: their window would be measured from cached positions that a branch does not see. So do readers
+that measure distances in such positions (MPT).
 
 Symbols: n branches, L context tokens, w branch width, s stride, V vocabulary.
 """
@@ -145,6 +146,7 @@ class TargetScorer:
             cut: scores
             for row, own in zip(rows, log_probs, strict=True)
             for cut, scores in zip(row.at, own.chunk(len(row.at)), strict=True)
+            if cut is not None
         }
 
 
@@ -161,21 +163,28 @@ def _sequences(number: int, example: Example, arrangement: Arrangement) -> Itera
     row: TargetSequence | None = None
     for at, cut in enumerate(example.window.cuts):
         targets = example.window.targets(cut)
-        prompt = arrangement.arrange(example, at)
-        ids = prompt.arranged
-        if row is not None and ids == row.ids + row.targets[-1:]:
-            row = replace(
-                row,
-                at=(*row.at, (number, at)),
-                ids=ids + targets[:-1],
-                targets=row.targets + targets,
-            )
-            continue
-        if row is not None:
+        ids = arrangement.arrange(example, at).arranged
+        alone = TargetSequence(((number, at),), ids + targets[:-1], targets)
+        joined = row and _joined(row, alone)
+        if row is not None and joined is None:
             yield row
-        row = TargetSequence(((number, at),), ids + targets[:-1], targets)
+        row = joined or alone
     if row is not None:
         yield row
+
+
+def _joined(row: TargetSequence, behind: TargetSequence) -> TargetSequence | None:
+    """One sequence of both, if the second continues the first.
+
+    Strides between them, as where some are drawn, are targets that are not scored.
+    """
+    stride, end = len(behind.targets), len(row.ids) + 1
+    new = behind.ids[end - 1 :] + behind.targets[-1:]
+    skipped, rest = divmod(len(new) - 1 - stride, stride)
+    if rest or skipped < 0 or behind.ids[:end] != row.ids + row.targets[-1:]:
+        return None
+    at = (*row.at, *(None,) * skipped, *behind.at)
+    return replace(row, at=at, ids=behind.ids, targets=row.targets + new[1:])
 
 
 def _branches(number: int, example: Example, arrangement: Arrangement) -> Iterator[TargetSequence]:
