@@ -260,6 +260,22 @@ def test_the_audit_says_what_shown_passages_have_in_common_with_the_documents(
     assert evaluate.record("--pattern", "none")["audit"] is None
 
 
+def test_an_interrupted_table_goes_on(
+    evaluate: Eval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--pattern", "none", "--pattern", "prepend", "--scores", tmp_path / "scores")
+    table = evaluate.record(*words)
+    monkeypatch.setattr("flashback.evaluation.evaluate.score", None)
+    assert evaluate.record(*words) == table == evaluate.record(*words)
+
+
+def test_scores_in_the_way_of_a_file_are_refused(evaluate: Eval, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    message = evaluate.refused("--scores", tmp_path / "file")
+    assert "--scores" in message
+    assert "expected the name of a folder" in message
+
+
 def test_controls_are_rows_behind_those_of_what_was_found(evaluate: Eval) -> None:
     words = ("--pattern", "none", "--pattern", "prepend", "--control", "random")
     rows = evaluate.record(*words, "--control", "oracle", "--control", "random")["rows"]

@@ -24,6 +24,7 @@ from flashback.cli.perplexity import (
 )
 from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
 from flashback.cli.retriever_options import Source, source_options
+from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
@@ -58,6 +59,7 @@ class _Request:
     sweep: tuple[str, ...]
     options: ReaderOptions
     weights: Weights
+    scores: Path | None
     per_document: Path | None
     plot: Path | None
     audit: bool
@@ -150,6 +152,11 @@ def evaluate() -> None:
 @options_of(WindowSettings)
 @options_of(BootstrapSettings)
 @audit_option
+@click.option(
+    "--scores",
+    type=Path,
+    help="Keep what is scored in this folder: the same command goes on after an interruption.",
+)
 @click.option("--per-document", type=Path, help="Write a JSON line per document to this file.")
 @click.option("--plot", type=Path, help="Write the figure to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -183,7 +190,7 @@ def _parse(values: dict[str, Any]) -> _Request:
     retrieval.check_retriever(values["index"])
     if values["controls"] and not retrieval.retrieves:
         raise click.UsageError("--control: no pattern with passages is scored; add one")
-    _check_files(values["per_document"], values["plot"])
+    _check_files(values["scores"], values["per_document"], values["plot"])
     return _Request(settings, windows, bootstrap, guard, **values)
 
 
@@ -196,6 +203,7 @@ def _score(request: _Request) -> "list[Table]":
 
     begin_loading(request.options.model)
     from flashback.evaluation.adapted_readers import AdaptedReaders
+    from flashback.evaluation.evaluate import ScoreStore
     from flashback.evaluation.evaluate import evaluate as run_evaluation
     from flashback.readers.card import read_card
     from flashback.readers.inference import check_weights
@@ -216,8 +224,11 @@ def _score(request: _Request) -> "list[Table]":
         audited=request.audit,
         controls=request.controls,
     )
+    store = None if request.scores is None else ScoreStore(request.scores)
     with counting("scoring windows") as start:
-        return run_evaluation(arms, sets, readers, settings=request.bootstrap, start=start)
+        return run_evaluation(
+            arms, sets, readers, settings=request.bootstrap, store=store, start=start
+        )
 
 
 def _arms(request: _Request, readers: "AdaptedReaders") -> "list[Arm]":
@@ -239,14 +250,25 @@ def _finish(weights: Weights) -> "Callable[[Reader], Reader] | None":
     return None if weights is Weights.FULL else partial(for_inference, weights=weights)
 
 
-def _check_files(per_document: Path | None, plot: Path | None) -> None:
+def _check_files(scores: Path | None, per_document: Path | None, plot: Path | None) -> None:
     """Refuse files that cannot be written, before minutes of scoring."""
     from flashback.evaluation.figures import check_plot, check_writable
 
+    if scores is not None:
+        _make_folder("--scores", scores)
     if plot is not None:
         check_plot(plot)
     if per_document is not None:
         check_writable("--per-document", per_document)
+
+
+def _make_folder(flag: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{flag}={str(folder)!r}: {error.strerror}; expected the name of a folder"
+        ) from error
 
 
 def _write_files(tables: "Sequence[Table]", request: _Request) -> None:

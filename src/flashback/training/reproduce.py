@@ -3,7 +3,7 @@
 OUT/
 ├── run.json           the settings of all of it
 ├── adapters/NAME/     one adapter for each trained row, as `flashback train` makes them
-├── scores/            each finished row
+├── scores/            the rows, as far as they are scored
 ├── table.json, table.md, table.png, documents.jsonl
 """
 

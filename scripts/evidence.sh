@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# The figures of a pretrained reader in docs/evaluation.md: hours of a CPU, and it goes on where it was interrupted.
+#
+#   scripts/evidence.sh DATA OUT [PART ...]
+#
+# DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json and
+# mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz; OUT gets indexes, adapters, answers, tables. Parts: adapters, table,
+# answers, talks, swap, sweeps; all of them, if none is named. FLASHBACK replaces the command, MODEL the reader.
+set -euo pipefail
+DATA=$1 OUT=$2
+shift 2
+FLASHBACK=${FLASHBACK:-flashback} MODEL=${MODEL:-smollm2}
+HERE=$(cd "$(dirname "$0")" && pwd)
+READER=(--model "$MODEL" --dtype float32)
+mkdir -p "$OUT"
+
+index() {
+  local name=$1
+  shift
+  [ -e "$OUT/$name" ] || "$FLASHBACK" index "$@" --out "$OUT/$name" --model "$MODEL"
+}
+
+documents() {
+  [ -e "$OUT/train.jsonl" ] || python3 "$HERE/join_passages.py" "$DATA/docs_passages.jsonl.gz" "$OUT/train.jsonl"
+  [ -e "$OUT/heldout.jsonl" ] || python3 "$HERE/join_passages.py" "$DATA/docs_heldout.jsonl.gz" "$OUT/heldout.jsonl"
+  [ -e "$OUT/passages.jsonl" ] || gunzip -c "$DATA/docs_passages.jsonl.gz" > "$OUT/passages.jsonl"
+  index DOCS "$OUT/passages.jsonl"
+}
+
+# One row at a time trains in its own process: two of them use two cores better than one process does.
+reproduce() {
+  documents
+  "$FLASHBACK" reproduce "${READER[@]}" --train "$OUT/train.jsonl" --evaluate "$OUT/heldout.jsonl" \
+    --index "$OUT/DOCS" --out "$OUT/TABLE" --echo-tokens 16 --learning-rate 2e-3 --dropout 0 --steps 200 \
+    --windows-per-step 2 --max-windows 400 --train-strides 4 --window-tokens 256 --checkpoint-steps 10 \
+    --log-steps 5 --evaluate-windows 140 --frame text --frame echo "$@"
+}
+
+adapters() { for row in append-trained-echo prepend-trained none; do reproduce --adapter-row "$row"; done; }
+
+table() { reproduce --adapter-row none --adapter-row prepend-trained --adapter-row append-trained-echo; }
+
+# The paragraphs that questions are about, and as distractors the documentation.
+paragraphs() {
+  documents
+  [ -e "$OUT/paragraphs.jsonl" ] || python3 - "$DATA/xquad_en.json" > "$OUT/paragraphs.jsonl" <<'PYTHON'
+import json, sys
+for article in json.load(open(sys.argv[1], encoding="utf-8"))["data"]:
+    for number, paragraph in enumerate(article["paragraphs"]):
+        title = article["title"]
+        print(json.dumps({"id": f"{title}-{number}", "title": title, "text": paragraph["context"]}))
+PYTHON
+  index XQUAD "$OUT/paragraphs.jsonl" "$OUT/passages.jsonl" --passage-tokens 256 --passage-words 250
+}
+
+answers() {
+  paragraphs
+  for k in 1 3; do
+    "$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --passages "$k" \
+      --passage-tokens 256 --pattern none --pattern prepend --pattern slot --out "$OUT/xquad-$k.jsonl"
+  done
+}
+
+talks() {
+  [ -e "$OUT/chats.jsonl" ] || gunzip -c "$DATA/mtrag_chats.jsonl.gz" | grep '"ANSWERABLE"' > "$OUT/chats.jsonl"
+  [ -e "$OUT/talked.jsonl" ] || gunzip -c "$DATA/mtrag_passages.jsonl.gz" > "$OUT/talked.jsonl"
+  index MTRAG "$OUT/talked.jsonl" --passage-tokens 512 --passage-words 500 --no-deduplicate
+  "$FLASHBACK" eval qa "$OUT/chats.jsonl" --oracle --index "$OUT/MTRAG" "${READER[@]}" --limit 40 \
+    --passage-tokens 512 --max-new-tokens 64 --pattern none --pattern prepend --pattern slot \
+    --out "$OUT/talks.jsonl"
+}
+
+swap() {
+  for asked in behind before; do
+    "$FLASHBACK" eval swap "${READER[@]}" --form text --asked "$asked" --distance 64 --passage-tokens 64 \
+      --max-new-tokens 1 --pattern slot --recompute-tokens 1,16,all --exchange gold-counterfactual \
+      --out "$OUT/swap-$asked.jsonl"
+  done
+}
+
+sweeps() {
+  documents
+  for swept in s=4,8,16,32,64 k=1,2,4 l=16,32,64 m=32,64,128,256; do
+    "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" --sweep "$swept" \
+      --max-windows 12 --scores "$OUT/sweeps"
+  done
+  for window in 512 1024 2048; do
+    "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" \
+      --window-tokens "$window" --max-windows $((6144 / window)) --scores "$OUT/sweeps"
+  done
+}
+
+for part in "${@:-adapters}"; do
+  case $part in
+    adapters | table | answers | talks | swap | sweeps) ;;
+    *) echo "evidence.sh: found $part; expected adapters, table, answers, talks, swap or sweeps" >&2; exit 2 ;;
+  esac
+done
+[ $# -gt 0 ] || set -- adapters table answers talks swap sweeps
+for part in "$@"; do "$part"; done
