@@ -25,7 +25,7 @@ from zipfile import ZipFile
 
 names = ZipFile(sys.argv[1]).namelist()
 weights = "flashback/readers/weights/"
-wanted = [weights + f"{name}/" for name in ("flashback-mini", "flashback-mini-adapter")]
+wanted = [weights + f"{name}/" for name in ("flashback-mini", "flashback-mini-adapter", "smollm2-adapter")]
 for folder in wanted:
     if not any(name.startswith(folder) and name.endswith(".safetensors") for name in names):
         sys.exit(f"the wheel lacks the weights of {folder}")

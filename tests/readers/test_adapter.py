@@ -27,7 +27,7 @@ from flashback.errors import AdapterError, FlashBackWarning
 from flashback.loading import load
 from flashback.patterns.frame import Frame
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.adapted import adapter_folder
+from flashback.readers.adapted import adapter_folder, load_adapted
 from flashback.readers.adapter import put_on
 from flashback.readers.card import (
     CARD,
@@ -740,6 +740,19 @@ def test_auto_is_the_adapter_that_ships_for_the_pattern(ships: Path) -> None:
     assert adapter_folder(MINI, "auto", "none") is None
     assert adapter_folder("facebook/opt-125m", "auto") is None
     assert adapter_folder(str(ships), "auto", "append") is None
+
+
+def test_a_reader_whose_pattern_is_not_named_is_loaded_without_what_ships(
+    monkeypatch: pytest.MonkeyPatch, ships: Path
+) -> None:
+    shutil.copytree(ships, ships.parent / "smollm2-adapter")
+    monkeypatch.setattr("flashback.readers.adapted.load_reader", lambda *_, **__: tiny_reader())
+    assert adapter_folder("smollm2", "auto", "append") == ships.parent / "smollm2-adapter"
+    assert load_adapted("smollm2").adapter is None
+    for pattern in (AUTO, "slot"):
+        assert load_adapted("smollm2", pattern=pattern).adapter is None
+    adapted = load_adapted("smollm2", pattern="append").adapter
+    assert adapted == read_card(ships)
 
 
 def test_what_is_given_is_taken_whatever_ships(ships: Path) -> None:

@@ -234,9 +234,10 @@ def export(
     from flashback.training.export import export as write_export
 
     model = options.model
-    if adapter_folder(model, adapter) is None:
+    folder = adapter_folder(model, adapter)
+    if folder is None:
         raise click.UsageError(f"--adapter {adapter}: none ships for {model}; give a folder")
     check_export(out)
-    reader = load_adapted(model, adapter, **options.placed)
+    reader = load_adapted(model, folder, **options.placed)
     write_export(reader, out)
     click.echo(f"{out}: {model} with {adapter} in it, {reader.placement.dtype_name}")

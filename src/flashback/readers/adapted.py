@@ -8,6 +8,9 @@ from flashback.readers.card import read_card
 from flashback.readers.load import MINI, load_reader, shipped
 from flashback.readers.reader import Reader
 
+ADAPTED = (MINI, "smollm2")
+"""The readers that an adapter ships for."""
+
 
 def adapter_folder(
     model: str, adapter: str | Path | None, pattern: str | None = None
@@ -24,8 +27,8 @@ def adapter_folder(
     """
     if adapter is None or str(adapter) != AUTO:
         return None if adapter is None else Path(adapter)
-    folder = shipped(f"{MINI}-adapter")
-    if model != MINI or not folder.is_dir():
+    folder = shipped(f"{model}-adapter") if model in ADAPTED else None
+    if folder is None or not folder.is_dir():
         return None
     return folder if pattern in (None, read_card(folder).pattern) else None
 
@@ -42,10 +45,12 @@ def load_adapted(
 ) -> Reader:
     """Load a reader with an adapter merged into it. See `load` and `adapter_folder`.
 
+    Without a pattern, `auto` is an adapter for `flashback-mini` alone.
+
     Raises:
         FlashBackError: the model or the adapter is missing or unusable, or they are not a pair.
     """
-    folder = adapter_folder(model, adapter, pattern)
+    folder = adapter_folder(model, adapter, pattern or (None if model == MINI else AUTO))
     if folder is not None:
         read_card(folder)  # before a model is loaded, or even downloaded
     reader = load_reader(
