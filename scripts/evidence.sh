@@ -5,7 +5,8 @@
 #
 # DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json and
 # mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz; OUT gets indexes, adapters, answers, tables. Parts: adapters, table,
-# answers, talks, swap, sweeps; all of them, if none is named. FLASHBACK replaces the command, MODEL the reader.
+# untrained (the other rows on the targets of table), answers, talks, swap, sweeps; all of them, if none is named.
+# FLASHBACK replaces the command, MODEL the reader.
 set -euo pipefail
 DATA=$1 OUT=$2
 shift 2
@@ -39,6 +40,13 @@ reproduce() {
 adapters() { for row in append-trained-echo prepend-trained none; do reproduce --adapter-row "$row"; done; }
 
 table() { reproduce --adapter-row none --adapter-row prepend-trained --adapter-row append-trained-echo; }
+
+# The untrained rows on the targets of `table`.
+untrained() {
+  documents
+  "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" --window-tokens 256 \
+    --max-windows 140 --scores "$OUT/untrained" --per-document "$OUT/untrained.jsonl"
+}
 
 # The paragraphs that questions are about, and as distractors the documentation.
 paragraphs() {
@@ -92,9 +100,9 @@ sweeps() {
 
 for part in "${@:-adapters}"; do
   case $part in
-    adapters | table | answers | talks | swap | sweeps) ;;
-    *) echo "evidence.sh: found $part; expected adapters, table, answers, talks, swap or sweeps" >&2; exit 2 ;;
+    adapters | table | untrained | answers | talks | swap | sweeps) ;;
+    *) echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap or sweeps" >&2; exit 2 ;;
   esac
 done
-[ $# -gt 0 ] || set -- adapters table answers talks swap sweeps
+[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps
 for part in "$@"; do "$part"; done
