@@ -1,5 +1,6 @@
 """The controls show what they say: another document's passages, those of the text to come."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -23,18 +24,18 @@ DOCUMENTS = [
 
 
 class Echoing:
-    """Finds the query itself, in a document of its own, once for every word in it."""
+    """Finds the query itself, three times, in a document of its own."""
 
-    def search(self, queries: list[str], options: SearchOptions) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], options: SearchOptions) -> list[list[Hit]]:
         return [
             [Hit(f"p{at}", "elsewhere", "E", f"{query}|{at}", 9.0 - at) for at in range(3)]
             for query in queries
         ]
 
 
-def retrieved(*controls: Control, settings: RetrievalSettings = SETTINGS) -> RetrievedWindows:
+def retrieved(*controls: Control) -> RetrievedWindows:
     (found,) = cut_and_retrieve(
-        DOCUMENTS, tiny_reader(), Echoing(), [settings], WINDOWS, controls=controls
+        DOCUMENTS, tiny_reader(), Echoing(), [SETTINGS], WINDOWS, controls=controls
     )
     return found
 
