@@ -55,7 +55,7 @@ from flashback.readers.card import WEIGHTS, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
-from flashback.scoring.controls import Control
+from flashback.scoring.control_kind import Control
 from flashback.scoring.examples import Example
 from flashback.scoring.retrieved_windows import cut_and_retrieve
 from flashback.scoring.targets import TargetScorer

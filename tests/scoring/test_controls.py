@@ -8,7 +8,8 @@ import pytest
 from flashback.corpus.documents import Document
 from flashback.errors import SettingsError
 from flashback.retrieval.protocol import Hit
-from flashback.scoring.controls import Control, random_passages
+from flashback.scoring.control_kind import Control
+from flashback.scoring.controls import random_passages
 from flashback.scoring.lookup import Found
 from flashback.scoring.retrieved_windows import RetrievedWindows, cut_and_retrieve
 from flashback.scoring.window_settings import WindowSettings

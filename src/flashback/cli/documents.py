@@ -31,7 +31,7 @@ from flashback.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from flashback.readers.reader import Reader
-    from flashback.scoring.controls import Control
+    from flashback.scoring.control_kind import Control
     from flashback.scoring.lookup import LookupCache
     from flashback.scoring.retrieved_windows import RetrievedWindows
     from flashback.scoring.window_settings import WindowSettings

@@ -29,7 +29,7 @@ from flashback.evaluation.bootstrap_settings import BootstrapSettings
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.weight_settings import Weights
 from flashback.retrieval.guard import GuardSettings
-from flashback.scoring.controls import Control
+from flashback.scoring.control_kind import Control
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 

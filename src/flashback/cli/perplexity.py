@@ -12,7 +12,7 @@ from flashback.cli.audit_option import audit_record, shown_in
 from flashback.cli.documents import Sources, read_and_retrieve
 from flashback.cli.tables import print_table
 from flashback.patterns.registry import PATTERNS
-from flashback.scoring.controls import Control
+from flashback.scoring.control_kind import Control
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import QueryForm, RetrievalSettings
 

@@ -13,7 +13,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import AdapterCard, read_card
 from flashback.readers.lora_settings import Marks
 from flashback.readers.reader import Reader
-from flashback.scoring.controls import Control
+from flashback.scoring.control_kind import Control
 from flashback.scoring.examples import Arrangement, Example
 from flashback.scoring.window_settings import WindowSettings
 from flashback.scoring.windows import shortened

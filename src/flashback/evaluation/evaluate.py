@@ -27,7 +27,7 @@ from flashback.patterns.registry import PATTERNS
 from flashback.readers.card import CARD, CONFIG, WEIGHTS
 from flashback.readers.fingerprint import computation_of
 from flashback.readers.reader import Reader
-from flashback.scoring.controls import Control
+from flashback.scoring.control_kind import Control
 from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found
 from flashback.scoring.window_settings import WindowSettings

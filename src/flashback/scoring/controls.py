@@ -6,7 +6,6 @@ passage that has nothing to do with the text and the best one that could have be
 
 import random
 from collections.abc import Sequence
-from enum import StrEnum
 
 from flashback.corpus.split import Overlap
 from flashback.errors import SettingsError
@@ -15,15 +14,6 @@ from flashback.retrieval.protocol import Hit
 from flashback.scoring.lookup import Found, Lookup, without_copies
 from flashback.scoring.windows import Window
 from flashback.settings import RetrievalSettings
-
-
-class Control(StrEnum):
-    """What is shown instead of what was found."""
-
-    RANDOM = "random"
-    """What was found for a text of another document."""
-    ORACLE = "oracle"
-    """What is found for the ℓ tokens behind a boundary, in place of those before it."""
 
 
 class OracleLookup(Lookup):

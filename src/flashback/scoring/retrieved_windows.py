@@ -14,7 +14,8 @@ from flashback.declared import AUTO
 from flashback.errors import CorpusError, SettingsError
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Retriever
-from flashback.scoring.controls import Control, OracleLookup, random_passages
+from flashback.scoring.control_kind import Control
+from flashback.scoring.controls import OracleLookup, random_passages
 from flashback.scoring.examples import Example
 from flashback.scoring.lookup import Found, Lookup, LookupCache, StartLookup, examples_of
 from flashback.scoring.window_settings import Protocol, WindowSettings
