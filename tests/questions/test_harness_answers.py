@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashback.questions.formats import Question
@@ -23,6 +23,7 @@ words = st.lists(st.sampled_from(["a", "The", "Ada", "ada", "Love-lace", "1,000"
 texts = words.map(" ".join)
 
 
+@settings(deadline=None)  # the first example loads metrics
 @given(texts, st.lists(texts.filter(str.strip), min_size=1, max_size=3))
 def test_scores_are_those_of_eval_qa(written: str, answers: list[str]) -> None:
     found = scores({"answers": answers}, [written])
