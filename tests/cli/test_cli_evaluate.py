@@ -260,7 +260,7 @@ def test_the_audit_says_what_shown_passages_have_in_common_with_the_documents(
     assert evaluate.record("--pattern", "none")["audit"] is None
 
 
-def test_an_interrupted_table_goes_on(
+def test_a_table_that_was_scored_is_not_scored_again(
     evaluate: Eval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("--pattern", "none", "--pattern", "prepend", "--scores", tmp_path / "scores")

@@ -91,12 +91,13 @@ class ScoreStore:
             nats = [float(value) for value in record["nats"]]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return []
-        return nats if len(nats) <= windows and all(map(math.isfinite, nats)) else []
+        whole = len(nats) == windows or len(nats) == record.get("windows") < windows
+        return nats if whole and all(map(math.isfinite, nats)) else []
 
     def write(self, key: str, arm: Arm, nats: Sequence[float]) -> None:
         """Keep an arm's nats of the first windows."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = {"arm": arm.name, "nats": list(nats)}
+        record = {"arm": arm.name, "windows": len(nats), "nats": list(nats)}
         write_atomically(self.folder / f"{key}.json", json.dumps(record) + "\n")
 
 
@@ -190,7 +191,7 @@ def _scored(
     on_window = start(sum(task.windows - len(nats[task.key]) for task in missing))
     for task in sorted(missing, key=lambda task: str(task.arm.adapter or "")):
         own = nats[task.key]
-        for value in _scores(task, readers.get(task.arm.adapter), len(own)):
+        for value in _nats_behind(task, readers.get(task.arm.adapter), len(own)):
             own.append(value)
             on_window()
             if store is not None and (len(own) % TOGETHER == 0 or len(own) == task.windows):
@@ -198,8 +199,8 @@ def _scored(
     return nats
 
 
-def _scores(task: _Task, reader: Reader, done: int) -> Iterator[float]:
-    """The nats of the windows behind the first `done`."""
+def _nats_behind(task: _Task, reader: Reader, done: int) -> Iterator[float]:
+    """The nats of the windows behind the first `done`, scored now."""
     shown = task.evaluation_set.shown(task.arm.control)[done:]
     examples = task.arm.examples(shown, task.evaluation_set.windows)
     try:

@@ -1,12 +1,14 @@
 """Passages that a search did not find, to compare with those that it did.
 
-In-Context RALM's controls (arXiv 2302.00083, section 6): what retrieval is worth lies between a
-passage that has nothing to do with the text and the best one that could have been found.
+What retrieval is worth lies between a passage that has nothing to do with the text and one that is
+found by the text to come. Knows windows and hits. Knows nothing of models' scores.
 """
 
 import random
 from collections.abc import Sequence
+from itertools import groupby
 
+from flashback.corpus.documents import Document
 from flashback.corpus.split import Overlap
 from flashback.errors import SettingsError
 from flashback.readers.queries import query_text
@@ -44,22 +46,26 @@ def random_passages(
         for hits in one.hits
         if hits
     ]
-    drawn = []
-    for window in windows:
-        own = window.document
-        others = [hits for identifier, hits in pool if identifier != own.id]
+    drawn: list[Found] = []
+    for document, own in groupby(windows, key=lambda window: window.document):
+        others = [hits for identifier, hits in pool if identifier != document.id]
         if not others:
             raise SettingsError(
                 "--control random: passages of other documents are shown, and nothing was found "
                 "for any but one; give more documents"
             )
-        draw = random.Random(f"{seed} {own.id} {window.ids}")
-        chosen = [_not_of(own.id, own.title, draw.choice(others)) for _ in window.cuts]
-        drawn.append(without_copies(chosen, Overlap([own.text]), settings))
+        overlap = Overlap([document.text])
+        for window in own:
+            draw = random.Random(f"{seed} {document.id} {window.ids}")
+            chosen = [_not_of(document, draw.choice(others)) for _ in window.cuts]
+            drawn.append(without_copies(chosen, overlap, settings))
     return drawn
 
 
-def _not_of(identifier: str, title: str, hits: Sequence[Hit]) -> list[Hit]:
+def _not_of(document: Document, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits that are neither of a document nor of its title."""
     return [
-        hit for hit in hits if hit.document_id != identifier and not (title and hit.title == title)
+        hit
+        for hit in hits
+        if hit.document_id != document.id and not (document.title and hit.title == document.title)
     ]

@@ -127,12 +127,14 @@ class _Run:
         finest, coarsest = math.gcd(*strides), math.lcm(*strides)
         cut = self._cut(documents, strides, finest, coarsest)
         most = max(one.passages for one in settings)
-        lookups = [Lookup, *([OracleLookup] if Control.ORACLE in self.controls else [])]
+        lookups: dict[Control | None, type[Lookup]] = {None: Lookup}
+        if Control.ORACLE in self.controls:
+            lookups[Control.ORACLE] = OracleLookup
         found = {
-            asked: [
-                self._looked_up(cut, kind(self.reader, self.retriever, asked), asked)
-                for kind in lookups
-            ]
+            asked: {
+                control: self._looked_up(cut, kind(self.reader, self.retriever, asked), asked)
+                for control, kind in lookups.items()
+            }
             for asked in dict.fromkeys(_asked(one, most) for one in settings)
         }
         return [self._part(cut, found[_asked(one, most)], one, finest) for one in settings]
@@ -163,21 +165,24 @@ class _Run:
     def _part(
         self,
         windows: Sequence[Window],
-        lookups: Sequence[tuple[list[Found], bool]],
+        lookups: Mapping[Control | None, tuple[list[Found], bool]],
         settings: RetrievalSettings,
         finest: int,
     ) -> RetrievedWindows:
         """What one of the settings has of windows and lookups that are made for all."""
         step = settings.stride // finest
         own = tuple(window.every(step) for window in windows)
-        found, *more = (
-            tuple(one.every(step, settings.passages) for one in some) for some, _ in lookups
-        )
-        controls = dict(zip([Control.ORACLE], more, strict=False))
+        parts = {
+            control: tuple(one.every(step, settings.passages) for one in some)
+            for control, (some, _) in lookups.items()
+        }
+        found = parts[None]
+        controls = {control: part for control, part in parts.items() if control is not None}
         if Control.RANDOM in self.controls:
             drawn = random_passages(own, found, settings, self.windows.seed)
             controls[Control.RANDOM] = tuple(drawn)
-        return RetrievedWindows(own, found, all(kept for _, kept in lookups), controls)
+        from_disk = all(kept for _, kept in lookups.values())
+        return RetrievedWindows(own, found, from_disk, controls)
 
 
 def _first_boundary(reader: Reader, windows: WindowSettings, strides: Sequence[int]) -> int:
