@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures of a pretrained reader in docs/evaluation.md: hours of a CPU, and it goes on where it was interrupted.
+# The figures of SmolLM2 in docs/training.md and docs/evaluation.md: hours of a CPU; interrupted, it goes on.
 #
 #   scripts/evidence.sh DATA OUT [PART ...]
 #
@@ -8,12 +8,33 @@
 # untrained (the other rows on the targets of table), answers, talks, swap, sweeps; all of them, if none is named.
 # FLASHBACK replaces the command, MODEL the reader.
 set -euo pipefail
+[ $# -ge 2 ] || {
+  echo "evidence.sh: found $# arguments; expected evidence.sh DATA OUT [PART ...]" >&2
+  exit 2
+}
 DATA=$1 OUT=$2
 shift 2
+[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps
+for part in "$@"; do
+  case $part in
+    adapters | table | untrained | answers | talks | swap | sweeps) ;;
+    *)
+      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap or sweeps" >&2
+      exit 2
+      ;;
+  esac
+done
 FLASHBACK=${FLASHBACK:-flashback} MODEL=${MODEL:-smollm2}
 HERE=$(cd "$(dirname "$0")" && pwd)
 READER=(--model "$MODEL" --dtype float32)
 mkdir -p "$OUT"
+
+# A file made of what a command prints; it appears whole.
+made() {
+  local file=$OUT/$1
+  shift
+  [ -e "$file" ] || { "$@" > "$file.part" && mv "$file.part" "$file"; }
+}
 
 index() {
   local name=$1
@@ -22,9 +43,9 @@ index() {
 }
 
 documents() {
-  [ -e "$OUT/train.jsonl" ] || python3 "$HERE/join_passages.py" "$DATA/docs_passages.jsonl.gz" "$OUT/train.jsonl"
-  [ -e "$OUT/heldout.jsonl" ] || python3 "$HERE/join_passages.py" "$DATA/docs_heldout.jsonl.gz" "$OUT/heldout.jsonl"
-  [ -e "$OUT/passages.jsonl" ] || gunzip -c "$DATA/docs_passages.jsonl.gz" > "$OUT/passages.jsonl"
+  made train.jsonl python3 "$HERE/join_passages.py" "$DATA/docs_passages.jsonl.gz"
+  made heldout.jsonl python3 "$HERE/join_passages.py" "$DATA/docs_heldout.jsonl.gz"
+  made passages.jsonl gunzip -c "$DATA/docs_passages.jsonl.gz"
   index DOCS "$OUT/passages.jsonl"
 }
 
@@ -51,13 +72,13 @@ untrained() {
 # The paragraphs that questions are about, and as distractors the documentation.
 paragraphs() {
   documents
-  [ -e "$OUT/paragraphs.jsonl" ] || python3 - "$DATA/xquad_en.json" > "$OUT/paragraphs.jsonl" <<'PYTHON'
+  made paragraphs.jsonl python3 -c '
 import json, sys
 for article in json.load(open(sys.argv[1], encoding="utf-8"))["data"]:
-    for number, paragraph in enumerate(article["paragraphs"]):
+    for number, one in enumerate(article["paragraphs"]):
         title = article["title"]
-        print(json.dumps({"id": f"{title}-{number}", "title": title, "text": paragraph["context"]}))
-PYTHON
+        print(json.dumps({"id": f"{title}-{number}", "title": title, "text": one["context"]}))
+' "$DATA/xquad_en.json"
   index XQUAD "$OUT/paragraphs.jsonl" "$OUT/passages.jsonl" --passage-tokens 256 --passage-words 250
 }
 
@@ -70,8 +91,8 @@ answers() {
 }
 
 talks() {
-  [ -e "$OUT/chats.jsonl" ] || gunzip -c "$DATA/mtrag_chats.jsonl.gz" | grep '"ANSWERABLE"' > "$OUT/chats.jsonl"
-  [ -e "$OUT/talked.jsonl" ] || gunzip -c "$DATA/mtrag_passages.jsonl.gz" > "$OUT/talked.jsonl"
+  made chats.jsonl zgrep '"ANSWERABLE"' "$DATA/mtrag_chats.jsonl.gz"
+  made talked.jsonl gunzip -c "$DATA/mtrag_passages.jsonl.gz"
   index MTRAG "$OUT/talked.jsonl" --passage-tokens 512 --passage-words 500 --no-deduplicate
   "$FLASHBACK" eval qa "$OUT/chats.jsonl" --oracle --index "$OUT/MTRAG" "${READER[@]}" --limit 40 \
     --passage-tokens 512 --max-new-tokens 64 --pattern none --pattern prepend --pattern slot \
@@ -98,11 +119,4 @@ sweeps() {
   done
 }
 
-for part in "${@:-adapters}"; do
-  case $part in
-    adapters | table | untrained | answers | talks | swap | sweeps) ;;
-    *) echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap or sweeps" >&2; exit 2 ;;
-  esac
-done
-[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps
 for part in "$@"; do "$part"; done
