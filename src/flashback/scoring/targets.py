@@ -174,9 +174,9 @@ def _sequences(number: int, example: Example, arrangement: Arrangement) -> Itera
 
 
 def _joined(row: TargetSequence, behind: TargetSequence) -> TargetSequence | None:
-    """One sequence of both, if the second continues the first.
+    """One sequence of both, if the second continues the first, be it some strides later.
 
-    Strides between them, as where some are drawn, are targets that are not scored.
+    The strides between them are not scored.
     """
     stride, end = len(behind.targets), len(row.ids) + 1
     new = behind.ids[end - 1 :] + behind.targets[-1:]
