@@ -56,6 +56,8 @@ class FakeVllm:
         """Written over and over, in place of what the model says."""
         self.at_token: Callable[[int, socket.socket], object] = lambda *_: None
         """Called before each streamed token, with its number and the connection."""
+        self.broken = threading.Event()
+        """Set once a stream ended before its answer was whole."""
         self._engine = LocalEngine(reader.model, reader.window)
         self._lock = threading.Lock()
         self._blocks: dict[tuple[object, ...], list[Ids]] = {}
@@ -241,6 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(HangUp, OSError):
             self._stream(body, *found)
             return None
+        fake.broken.set()
         self.close_connection = True
         return None
 

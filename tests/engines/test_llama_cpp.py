@@ -42,6 +42,9 @@ from tiny_readers import MadeUpRetriever, tiny_reader
 pytest.importorskip("llama_cpp", reason="llama-cpp-python, of the extra llama, is not installed")
 
 WINDOW = 180
+GELU_TOLERANCE = 1e-3
+"""llama.cpp reads GELU from a table of float16 numbers, so where a sum's last bit differs, an entry
+beside the right one may be read: seen to move a logit by 2e-4. A wrong token moves it by 0.1."""
 FEW = Numbers(texts=2, passages=2)
 
 
@@ -345,7 +348,9 @@ def test_sliding_windows_have_no_slot(tmp_path: Path) -> None:
     cached = [engine.logits(prompt) for prompt in prompts]
     for prompt, found in zip(prompts, cached, strict=True):
         engine.forget()
-        assert float((found - engine.logits(prompt)).abs().max()) <= TOLERANCE
+        expected = engine.logits(prompt)
+        assert found.argmax() == expected.argmax()
+        assert float((found - expected).abs().max()) <= GELU_TOLERANCE
 
 
 def test_a_cache_that_is_not_exact_is_refused(

@@ -129,27 +129,24 @@ def test_a_stream_tells_it_too(fake: FakeVllm, served: Served) -> None:
 
 
 def test_a_client_that_leaves_ends_the_request_behind(fake: FakeVllm, served: Served) -> None:
-    left, began = threading.Event(), threading.Event()
+    began, gone = threading.Event(), threading.Event()
 
     def wait(number: int, connection: Any) -> None:
         if number == 1:
             began.set()
-            gone.wait(60)
+            assert gone.wait(60)
         if number == 3:
-            try:
-                until_left(connection)
-            finally:
-                left.set()
+            until_left(connection)
 
-    gone = threading.Event()
     fake.at_token = wait
+    fake.broken.clear()
     with served.asked("a", max_tokens=4, stream=True, temperature=0):
         assert began.wait(60)
     until(lambda: served.load.active == 1)
     job = next(iter(served.service.scheduler._jobs))
     until(lambda: job.cancelled)
     gone.set()
-    assert left.wait(60)
+    assert fake.broken.wait(60)
     until(lambda: served.load.active == 0)
 
 
