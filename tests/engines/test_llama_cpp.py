@@ -23,6 +23,7 @@ from flashback.engines.protocol import CachingEngine, Completion
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
 from flashback.loading import load
 from flashback.patterns.prompt import Ids, Layout, Prompt, View
+from flashback.questions.given import given_nats
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (
@@ -168,6 +169,18 @@ def test_any_prompt_is_completed_exactly(engine: Recording, prompt: Prompt) -> N
     with torch.inference_mode():
         expected = logits_with_views(reader().model, prompt)[-1]
     assert float((engine.logits(prompt) - expected).abs().max()) <= TOLERANCE
+
+
+def test_given_answers_are_as_probable_as_in_a_plain_pass(engine: Recording) -> None:
+    passage, answer = (4, 5, 3), (2, 9, 4, 3)
+    slot = Prompt.with_views((0, 7, 8, 6), [View(1, passage)], Layout(1, 4, (0,)))
+    given = (Prompt.plain((0, 7, 8, 6)), slot)
+    with torch.inference_mode():
+        for prompt in given:
+            scores = block_mask_logits(reader().model, prompt, answer).log_softmax(-1)
+            expected = -float(scores.gather(1, torch.tensor(answer)[:, None]).sum())
+            (found,) = given_nats([prompt], [answer], (), engine)
+            assert found == pytest.approx(expected, abs=len(answer) * TOLERANCE)
 
 
 def test_a_stale_passage_would_be_noticed(

@@ -1,17 +1,20 @@
 """Answers: their scores, the passages they share, and exactly how probable the right one is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
+from flashback.engines.batch import LocalBatch
 from flashback.engines.local import LocalEngine
+from flashback.engines.protocol import Request
 from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.questions.answers import Respondent
 from flashback.questions.formats import Question
 from flashback.questions.forms import Asking, Pasted, settled_form
+from flashback.questions.given import GivenTokens
 from flashback.questions.metrics import scores_of, stands_in
 from flashback.questions.passages import Asked, look_up
 from flashback.questions.question_settings import Form
@@ -215,6 +218,36 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
         right = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
         assert record["nats"] == pytest.approx(-float(right.sum()), abs=1e-3)
         assert record["answer_tokens"] == len(answer)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_prompt_is_prefilled_once_for_both_answers(
+    reader: Reader, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch; one by one, it depends on what the engine holds."""
+    asked = look_up(QUESTIONS, MadeUpRetriever(empty=0.3), reader, RETRIEVAL)
+    comparison = compared(reader, asked, Form.CHAT)
+    sent: list[Request] = []
+    complete = LocalBatch.complete
+
+    def noted(batch: LocalBatch, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
+        sent.extend(requests)
+        return complete(batch, requests)
+
+    monkeypatch.setattr(LocalBatch, "complete", noted)
+    nats = []
+    for row in comparison.rows:
+        settings = comparison.row_settings(
+            row.asked_with(reader, Form.CHAT, QUESTIONS[0], RETRIEVAL)
+        )
+        respondent = Respondent(row, reader, settings, comparison.asking)
+        records = list(respondent.records(asked, open_writer, batch_size))
+        nats += [record["nats"] for record in records]
+    given = [one.sampler.nats for one in sent if isinstance(one.sampler, GivenTokens)]
+    written = [one for one in sent if not isinstance(one.sampler, GivenTokens)]
+    assert given == ([] if batch_size == 1 else nats)
+    assert len(written) == len(given)
+    assert {one.usage.prefilled for one in written} <= {1}
 
 
 class _Fixed:

@@ -12,10 +12,11 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
 from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids, Prompt
+from flashback.questions.given import GivenTokens
 from flashback.questions.run import InMemory, Record
 from flashback.questions.swap_cases import Case, Variant
 from flashback.questions.swap_prompts import Asker, SwapRow, settled_swap_form, swap_rows
-from flashback.questions.swap_run import GivenTokens, Swaps
+from flashback.questions.swap_run import Swaps
 from flashback.questions.swap_settings import AskedWhen, Exchange, SwapForm, SwapSettings
 from flashback.questions.swap_table import SwapTable
 from flashback.readers.reader import Reader

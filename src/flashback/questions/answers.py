@@ -1,40 +1,35 @@
 """Questions answered by a row: what the reader writes, and what it gives the right answer.
 
-An answer is one stride, so its passages stay the same. Its right answer is scored behind the same
-prompt, with the passages where they stood. Of a conversation, the turns before the question are
-replayed, which says what the row must prefill.
+An answer is one stride, so its passages stay the same. The right answer is scored behind the same
+prompt, which the engine then holds. Of a conversation, the turns before the question are replayed,
+which says what the row must prefill.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from flashback.corpus.documents import Document
-from flashback.engines.protocol import Engine
+from flashback.engines.protocol import Batch, Engine
 from flashback.errors import (
     FlashBackError,
     FlashBackWarning,
     PromptsError,
     PromptTooLong,
-    TrainingError,
 )
 from flashback.patterns.prompt import Ids
 from flashback.questions.forms import Asking
+from flashback.questions.given import given_nats
 from flashback.questions.metrics import scores_of
 from flashback.questions.passages import Asked, HitsInTurn
 from flashback.questions.replay import Turn, counting_engine, replay
 from flashback.questions.rows import Row
 from flashback.readers.chat import ChatPrompt
 from flashback.readers.passages import passage_ids
-from flashback.readers.reader import Reader
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Arrangement, Example
-from flashback.scoring.targets import TargetScorer
 from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generation, Generator
@@ -66,6 +61,7 @@ class Respondent:
         """
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
+        batch = writer.open_batch(min(batch_size, len(asked)))
         prompts = [self._checked(writer, one) for one in asked]
         talks = any(one.question.history is not None for one in asked)
         counting = (counting_engine(self.reader) if talks else None) or writer.engine
@@ -73,9 +69,10 @@ class Respondent:
             questions, ids = [one for one, _ in some], [prompt.ids for _, prompt in some]
             hits.expect(questions)
             retrieval = some[0][1].retrieval
-            written = _written(writer, ids, self._settings(retrieval), batch_size)
             examples = [self._example(*one) for one in some]
-            nats = self._nats(examples, self._arrangement(retrieval))
+            # Scored first: a batch lets go of a text that ends before its last token.
+            nats = self._nats(examples, self._arrangement(retrieval), writer.engine, batch)
+            written = _written(writer, ids, self._settings(retrieval), batch)
             for one, generation, example, own in zip(
                 questions, written, examples, nats, strict=True
             ):
@@ -149,25 +146,23 @@ class Respondent:
             retrieval.history_tokens,
         )
 
-    @torch.no_grad()
     def _nats(
-        self, examples: Sequence[Example], arrangement: Arrangement
+        self,
+        examples: Sequence[Example],
+        arrangement: Arrangement,
+        engine: Engine,
+        batch: Batch | None,
     ) -> Sequence[float | None]:
-        """-log p of every right answer; None, if the model is elsewhere.
+        """-log p of every right answer; None, if the engine chooses tokens elsewhere.
 
         Raises:
             TrainingError: log-probabilities are not finite.
         """
-        if not isinstance(self.reader, Reader):
+        if not engine.capabilities.chooses_here:
             return [None] * len(examples)
-        scores = TargetScorer(self.reader.model).log_probs(examples, arrangement)
-        nats = [-float(one.double().sum()) for one in scores]
-        if not all(map(math.isfinite, nats)):
-            raise TrainingError(
-                "the model's log-probabilities are not finite; use --dtype='float32', or another "
-                "model"
-            )
-        return nats
+        prompts = [arrangement.arrange(one, 0) for one in examples]
+        answers = [one.window.targets(one.window.cuts[0]) for one in examples]
+        return given_nats(prompts, answers, arrangement.forbidden, engine, batch)
 
     def _replayed(self, asked: Asked, engine: Engine) -> dict[str, Any]:
         """What a conversation costs; nothing, if it is none."""
@@ -226,12 +221,14 @@ def _together(
 
 
 def _written(
-    writer: Generator, prompts: Sequence[Ids], settings: Settings, batch_size: int
+    writer: Generator, prompts: Sequence[Ids], settings: Settings, batch: Batch | None
 ) -> list[Generation]:
+    rows = 1 if batch is None else batch.rows
     with warnings.catch_warnings():
         # The stride and the query of an answer are never those that an adapter was trained with.
         warnings.filterwarnings("ignore", "the adapter on", FlashBackWarning)
-        return writer.generate_batch(prompts, settings, batch_size=batch_size)
+        done = dict(writer.stream_batch(prompts, settings, batch_size=rows, batch=batch))
+    return [done[number] for number in range(len(prompts))]
 
 
 def _bos(reader: TextReader, prompt: Ids) -> int:

@@ -1,52 +1,26 @@
 """Cases asked behind an exchange of passages: what is written, and how probable both answers are.
 
-Both come from the engine that writes: an answer's tokens are chosen in its place, one after the
-other. What is measured is a function of the prompt, so a prompt that several rows or exchanges
-share, such as a prepended passage's, is computed once.
+Both come from the engine that writes, see `questions/given.py`. What is measured is a function of
+the prompt, so a prompt that several rows or exchanges share, such as a prepended passage's, is
+computed once.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from torch import Tensor
-
-from flashback.errors import PromptsError, TrainingError
-from flashback.patterns.prompt import Ids, Prompt
+from flashback.errors import PromptsError
+from flashback.patterns.prompt import Prompt
+from flashback.questions.given import given_nats
 from flashback.questions.metrics import normalized, place_of
 from flashback.questions.run import NUMBER, Answers, Record
 from flashback.questions.swap_cases import Case, Variant
 from flashback.questions.swap_prompts import Asker, Swapped
 from flashback.questions.swap_settings import Exchange
 from flashback.sampling import Sampler
-from flashback.scoring.model import without_forbidden
 from flashback.settings import SamplingSettings
 from flashback.writing.detokenization import Detokenizer, StopFinder
 from flashback.writing.generator import Generator
-
-
-class GivenTokens(Sampler):
-    """Chooses the tokens of a given answer, whatever is probable, and adds up its -log p."""
-
-    def __init__(self, targets: Ids, history: Sequence[int], forbidden: Ids) -> None:
-        """Begin behind a text.
-
-        Args:
-            targets: the answer's tokens.
-            history, forbidden: see `Sampler`.
-        """
-        super().__init__(SamplingSettings(), history, forbidden)
-        self._left = list(targets)
-        self.nats = 0.0
-
-    def choose(self, logits: Tensor) -> int:
-        """The answer's next token."""
-        token = self._left.pop(0)
-        scores = without_forbidden(logits.float()[None], self.forbidden).log_softmax(-1)
-        self.nats -= float(scores[0, token])
-        self.history.append(token)
-        return token
 
 
 @dataclass(frozen=True)
@@ -123,16 +97,9 @@ class Swaps:
         nats, tokens = {}, {}
         for variant in case.answers:
             ids = asker.answer_ids(case, variant)
-            given = GivenTokens(ids, swapped.ids, self.writer.reader.forbidden)
-            with self.writer.engine.complete(swapped.prompt, len(ids), given) as completion:
-                for _ in completion:
-                    pass
-            nats[variant], tokens[variant] = given.nats, len(ids)
-        if not all(map(math.isfinite, nats.values())):
-            raise TrainingError(
-                "the model's log-probabilities are not finite; use --dtype='float32', or another "
-                "model"
-            )
+            forbidden, engine = self.writer.reader.forbidden, self.writer.engine
+            (nats[variant],) = given_nats([swapped.prompt], [ids], forbidden, engine)
+            tokens[variant] = len(ids)
         return Outcome("".join(self._written(asker, swapped)).strip(), nats, tokens)
 
     def _written(self, asker: Asker, swapped: Swapped) -> Iterator[str]:

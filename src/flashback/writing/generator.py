@@ -169,6 +169,7 @@ class Generator:
         settings: Settings | None = None,
         *,
         batch_size: int = 8,
+        batch: Batch | None = None,
         **named: Any,
     ) -> Iterator[tuple[int, Generation]]:
         """Write many texts in batches; yields each with its number as soon as it is finished.
@@ -178,6 +179,7 @@ class Generator:
 
         Args:
             batch_size: texts at a time; each needs a KV cache of its own.
+            batch: from `open_batch`, to go on with what it holds; None: an empty one.
             named: settings by name, see `stream`.
 
         Raises:
@@ -188,10 +190,23 @@ class Generator:
         plan = self._planner.plan(changed(settings, named))
         self._warn_if_untrained(plan.settings.retrieval)
         texts = enumerate(self._begin(prompt, plan) for prompt in prompts)
-        batch = self._open_batch(batch_size)
+        batch = batch or self.open_batch(batch_size)
         if batch is not None:
             return write_together(batch, texts, self.find)
         return ((number, self._writing(text).finish()) for number, text in texts)
+
+    def open_batch(self, rows: int) -> Batch | None:
+        """Empty caches for so many texts; None, with a warning: the engine writes one by one."""
+        if rows <= 1:
+            return None
+        try:
+            if isinstance(self.engine, BatchingEngine):
+                return self.engine.batch(rows)
+            reason = "the engine computes one text at a time"
+        except UnsupportedReader as error:
+            reason = str(error)
+        warnings.warn(f"{reason}: texts are written one by one", FlashBackWarning, stacklevel=3)
+        return None
 
     def check(self, prompt: str | Sequence[int], settings: Settings | None = None) -> None:
         """Refuse a prompt or settings that `stream` would refuse, without writing.
@@ -252,19 +267,6 @@ class Generator:
     def _constraint(self, settings: Settings, begun: Sequence[int]) -> Constraint | None:
         here = self.engine.capabilities.chooses_here
         return constraint_of(settings, self.reader, begun, chosen_here=here)
-
-    def _open_batch(self, rows: int) -> Batch | None:
-        """None: one by one."""
-        if rows <= 1:
-            return None
-        try:
-            if isinstance(self.engine, BatchingEngine):
-                return self.engine.batch(rows)
-            reason = "the engine computes one text at a time"
-        except UnsupportedReader as error:
-            reason = str(error)
-        warnings.warn(f"{reason}: texts are written one by one", FlashBackWarning, stacklevel=3)
-        return None
 
     def _warn_if_untrained(self, retrieval: RetrievalSettings) -> None:
         card = self.reader.adapter
