@@ -26,6 +26,7 @@ for part in "$@"; do
 done
 FLASHBACK=${FLASHBACK:-flashback} MODEL=${MODEL:-smollm2}
 HERE=$(cd "$(dirname "$0")" && pwd)
+ADAPTER=$HERE/../src/flashback/readers/weights/smollm2-adapter # what ships
 READER=(--model "$MODEL" --dtype float32)
 mkdir -p "$OUT"
 
@@ -86,7 +87,8 @@ answers() {
   paragraphs
   for k in 1 3; do
     "$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --passages "$k" \
-      --passage-tokens 256 --pattern none --pattern prepend --pattern slot --out "$OUT/xquad-$k.jsonl"
+      --passage-tokens 256 --pattern none --pattern prepend --pattern slot --adapter "$ADAPTER" \
+      --batch-size 16 --out "$OUT/xquad-$k.jsonl"
   done
 }
 
