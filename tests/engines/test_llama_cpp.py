@@ -23,7 +23,7 @@ from flashback.engines.protocol import CachingEngine, Completion
 from flashback.errors import ReaderError, SettingsError, UnsupportedReader
 from flashback.loading import load
 from flashback.patterns.prompt import Ids, Layout, Prompt, View
-from flashback.questions.given import given_nats
+from flashback.questions.given_answers import given_nats
 from flashback.readers.reader import Reader
 from flashback.sampling import Sampler
 from flashback.settings import (

@@ -14,7 +14,7 @@ from flashback.patterns.prompt import Layout, Prompt, View
 from flashback.questions.answers import Respondent
 from flashback.questions.formats import Question
 from flashback.questions.forms import Asking, Pasted, settled_form
-from flashback.questions.given import GivenTokens
+from flashback.questions.given_answers import GivenTokens
 from flashback.questions.metrics import scores_of, stands_in
 from flashback.questions.passages import Asked, look_up
 from flashback.questions.question_settings import Form

@@ -12,7 +12,7 @@ from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Completion
 from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids, Prompt
-from flashback.questions.given import GivenTokens
+from flashback.questions.given_answers import GivenTokens
 from flashback.questions.run import InMemory, Record
 from flashback.questions.swap_cases import Case, Variant
 from flashback.questions.swap_prompts import Asker, SwapRow, settled_swap_form, swap_rows

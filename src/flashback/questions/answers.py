@@ -20,7 +20,7 @@ from flashback.errors import (
 )
 from flashback.patterns.prompt import Ids
 from flashback.questions.forms import Asking
-from flashback.questions.given import given_nats
+from flashback.questions.given_answers import given_nats
 from flashback.questions.metrics import scores_of
 from flashback.questions.passages import Asked, HitsInTurn
 from flashback.questions.replay import Turn, counting_engine, replay

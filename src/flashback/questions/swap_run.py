@@ -1,6 +1,6 @@
 """Cases asked behind an exchange of passages: what is written, and how probable both answers are.
 
-Both come from the engine that writes, see `questions/given.py`. What is measured is a function of
+Both come from the engine that writes, see `questions/given_answers.py`. What is measured is a function of
 the prompt, so a prompt that several rows or exchanges share, such as a prepended passage's, is
 computed once.
 """
@@ -11,7 +11,7 @@ from itertools import product
 
 from flashback.errors import PromptsError
 from flashback.patterns.prompt import Prompt
-from flashback.questions.given import given_nats
+from flashback.questions.given_answers import given_nats
 from flashback.questions.metrics import normalized, place_of
 from flashback.questions.run import NUMBER, Answers, Record
 from flashback.questions.swap_cases import Case, Variant
