@@ -1,7 +1,7 @@
 """Cases asked behind an exchange of passages: what is written, and how probable both answers are.
 
-Both come from the engine that writes, see `questions/given_answers.py`. What is measured is a function of
-the prompt, so a prompt that several rows or exchanges share, such as a prepended passage's, is
+Both come from the engine that writes (`questions/given_answers.py`). What is measured is a function
+of the prompt, so a prompt that several rows or exchanges share, such as a prepended passage's, is
 computed once.
 """
 
