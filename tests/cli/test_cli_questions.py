@@ -104,6 +104,23 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert "begun with seed 0, not 1" in changed
 
 
+def test_documents_that_questions_name_are_shown(
+    words: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    """From an index whose searches are limited in time, as all of the command's are."""
+    documents = [{"id": name, "text": f"Once {name} was seen."} for name in ("moon", "snow")]
+    lines = tmp_path / "documents.jsonl"
+    lines.write_text("".join(json.dumps(one) + "\n" for one in documents), "utf-8")
+    run("index", lines, "--out", tmp_path / "IDX")
+    asked = [{"question": "Was it?", "answer": "yes", "passages": [one["id"]]} for one in documents]
+    Path(words[2]).write_text("".join(json.dumps(one) + "\n" for one in asked), "utf-8")
+    out = tmp_path / "answers.jsonl"
+    run(*words, "--oracle", "--index", tmp_path / "IDX", "--pattern", "none", "--out", out)
+    shown = [one["passages"][0]["id"] for one in read(out)[:2]]
+    assert ["moon" in one for one in shown] == [True, False]
+    assert ["snow" in one for one in shown] == [False, True]
+
+
 def test_an_own_frame_and_chosen_rows(words: tuple[str | Path, ...]) -> None:
     more = ("--oracle", "--pattern", "slot", "--limit", "2", "--frame-before", "{", "--json")
     record = run(*words, *more).record

@@ -11,7 +11,7 @@ from flashback.questions.metrics import stands_in
 from flashback.readers.passages import passage_ids
 from flashback.readers.queries import Whole, query_of
 from flashback.readers.text_reader import TextReader
-from flashback.retrieval.protocol import Hit, Listed, Retriever, search
+from flashback.retrieval.protocol import Hit, Listed, Retriever, leaves_of, search
 from flashback.settings import RetrievalSettings, SearchOptions
 
 _TOGETHER = 64
@@ -122,19 +122,23 @@ def _searched(
 
 def _named(questions: Sequence[Question], retriever: Retriever) -> Mapping[str, list[Hit]]:
     """The passages of all documents that questions name, in their order in the document."""
-    if not isinstance(retriever, Listed):
-        raise SettingsError(
-            f"--oracle with {type(retriever).__name__}: it does not list its passages; expected an "
-            "index folder"
-        )
     wanted = {name for one in questions for name in one.sources}
     found = defaultdict(list)
-    for hit in retriever.every():
+    for hit in chain.from_iterable(map(_every, leaves_of(retriever))):
         if hit.document_id in wanted:
             found[hit.document_id].append(hit)
     for hits in found.values():
         hits.sort(key=lambda hit: (hit.place.start or 0) if hit.place else 0)
     return found
+
+
+def _every(retriever: Retriever) -> Iterator[Hit]:
+    if isinstance(retriever, Listed):
+        return retriever.every()
+    raise SettingsError(
+        f"--oracle with {type(retriever).__name__}: it does not list its passages; expected an "
+        "index folder"
+    )
 
 
 def _own(question: Question, named: Mapping[str, Sequence[Hit]] | None) -> list[Hit]:
