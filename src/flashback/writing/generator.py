@@ -179,7 +179,8 @@ class Generator:
 
         Args:
             batch_size: texts at a time; each needs a KV cache of its own.
-            batch: from `open_batch`, to go on with what it holds; None: an empty one.
+            batch: from `open_batch`, to reuse what it has cached; its rows count instead of
+                `batch_size`. None: an empty one.
             named: settings by name, see `stream`.
 
         Raises:
@@ -190,7 +191,8 @@ class Generator:
         plan = self._planner.plan(changed(settings, named))
         self._warn_if_untrained(plan.settings.retrieval)
         texts = enumerate(self._begin(prompt, plan) for prompt in prompts)
-        batch = batch or self.open_batch(batch_size)
+        if batch is None:
+            batch = self.open_batch(batch_size)
         if batch is not None:
             return write_together(batch, texts, self.find)
         return ((number, self._writing(text).finish()) for number, text in texts)
