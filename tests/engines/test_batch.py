@@ -125,10 +125,11 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: str
         assert text.jumps == alone.jumps
         assert [one.passages for one in text.strides] == [one.passages for one in alone.strides]
         # Prepended passages may be found in a neighbour's row; a single sequence of sliding-window
-        # layers sometimes starts anew, where a batch does not.
+        # layers sometimes starts anew, where a batch does not; and a text may begin in the row of
+        # one that ended, and share its first token.
         if pattern != "prepend" and family not in SLIDING:
-            assert [one.usage.reused for one in text.strides] == [
-                one.usage.reused for one in alone.strides
+            assert [one.usage.reused for one in text.strides[1:]] == [
+                one.usage.reused for one in alone.strides[1:]
             ]
 
 
@@ -271,10 +272,12 @@ def test_the_self_check_refuses_a_model_that_ignores_the_mask(
         assert len(writer.generate_batch([[5, 6], [7]], none)) == 2
 
 
+def requests_for(prompts: Sequence[Sequence[int]], count: int) -> list[Request]:
+    return [Request(Prompt.plain(ids), count, Sampler(SamplingSettings(), ids)) for ids in prompts]
+
+
 def completed(batch: LocalBatch, prompts: Sequence[Sequence[int]], count: int) -> list[Request]:
-    requests = [
-        Request(Prompt.plain(ids), count, Sampler(SamplingSettings(), ids)) for ids in prompts
-    ]
+    requests = requests_for(prompts, count)
     for _ in batch.complete(requests):
         pass
     return requests
@@ -288,6 +291,26 @@ def test_rows_are_found_again_in_any_order_and_keep_what_is_shared() -> None:
     again = completed(batch, [longer[2], longer[0]], 4)  # the middle one is gone
     assert [request.usage.reused for request in again] == [21, 21]
     assert [request.usage.reused for request in completed(batch, longer, 4)] == [22, 0, 22]
+
+
+@pytest.mark.parametrize("ended", range(3))
+def test_a_text_that_ends_is_still_held_for_the_next(ended: int) -> None:
+    batch = LocalEngine(tiny_model("llama"), window=100).batch(3)
+    prompts = [[0, *range(start, start + 20)] for start in (10, 60, 110)]
+    requests = requests_for(prompts, 6)
+    for _ in batch.complete(requests):
+        requests[ended].closed = True
+    longer = [
+        [*ids, *request.sampler.history[len(ids) :], 200]
+        for ids, request in zip(prompts, requests, strict=True)
+    ]
+    again = completed(batch, longer, 4)
+    # The token that a text ended with was chosen, and never computed.
+    assert [one.usage.reused for one in again] == [21 if at == ended else 26 for at in range(3)]
+    alone = [
+        completed(LocalEngine(tiny_model("llama"), window=100).batch(3), [ids], 4) for ids in longer
+    ]
+    assert [one.sampler.history for one in again] == [one.sampler.history for (one,) in alone]
 
 
 def test_a_failure_inside_a_pass_leaves_the_rows_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,21 @@
 """Answers: their scores, the passages they share, and exactly how probable the right one is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flashback.engines.batch import LocalBatch
 from flashback.engines.local import LocalEngine
 from flashback.engines.protocol import Request
 from flashback.errors import PromptsError, PromptTooLong, SettingsError
-from flashback.patterns.prompt import Layout, Prompt, View
-from flashback.questions.answers import Respondent
+from flashback.patterns.prompt import Ids, Layout, Prompt, View
+from flashback.questions.answers import Respondent, rounds
 from flashback.questions.formats import Question
 from flashback.questions.forms import Asking, Pasted, settled_form
 from flashback.questions.given_answers import GivenTokens
@@ -61,6 +65,10 @@ def reader() -> Reader:
 def open_writer(reader: TextReader, retriever: Retriever) -> Generator:
     assert isinstance(reader, Reader)
     return Generator(reader, LocalEngine(reader.model, reader.window), retriever)
+
+
+def in_order(records: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [record for _, record in sorted(records, key=lambda one: one[0])]
 
 
 def test_a_right_answer_without_a_token_is_refused_with_its_question() -> None:
@@ -190,7 +198,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(reader: Reader, form: Form,
     assert row.pasted == (at == 0)
     settings = comparison.row_settings(row.asked_with(reader, form, QUESTIONS[0], RETRIEVAL))
     respondent = Respondent(row, reader, settings, comparison.asking)
-    records = list(respondent.records(asked, open_writer, 3))
+    records = in_order(respondent.records(asked, open_writer, 3))
     assert len(records) == len(asked)
     retrieval = settings.retrieval
     for one, record in zip(asked, records, strict=True):
@@ -241,13 +249,54 @@ def test_a_prompt_is_prefilled_once_for_both_answers(
             row.asked_with(reader, Form.CHAT, QUESTIONS[0], RETRIEVAL)
         )
         respondent = Respondent(row, reader, settings, comparison.asking)
-        records = list(respondent.records(asked, open_writer, batch_size))
+        records = in_order(respondent.records(asked, open_writer, batch_size))
         nats += [record["nats"] for record in records]
     given = [one.sampler.nats for one in sent if isinstance(one.sampler, GivenTokens)]
     written = [one for one in sent if not isinstance(one.sampler, GivenTokens)]
-    assert given == ([] if batch_size == 1 else nats)
+    assert sorted(given) == ([] if batch_size == 1 else sorted(nats))
     assert len(written) == len(given)
     assert {one.usage.prefilled for one in written} <= {1}
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 2), max_size=4).map(tuple), max_size=20),
+    rows=st.integers(1, 6),
+)
+def test_a_row_of_a_batch_is_given_neighbours(prompts: list[Ids], rows: int) -> None:
+    some = rounds(prompts, rows)
+    assert all(len(one) <= rows for one in some)
+    assert len(some) == -(-len(prompts) // rows)
+    lanes = [[prompts[at] for at in lane if at is not None] for lane in zip_longest(*some)]
+    assert [prompt for lane in lanes for prompt in lane] == sorted(prompts)
+    assert sorted(chain(*some)) == list(range(len(prompts)))
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_questions_about_one_passage_prefill_it_once(
+    reader: Reader, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pasted, prepended and in the slot; two passages in turn, on two rows."""
+    sent: list[Request] = []
+    complete = LocalBatch.complete
+
+    def noted(batch: LocalBatch, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
+        sent.extend(requests)
+        return complete(batch, requests)
+
+    monkeypatch.setattr(LocalBatch, "complete", noted)
+    questions = [Question(f"q{n}", f"Who is {n}?", ("Ada",)) for n in range(6)]
+    passages = ["All of them are Ada, as everybody knows.", "Nobody knows who any of them is."]
+    hits = [Hit(f"p{n}", "d", "", passages[n], 1.0) for n in (0, 1)]
+    asked = [Asked(one, (hits[n % 2],), hits[n % 2].text) for n, one in enumerate(questions)]
+    comparison = compared(reader, asked, Form.CHAT)
+    row = comparison.rows[at]
+    settings = comparison.row_settings(row.asked_with(reader, Form.CHAT, questions[0], RETRIEVAL))
+    list(Respondent(row, reader, settings, comparison.asking).records(asked, open_writer, 2))
+    scored = [one for one in sent if isinstance(one.sampler, GivenTokens)]
+    assert len(scored) == len(questions)
+    first, *later = sorted((one.usage.prefilled for one in scored), reverse=True)
+    longest = max(len(reader.encode(text)) for text in passages)
+    assert [first - one >= longest // 2 for one in later] == [False] + [True] * 4, (first, later)
 
 
 class _Fixed:

@@ -152,8 +152,8 @@ def test_answers_are_those_of_the_chat(reader: Reader) -> None:
     """In every pattern, with passages where a chat of the same messages has them."""
     asked = look_up([TALK, replace(TALK, id="u", history=())], Shelf(), reader, RETRIEVAL)
     for one in respondents(reader)[2:]:
-        records = list(one.records(asked, open_writer, 2))
-        for own, record in zip(asked, records, strict=True):
+        for at, record in one.records(asked, open_writer, 2):
+            own = asked[at]
             said = [*(own.question.history or ()), ("user", own.question.text)]
             messages = [{"role": role, "content": text} for role, text in said]
             written = open_writer(reader, Shelf()).chat(messages, one.settings)

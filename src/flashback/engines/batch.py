@@ -107,9 +107,6 @@ class LocalBatch:
         tokens = self._boundary(rows, requests)
         while tokens:
             yield sorted(tokens.items())
-            self._held = self._pack(
-                [row for row, request in zip(rows, requests, strict=True) if not request.closed]
-            )
             tokens = self._decode(rows, requests, tokens)
 
     def logits(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -150,11 +147,11 @@ class LocalBatch:
         if not going:
             return {}
         began = time.perf_counter()
-        # Rows that have all their tokens stay in the pass: leaving one out would cost a copy.
-        number = {id(row): at for at, row in enumerate(rows)}
-        ids = [going.get(number[id(row)]) for row in self._held]
-        logits = self._pass(self._held, [() if token is None else (token,) for token in ids])
-        tokens = {at: requests[at].sampler.choose(logits[rows[at].place]) for at in going}
+        self._bring_forward([rows[at] for at in going])
+        running = sorted(going, key=lambda at: rows[at].place)
+        logits = self._pass([rows[at] for at in running], [(going[at],) for at in running])
+        scored = zip(running, logits, strict=True)
+        tokens = {at: requests[at].sampler.choose(scores) for at, scores in scored}
         seconds = (time.perf_counter() - began) / len(going)
         for at in going:
             requests[at].usage.decoded += 1
@@ -182,7 +179,8 @@ class LocalBatch:
                 self._make_room(row, prompts[-minus].layout.reserved)
                 row.lay_out(prompts[-minus].layout)
                 found[-minus] = row
-        self._held = self._pack(list(found.values()))
+        self._bring_forward(list(found.values()))
+        del self._held[len(found) :]
         for at, prompt in enumerate(prompts):
             if at not in found:
                 found[at] = BatchRow(
@@ -203,17 +201,16 @@ class LocalBatch:
             row.room = columns
 
     @torch.inference_mode()
-    def _pack(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
-        """Move rows to the first places of the buffers; the rows, by their places."""
-        places = {row.place for row in rows}
-        free = iter(place for place in range(len(rows)) if place not in places)
-        for row in rows:
-            if row.place >= len(rows):
-                target = next(free)
-                for layer in self._layers:
-                    layer.move(row.place, target, row.end)
-                row.place = target
-        return sorted(rows, key=lambda row: row.place)
+    def _bring_forward(self, rows: Sequence[BatchRow]) -> None:
+        """Have these rows at the first places of the buffers; those that stood there go behind."""
+        behind = [row for row in rows if row.place >= len(rows)]
+        wanted = {row.place for row in rows}
+        others = [row for row in self._held[: len(rows)] if row.place not in wanted]
+        for row, other in zip(behind, others, strict=True):
+            for layer in self._layers:
+                layer.swap(row.place, other.place, max(row.end, other.end))
+            row.place, other.place = other.place, row.place
+        self._held.sort(key=lambda row: row.place)
 
     def _extend_to_last(self, row: BatchRow, prompt: Prompt, usage: Usage) -> Ids:
         """Prefill all new segments but the last, show the last one's passage; its ids."""

@@ -1,8 +1,9 @@
 """Questions answered by a row: what the reader writes, and what it gives the right answer.
 
 An answer is one stride, so its passages stay the same. The right answer is scored behind the same
-prompt, which the engine then holds. Of a conversation, the turns before the question are replayed,
-which says what the row must prefill.
+prompt, which the engine then holds. Questions whose prompts begin alike, such as those about one
+passage, are asked one after the other, so that what is cached of one is reused for the next. Of a
+conversation, the turns before the question are replayed, which says what the row must prefill.
 """
 
 import warnings
@@ -51,8 +52,11 @@ class Respondent:
 
     def records(
         self, asked: Sequence[Asked], open_writer: OpenWriter, batch_size: int
-    ) -> Iterator[dict[str, Any]]:
-        """Answer and score questions, in their order, some at a time.
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Answer and score questions, some at a time, in an order that reuses what is cached.
+
+        Returns:
+            The number of each question in `asked`, and its record.
 
         Raises:
             PromptTooLong: a prompt does not fit beside passages and the answer.
@@ -65,19 +69,33 @@ class Respondent:
         prompts = [self._checked(writer, one) for one in asked]
         talks = any(one.question.history is not None for one in asked)
         counting = (counting_engine(self.reader) if talks else None) or writer.engine
-        for some in _together(asked, prompts, batch_size):
-            questions, ids = [one for one, _ in some], [prompt.ids for _, prompt in some]
+        examples = [self._example(*one) for one in zip(asked, prompts, strict=True)]
+        for numbers in self._rounds(prompts, examples, batch_size):
+            questions = [asked[number] for number in numbers]
+            scored = [examples[number] for number in numbers]
             hits.expect(questions)
-            retrieval = some[0][1].retrieval
-            examples = [self._example(*one) for one in some]
-            # Scored first: a batch lets go of a text that ends before its last token.
-            nats = self._nats(examples, self._arrangement(retrieval), writer.engine, batch)
+            retrieval = prompts[numbers[0]].retrieval
+            # Scored first, so that an engine that holds one text holds the prompt when it writes.
+            nats = self._nats(scored, self._arrangement(retrieval), writer.engine, batch)
+            ids = [prompts[number].ids for number in numbers]
             written = _written(writer, ids, self._settings(retrieval), batch)
-            for one, generation, example, own in zip(
-                questions, written, examples, nats, strict=True
-            ):
+            for number, generation, own in zip(numbers, written, nats, strict=True):
+                one, answer = asked[number], examples[number].window.stride
                 cost = self._replayed(one, counting)
-                yield self._record(one, generation, example.window.stride, own) | cost
+                yield number, self._record(one, generation, answer, own) | cost
+
+    def _rounds(
+        self, prompts: Sequence[ChatPrompt], examples: Sequence[Example], most: int
+    ) -> Iterator[list[int]]:
+        """Which questions are asked together, by their numbers; they have the same settings."""
+        alike: dict[RetrievalSettings, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            alike.setdefault(prompt.retrieval, []).append(number)
+        for retrieval, numbers in alike.items():
+            arrangement = self._arrangement(retrieval)
+            arranged = [arrangement.arrange(examples[number], 0).arranged for number in numbers]
+            for some in rounds(arranged, most):
+                yield [numbers[at] for at in some]
 
     def _prompt(self, asked: Asked) -> ChatPrompt:
         pasted = self.row.pasted_into(asked)
@@ -206,18 +224,15 @@ class Respondent:
         return {"support_shown": self.row.has_passages(asked) and asked.support_shown}
 
 
-def _together(
-    asked: Sequence[Asked], prompts: Sequence[ChatPrompt], most: int
-) -> Iterator[list[tuple[Asked, ChatPrompt]]]:
-    """Consecutive questions of the same settings, at most so many."""
-    some: list[tuple[Asked, ChatPrompt]] = []
-    for one, prompt in zip(asked, prompts, strict=True):
-        if some and (len(some) == most or prompt.retrieval != some[0][1].retrieval):
-            yield some
-            some = []
-        some.append((one, prompt))
-    if some:
-        yield some
+def rounds(prompts: Sequence[Ids], rows: int) -> list[list[int]]:
+    """Which prompts a batch is given together, by their numbers.
+
+    In order, prompts that begin alike are neighbours. Each row takes a run of neighbours, one a
+    round, and keeps what the next one shares with the last.
+    """
+    order = sorted(range(len(prompts)), key=lambda number: prompts[number])
+    length = -(-len(order) // rows)
+    return [order[first::length] for first in range(length)]
 
 
 def _written(

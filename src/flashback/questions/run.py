@@ -126,6 +126,5 @@ class Comparison:
         keep: Callable[[Record], None],
     ) -> None:
         asked = [self.asked[(number - 1) % len(self.asked)] for number in numbers]
-        records = respondent.records(asked, open_writer, self.batch_size)
-        for number, record in zip(numbers, records, strict=True):
-            keep({NUMBER: number} | record)
+        for at, record in respondent.records(asked, open_writer, self.batch_size):
+            keep({NUMBER: numbers[at]} | record)

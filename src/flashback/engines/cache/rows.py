@@ -62,10 +62,12 @@ class RowsLayer(DynamicLayer):
         for buffer, part in zip(self._enlarged(states, end), states, strict=True):
             buffer[place, :, start:end] = part[0]
 
-    def move(self, source: int, target: int, end: int) -> None:
-        """Copy the columns [0, end) of one row over those of another."""
+    def swap(self, one: int, other: int, end: int) -> None:
+        """Exchange the columns [0, end) of two rows."""
         for buffer in self._buffers or ():
-            buffer[target, :, :end] = buffer[source, :, :end]
+            kept = buffer[one, :, :end].clone()
+            buffer[one, :, :end] = buffer[other, :, :end]
+            buffer[other, :, :end] = kept
 
     def shift(self, place: int, start: int, end: int, by: int) -> None:
         """Move the columns [start, end) of a row to the right."""
