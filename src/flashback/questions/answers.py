@@ -40,6 +40,16 @@ OpenWriter = Callable[[TextReader, Retriever], Generator]
 
 
 @dataclass(frozen=True)
+class _Posed:
+    """A question as the reader is asked it."""
+
+    asked: Asked
+    prompt: ChatPrompt
+    example: Example
+    """The right answer as the only stride behind the prompt."""
+
+
+@dataclass(frozen=True)
 class Respondent:
     """A row with its reader, ready to answer."""
 
@@ -66,36 +76,38 @@ class Respondent:
         hits = HitsInTurn()
         writer = open_writer(self.reader, hits)
         batch = writer.open_batch(min(batch_size, len(asked)))
-        prompts = [self._checked(writer, one) for one in asked]
+        posed = [self._posed(writer, one) for one in asked]
         talks = any(one.question.history is not None for one in asked)
         counting = (counting_engine(self.reader) if talks else None) or writer.engine
-        examples = [self._example(*one) for one in zip(asked, prompts, strict=True)]
-        for numbers in self._rounds(prompts, examples, batch_size):
-            questions = [asked[number] for number in numbers]
-            scored = [examples[number] for number in numbers]
-            hits.expect(questions)
-            retrieval = prompts[numbers[0]].retrieval
-            # Scored first, so that an engine that holds one text holds the prompt when it writes.
-            nats = self._nats(scored, self._arrangement(retrieval), writer.engine, batch)
-            ids = [prompts[number].ids for number in numbers]
-            written = _written(writer, ids, self._settings(retrieval), batch)
-            for number, generation, own in zip(numbers, written, nats, strict=True):
-                one, answer = asked[number], examples[number].window.stride
-                cost = self._replayed(one, counting)
-                yield number, self._record(one, generation, answer, own) | cost
+        for numbers in self._rounds(posed, batch_size):
+            some = [posed[number] for number in numbers]
+            hits.expect([one.asked for one in some])
+            for number, record in zip(numbers, self._answered(some, writer, batch), strict=True):
+                yield number, record | self._replayed(asked[number], counting)
 
-    def _rounds(
-        self, prompts: Sequence[ChatPrompt], examples: Sequence[Example], most: int
-    ) -> Iterator[list[int]]:
+    def _rounds(self, posed: Sequence[_Posed], most: int) -> Iterator[list[int]]:
         """Which questions are asked together, by their numbers; they have the same settings."""
         alike: dict[RetrievalSettings, list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            alike.setdefault(prompt.retrieval, []).append(number)
+        for number, one in enumerate(posed):
+            alike.setdefault(one.prompt.retrieval, []).append(number)
         for retrieval, numbers in alike.items():
             arrangement = self._arrangement(retrieval)
-            arranged = [arrangement.arrange(examples[number], 0).arranged for number in numbers]
-            for some in rounds(arranged, most):
+            prompts = [arrangement.arrange(posed[number].example, 0) for number in numbers]
+            for some in rounds([prompt.arranged for prompt in prompts], most):
                 yield [numbers[at] for at in some]
+
+    def _answered(
+        self, posed: Sequence[_Posed], writer: Generator, batch: Batch | None
+    ) -> Iterator[dict[str, Any]]:
+        """The records of questions with the same settings, no more than a batch has rows."""
+        retrieval = posed[0].prompt.retrieval
+        # Scored first, so that an engine that holds one text holds the prompt when it writes.
+        examples = [one.example for one in posed]
+        nats = self._nats(examples, self._arrangement(retrieval), writer.engine, batch)
+        ids = [one.prompt.ids for one in posed]
+        written = _written(writer, ids, self._settings(retrieval), batch)
+        for one, generation, own in zip(posed, written, nats, strict=True):
+            yield self._record(one.asked, generation, one.example.window.stride, own)
 
     def _prompt(self, asked: Asked) -> ChatPrompt:
         pasted = self.row.pasted_into(asked)
@@ -109,8 +121,8 @@ class Respondent:
         frame = self.reader.frame(retrieval.frame, retrieval.pattern)
         return Arrangement(retrieval.pattern, frame, self.reader.forbidden)
 
-    def _checked(self, writer: Generator, asked: Asked) -> ChatPrompt:
-        """The prompt of a question; what cannot be answered is refused before hours of writing."""
+    def _posed(self, writer: Generator, asked: Asked) -> _Posed:
+        """A question with its prompt; refuses what cannot be answered before hours of writing."""
         try:
             prompt = self._prompt(asked)
             writer.check(prompt.ids, self._settings(prompt.retrieval))
@@ -123,7 +135,7 @@ class Respondent:
                 )
         except FlashBackError as error:
             raise type(error)(f"{self.row.name}, question {asked.question.id!r}: {error}") from None
-        return prompt
+        return _Posed(asked, prompt, self._example(asked, prompt))
 
     def _check_window(self, asked: Asked, prompt: ChatPrompt) -> None:
         example = self._example(asked, prompt)
