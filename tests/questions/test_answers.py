@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flashback.engines.batch import LocalBatch
 from flashback.engines.local import LocalEngine
-from flashback.engines.protocol import Request
+from flashback.engines.protocol import Completion, Request, Usage
 from flashback.errors import PromptsError, PromptTooLong, SettingsError
 from flashback.patterns.prompt import Ids, Layout, Prompt, View
 from flashback.questions.answers import Respondent, rounds
@@ -271,32 +271,47 @@ def test_a_row_of_a_batch_is_given_neighbours(prompts: list[Ids], rows: int) -> 
     assert sorted(chain(*some)) == list(range(len(prompts)))
 
 
-@pytest.mark.parametrize("at", [0, 2, 4])
-def test_questions_about_one_passage_prefill_it_once(
-    reader: Reader, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pasted, prepended and in the slot; two passages in turn, on two rows."""
-    sent: list[Request] = []
-    complete = LocalBatch.complete
-
-    def noted(batch: LocalBatch, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
-        sent.extend(requests)
-        return complete(batch, requests)
-
-    monkeypatch.setattr(LocalBatch, "complete", noted)
+def two_passages_in_turn() -> list[Asked]:
     questions = [Question(f"q{n}", f"Who is {n}?", ("Ada",)) for n in range(6)]
     passages = ["All of them are Ada, as everybody knows.", "Nobody knows who any of them is."]
     hits = [Hit(f"p{n}", "d", "", passages[n], 1.0) for n in (0, 1)]
-    asked = [Asked(one, (hits[n % 2],), hits[n % 2].text) for n, one in enumerate(questions)]
+    return [Asked(one, (hits[n % 2],), hits[n % 2].text) for n, one in enumerate(questions)]
+
+
+@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_questions_about_one_passage_prefill_it_once(
+    reader: Reader, at: int, batches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pasted, prepended and in the slot; on two rows, or one by one."""
+    asked = two_passages_in_turn()
+    scored: list[Usage] = []
+    complete, complete_one = LocalBatch.complete, LocalEngine.complete
+
+    def noted(batch: LocalBatch, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
+        scored.extend(one.usage for one in requests if isinstance(one.sampler, GivenTokens))
+        return complete(batch, requests)
+
+    def noted_one(engine: LocalEngine, *request: Any) -> Completion:
+        completion = complete_one(engine, *request)
+        if isinstance(request[-1], GivenTokens):
+            scored.append(completion.usage)
+        return completion
+
+    monkeypatch.setattr(LocalBatch, "complete", noted)
+    monkeypatch.setattr(LocalEngine, "complete", noted_one)
+    if not batches:
+        monkeypatch.setattr(Generator, "open_batch", lambda *_: None)
     comparison = compared(reader, asked, Form.CHAT)
     row = comparison.rows[at]
-    settings = comparison.row_settings(row.asked_with(reader, Form.CHAT, questions[0], RETRIEVAL))
+    settings = comparison.row_settings(
+        row.asked_with(reader, Form.CHAT, asked[0].question, RETRIEVAL)
+    )
     list(Respondent(row, reader, settings, comparison.asking).records(asked, open_writer, 2))
-    scored = [one for one in sent if isinstance(one.sampler, GivenTokens)]
-    assert len(scored) == len(questions)
-    first, *later = sorted((one.usage.prefilled for one in scored), reverse=True)
-    longest = max(len(reader.encode(text)) for text in passages)
-    assert [first - one >= longest // 2 for one in later] == [False] + [True] * 4, (first, later)
+    assert len(scored) == len(asked)
+    first, second, *later = sorted((usage.prefilled for usage in scored), reverse=True)
+    longest = max(len(reader.encode(one.shown)) for one in asked)
+    assert all(min(second, first - longest // 2) > one for one in later), (first, second, later)
 
 
 class _Fixed:

@@ -86,7 +86,7 @@ class LocalBatch:
         self._passages = passages
         self._check = check
         self._held: list[BatchRow] = []
-        """In the order of their places, [0, A)."""
+        """In the order of their places, from 0 on; of texts that ended, too."""
         self._cache = DynamicCache(config=passes.model.config)
         self._windows = [_window(layer) for layer in self._cache.layers if _keeps_states(layer)]
         self._cache.layers = [
@@ -206,10 +206,14 @@ class LocalBatch:
         behind = [row for row in rows if row.place >= len(rows)]
         wanted = {row.place for row in rows}
         others = [row for row in self._held[: len(rows)] if row.place not in wanted]
-        for row, other in zip(behind, others, strict=True):
-            for layer in self._layers:
-                layer.swap(row.place, other.place, max(row.end, other.end))
-            row.place, other.place = other.place, row.place
+        try:
+            for row, other in zip(behind, others, strict=True):
+                for layer in self._layers:
+                    layer.swap(row.place, other.place, max(row.end, other.end))
+                row.place, other.place = other.place, row.place
+        except BaseException:  # two rows are exchanged in some layers only
+            self._held = []
+            raise
         self._held.sort(key=lambda row: row.place)
 
     def _extend_to_last(self, row: BatchRow, prompt: Prompt, usage: Usage) -> Ids:

@@ -79,7 +79,7 @@ class Respondent:
         posed = [self._posed(writer, one) for one in asked]
         talks = any(one.question.history is not None for one in asked)
         counting = (counting_engine(self.reader) if talks else None) or writer.engine
-        for numbers in self._rounds(posed, batch_size):
+        for numbers in self._rounds(posed, 1 if batch is None else batch.rows):
             some = [posed[number] for number in numbers]
             hits.expect([one.asked for one in some])
             for number, record in zip(numbers, self._answered(some, writer, batch), strict=True):
@@ -101,7 +101,7 @@ class Respondent:
     ) -> Iterator[dict[str, Any]]:
         """The records of questions with the same settings, no more than a batch has rows."""
         retrieval = posed[0].prompt.retrieval
-        # Scored first, so that an engine that holds one text holds the prompt when it writes.
+        # Each engine holds the prompt now, so that writing does not prefill it again.
         examples = [one.example for one in posed]
         nats = self._nats(examples, self._arrangement(retrieval), writer.engine, batch)
         ids = [one.prompt.ids for one in posed]
