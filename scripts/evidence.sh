@@ -85,10 +85,12 @@ for article in json.load(open(sys.argv[1], encoding="utf-8"))["data"]:
 
 answers() {
   paragraphs
+  local ask=("$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --passage-tokens 256
+    --batch-size 16)
   for k in 1 3; do
-    "$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --passages "$k" \
-      --passage-tokens 256 --pattern none --pattern prepend --pattern slot --adapter "$ADAPTER" \
-      --batch-size 16 --out "$OUT/xquad-$k.jsonl"
+    "${ask[@]}" --passages "$k" --pattern none --pattern prepend --pattern slot --out "$OUT/xquad-$k.jsonl"
+    # Only appended: an adapter is asked in every pattern that is named.
+    "${ask[@]}" --passages "$k" --pattern append --adapter "$ADAPTER" --out "$OUT/xquad-append-$k.jsonl"
   done
 }
 
