@@ -101,8 +101,8 @@ class Respondent:
     ) -> Iterator[dict[str, Any]]:
         """The records of questions with the same settings, no more than a batch has rows."""
         retrieval = posed[0].prompt.retrieval
-        # Each engine holds the prompt now, so that writing does not prefill it again.
         examples = [one.example for one in posed]
+        # Scored first: then the engine holds the prompt, and writing does not prefill it again.
         nats = self._nats(examples, self._arrangement(retrieval), writer.engine, batch)
         ids = [one.prompt.ids for one in posed]
         written = _written(writer, ids, self._settings(retrieval), batch)
