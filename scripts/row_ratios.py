@@ -22,19 +22,25 @@ def main(arguments: list[str]) -> int:
         return 2
     file, *rows = arguments
     try:
-        lines = Path(file).read_text("utf-8").splitlines()
+        documents = [json.loads(line) for line in Path(file).read_text("utf-8").splitlines()]
+        tokens = np.array([one["tokens"] for one in documents], float)
+        known = documents[0]["nats"]
     except OSError as error:
         print(f"row_ratios.py: {file}: {error.strerror}", file=sys.stderr)
         return 1
-    documents = [json.loads(line) for line in lines]
-    known = documents[0]["nats"] if documents else {}
+    except (ValueError, LookupError, TypeError):
+        print(
+            f"row_ratios.py: {file}: expected a line of JSON for each document, with 'tokens' and "
+            "'nats', as --per-document writes them",
+            file=sys.stderr,
+        )
+        return 1
     if missing := [row for row in rows if row not in known]:
         print(
             f"row_ratios.py: no row {missing[0]!r}; expected one of {', '.join(known)}",
             file=sys.stderr,
         )
         return 1
-    tokens = np.array([one["tokens"] for one in documents], float)
     row, base = (np.array([one["nats"][name] for one in documents]) for name in rows)
     found = Bootstrap(len(documents)).ratio(row, base, tokens)
     print(f"{rows[0]} / {rows[1]}: {found.value:.4f} ({found.low:.4f} to {found.high:.4f})")
