@@ -130,6 +130,7 @@ def test_long_texts_with_jumps_are_those_of_one_by_one(family: str, pattern: str
         if pattern != "prepend" and family not in SLIDING:
             own, expected = text.strides[at >= 3 :], alone.strides[at >= 3 :]
             assert [one.usage.reused for one in own] == [one.usage.reused for one in expected]
+            assert text.strides[0].usage.reused <= (at >= 3)
 
 
 @pytest.mark.parametrize("family", SLOTTED)
