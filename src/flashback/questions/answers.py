@@ -85,7 +85,7 @@ class Respondent:
             for number, record in zip(numbers, self._answered(some, writer, batch), strict=True):
                 yield number, record | self._replayed(asked[number], counting)
 
-    def _rounds(self, posed: Sequence[_Posed], most: int) -> Iterator[list[int]]:
+    def _rounds(self, posed: Sequence[_Posed], batch_rows: int) -> Iterator[list[int]]:
         """Which questions are asked together, by their numbers; they have the same settings."""
         alike: dict[RetrievalSettings, list[int]] = {}
         for number, one in enumerate(posed):
@@ -93,7 +93,7 @@ class Respondent:
         for retrieval, numbers in alike.items():
             arrangement = self._arrangement(retrieval)
             prompts = [arrangement.arrange(posed[number].example, 0) for number in numbers]
-            for some in rounds([prompt.arranged for prompt in prompts], most):
+            for some in rounds([prompt.arranged for prompt in prompts], batch_rows):
                 yield [numbers[at] for at in some]
 
     def _answered(
@@ -236,14 +236,14 @@ class Respondent:
         return {"support_shown": self.row.has_passages(asked) and asked.support_shown}
 
 
-def rounds(prompts: Sequence[Ids], rows: int) -> list[list[int]]:
+def rounds(prompts: Sequence[Ids], batch_rows: int) -> list[list[int]]:
     """Which prompts a batch is given together, by their numbers.
 
-    In order, prompts that begin alike are neighbours. Each row takes a run of neighbours, one a
-    round, and keeps what the next one shares with the last.
+    Sorted, prompts that share a prefix are neighbours. Each row of the batch takes a run of
+    neighbours, one a round, and keeps the prefix that the next one shares with the last.
     """
     order = sorted(range(len(prompts)), key=lambda number: prompts[number])
-    length = -(-len(order) // rows)
+    length = -(-len(order) // batch_rows)
     return [order[first::length] for first in range(length)]
 
 
