@@ -12,7 +12,7 @@ from flashback.patterns.pattern import Boundary
 from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS
 from flashback.readers import text_reader
-from flashback.readers.chat import INSTRUCTION, Conversation
+from flashback.readers.chat import ASKED, INSTRUCTION, Conversation
 from flashback.readers.reader import Reader
 from flashback.retrieval.protocol import Hit
 from flashback.settings import (
@@ -63,7 +63,7 @@ def test_a_passage_before_the_text_stands_in_a_user_message(
     passage = tuple(reader.encode(PASSAGE))
     found = arranged(reader, Conversation(turns), pattern, passage)
     pasted = list(turns)
-    content = f"{INSTRUCTION}{PASSAGE}\n\n{turns[user]['content']}"
+    content = f"{INSTRUCTION}{PASSAGE}{ASKED}{turns[user]['content']}"
     pasted[user] = {"role": "user", "content": content}
     assert found == Conversation(tuple(pasted)).prompt_ids(reader)
 
@@ -84,7 +84,7 @@ def test_the_system_message_stays_in_front(style: str, pattern: str) -> None:
     reader, system = chat_reader(style), {"role": "system", "content": "Answer in French."}
     talk = Conversation((system, QUESTION))
     found = arranged(reader, talk, pattern, tuple(reader.encode(PASSAGE)))
-    content = f"{INSTRUCTION}{PASSAGE}\n\n{QUESTION['content']}"
+    content = f"{INSTRUCTION}{PASSAGE}{ASKED}{QUESTION['content']}"
     assert found == Conversation((system, {**QUESTION, "content": content})).prompt_ids(reader)
 
 
@@ -255,7 +255,7 @@ def test_a_slot_a_prepended_and_a_pasted_passage_are_answered_alike(
     monkeypatch.setattr(text_reader, "_MOST_SINK", 999)
     reader = chat_reader(style)
     generator = Generator(reader, LocalEngine(reader.model, reader.window), OnePassage())
-    content = f"{INSTRUCTION}{PASSAGE}\n\n{QUESTION['content']}"
+    content = f"{INSTRUCTION}{PASSAGE}{ASKED}{QUESTION['content']}"
     pasted = Conversation(({"role": "user", "content": content},)).prompt_ids(reader)
     expected = generator.generate(pasted, Settings(RetrievalSettings(pattern="none")))
     for pattern in ("prepend", "slot"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flashback.engines.local import LocalEngine
 from flashback.patterns.registry import PATTERNS
-from flashback.readers.chat import INSTRUCTION
+from flashback.readers.chat import ASKED, INSTRUCTION
 from flashback.readers.text_reader import TextReader
 from flashback.server.schema import (
     ChatRequest,
@@ -153,7 +153,7 @@ def test_a_chat_shows_passages_in_its_template_or_in_the_frame_asked_for(
 ) -> None:
     reader, retriever = chat_reader(window=512), QueryRetriever()
     passage = reader.encode(retriever.search(["moon"], SearchOptions())[0][0].text)[:24]
-    before, after = (INSTRUCTION, "\n\n") if frame is None else ("(", ")")
+    before, after = (INSTRUCTION, ASKED) if frame is None else ("(", ")")
     around = (
         ("", "<user>moon") if frame is not None and pattern == "prepend" else ("<user>", "moon")
     )

@@ -19,9 +19,10 @@ from flashback.settings import FrameText, RetrievalSettings
 
 INSTRUCTION = "Use the context to answer the question.\n\nContext:\n"
 """Stands before passages in a turn."""
+ASKED = "\n\nQuestion:\n"
+"""Stands behind them, before what the user says."""
 RECOMPUTED_IN_CHAT = 16
 """The default of e: what asks is short, and a history is computed without a passage."""
-_BEHIND = "\n\n"
 _PROBES = ("first probe", "second probe", "third probe")
 """Texts that are looked for in a rendered template."""
 
@@ -129,7 +130,7 @@ class Conversation:
         history = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if reader.adapter is None and reader.marks is None:
             asked = retrieval.frame or FrameText()
-            frame = asked if asked.has_text else FrameText(INSTRUCTION, _BEHIND, 0)
+            frame = asked if asked.has_text else FrameText(INSTRUCTION, ASKED, 0)
             sink = asked.sink or _before(reader, messages, first)
             retrieval = replace(retrieval, frame=replace(frame, sink=sink))
         again = retrieval.recompute_tokens or RECOMPUTED_IN_CHAT
@@ -150,7 +151,7 @@ class Conversation:
             )
         every = tuple(reader.encode_template(whole))
         ids, shown = _cut(reader, every, whole, head)
-        frame = FrameText(head + INSTRUCTION, _BEHIND, 0, no_passage=shown)
+        frame = FrameText(head + INSTRUCTION, ASKED, 0, no_passage=shown)
         if every[: len(reader.bos)] == reader.bos:
             ids = reader.bos + ids  # it stays in front of a passage
         begun = _begun_tokens(reader, every, whole, messages)
