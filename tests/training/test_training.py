@@ -1,11 +1,13 @@
 """Training: what changes and what does not, the same after any interruption, refused in a line."""
 
 import errno
+import hashlib
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -830,6 +832,68 @@ def test_an_adapter_is_trained_in_a_line(command: Train, model_folder: Path, ind
     readme = (command.out / "README.md").read_text()
     assert f"base_model: {model_folder}\n" in readme
     assert "4 steps of 2 windows." in readme
+
+
+QUESTIONS = (
+    {"question": "What is up?", "answer": "moon", "passage": "The moon is up."},
+    {"question": "What does the moon pull?", "answers": ["sea", "mud"], "passage": "The sea."},
+)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
+    return path
+
+
+def test_answers_to_questions_are_trained_on(
+    questions: Path, model_folder: Path, index: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "A", ("--model", model_folder, "--passage-tokens", "40")
+    words = ("train", "--questions", questions, *model, *SHORT, "--log-steps", "1", "--json")
+    record = run(*words, "--oracle", "--steps", "40", "--out", out).record
+    assert record["data"] == {
+        "documents": [],
+        "index": None,
+        "questions": str(questions),
+        "sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
+        "oracle": True,
+        "form": "question",
+    }
+    assert record["window_tokens"] == len("sQuestion: What does the moon pull?\nAnswer: sea.")
+    losses = [entry["loss"] for entry in record["results"]["log"]]
+    assert losses[-1] < losses[0] - 0.5
+    assert "on the right answers of " in (out / "README.md").read_text()
+    asked = ("eval", "qa", questions, *model, "--oracle", "--pattern", "append", "--json")
+    rows = run(*asked, "--adapter", out, "--max-new-tokens", "6").record["rows"]
+    nats = {row["name"]: row["nats_per_token"]["value"] for row in rows}
+    assert nats["append + LoRA, trained marks"] < nats["append"]
+    found = run(*words, "--index", index, "--out", tmp_path / "B").record
+    assert (found["data"]["index"], found["data"]["oracle"]) == (str(index), False)
+
+
+def test_questions_and_documents_are_trained_on_together(command: Train, questions: Path) -> None:
+    alone = command("--json").record["training"]["windows"]
+    shutil.rmtree(command.out)
+    both = command("--json", "--questions", questions, "--oracle").record
+    assert both["training"]["windows"] == alone + len(QUESTIONS)
+    assert both["window_tokens"] == 64
+
+
+def test_questions_that_cannot_be_trained_on(
+    questions: Path, model_folder: Path, index: Path, tmp_path: Path
+) -> None:
+    words = ("train", "--model", model_folder, "--out", tmp_path / "A")
+    assert "expected DOCUMENTS or --questions FILE, found neither" in refused(*words, code=2)
+    alone = refused(*words, questions, "--index", index, "--oracle", code=2)
+    assert "--form, --examples and --oracle are for --questions" in alone
+    asked = (*words, "--questions", questions)
+    assert "there is no index; give an --index" in refused(*asked, code=2)
+    assert "found both" in refused(*asked, "--index", index, "--oracle", code=2)
+    assert "--form chat: " in refused(*asked, "--oracle", "--form", "chat", code=2)
+    long = refused(*asked, "--oracle", "--window", "48", code=1)
+    assert re.search(r"question 1: with its passages and its answer it needs \d+ positions", long)
 
 
 def test_the_json_of_a_training_is_its_card(command: Train) -> None:

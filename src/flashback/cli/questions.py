@@ -223,7 +223,7 @@ def _comparison(
     request: _Request, reader: "TextReader", open_writer: "OpenWriter", index: "Retriever | None"
 ) -> "Comparison":
     """The rows and the questions with their passages."""
-    from flashback.questions.forms import Asking, settled_form
+    from flashback.questions.forms import settled_asking
     from flashback.questions.passages import look_up
     from flashback.questions.rows import rows_of
     from flashback.questions.run import Comparison
@@ -231,21 +231,18 @@ def _comparison(
 
     own = request.questions
     questions = request.file.sample(own.limit, own.seed)
-    form = settled_form(own.form, reader, questions)
+    asking = settled_asking(own, request.file, questions, reader)
     patterns = chosen_patterns(reader, request.patterns)
     if not (request.engine.is_local or request.patterns):
         writer = open_writer(reader, NoRetriever())
         patterns = [name for name in patterns if writer.supports(PATTERNS[name])]
     talks = any(one.history for one in questions)
     rows = rows_of(patterns, request.adapters, conversations=talks)
-    asking = Asking(form)
-    if form is Form.FEW_SHOT:
-        asking = Asking(form, request.file.solved(own.examples, own.seed))
-    titled = form is Form.IN_CONTEXT_RALM
+    titled = asking.form is Form.IN_CONTEXT_RALM
     asked = look_up(questions, index, reader, request.retrieval, own=own.oracle, titled=titled)
     if not any(one.shown for one in asked):
         raise SettingsError("not one passage was found for the questions; give another --index")
-    stopping = StoppingSettings(max_new_tokens=own.max_new_tokens, stop=own.stops(form))
+    stopping = StoppingSettings(max_new_tokens=own.max_new_tokens, stop=own.stops(asking.form))
     settings = Settings(retrieval=request.retrieval, stopping=stopping)
     return Comparison(tuple(rows), tuple(asked), asking, settings, own.batch_size)
 

@@ -19,7 +19,10 @@ from flashback.cli.options import options_of, take
 from flashback.cli.patterns import check_echo, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
 from flashback.cli.retriever_options import Source, source_options
-from flashback.retrieval.guard import GuardSettings
+from flashback.questions.formats import QuestionFile, read_questions
+from flashback.questions.question_settings import QuestionSettings
+from flashback.retrieval.guard import GuardSettings, LimitedRetriever
+from flashback.retrieval.specs import open_source
 from flashback.scoring.window_settings import WindowSettings
 from flashback.settings import RetrievalSettings
 from flashback.training.training_settings import TrainingSettings
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from flashback.evaluation.evaluate import EvaluationSet
     from flashback.readers.card import AdapterCard
     from flashback.readers.reader import Reader
+    from flashback.retrieval.protocol import Retriever
+    from flashback.scoring.examples import Example
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class _Request:
     windows: WindowSettings
     guard: GuardSettings
     documents: tuple[str, ...]
+    questions: QuestionFile | None
+    asking: QuestionSettings
     index: Source | None
     out: Path
     held_out: tuple[str, ...]
@@ -60,8 +67,16 @@ class _Request:
 
 
 @click.command(short_help="Train an adapter that reads passages.")
-@click.argument("documents", nargs=-1, required=True)
+@click.argument("documents", nargs=-1)
 @source_options
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train on the right answers of this file, as 'flashback eval qa' takes it, beside "
+    "documents or instead of them.",
+)
+@options_of(QuestionSettings, only=("form", "examples", "oracle"))
 @click.option("--out", type=Path, required=True, help="The adapter folder to make.")
 @click.option(
     "--held-out", multiple=True, metavar="CORPUS", help="Documents to evaluate on (repeatable)."
@@ -90,15 +105,17 @@ def train(**values: Any) -> None:
     \b
     flashback train python-docs:adapter --index IDX --out ADAPTER
     flashback train texts/ --model facebook/opt-125m --index IDX --out ADAPTER --bfloat16
+    flashback train --questions dev-v1.1.json --oracle --model MODEL --out ADAPTER
     flashback train texts/ --pattern none --out BASELINE
 
     The same command continues an interrupted one. On several GPUs:
     torchrun --nproc-per-node 4 -m flashback train ...
     """
     request = _parse(values)
-    documents = request.open(request.documents)
+    documents = request.open(request.documents) if request.documents else None
+    retriever = _searched_for_questions(request)
     held_out = request.open(request.held_out) if request.held_out else None
-    card, scored = _train(request, documents, held_out)
+    card, scored = _train(request, documents, retriever, held_out)
     if not is_main_process():
         return
     if scored is not None:
@@ -108,11 +125,21 @@ def train(**values: Any) -> None:
 
 def _parse(values: dict[str, Any]) -> _Request:
     """Check all that can be checked before documents are read and a model is loaded."""
-    settings = take(TrainingSettings, values)
+    if not values["documents"] and values["questions"] is None:
+        raise click.UsageError("expected DOCUMENTS or --questions FILE, found neither")
+    settings, asking = take(TrainingSettings, values), take(QuestionSettings, values)
+    if values["questions"] is None and asking != QuestionSettings():
+        raise click.UsageError("--form, --examples and --oracle are for --questions; give a FILE")
     retrieval = take(RetrievalSettings, values, pattern=values.pop("pattern"))
     windows = take(WindowSettings, values)
-    request = _Request(settings, retrieval, windows, take(GuardSettings, values), **values)
-    retrieval.check_retriever(request.index)
+    path = values.pop("questions")
+    questions = None if path is None else read_questions(path)
+    guard = take(GuardSettings, values)
+    request = _Request(
+        settings, retrieval, windows, guard, questions=questions, asking=asking, **values
+    )
+    if request.documents or request.index is not None or not asking.oracle:
+        retrieval.check_retriever(request.index)
     if "-" in request.documents and "-" in request.held_out:
         raise click.UsageError("standard input can be read only once: to train on, or to score")
     from flashback.cli.quiet import begin_loading
@@ -127,8 +154,29 @@ def _parse(values: dict[str, Any]) -> _Request:
     return request
 
 
+def _searched_for_questions(request: _Request) -> "Retriever | None":
+    """What questions are looked up in; None: nothing, or their own passages are shown.
+
+    Raises:
+        click.UsageError: both are asked for, but questions do not name passages.
+    """
+    file = request.questions
+    if file is None or not request.retrieval.retrieves:
+        return None
+    if request.index is None:
+        return None
+    if request.asking.oracle and not file.names_passages and not request.documents:
+        raise click.UsageError(
+            "expected --index IDX or --oracle, found both, and no question that names its passages"
+        )
+    return LimitedRetriever(open_source(request.index), request.guard)
+
+
 def _train(
-    request: _Request, documents: Sources, held_out: Sources | None
+    request: _Request,
+    documents: Sources | None,
+    retriever: "Retriever | None",
+    held_out: Sources | None,
 ) -> "tuple[AdapterCard, EvaluationSet | None]":
     """Train; the adapter's card, and the held-out windows, if there are any."""
     from flashback.scoring.windows import check_positions
@@ -138,11 +186,17 @@ def _train(
     settings, retrieval, windows = request.settings, request.retrieval, request.windows
     reader = request.options.load_plain()
     reader.check_pattern(retrieval.pattern)
-    run = Run(settings, retrieval, windows, request.data)
-    check_positions(reader, windows, retrieval, settings.frame_tokens)
-    examples = read_and_retrieve(documents, reader, [retrieval], windows)[0].examples(
-        reader, retrieval
-    )
+    examples = []
+    if documents is not None:
+        check_positions(reader, windows, retrieval, settings.frame_tokens)
+        found = read_and_retrieve(documents, reader, [retrieval], windows)[0]
+        examples += found.examples(reader, retrieval)
+    asked, described = _asked_examples(request, retriever, reader)
+    examples += asked
+    if documents is None:
+        longest = max(len(example.window.ids) for example in examples)
+        windows = replace(windows, window_tokens=longest)
+    run = Run(settings, retrieval, windows, request.data | described)
     scored = None if held_out is None else _held_out_set(request, held_out, reader)
     if notes.is_terminal:
         line = f"{len(examples):,} windows of {request.options.model}, {reader.placement}"
@@ -160,6 +214,31 @@ def _train(
             close=scored is None,
         )
     return card, scored
+
+
+def _asked_examples(
+    request: _Request, retriever: "Retriever | None", reader: "Reader"
+) -> "tuple[list[Example], dict[str, Any]]":
+    """The right answers to the questions, behind their passages; and what the card says of them."""
+    from flashback.questions.examples import training_examples
+    from flashback.questions.forms import settled_asking
+    from flashback.questions.passages import Asked, look_up
+
+    file, own, retrieval = request.questions, request.asking, request.retrieval
+    if file is None:
+        return [], {}
+    questions = file.sample(request.windows.max_windows, request.windows.seed)
+    asking = settled_asking(own, file, questions, reader)
+    if retrieval.retrieves:
+        named = own.oracle and file.names_passages
+        searched = retriever if named or not own.oracle else None
+        asked = look_up(questions, searched, reader, retrieval, own=named)
+    else:
+        asked = [Asked(one, (), "") for one in questions]
+    frame_tokens = request.settings.frame_tokens
+    described = {"questions": file.name, "sha256": file.sha256, "oracle": own.oracle}
+    examples = training_examples(asked, asking, reader, retrieval, frame_tokens)
+    return examples, described | {"form": str(asking.form)}
 
 
 def _held_out_set(request: _Request, sources: Sources, reader: "Reader") -> "EvaluationSet":

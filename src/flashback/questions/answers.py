@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flashback.corpus.documents import Document
 from flashback.engines.protocol import Batch, Engine
 from flashback.errors import (
     FlashBackError,
@@ -20,6 +19,7 @@ from flashback.errors import (
     PromptTooLong,
 )
 from flashback.patterns.prompt import Ids
+from flashback.questions.examples import answer_example
 from flashback.questions.forms import Asking
 from flashback.questions.given_answers import given_nats
 from flashback.questions.metrics import scores_of
@@ -27,11 +27,9 @@ from flashback.questions.passages import Asked, HitsInTurn
 from flashback.questions.replay import Turn, counting_engine, replay
 from flashback.questions.rows import Row
 from flashback.readers.chat import ChatPrompt
-from flashback.readers.passages import passage_ids
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.protocol import Retriever
 from flashback.scoring.examples import Arrangement, Example
-from flashback.scoring.windows import Cut, Window
 from flashback.settings import RetrievalSettings, Settings
 from flashback.writing.generator import Generation, Generator
 
@@ -157,24 +155,8 @@ class Respondent:
 
     def _example(self, asked: Asked, prompt: ChatPrompt) -> Example:
         """The right answer as the only stride behind the prompt."""
-        ids, answer, retrieval = prompt.ids, self._answer(asked), prompt.retrieval
-        passages: Ids = ()
-        if self.row.retrieves:
-            passages = passage_ids(self.reader, (hit.text for hit in asked.hits), retrieval)
-        return Example(
-            Window(
-                Document("", "", ""),
-                ids + answer,
-                _bos(self.reader, ids),
-                (Cut(len(ids)),),
-                len(answer),
-            ),
-            (passages,),
-            retrieval.passage_tokens,
-            retrieval.passages,
-            retrieval.recomputed,
-            retrieval.history_tokens,
-        )
+        answer = self._answer(asked)
+        return answer_example(self.reader, asked, prompt, answer, shown=self.row.retrieves)
 
     def _nats(
         self,
@@ -256,8 +238,3 @@ def _written(
         warnings.filterwarnings("ignore", "the adapter on", FlashBackWarning)
         done = dict(writer.stream_batch(prompts, settings, batch_size=rows, batch=batch))
     return [done[number] for number in range(len(prompts))]
-
-
-def _bos(reader: TextReader, prompt: Ids) -> int:
-    """How many leading ids of a prompt are BOS."""
-    return len(reader.bos) if prompt[: len(reader.bos)] == reader.bos else 0

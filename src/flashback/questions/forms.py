@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from flashback.declared import AUTO
 from flashback.errors import SettingsError
 from flashback.patterns.prompt import Ids
-from flashback.questions.formats import Question
-from flashback.questions.question_settings import Form
+from flashback.questions.formats import Question, QuestionFile
+from flashback.questions.question_settings import Form, QuestionSettings
 from flashback.readers.chat import ChatPrompt, Conversation
 from flashback.readers.messages import message
 from flashback.readers.text_reader import TextReader
@@ -116,6 +116,24 @@ def _with(context: str, asked: str) -> str:
     if not context:
         return asked
     return f"Use the context to answer the question.\n\nContext: {context}\n\nQuestion: {asked}"
+
+
+def settled_asking(
+    settings: QuestionSettings,
+    file: QuestionFile,
+    questions: Sequence[Question],
+    reader: TextReader,
+) -> Asking:
+    """How questions of a file are asked.
+
+    Raises:
+        SettingsError: see `settled_form`.
+        PromptsError: the file has too few questions for the solved examples.
+    """
+    form = settled_form(settings.form, reader, questions)
+    if form is Form.FEW_SHOT:
+        return Asking(form, file.solved(settings.examples, settings.seed))
+    return Asking(form)
 
 
 def settled_form(form: str, reader: TextReader, questions: Sequence[Question]) -> Form:

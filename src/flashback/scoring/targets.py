@@ -4,7 +4,7 @@ Knows models and token ids. Knows nothing of retrieval, training or perplexity. 
 without gradients: training and evaluation are the same computation. How the strides of a window are
 packed depends on the pattern.
 
-**Branches**, for passages behind the context (paper section 3; the authors' code runs every
+**Branches**, for several passages behind a context (paper section 3; the authors' code runs every
 boundary as a sequence of its own). All strides of a window share their context, so it is prefilled
 once; then the branches
 
@@ -91,7 +91,7 @@ class TargetScorer:
         in_place = layout is TargetLayout.IN_PLACE
         assert self._model.can_have_slot or not in_place, "see Reader.check_pattern"
         for number, example in enumerate(examples):
-            if branches and example.window.shares_context:
+            if branches and example.window.shares_context and len(example.window.cuts) > 1:
                 scores |= yield from self._branches(number, example, arrangement)
             elif in_place:
                 rows = yield from log_probs_in_place(

@@ -45,10 +45,18 @@ def model_card(card: AdapterCard) -> str:
         f"({card.query_form}), "
         f"{card.passages} x {card.passage_tokens} passage tokens, windows of {card.window_tokens}. "
         f"LoRA rank {card.training.get('rank')}, alpha {card.training.get('alpha')}; "
-        f"{card.training.get('steps')} steps of {_windows(card.training)} windows.",
+        f"{card.training.get('steps')} steps of {_windows(card.training)} windows{_on(card.data)}.",
         *_measured(card.results.get("table")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _on(data: dict[str, Any]) -> str:
+    """The questions that it was trained on, if there were any."""
+    if "questions" not in data:
+        return ""
+    beside = " and on documents" if data["documents"] else ""
+    return f", on the right answers of {data['questions']} (form {data['form']}){beside}"
 
 
 def _windows(training: dict[str, Any]) -> int:
