@@ -64,6 +64,27 @@ def test_every_arm_is_measured_on_all_targets() -> None:
     assert rows[0].loss == pytest.approx(rows[2].loss, rel=1e-4)
 
 
+def test_the_products_of_packed_training_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a model's own: six operations a weight and token at most, four if it is frozen."""
+    rates = iter([3e9, 4e9])
+    monkeypatch.setattr("flashback.benchmark.training.operations_per_second", lambda _: next(rates))
+    training = Training.of(tiny_reader(), SMALL)
+    tokens: list[int] = []
+    handle = training.model.register_forward_pre_hook(
+        lambda _, __, named: tokens.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    for work in training.works("packed"):
+        work()
+    handle.remove()
+    found = training.run()
+    base = training.reader.model.get_decoder().layers
+    weights = sum(one.numel() for one in base.parameters() if one.dim() == 2)
+    assert 2 * weights * sum(tokens) < found.operations < 8 * weights * sum(tokens)
+    assert found.operations_per_second == 4e9
+    packed = found.rows[2]
+    assert found.share == pytest.approx(found.operations / packed.seconds / 4e9)
+
+
 @pytest.mark.parametrize(("arm", "passes"), [("padded", 3), ("sorted", 3), ("packed", 2)])
 def test_separate_sequences_come_in_batches_and_packed_ones_window_by_window(
     arm: str, passes: int
@@ -178,6 +199,8 @@ def test_the_command_prints_json(model_folder: Path) -> None:
         keys = {"arm", "targets", "runs", "targets_per_second", "seconds", "spread", "loss"}
         assert set(row) == keys
         assert row["targets_per_second"] == pytest.approx(TARGETS / row["seconds"])
+    rate = record["operations"] / record["rows"][2]["seconds"] / record["operations_per_second"]
+    assert record["share_of_matrix_rate"] == pytest.approx(rate)
     assert record["ratios"] == pytest.approx(
         {f"packed/{arm}": speeds["packed"] / speeds[arm] for arm in ARMS[:2]}
     )
@@ -188,6 +211,7 @@ def test_the_command_prints_a_table(model_folder: Path) -> None:
     assert f"{TARGETS} targets" in " ".join(out.split())
     assert all(arm in out for arm in ARMS)
     assert "packed/sorted: " in out
+    assert " of the matrix rate, " in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

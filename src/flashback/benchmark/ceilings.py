@@ -47,7 +47,7 @@ def measure_ceilings(placement: Placement) -> Ceilings:
     in several layouts, and the fastest counts.
     """
     memory = Memory(placement.device, placement.dtype)
-    return Ceilings(memory.bytes_per_second(), _operations_per_second(placement))
+    return Ceilings(memory.bytes_per_second(), operations_per_second(placement))
 
 
 class Memory:
@@ -64,7 +64,8 @@ class Memory:
         return _STREAM_BYTES / _best_seconds(self._stream.sum, self._device, repeats)
 
 
-def _operations_per_second(placement: Placement) -> float:
+@torch.inference_mode()
+def operations_per_second(placement: Placement) -> float:
     """The matrix rate, of matrices as large as the processor multiplies in a reasonable time."""
     device, dtype = placement.device, placement.dtype
     rate = 0.0

@@ -10,20 +10,24 @@ appended passages; no optimizer. Random tokens, passages all different. No dropo
 forbidden tokens, which the model's own loss does not support: so the three losses must agree. The
 arms take turns, a share of their work at a time, so that a drift of speed treats them alike.
 
+What packed training multiplies, in both passes, is counted as it runs, and compared with the rate
+of large matrices on the same machine before and after: the share of a machine that it uses.
+
 Symbols: B sequences of a batch, T tokens of its longest, s stride, V vocabulary.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flashback.benchmark.bench_settings import TrainingBenchSettings
-from flashback.benchmark.ceilings import synchronize
+from flashback.benchmark.ceilings import operations_per_second, synchronize
 from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns, timed
 from flashback.benchmark.machine import described
 from flashback.benchmark.report import Report
@@ -74,6 +78,56 @@ class Trained(Series):
     def record(self) -> dict[str, Any]:
         """See `Series.record`."""
         return super().record() | {"loss": self.loss}
+
+
+def _attention_products(query: torch.Size, key: torch.Size, products: int) -> int:
+    batch, heads, positions, size = query
+    return products * 2 * batch * heads * positions * key[2] * size
+
+
+def _attention(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+    return _attention_products(query, key, 2)  # of queries and keys, of weights and values
+
+
+def _attention_backward(_: Any, query: torch.Size, key: torch.Size, *__: Any, **___: Any) -> int:
+    return _attention_products(query, key, 4)  # of each of the two, both gradients
+
+
+_COUNTED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Products that PyTorch's counter does not know; masked ones count, for they are computed."""
+
+
+@dataclass(frozen=True)
+class Trainings(Comparison[Trained]):
+    """All arms, and the share of the machine's matrix rate that the packed one reaches."""
+
+    operations: int
+    """Multiplications and additions of the packed arm's products in a repeat."""
+    operations_per_second: float
+    """Of large matrices."""
+
+    @property
+    def share(self) -> float:
+        """The packed arm's operations per second by those of large matrices."""
+        (packed,) = (row for row in self.rows if row.arm == "packed")
+        return self.operations / packed.seconds / self.operations_per_second
+
+    def report(self, title: str, described: Mapping[str, Any]) -> Report:
+        """See `Comparison.report`."""
+        rate = {
+            "operations": self.operations,
+            "operations_per_second": self.operations_per_second,
+            "share_of_matrix_rate": self.share,
+        }
+        found = super().report(title, {**described, **rate})
+        line = (
+            f"packed: {self.operations / 1e9:,.0f} GFLOP of products, {self.share:.0%} of the "
+            f"matrix rate, {self.operations_per_second / 1e9:,.0f} GFLOP/s"
+        )
+        return replace(found, notes=(*found.notes, line))
 
 
 def prepare(settings: TrainingBenchSettings) -> "Training":
@@ -150,7 +204,7 @@ class Training:
         """See `Benchmark.steps`."""
         return self.settings.repeats * len(self.examples) * len(ARMS)
 
-    def run(self, on_step: Callable[[], None] = nothing) -> Comparison[Trained]:
+    def run(self, on_step: Callable[[], None] = nothing) -> Trainings:
         """Measure every arm on all targets, `repeats` times. See `Benchmark.run`.
 
         Raises:
@@ -159,13 +213,22 @@ class Training:
         works = {arm: self.works(arm) for arm in ARMS}
         for own in works.values():
             self._train(own[:1])  # a warm-up, not counted
+        operations = self._operations(works["packed"])
+        rates = [operations_per_second(self.reader.placement)]
         runs = [self._repeat(works, on_step) for _ in range(self.settings.repeats)]
         rows = []
         for arm in ARMS:
             seconds, losses = zip(*(run[arm] for run in runs), strict=True)
             rows.append(Trained(arm, self.targets, seconds, losses[0] / self.targets))
         check_losses(rows, self.reader.placement.dtype)
-        return Comparison(tuple(rows), RATIOS)
+        rates.append(operations_per_second(self.reader.placement))
+        return Trainings(tuple(rows), RATIOS, operations, max(rates))
+
+    def _operations(self, works: Sequence[Work]) -> int:
+        """Multiplications and additions of all products in forward and backward passes."""
+        with FlopCounterMode(display=False, custom_mapping=_COUNTED_ON_CPU) as counter:
+            self._train(works)
+        return int(counter.get_total_flops())
 
     def _repeat(
         self, works: dict[str, list[Work]], on_step: Callable[[], None]
@@ -198,7 +261,7 @@ class Training:
         seconds, total = timed(forward_and_backward, partial(synchronize, device))
         return seconds, float(total)
 
-    def report(self, results: Comparison[Trained]) -> Report:
+    def report(self, results: Trainings) -> Report:
         """See `Benchmark.report`."""
         placement, settings = self.reader.placement, self.settings
         title = (

@@ -5,6 +5,7 @@ Symbols: B batch, T tokens of a pass, V vocabulary, H key-value heads, D size of
 
 from collections import abc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from flashback.engines.kernels.attention import Attention
 from flashback.engines.kernels.last_layer import LastLayer
 from flashback.engines.kernels.states import States
 from flashback.engines.kernels.window_masks import masks_by_kind
@@ -47,6 +49,7 @@ class ScoringModel:
         parameter = next(base.parameters())
         self.device, self._dtype = parameter.device, parameter.dtype
         self._last_layer = LastLayer(base)
+        self._attention = Attention(base)
         self._model = model
 
     def logits(self, ids: Tensor, keep: int, inputs: dict[str, Any]) -> Tensor:
@@ -67,9 +70,15 @@ class ScoringModel:
             inputs = inputs | {"logits_to_keep": torch.arange(end - keep, end, device=ids.device)}
         if "past_key_values" not in inputs:  # the last layer is narrowed by means of one
             inputs = inputs | {"past_key_values": DynamicCache(), "use_cache": True}
-        with self._last_layer.narrowed(keep):
+        with self._attention_of(ids.shape[1]), self._last_layer.narrowed(keep):
             logits: Tensor = self._model(input_ids=ids, **inputs).logits
         return logits if logits.shape[1] == keep else logits[:, -keep:]
+
+    def _attention_of(self, tokens: int) -> AbstractContextManager[object]:
+        """The engine's choice on a CPU."""
+        if self.device.type != "cpu":
+            return nullcontext()
+        return self._attention.for_pass(tokens, fixed=False)
 
     def extend(
         self, cache: DynamicCache, ids: Ids, position: int, keep: int, seen: Sequence[int] = ()

@@ -101,6 +101,45 @@ def test_what_is_not_many_queries_behind_a_context_stays(products: list[int]) ->
     assert products == [2]
 
 
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("key_heads", [3, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_that_share_keys_are_queries_of_one_head(
+    dtype: torch.dtype, key_heads: int, tokens: int, added: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(4, 6, tokens, SIZE).to(dtype).requires_grad_()
+    key, value = (torch.randn(4, key_heads, 40, SIZE).to(dtype).requires_grad_() for _ in range(2))
+    given = query, key, value
+    seen = torch.rand(4, 1, tokens, 40) < 0.7
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf) if added else seen
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 6 // key_heads
+    usual, _ = sdpa_attention_forward(module, *given, mask, scaling=0.3)
+    monkeypatch.delattr(attention, "sdpa_attention_forward")  # nothing is repeated
+    found, _ = attend(module, *given, mask, scaling=0.3)
+    assert (found.shape, found.dtype) == (usual.shape, dtype)
+    assert found.is_contiguous()
+    close = 1e-5 if dtype is torch.float32 else 0.02
+    assert torch.allclose(found, usual, atol=close)
+    weights = torch.randn_like(usual)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), given),
+        torch.autograd.grad((usual * weights).sum(), given),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=10 * close, rtol=0.02)
+
+
+def test_nothing_is_kept_for_gradients_but_what_the_kernel_keeps(products: list[int]) -> None:
+    query, key, value = (torch.randn(1, 2, count, SIZE) for count in (9, 40, 40))
+    module = torch.nn.Module()
+    mask = torch.ones(1, 1, 9, 40, dtype=torch.bool)
+    attend(module, query.requires_grad_(), key, value, mask)
+    assert not products
+
+
 @pytest.mark.parametrize("pattern", ["append", "slot"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_by_products_equals_recomputation(
@@ -137,11 +176,22 @@ def test_generation_by_products_equals_recomputation(
     assert float((torch.stack(seen) - torch.stack(logits)).abs().max()) <= TOLERANCE
 
 
-def test_it_is_taken_for_what_stands_behind_a_context() -> None:
-    model = tiny_model("llama")
-    usual = model.config._attn_implementation
-    for tokens, behind, fixed in ((144, True, False), (144, False, False), (1, True, False)):
-        with Attention(model).for_pass(tokens, fixed=fixed, behind=behind):
-            taken = tokens > 1 and behind
-            assert (model.config._attn_implementation == usual) != taken
-    assert model.config._attn_implementation == usual
+@pytest.mark.parametrize(
+    ("family", "tokens", "behind", "taken"),
+    [
+        ("llama", 144, True, True),
+        ("llama", 144, False, False),
+        ("llama", 1, True, True),  # its heads share keys
+        ("opt", 1, True, False),
+        ("opt", 2, True, True),
+        ("falcon", 2, True, False),  # it would take another kind for "eager"
+    ],
+)
+def test_it_is_taken_for_what_stands_behind_a_context(
+    family: str, tokens: int, behind: bool, taken: bool
+) -> None:
+    config = (model := tiny_model(family)).config
+    usual = config._attn_implementation
+    with Attention(model).for_pass(tokens, fixed=False, behind=behind):
+        assert config._attn_implementation == (attention._OURS if taken else usual)
+    assert config._attn_implementation == usual

@@ -13,6 +13,8 @@ On a CPU (docs/lab-log.md, "A single query in bfloat16", "Attention of a boundar
                              product of one row in bfloat16
     many behind a context    as matrix products, a few heads at a time: PyTorch's kernel cuts the
                              queries into pieces that are too small for a long context
+    rows with a mask         heads that share keys as queries of one head: transformers would repeat
+                             the keys for each ("Heads that share keys")
 """
 
 import contextlib
@@ -50,8 +52,12 @@ class Attention:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        usual = model.config._attn_implementation == "sdpa"
+        # Some families (Falcon) do not look a name up, and take any but PyTorch's for their own.
+        usual = model.config._attn_implementation == "sdpa" and model._supports_attention_backend
         self._ours = usual and model.device.type == "cpu"
+        config: Any = model.config.get_text_config()
+        key_heads = getattr(config, "num_key_value_heads", None)
+        self._grouped = key_heads is not None and key_heads < config.num_attention_heads
 
     def for_pass(
         self, tokens: int, *, fixed: bool, behind: bool = True
@@ -66,7 +72,7 @@ class Attention:
             return _without_plans()
         if fixed and tokens == 1 and self._model.dtype == torch.float32:
             return replaced(self._model.config, "eager")
-        single = tokens == 1 and self._model.dtype == torch.bfloat16
+        single = self._grouped or self._model.dtype == torch.bfloat16
         if self._ours and behind and not fixed and (single or tokens > 1):
             return replaced(self._model.config, _OURS)
         return contextlib.nullcontext()
@@ -123,6 +129,8 @@ def attend(
     if attention_mask is not None and (heads := _key_heads_at_once(query, key)):
         scale = more.get("scaling") or query.shape[-1] ** -0.5
         return _by_products(*given, attention_mask, scale, heads), None
+    if attention_mask is not None and key.shape[1] < query.shape[1]:
+        return _grouped(*given, attention_mask, **more), None
     return sdpa_attention_forward(module, *given, attention_mask, **more)
 
 
@@ -177,11 +185,32 @@ def _by_products(
     return output.transpose(1, 2).contiguous()
 
 
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """PyTorch's kernel; the heads that share a key are queries of one head, and see alike."""
+    rows, heads, tokens, size = query.shape
+    shared = heads // key.shape[1]
+    # A view, where it is of one token: then nothing is copied.
+    seen = mask.expand(-1, -1, shared, -1) if tokens == 1 else mask.repeat(1, 1, shared, 1)
+    together = query.reshape(rows, -1, shared * tokens, size)
+    output = nn.functional.scaled_dot_product_attention(
+        together, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
+    )
+    return output.view(rows, heads, tokens, -1).transpose(1, 2).contiguous()
+
+
 def _key_heads_at_once(query: Tensor, key: Tensor) -> int:
     """How many key heads to multiply at a time for many queries of one row; 0: none."""
     rows, heads, tokens, _ = query.shape
     queries = tokens * heads // key.shape[1]
-    if rows > 1 or tokens == 1 or queries < _MANY:
+    if rows > 1 or tokens == 1 or queries < _MANY or query.requires_grad:  # would be kept
         return 0
     found = _at_once(key.shape[1], queries * key.shape[-2])
     return min(found, 2 * torch.get_num_threads())
