@@ -161,11 +161,10 @@ def _searched_for_questions(request: _Request) -> "Retriever | None":
         click.UsageError: both are asked for, but questions do not name passages.
     """
     file = request.questions
-    if file is None or not request.retrieval.retrieves:
+    if file is None or request.index is None or not request.retrieval.retrieves:
         return None
-    if request.index is None:
-        return None
-    if request.asking.oracle and not file.names_passages and not request.documents:
+    searched = bool(request.documents or request.held_out or file.names_passages)
+    if request.asking.oracle and not searched:
         raise click.UsageError(
             "expected --index IDX or --oracle, found both, and no question that names its passages"
         )
