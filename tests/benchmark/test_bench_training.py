@@ -33,6 +33,12 @@ TARGETS = 2 * 4 * 8
 TINY = ("--window-tokens", "70", "--stride", "8", "--passage-tokens", "20", "--repeats", "1")
 
 
+@pytest.fixture(autouse=True)
+def matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some seconds of large matrices less, twice a run."""
+    monkeypatch.setattr("flashback.benchmark.training.operations_per_second", lambda _: 1e9)
+
+
 def loss_and_gradient(training: Training, arm: str) -> tuple[Tensor, Tensor]:
     """Of all targets, by all that is trained."""
     loss = torch.stack([work() for work in training.works(arm)]).sum()
