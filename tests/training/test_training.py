@@ -1043,7 +1043,7 @@ def test_readers_whose_cache_cannot_be_cut_back_are_refused(index: Path, tmp_pat
 
 def test_corpora_that_cannot_be_trained_on(model_folder: Path, index: Path, tmp_path: Path) -> None:
     out = ("--model", model_folder, "--index", index, "--out", tmp_path / "A", *SIZES, *CUTTING)
-    assert "Missing argument 'DOCUMENTS...'" in refused("train", *out)
+    assert "expected DOCUMENTS or --questions FILE" in refused("train", *out)
     assert "no such file or folder" in refused("train", "nowhere", *out, code=1)
     (tmp_path / "short.txt").write_text("too short")
     message = refused("train", tmp_path / "short.txt", *out, code=1)

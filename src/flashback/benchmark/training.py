@@ -24,12 +24,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from flashback.benchmark.bench_settings import TrainingBenchSettings
 from flashback.benchmark.ceilings import operations_per_second, synchronize
 from flashback.benchmark.harness import Comparison, Series, by_arm, nothing, take_turns, timed
 from flashback.benchmark.machine import described
+from flashback.benchmark.operations import operations_of
 from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
@@ -78,26 +78,6 @@ class Trained(Series):
     def record(self) -> dict[str, Any]:
         """See `Series.record`."""
         return super().record() | {"loss": self.loss}
-
-
-def _attention_products(query: torch.Size, key: torch.Size, products: int) -> int:
-    batch, heads, positions, size = query
-    return products * 2 * batch * heads * positions * key[2] * size
-
-
-def _attention(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
-    return _attention_products(query, key, 2)  # of queries and keys, of weights and values
-
-
-def _attention_backward(_: Any, query: torch.Size, key: torch.Size, *__: Any, **___: Any) -> int:
-    return _attention_products(query, key, 4)  # of each of the two, both gradients
-
-
-_COUNTED_ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""Products that PyTorch's counter does not know; masked ones count, for they are computed."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +193,7 @@ class Training:
         works = {arm: self.works(arm) for arm in ARMS}
         for own in works.values():
             self._train(own[:1])  # a warm-up, not counted
-        operations = self._operations(works["packed"])
+        operations = operations_of(lambda: self._train(works["packed"]))
         rates = [operations_per_second(self.reader.placement)]
         runs = [self._repeat(works, on_step) for _ in range(self.settings.repeats)]
         rows = []
@@ -223,12 +203,6 @@ class Training:
         check_losses(rows, self.reader.placement.dtype)
         rates.append(operations_per_second(self.reader.placement))
         return Trainings(tuple(rows), RATIOS, operations, max(rates))
-
-    def _operations(self, works: Sequence[Work]) -> int:
-        """Multiplications and additions of all products in forward and backward passes."""
-        with FlopCounterMode(display=False, custom_mapping=_COUNTED_ON_CPU) as counter:
-            self._train(works)
-        return int(counter.get_total_flops())
 
     def _repeat(
         self, works: dict[str, list[Work]], on_step: Callable[[], None]
