@@ -81,7 +81,7 @@ class Trained(Series):
 
 
 @dataclass(frozen=True)
-class Trainings(Comparison[Trained]):
+class TrainingComparison(Comparison[Trained]):
     """All arms, and the share of the machine's matrix rate that the packed one reaches."""
 
     operations: int
@@ -184,7 +184,7 @@ class Training:
         """See `Benchmark.steps`."""
         return self.settings.repeats * len(self.examples) * len(ARMS)
 
-    def run(self, on_step: Callable[[], None] = nothing) -> Trainings:
+    def run(self, on_step: Callable[[], None] = nothing) -> TrainingComparison:
         """Measure every arm on all targets, `repeats` times. See `Benchmark.run`.
 
         Raises:
@@ -202,7 +202,7 @@ class Training:
             rows.append(Trained(arm, self.targets, seconds, losses[0] / self.targets))
         check_losses(rows, self.reader.placement.dtype)
         rates.append(operations_per_second(self.reader.placement))
-        return Trainings(tuple(rows), RATIOS, operations, max(rates))
+        return TrainingComparison(tuple(rows), RATIOS, operations, max(rates))
 
     def _repeat(
         self, works: dict[str, list[Work]], on_step: Callable[[], None]
@@ -235,7 +235,7 @@ class Training:
         seconds, total = timed(forward_and_backward, partial(synchronize, device))
         return seconds, float(total)
 
-    def report(self, results: Trainings) -> Report:
+    def report(self, results: TrainingComparison) -> Report:
         """See `Benchmark.report`."""
         placement, settings = self.reader.placement, self.settings
         title = (

@@ -55,8 +55,8 @@ def _on(data: dict[str, Any]) -> str:
     """The questions that it was trained on, if there were any."""
     if "questions" not in data:
         return ""
-    beside = " and on documents" if data["documents"] else ""
-    return f", on the right answers of {data['questions']} (form {data['form']}){beside}"
+    beside = " and on documents" if data.get("documents") else ""
+    return f", on the right answers of {data['questions']} (form {data.get('form')}){beside}"
 
 
 def _windows(training: dict[str, Any]) -> int:
