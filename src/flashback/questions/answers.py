@@ -15,11 +15,10 @@ from flashback.engines.protocol import Batch, Engine
 from flashback.errors import (
     FlashBackError,
     FlashBackWarning,
-    PromptsError,
     PromptTooLong,
 )
 from flashback.patterns.prompt import Ids
-from flashback.questions.examples import answer_example
+from flashback.questions.examples import answer_example, without_tokens
 from flashback.questions.forms import Asking
 from flashback.questions.given_answers import given_nats
 from flashback.questions.metrics import scores_of
@@ -127,10 +126,7 @@ class Respondent:
             for turn in asked.turns:
                 self._check_window(turn, self._prompt(turn))
             if not self._answer(asked):
-                raise PromptsError(
-                    f"the right answer {asked.question.answers[0]!r} has no tokens of "
-                    f"{self.reader.name}; leave the question out, or use another reader"
-                )
+                raise without_tokens(asked, self.reader)
         except FlashBackError as error:
             raise type(error)(f"{self.row.name}, question {asked.question.id!r}: {error}") from None
         return _Posed(asked, prompt, self._example(asked, prompt))

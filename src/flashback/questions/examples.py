@@ -45,6 +45,14 @@ def answer_example(
     )
 
 
+def without_tokens(asked: Asked, reader: TextReader) -> PromptsError:
+    """What is raised for a right answer that the reader's tokenizer loses."""
+    return PromptsError(
+        f"the right answer {asked.question.answers[0]!r} has no tokens of {reader.name}; leave the "
+        "question out, or use another reader"
+    )
+
+
 def training_examples(
     every: Iterable[Asked],
     asking: Asking,
@@ -86,10 +94,7 @@ def _training_example(
         prompt = asking.prompt(reader, asked.question, retrieval=posed)
         answer = asking.answer_ids(reader, asked.question)
         if not answer:
-            raise PromptsError(
-                f"the right answer {asked.question.answers[0]!r} has no tokens of {reader.name}; "
-                "leave the question out, or use another reader"
-            )
+            raise without_tokens(asked, reader)
         example = answer_example(reader, asked, prompt, answer + end, shown=retrieval.retrieves)
         reserved = retrieval.passages * retrieval.passage_tokens if isolated else 0
         needed = len(example.window.ids) + max(reserved, len(example.passages[0])) + frame_tokens
