@@ -3,7 +3,8 @@
     padded   as transformers' Trainer does it: every stride a sequence of its own, in random order,
              batches padded, the logits of every position, the model's own loss
     sorted   the same sequences, those of similar length together; the targets' logits alone
-    packed   as `flashback train` does it: the context once, branches on its cache
+    packed   as `flashback train` does it: the context once, branches on its cache, frozen weights
+             laid out for this processor
 
 Forward and backward passes of LoRA on the query and value projections and of trained marks, around
 appended passages; no optimizer. Random tokens, passages all different. No dropout, and no
@@ -16,6 +17,7 @@ of large matrices on the same machine before and after: the share of a machine t
 Symbols: B sequences of a batch, T tokens of its longest, s stride, V vocabulary.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,8 +35,10 @@ from flashback.benchmark.operations import operations_of
 from flashback.benchmark.report import Report
 from flashback.benchmark.shapes import shaped_reader
 from flashback.corpus.documents import Document
+from flashback.engines.kernels.frozen import FrozenWeights
 from flashback.errors import FlashBackError, SettingsError
 from flashback.patterns.prompt import Ids
+from flashback.readers.inference import for_training
 from flashback.readers.lora import add_lora
 from flashback.readers.lora_settings import LoraSettings
 from flashback.readers.reader import Reader
@@ -156,6 +160,8 @@ class Training:
     model: nn.Module
     arrangement: Arrangement
     examples: tuple[Example, ...]
+    frozen: FrozenWeights
+    """Of the packed arm."""
 
     @classmethod
     def of(cls, reader: Reader, settings: TrainingBenchSettings) -> "Training":
@@ -173,7 +179,7 @@ class Training:
                 f"passage, but {reader.name} has {reader.window}"
             )
         arrangement = Arrangement("append", frame)
-        return cls(reader, settings, model.eval(), arrangement, examples)
+        return cls(reader, settings, model.eval(), arrangement, examples, for_training(model))
 
     @property
     def targets(self) -> int:
@@ -211,7 +217,8 @@ class Training:
         turns = len(self.examples)
 
         def train(arm: str, turn: int) -> tuple[float, float]:
-            return self._train(works[arm][turn::turns])
+            with self.frozen.packed() if arm == "packed" else contextlib.nullcontext():
+                return self._train(works[arm][turn::turns])
 
         found = by_arm(take_turns(ARMS, range(turns), train, on_step))
         return {

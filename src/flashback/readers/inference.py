@@ -1,4 +1,4 @@
-"""A reader's weights laid out for the processor it runs on."""
+"""A reader's weights laid out for the processor it runs on, for inference or for training."""
 
 import contextlib
 import dataclasses
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from platformdirs import user_cache_path
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashback.engines.kernels.choice import Choose, Chooser, always
+from flashback.engines.kernels.frozen import FrozenWeights
 from flashback.engines.kernels.linear import lay_out, quantize_weights
 from flashback.engines.kernels.products import (
     COMPILED,
@@ -105,6 +106,18 @@ def for_inference(
     _LOG.info("%s: products of weights, %s: %s", reader.name, spent, ", ".join(products) or "none")
     placement = dataclasses.replace(reader.placement, weights=weights, products=products)
     return dataclasses.replace(reader, placement=placement)
+
+
+def for_training(model: nn.Module) -> FrozenWeights:
+    """Lay frozen weights out for both passes of a training, where that is faster; see `packed`.
+
+    Args:
+        model: with the parameters that are trained, such as a PEFT model.
+    """
+    chooser = Chooser((PLAIN, PACKED), *_kept())
+    frozen = FrozenWeights(model, chooser.of_many)
+    chooser.keep()
+    return frozen
 
 
 def _compiled(reader: Reader, weights: Weights) -> "_Compiled | None":

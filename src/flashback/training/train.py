@@ -16,6 +16,7 @@ from flashback.patterns.frame import Frame
 from flashback.patterns.prompt import Ids
 from flashback.readers.card import CARD, AdapterCard, Base, card_record, read_card
 from flashback.readers.fingerprint import base_of
+from flashback.readers.inference import for_training
 from flashback.readers.lora import add_lora, save_lora
 from flashback.readers.reader import Reader
 from flashback.scoring.examples import Arrangement, Example
@@ -140,7 +141,8 @@ class _Job:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.run(last_checkpoint(self.out / CHECKPOINTS))
+        with for_training(model).packed():
+            trainer.run(last_checkpoint(self.out / CHECKPOINTS))
         model.eval()
         card = self._card(marks, [one for one in trainer.state.log_history if one.keys() & _LOSSES])
         if trainer.is_world_process_zero():

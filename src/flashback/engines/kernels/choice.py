@@ -97,13 +97,19 @@ class Chooser:
         shape, size = f"{outputs}x{inputs}", outputs * inputs * dtype.itemsize
         if size < _LEAST_BYTES:
             return always(self._names[0])(outputs, inputs, dtype)
-        figures = self._figures(
-            f"{shape} {str(dtype).removeprefix('torch.')}", outputs, inputs, dtype
-        )
+        figures = self._figures(outputs, inputs, dtype)
         choice, copies = _fastest(figures, self._names, second=size <= self._spare)
         self._spare -= size * copies
         self.chosen[shape] = choice
         return choice
+
+    def of_many(self, outputs: int, inputs: int, dtype: torch.dtype) -> str:
+        """The layout of a layer that multiplies many rows only, as in training."""
+        if outputs * inputs * dtype.itemsize < _LEAST_BYTES:
+            return self._names[0]
+        figures = self._figures(outputs, inputs, dtype)
+        layouts = [name for name in figures if name in LAYOUTS]
+        return min(layouts, key=lambda name: figures[name][-1], default=self._names[0])
 
     def keep(self) -> None:
         """Write what was measured to the file; where it cannot be written, nothing is kept."""
@@ -114,7 +120,8 @@ class Chooser:
             every = {**_read_all(self._kept), self._machine: self._known}
             write_atomically(self._kept, json.dumps(every, indent=1) + "\n")
 
-    def _figures(self, key: str, outputs: int, inputs: int, dtype: torch.dtype) -> Seconds:
+    def _figures(self, outputs: int, inputs: int, dtype: torch.dtype) -> Seconds:
+        key = f"{outputs}x{inputs} {str(dtype).removeprefix('torch.')}"
         known = self._known.setdefault(key, {})
         missing = [name for name in self._names if name not in known]
         if missing:

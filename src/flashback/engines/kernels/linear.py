@@ -29,7 +29,7 @@ from flashback.engines.kernels.products import (
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that are given the same input."""
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference to the plain layer, relative to the largest value (at least 1)."""
 _ROUNDED_TOLERANCE = 5e-2
 _MISSING = (AttributeError, RuntimeError)
@@ -175,9 +175,9 @@ def lay_out(model: PreTrainedModel, choose: Choose, rows: MakeRows | None = None
         choose: the products for a shape.
         rows: makes the compiled products of single rows, if they may be chosen.
     """
-    if model.device.type != "cpu" or model.dtype not in _TOLERANCE:
+    if model.device.type != "cpu" or model.dtype not in TOLERANCE:
         return 0
-    return _replace(model, choose, rows, _TOLERANCE[model.dtype])
+    return _replace(model, choose, rows, TOLERANCE[model.dtype])
 
 
 def quantize_weights(model: PreTrainedModel, choose: Choose, rows: MakeRows | None = None) -> int:
@@ -278,7 +278,7 @@ def _products(
     for name in {*choice} - kept.keys():
         beside = kept[LAYOUT_OF[name]]
         made = None if rows is None else rows(name, beside, weight, bias)
-        agrees = made is not None and _same(made, beside, weight, 1, tolerance)
+        agrees = made is not None and same(made, beside, weight, 1, tolerance)
         every[name] = made if made is not None and agrees else beside
     holder = kept.get(PLAIN) or next(iter(kept.values()))
     return holder, tuple(every[name] for name in choice)
@@ -288,13 +288,14 @@ def _agree(
     parts: Sequence[nn.Module], layers: Sequence[nn.Module], weight: Tensor, tolerance: float
 ) -> bool:
     return all(
-        _same(part, layer, weight, rows, tolerance)
+        same(part, layer, weight, rows, tolerance)
         for rows in (1, 2, 2 * FEW)
         for part, layer in zip(parts, layers, strict=True)
     )
 
 
-def _same(found: Product, expected: Product, weight: Tensor, rows: int, tolerance: float) -> bool:
+def same(found: Product, expected: Product, weight: Tensor, rows: int, tolerance: float) -> bool:
+    """Whether two products of a weight (O, I) give the same for random rows."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, rows, weight.shape[1], generator=generator).to(weight.dtype)
     y = expected(x).float()
