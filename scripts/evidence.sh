@@ -4,8 +4,9 @@
 #   scripts/evidence.sh DATA OUT [PART ...]
 #
 # DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json and
-# mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz; OUT gets indexes, adapters, answers, tables. Parts: adapters, table,
-# untrained (the other rows on the targets of table), answers, talks, swap, sweeps; all of them, if none is named.
+# mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz, and wikitext2_valid.txt.gz; OUT gets indexes, adapters, answers, tables.
+# Parts: adapters, table, untrained (the other rows on the targets of table), answers, talks, swap, sweeps, wikitext; all
+# of them, if none is named.
 # FLASHBACK replaces the command, MODEL the reader.
 set -euo pipefail
 [ $# -ge 2 ] || {
@@ -14,12 +15,31 @@ set -euo pipefail
 }
 DATA=$1 OUT=$2
 shift 2
-[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps
+[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps wikitext
+# In-Context RALM's table: the last N - s tokens before each stride, WikiText-2's articles, two of three in the index.
+wikitext() {
+  made articles.jsonl python3 -c '
+import gzip, json, re, sys
+text = gzip.open(sys.argv[1], "rt", encoding="utf-8").read()
+for number, one in enumerate(re.split(r"(?m)^(?= = [^=])", text)[1:]):
+    title = one.partition("\n")[0].strip(" =")
+    print(json.dumps({"id": f"{number:02}-{number % 3}", "title": title, "text": one}))
+' "$DATA/wikitext2_valid.txt.gz"
+  made indexed.jsonl grep -v '^{"id": "..-0"' "$OUT/articles.jsonl"
+  made scored.jsonl grep '^{"id": "..-0"' "$OUT/articles.jsonl"
+  index WIKITEXT "$OUT/indexed.jsonl"
+  for pair in 32:100 4:200; do
+    "$FLASHBACK" eval perplexity "$OUT/scored.jsonl" --index "$OUT/WIKITEXT" "${READER[@]}" --protocol sliding \
+      --stride "${pair%:*}" --max-windows "${pair#*:}" --pattern none --pattern prepend --control random --control oracle \
+      --scores "$OUT/wikitext"
+  done
+}
+
 for part in "$@"; do
   case $part in
-    adapters | table | untrained | answers | talks | swap | sweeps) ;;
+    adapters | table | untrained | answers | talks | swap | sweeps | wikitext) ;;
     *)
-      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap or sweeps" >&2
+      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap, sweeps or wikitext" >&2
       exit 2
       ;;
   esac
@@ -120,6 +140,25 @@ sweeps() {
   for window in 512 1024 2048; do
     "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" \
       --window-tokens "$window" --max-windows $((6144 / window)) --scores "$OUT/sweeps"
+  done
+}
+
+# In-Context RALM's table: the last N - s tokens before each stride, WikiText-2's articles, two of three in the index.
+wikitext() {
+  made articles.jsonl python3 -c '
+import gzip, json, re, sys
+text = gzip.open(sys.argv[1], "rt", encoding="utf-8").read()
+for number, one in enumerate(re.split(r"(?m)^(?= = [^=])", text)[1:]):
+    title = one.partition("\n")[0].strip(" =")
+    print(json.dumps({"id": f"{number:02}-{number % 3}", "title": title, "text": one}))
+' "$DATA/wikitext2_valid.txt.gz"
+  made indexed.jsonl grep -v '^{"id": "..-0"' "$OUT/articles.jsonl"
+  made scored.jsonl grep '^{"id": "..-0"' "$OUT/articles.jsonl"
+  index WIKITEXT "$OUT/indexed.jsonl"
+  for pair in 32:100 4:200; do
+    "$FLASHBACK" eval perplexity "$OUT/scored.jsonl" --index "$OUT/WIKITEXT" "${READER[@]}" --protocol sliding \
+      --stride "${pair%:*}" --max-windows "${pair#*:}" --pattern none --pattern prepend --control random --control oracle \
+      --scores "$OUT/wikitext"
   done
 }
 

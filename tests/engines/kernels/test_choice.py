@@ -50,6 +50,13 @@ def test_a_second_layout_takes_memory_that_is_limited(measured: list[list[str]])
     assert chooser(*LARGE, torch.float32) == (PLAIN, PLAIN, PLAIN)
 
 
+def test_many_rows_have_the_layout_that_is_fastest_for_them(measured: list[list[str]]) -> None:
+    chooser = Chooser([PLAIN, PACKED])
+    assert chooser.of_many(*LARGE, torch.float32) == PACKED
+    assert chooser.of_many(64, 64, torch.float32) == PLAIN
+    assert measured == [[PLAIN, PACKED]]
+
+
 def test_small_weights_are_not_measured(measured: list[list[str]]) -> None:
     chooser = Chooser([PACKED, PLAIN])
     assert chooser(64, 64, torch.float32) == (PACKED, PACKED, PACKED)
