@@ -230,9 +230,14 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _mask(*given: Any, **more: Any) -> Tensor | None:
-    """PyTorch's mask as transformers makes it; of one row what it adds, once for all layers."""
+    """PyTorch's mask as transformers makes it, as what it adds: once, not in every layer.
+
+    That of rows of one token each stays boolean: a layer does not copy it (`_grouped`).
+    """
     mask = sdpa_mask(*given, **more)
-    return mask if mask is None or len(mask) > 1 else _added(mask, more["dtype"])
+    if mask is None or (len(mask) > 1 and mask.shape[-2] == 1):
+        return mask
+    return _added(mask, more["dtype"])
 
 
 def causal_mask(tokens: int, columns: int, device: torch.device) -> Tensor | None:
