@@ -16,25 +16,6 @@ set -euo pipefail
 DATA=$1 OUT=$2
 shift 2
 [ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps wikitext
-# In-Context RALM's table: the last N - s tokens before each stride, WikiText-2's articles, two of three in the index.
-wikitext() {
-  made articles.jsonl python3 -c '
-import gzip, json, re, sys
-text = gzip.open(sys.argv[1], "rt", encoding="utf-8").read()
-for number, one in enumerate(re.split(r"(?m)^(?= = [^=])", text)[1:]):
-    title = one.partition("\n")[0].strip(" =")
-    print(json.dumps({"id": f"{number:02}-{number % 3}", "title": title, "text": one}))
-' "$DATA/wikitext2_valid.txt.gz"
-  made indexed.jsonl grep -v '^{"id": "..-0"' "$OUT/articles.jsonl"
-  made scored.jsonl grep '^{"id": "..-0"' "$OUT/articles.jsonl"
-  index WIKITEXT "$OUT/indexed.jsonl"
-  for pair in 32:100 4:200; do
-    "$FLASHBACK" eval perplexity "$OUT/scored.jsonl" --index "$OUT/WIKITEXT" "${READER[@]}" --protocol sliding \
-      --stride "${pair%:*}" --max-windows "${pair#*:}" --pattern none --pattern prepend --control random --control oracle \
-      --scores "$OUT/wikitext"
-  done
-}
-
 for part in "$@"; do
   case $part in
     adapters | table | untrained | answers | talks | swap | sweeps | wikitext) ;;
