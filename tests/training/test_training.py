@@ -33,6 +33,7 @@ from transformers import (
     MptForCausalLM,
 )
 
+from chat_templates import TEMPLATES
 from command_line import Outcome, refused, run, start
 from families import FAMILIES, tiny_model
 from flashback.cli.reader_options import ReaderOptions
@@ -114,6 +115,20 @@ def test_nothing_but_lora_and_trained_rows_changes(
         (own,) = rows
         assert torch.equal(own, table[list(MARKS)]) == (marks is Marks.FROZEN)
     assert not any(module.training for module in reader.model.modules())
+
+
+@pytest.mark.parametrize("marks", Marks)
+def test_a_text_in_front_of_passages_is_trained_on_and_shown(marks: Marks, tmp_path: Path) -> None:
+    card = train_usual(tiny_reader(), tmp_path / "A", run_with(marks=marks, frame_before="Turn: "))
+    assert card.frame_before == "Turn: "
+    assert read_card(tmp_path / "A").frame_before == "Turn: "
+    reader = put_on(tiny_reader(), tmp_path / "A")
+    left, right = ((), ()) if marks is Marks.NONE else ((MARKS[0],), (MARKS[1],))
+    words = tuple(reader.encode("Turn: "))
+    assert reader.frame(None, "append") == Frame((*words, *left), right, sink=(0,))
+    assert reader.frame(None, "prepend").before == left  # it was not trained for it
+    train_usual(tiny_reader(), tmp_path / "B", run_with(marks=marks))
+    assert farthest(lora_weights(tmp_path / "A"), lora_weights(tmp_path / "B")) > TOLERANCE
 
 
 def test_an_adapter_without_marks_is_used_without_those_that_the_reader_has(
@@ -873,6 +888,28 @@ def test_answers_to_questions_are_trained_on(
     assert (found["data"]["index"], found["data"]["oracle"]) == (str(index), False)
 
 
+def test_chats_are_trained_on_with_passages_in_a_turn_of_the_user(
+    questions: Path, model_folder: Path, texts: Path, index: Path, tmp_path: Path
+) -> None:
+    chatty = shutil.copytree(model_folder, tmp_path / "chatty")
+    (chatty / "chat_template.jinja").write_text(TEMPLATES["chatml"])
+    words = ("train", "--questions", questions, "--model", chatty, *SIZES, *SHORT, "--oracle")
+
+    def trained(*more: str | Path) -> str:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        found = run(*words, *more, "--out", out, "--json").record["frame_before"]
+        assert read_card(out).frame_before == found
+        assert isinstance(found, str)
+        return found
+
+    assert trained() == "<|im_end|>\n<|im_start|>user\n"
+    assert trained("--frame-before", "") == ""
+    assert trained("--frame-before", "Read: ") == "Read: "
+    assert trained("--pattern", "prepend") == ""
+    assert trained("--form", "question") == ""
+    assert trained(texts, "--index", index, *CUTTING) == ""
+
+
 def test_questions_and_documents_are_trained_on_together(command: Train, questions: Path) -> None:
     alone = command("--json").record["training"]["windows"]
     shutil.rmtree(command.out)
@@ -892,6 +929,8 @@ def test_questions_that_cannot_be_trained_on(
     assert "there is no index; give an --index" in refused(*asked, code=2)
     assert "found both" in refused(*asked, "--index", index, "--oracle", code=2)
     assert "--form chat: " in refused(*asked, "--oracle", "--form", "chat", code=2)
+    none = refused(*asked, "--pattern", "none", "--frame-before", "Read: ", code=2)
+    assert "--frame-before 'Read: ': has no effect with --pattern none" in none
     long = refused(*asked, "--oracle", "--window", "48", code=1)
     assert re.search(r"question 1: with its passages and its answer it needs \d+ positions", long)
 

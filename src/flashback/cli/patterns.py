@@ -38,6 +38,18 @@ def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSe
     return replace(retrieval, pattern=read_card(Path(str(adapter))).pattern)
 
 
+def check_frame_before(frame_before: str, pattern: str) -> None:
+    """Refuse a text in front of passages for a pattern that has none.
+
+    Raises:
+        SettingsError: the pattern does not retrieve.
+    """
+    if frame_before not in ("", AUTO) and not PATTERNS[pattern].retrieves:
+        raise SettingsError(
+            f"--frame-before {frame_before!r}: has no effect with --pattern {pattern}; leave it out"
+        )
+
+
 def check_echo(echo_tokens: int, pattern: str) -> None:
     """Refuse an echo for a pattern that uses none.
 

@@ -230,7 +230,7 @@ def _check_positions(reader: "Reader", run: "Run") -> None:
     from flashback.training.reproduce import NAIVE_FRAMES
 
     arms = untrained_arms(list(PATTERNS), NAIVE_FRAMES)
-    frame = max(run.settings.frame_tokens, *(arm.frame_tokens(reader) for arm in arms))
+    frame = max(reader.frame_tokens(run.settings), *(arm.frame_tokens(reader) for arm in arms))
     check_positions(reader, run.windows, run.retrieval, frame)
 
 

@@ -16,9 +16,11 @@ from flashback.cli.documents import (
     read_and_retrieve,
 )
 from flashback.cli.options import options_of, take
-from flashback.cli.patterns import check_echo, trained_pattern_option
+from flashback.cli.patterns import check_echo, check_frame_before, trained_pattern_option
 from flashback.cli.reader_options import ReaderOptions, model_options, reader_options
 from flashback.cli.retriever_options import Source, source_options
+from flashback.declared import AUTO
+from flashback.patterns.registry import PATTERNS
 from flashback.questions.formats import QuestionFile, read_questions
 from flashback.questions.question_settings import QuestionSettings
 from flashback.retrieval.guard import GuardSettings, LimitedRetriever
@@ -149,6 +151,7 @@ def _parse(values: dict[str, Any]) -> _Request:
     from flashback.training.run import check_output
 
     check_echo(settings.echo_tokens, retrieval.pattern)
+    check_frame_before(settings.frame_before, retrieval.pattern)
     check_output(request.out)
     loggers(request.log_to)
     return request
@@ -182,12 +185,13 @@ def _train(
     from flashback.training.run import Run
     from flashback.training.train import train as run_training
 
-    settings, retrieval, windows = request.settings, request.retrieval, request.windows
     reader = request.options.load_plain()
+    request = replace(request, settings=_framed(request, reader))
+    settings, retrieval, windows = request.settings, request.retrieval, request.windows
     reader.check_pattern(retrieval.pattern)
     examples = []
     if documents is not None:
-        check_positions(reader, windows, retrieval, settings.frame_tokens)
+        check_positions(reader, windows, retrieval, reader.frame_tokens(settings))
         found = read_and_retrieve(documents, reader, [retrieval], windows)[0]
         examples += found.examples(reader, retrieval)
     asked, described = _asked_examples(request, retriever, reader)
@@ -215,6 +219,25 @@ def _train(
     return card, scored
 
 
+def _framed(request: _Request, reader: "Reader") -> TrainingSettings:
+    """The settings with the text in front of passages that suits what is trained on.
+
+    An appended passage would else stand in the assistant's turn, which has hardly begun.
+    """
+    from flashback.questions.forms import settled_form
+    from flashback.questions.question_settings import Form
+    from flashback.readers.chat import turn_behind
+
+    settings, file = request.settings, request.questions
+    if settings.frame_before != AUTO:
+        return settings
+    before = ""
+    if file is not None and not request.documents and PATTERNS[request.retrieval.pattern].echoes:
+        form = settled_form(request.asking.form, reader, file.questions)
+        before = turn_behind(reader)[0] if form is Form.CHAT else ""
+    return replace(settings, frame_before=before)
+
+
 def _asked_examples(
     request: _Request, retriever: "Retriever | None", reader: "Reader"
 ) -> "tuple[list[Example], dict[str, Any]]":
@@ -234,7 +257,7 @@ def _asked_examples(
         asked = look_up(questions, searched, reader, retrieval, own=named)
     else:
         asked = [Asked(one, (), "") for one in questions]
-    frame_tokens = request.settings.frame_tokens
+    frame_tokens = reader.frame_tokens(request.settings)
     described = {"questions": file.name, "sha256": file.sha256, "oracle": own.oracle}
     examples = training_examples(asked, asking, reader, retrieval, frame_tokens)
     return examples, described | {"form": str(asking.form)}

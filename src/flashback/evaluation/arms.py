@@ -39,6 +39,8 @@ class Arm:
     """Of a slot; see `Capabilities.block`."""
     control: Control | None = None
     """Passages that are shown instead of those that were found."""
+    frame_before: str = ""
+    """Of the adapter; see `LoraSettings`."""
     label: str = ""
     """Distinguishes arms that would otherwise have the same name."""
 
@@ -96,7 +98,8 @@ class Arm:
             return 0
         if self.adapter is None:
             return len(self._frame(reader))
-        return self.marks.frame_tokens(self.echo_tokens)
+        before = self.frame_before if self.trained_for == self.pattern else ""
+        return self.marks.frame_tokens(self.echo_tokens) + len(reader.frame_ids(before))
 
     def _frame(self, reader: Reader) -> Frame:
         if self.adapter is not None or self.frame is FrameKind.MARKS:
@@ -146,7 +149,8 @@ def adapter_arms(folder: Path, patterns: Sequence[str]) -> list[Arm]:
 def arm_of(folder: Path, card: AdapterCard, pattern: str) -> Arm:
     """A pattern with one adapter."""
     frame = FrameKind.BARE if card.marks is Marks.NONE else FrameKind.MARKS
-    return Arm(pattern, frame, folder, card.marks, card.echo_tokens, card.pattern)
+    marks, echo = card.marks, card.echo_tokens
+    return Arm(pattern, frame, folder, marks, echo, card.pattern, frame_before=card.frame_before)
 
 
 def with_unique_names(arms: Sequence[Arm]) -> list[Arm]:

@@ -57,6 +57,8 @@ class AdapterCard:
     format: int = FORMAT
     query_form: QueryForm = QueryForm.TOKENS
     """Cards that do not name it are of an earlier version, and of this one."""
+    frame_before: str = ""
+    """The text in front of a passage and its opening mark; see `LoraSettings`."""
 
     def differences(self, retrieval: RetrievalSettings) -> list[str]:
         """How a generation's settings differ from what the adapter was trained for."""
@@ -129,6 +131,8 @@ def _card_of(record: dict[str, Any]) -> AdapterCard:
             raise ValueError(f"{name} of the base is {value!r}")
     if (card.mark_ids is None) != (card.marks is Marks.NONE):
         raise ValueError(f"{card.marks} marks with the ids {card.mark_ids}")
+    if not isinstance(card.frame_before, str):
+        raise ValueError(f"frame_before is {card.frame_before!r}")
     for name in (
         "echo_tokens",
         "stride",

@@ -181,8 +181,13 @@ def _in_turns(frame: FrameText) -> bool:
     return bool(frame.no_passage) or not frame.echo_prompt
 
 
-def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
-    """End the assistant's turn, show a passage in a user turn, and begin the assistant's anew."""
+def turn_behind(reader: TextReader) -> tuple[str, str]:
+    """What ends a turn of the assistant and begins one of the user, and what ends that one.
+
+    Raises:
+        NoChatTemplate: the model has none.
+        ChatTemplateError: its template does not show a second message as it is.
+    """
     asks, says, shows = _PROBES
     turns = [message("user", asks), message("assistant", says), message("user", shows)]
     rendered = _rendered(reader, turns)
@@ -193,6 +198,12 @@ def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
             f"model {reader.name}: its chat template does not show a second user message as it "
             "is, so no passage can be shown behind the text; use --pattern='prepend'"
         )
+    return before, after
+
+
+def _frame_behind(reader: TextReader, asked: FrameText | None) -> FrameText:
+    """End the assistant's turn, show a passage in a user turn, and begin the assistant's anew."""
+    before, after = turn_behind(reader)
     echo = FrameText().echo_tokens if asked is None else asked.echo_tokens
     return FrameText(before + INSTRUCTION, after, echo, echo_prompt=False)
 

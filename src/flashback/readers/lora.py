@@ -86,6 +86,7 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     before, after = ((marks[0],), (marks[1],)) if marks else ((), ())
+    before = (*reader.frame_ids(settings.text_before), *before)
     frame = Frame(before, after, settings.echo_tokens, sink=reader.bos)
     model = wrap(reader.model, config)
     use_marking_rows(model)

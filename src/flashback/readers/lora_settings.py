@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flashback.declared import CheckedSettings, setting
+from flashback.declared import AUTO, CheckedSettings, setting
 
 
 class Marks(StrEnum):
@@ -35,6 +35,11 @@ class LoraSettings(CheckedSettings):
         low=0,
         high=1 << 20,
     )
+    frame_before: str = setting(
+        AUTO,
+        "Text in front of a passage and its opening mark. auto: where answers in chats are trained "
+        "on, behind appended passages, what begins a turn of the user; else nothing.",
+    )
     rank: int = setting(16, "r of LoRA.", low=1, high=4096)
     alpha: int = setting(32, "α of LoRA; its weights are scaled by α/r.", low=1, high=65536)
     dropout: float = setting(0.05, "Dropout of LoRA's input.", low=0.0, high=0.99)
@@ -46,6 +51,6 @@ class LoraSettings(CheckedSettings):
     )
 
     @property
-    def frame_tokens(self) -> int:
-        """f: the tokens around a passage."""
-        return self.marks.frame_tokens(self.echo_tokens)
+    def text_before(self) -> str:
+        """The text in front of passages; `auto`, where nothing has replaced it, is none."""
+        return "" if self.frame_before == AUTO else self.frame_before

@@ -18,7 +18,7 @@ from flashback.patterns.prompt import Ids
 from flashback.patterns.registry import PATTERNS, best_untrained
 from flashback.readers.byte_tokens import ByteTokens
 from flashback.readers.card import AdapterCard
-from flashback.readers.lora_settings import Marks
+from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.special_tokens import MARK, SpecialTokens
 from flashback.settings import FrameText
 
@@ -188,13 +188,26 @@ class TextReader:
             own = replace(own, echo=text.echo_tokens)
         return self._text_frame(text, pattern, own) if text.has_text else own
 
+    def frame_ids(self, text: str) -> Ids:
+        """A text around passages as ids; BOS stays with the context, or the sink."""
+        return self._without_bos(tuple(self.encode_template(text)))
+
+    def frame_tokens(self, settings: LoraSettings) -> int:
+        """f: the tokens that a frame that is trained adds to a passage."""
+        marked = settings.marks.frame_tokens(settings.echo_tokens)
+        return marked + len(self.frame_ids(settings.text_before))
+
     def _own_frame(self, pattern: str) -> Frame:
-        echo = 0 if self.adapter is None else self.adapter.echo_tokens
-        without = self.adapter is not None and self.adapter.marks is Marks.NONE
+        card = self.adapter
+        echo = 0 if card is None else card.echo_tokens
+        # In another pattern than the adapter's, its words have another meaning.
+        trained = card is not None and card.pattern == pattern
+        before = self.frame_ids(card.frame_before) if card is not None and trained else ()
+        without = card is not None and card.marks is Marks.NONE
         if self.marks is not None and not without:
-            return Frame((self.marks[0],), (self.marks[1],), echo)
-        if self.adapter is not None:
-            return Frame(echo=echo)
+            return Frame((*before, self.marks[0]), (self.marks[1],), echo)
+        if card is not None:
+            return Frame(before, echo=echo)
         default = PATTERNS[pattern].default_frame
         return self._text_frame(default, pattern, Frame(echo=default.echo_tokens or 0))
 
@@ -203,9 +216,7 @@ class TextReader:
         default = PATTERNS[pattern].default_frame
         before = default.before if text.before is None else text.before
         after = default.after if text.after is None else text.after
-        # BOS stays with the context, or the sink.
-        parts = (before or "", after or "", text.no_passage)
-        ids, behind, shown = (self._without_bos(tuple(self.encode_template(one))) for one in parts)
+        ids, behind, shown = map(self.frame_ids, (before or "", after or "", text.no_passage))
         return replace(own, before=ids, after=behind, no_passage=shown)
 
     def _sink(self, text: str) -> Ids:

@@ -103,7 +103,7 @@ def _check_inputs(reader: Reader, examples: Sequence[Example], run: Run, out: Pa
         )
     if reader.adapter is not None or hasattr(reader.model, "peft_config"):
         raise TrainingError(f"{reader.name} has an adapter on it; load it anew, without one")
-    check_positions(reader, run.windows, run.retrieval, run.settings.frame_tokens)
+    check_positions(reader, run.windows, run.retrieval, reader.frame_tokens(run.settings))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ class _Job:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        with for_training(model).packed():
+        # Under autocast weights are cast in every pass.
+        packed = contextlib.nullcontext() if self.arguments.bf16 else for_training(model).packed()
+        with packed:
             trainer.run(last_checkpoint(self.out / CHECKPOINTS))
         model.eval()
         card = self._card(marks, [one for one in trainer.state.log_history if one.keys() & _LOSSES])
@@ -167,6 +169,7 @@ class _Job:
             marks=settings.marks,
             mark_ids=marks,
             echo_tokens=settings.echo_tokens,
+            frame_before=settings.text_before,
             stride=retrieval.stride,
             query_tokens=retrieval.query_tokens,
             query_form=retrieval.query_form,

@@ -102,6 +102,7 @@ def adapter_record(card: AdapterCard) -> dict[str, Any]:
         "pattern": str(card.pattern),
         "marks": str(card.marks),
         "echo_tokens": card.echo_tokens,
+        "frame_before": card.frame_before,
     }
 
 
