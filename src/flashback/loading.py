@@ -193,7 +193,7 @@ def load(
         retriever: instead, or a list beside it: what `retriever_of` takes, or a SPEC; all are one.
         guard, fusion, rerank: a search's limits, what several count, what ranks hits anew; or None.
         engine, remote: `local`: transformers; `llama.cpp`: a GGUF file; `openai`: a server.
-        adapter: a folder made by `flashback train`; `auto`: what ships for it; None: none.
+        adapter: a folder, or the name of one that ships; `auto`: what ships for it; None: none.
         pattern: what will be written with, and which adapter `auto` may take; None: any.
         device, dtype, window, trust_remote_code, weights: see `load_reader` and `Weights`.
         memory_bytes: of kept keys and values; None: one text's, and 256 MiB of passages'.

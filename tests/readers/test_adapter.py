@@ -39,10 +39,11 @@ from flashback.readers.card import (
     read_card,
 )
 from flashback.readers.fingerprint import base_of, fingerprint
-from flashback.readers.load import MINI, load_reader, shipped
+from flashback.readers.load import MINI, load_reader
 from flashback.readers.lora import add_lora, save_lora
 from flashback.readers.lora_settings import LoraSettings, Marks
 from flashback.readers.reader import Reader
+from flashback.readers.shipped import adapter_path, shipped, shipped_adapters
 from flashback.settings import FrameText, QueryForm, RetrievalSettings, Settings
 from flashback.training.export import export
 from flashback.training.model_card import model_card
@@ -760,6 +761,19 @@ def test_what_is_given_is_taken_whatever_ships(ships: Path) -> None:
         assert adapter_folder(MINI, None, pattern) is None
         assert adapter_folder(MINI, "elsewhere", pattern) == Path("elsewhere")
         assert adapter_folder("m", Path("elsewhere"), pattern) == Path("elsewhere")
+
+
+def test_an_adapter_that_ships_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{MINI}-adapter"
+    assert name in shipped_adapters()
+    assert adapter_folder("m", name) == adapter_path(name) == shipped(name)
+    for other in (MINI, f"../weights/{name}", "elsewhere-adapter"):
+        assert adapter_path(other) == Path(other)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # a user's own
+    assert adapter_path(name) == Path(name)
 
 
 def test_auto_is_nothing_where_nothing_ships(ships: Path) -> None:

@@ -12,8 +12,9 @@ from flashback.corpus.passages import Passage
 from flashback.engines.local import LocalEngine
 from flashback.errors import FlashBackWarning
 from flashback.loading import load
-from flashback.readers.load import MINI, load_token_ends, shipped
+from flashback.readers.load import MINI, load_token_ends
 from flashback.readers.passages import passage_ids, unseen_note
+from flashback.readers.shipped import shipped
 from flashback.readers.text_reader import TextReader
 from flashback.retrieval.bm25 import BM25Index, IndexSettings, build_index
 from flashback.retrieval.indexing import index_corpus

@@ -15,9 +15,10 @@ from transformers import (
 
 from flashback.benchmark.bench_settings import SHAPES
 from flashback.errors import SettingsError
-from flashback.readers.load import MINI, load_reader, shipped, window_of
+from flashback.readers.load import MINI, load_reader, window_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
+from flashback.readers.shipped import shipped
 
 
 def shaped_reader(

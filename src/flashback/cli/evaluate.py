@@ -22,7 +22,12 @@ from flashback.cli.perplexity import (
     untrained_rows,
     with_controls,
 )
-from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
+from flashback.cli.reader_options import (
+    ReaderOptions,
+    adapters_option,
+    reader_options,
+    weights_option,
+)
 from flashback.cli.retriever_options import Source, source_options
 from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
@@ -114,9 +119,7 @@ def evaluate() -> None:
 @evaluate.command(short_help="Perplexity of the context patterns.")
 @click.argument("documents", nargs=-1, required=True)
 @source_options
-@click.option(
-    "--adapter", "adapters", type=Path, multiple=True, help="Score this adapter, too (repeatable)."
-)
+@adapters_option("Score this adapter, too (repeatable).")
 @click.option(
     "--pattern",
     "patterns",

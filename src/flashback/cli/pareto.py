@@ -20,7 +20,7 @@ from flashback.cli.perplexity import (
     evaluation_sets,
     untrained_rows,
 )
-from flashback.cli.reader_options import ReaderOptions, reader_options
+from flashback.cli.reader_options import ReaderOptions, adapters_option, reader_options
 from flashback.cli.retriever_options import Source, required_source_options
 from flashback.errors import SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
@@ -40,13 +40,7 @@ _SWEEP = ("s=4,8,16,32", "k=1,2,4")
 @click.argument("documents", nargs=-1, required=True)
 @required_source_options
 @click.option("--out", type=Path, required=True, help="Folder for scores, table and figure.")
-@click.option(
-    "--adapter",
-    "adapters",
-    type=Path,
-    multiple=True,
-    help="Add this adapter, with the pattern it was trained for (repeatable).",
-)
+@adapters_option("Add this adapter, with the pattern it was trained for (repeatable).")
 @click.option(
     "--sweep",
     multiple=True,

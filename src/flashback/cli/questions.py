@@ -19,7 +19,12 @@ from flashback.cli.options import Names, options_of, take
 from flashback.cli.patterns import check_echo
 from flashback.cli.perplexity import chosen_patterns
 from flashback.cli.question_readers import placement_record, reader_elsewhere, readers_here
-from flashback.cli.reader_options import ReaderOptions, reader_options, weights_option
+from flashback.cli.reader_options import (
+    ReaderOptions,
+    adapters_option,
+    reader_options,
+    weights_option,
+)
 from flashback.cli.retriever_options import Source, source_options
 from flashback.errors import FlashBackWarning, SettingsError
 from flashback.evaluation.bootstrap_settings import BootstrapSettings
@@ -81,13 +86,7 @@ class _Request:
 @click.command(short_help="Answers to questions, compared with plain RAG.")
 @click.argument("file", type=click.Path(path_type=Path))
 @source_options
-@click.option(
-    "--adapter",
-    "adapters",
-    type=Path,
-    multiple=True,
-    help="Ask with this adapter, too (repeatable).",
-)
+@adapters_option("Ask with this adapter, too (repeatable).")
 @click.option(
     "--pattern",
     "patterns",

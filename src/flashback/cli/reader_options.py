@@ -4,12 +4,14 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flashback.errors import FlashBackWarning
 from flashback.readers.old_weights import weights_of
+from flashback.readers.shipped import adapter_path
 from flashback.readers.weight_settings import Weights
 
 if TYPE_CHECKING:
@@ -69,9 +71,21 @@ def adapter_option(command: Command) -> Command:
         default="auto",
         show_default=True,
         callback=lambda _, __, name: None if name == "none" else name,
-        help="Adapter folder made by 'flashback train'; none; auto: what ships with the model for "
-        "the pattern, if anything.",
+        help="Adapter folder made by 'flashback train', or the name of one that ships; none; auto: "
+        "what ships with the model for the pattern, if anything.",
     )(command)
+
+
+def adapters_option(help: str) -> Callable[[Command], Command]:
+    """Several adapters, given as `adapters`: their folders."""
+    return click.option(
+        "--adapter",
+        "adapters",
+        type=Path,
+        multiple=True,
+        callback=lambda _, __, given: tuple(map(adapter_path, given)),
+        help=help,
+    )
 
 
 def weights_option(command: Command) -> Command:

@@ -5,8 +5,9 @@ from pathlib import Path
 from flashback.declared import AUTO
 from flashback.readers.adapter import put_on
 from flashback.readers.card import read_card
-from flashback.readers.load import MINI, load_reader, shipped
+from flashback.readers.load import MINI, load_reader
 from flashback.readers.reader import Reader
+from flashback.readers.shipped import adapter_path, shipped
 
 ADAPTED = (MINI, "smollm2")
 """The readers that an adapter ships for."""
@@ -19,14 +20,15 @@ def adapter_folder(
 
     Args:
         model: the name of the model.
-        adapter: a folder, None, or `auto`: the one that ships for the model, if there is one.
+        adapter: a folder, the name of one that ships, None, or `auto`: the one that ships for the
+            model, if there is one.
         pattern: if given, `auto` is an adapter for this pattern or none at all.
 
     Raises:
         AdapterError: the adapter that ships is damaged.
     """
     if adapter is None or str(adapter) != AUTO:
-        return None if adapter is None else Path(adapter)
+        return None if adapter is None else adapter_path(adapter)
     folder = shipped(f"{model}-adapter") if model in ADAPTED else None
     if folder is None or not folder.is_dir():
         return None

@@ -15,6 +15,7 @@ from typing import Any
 from flashback.errors import AdapterError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.lora_settings import Marks
+from flashback.readers.shipped import shipped_adapters
 from flashback.settings import FrameText, QueryForm, RetrievalSettings
 
 CARD = "flashback.json"
@@ -90,7 +91,10 @@ def read_card(folder: Path) -> AdapterCard:
     """
     path = folder / CARD
     if not folder.is_dir():
-        raise AdapterError(f"adapter {folder}: no such folder; make it with `flashback train`")
+        raise AdapterError(
+            f"adapter {folder}: no such folder; make it with `flashback train`, or name one that "
+            f"ships: {', '.join(shipped_adapters())}"
+        )
     for name in (CARD, CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise AdapterError(

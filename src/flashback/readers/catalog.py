@@ -16,7 +16,8 @@ from flashback.engines.support import check_supported, support_of
 from flashback.errors import FlashBackError
 from flashback.patterns.registry import PATTERNS
 from flashback.readers.installed import InstalledReader, installed_readers
-from flashback.readers.load import MINI, Source, config_of, has_weights, locate, shipped, window_of
+from flashback.readers.load import MINI, Source, config_of, has_weights, locate, window_of
+from flashback.readers.shipped import shipped
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from flashback.readers.hub import hub_reason
 from flashback.readers.installed import find_installed, package_of
 from flashback.readers.placement import Placement, choose_placement
 from flashback.readers.reader import Reader
+from flashback.readers.shipped import shipped
 from flashback.readers.tokenizer_check import check_files, check_tokenizer
 
 MINI = "flashback-mini"
@@ -184,11 +184,6 @@ def _model(
         finish_gguf(source.gguf, model)
     found: PreTrainedModel = model.to(placement.device).eval()
     return found
-
-
-def shipped(name: str) -> Path:
-    """The folder of a reader or adapter that ships with the package; it may not exist."""
-    return Path(str(files("flashback") / "readers" / "weights" / name))
 
 
 def locate(name: str) -> Source:
