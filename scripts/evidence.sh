@@ -3,10 +3,10 @@
 #
 #   scripts/evidence.sh DATA OUT [PART ...]
 #
-# DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json and
-# mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz, and wikitext2_valid.txt.gz; OUT gets indexes, adapters, answers, tables.
-# Parts: adapters, table, untrained (the other rows on the targets of table), answers, talks, swap, sweeps, wikitext; all
-# of them, if none is named.
+# DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json,
+# qed_dev.jsonl.gz, mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz, and wikitext2_valid.txt.gz; OUT gets indexes, adapters, answers, tables.
+# Parts: adapters, table, untrained (the other rows on the targets of table), answers, trained (on answers, in chats), talks,
+# swap, sweeps, wikitext; all of them, if none is named.
 # FLASHBACK replaces the command, MODEL the reader.
 set -euo pipefail
 [ $# -ge 2 ] || {
@@ -15,19 +15,19 @@ set -euo pipefail
 }
 DATA=$1 OUT=$2
 shift 2
-[ $# -gt 0 ] || set -- adapters table untrained answers talks swap sweeps wikitext
+[ $# -gt 0 ] || set -- adapters table untrained answers trained talks swap sweeps wikitext
 for part in "$@"; do
   case $part in
-    adapters | table | untrained | answers | talks | swap | sweeps | wikitext) ;;
+    adapters | table | untrained | answers | trained | talks | swap | sweeps | wikitext) ;;
     *)
-      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, talks, swap, sweeps or wikitext" >&2
+      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, trained, talks, swap, sweeps or wikitext" >&2
       exit 2
       ;;
   esac
 done
 FLASHBACK=${FLASHBACK:-flashback} MODEL=${MODEL:-smollm2}
 HERE=$(cd "$(dirname "$0")" && pwd)
-ADAPTER=$HERE/../src/flashback/readers/weights/smollm2-adapter # what ships
+ADAPTER=smollm2-adapter # what ships
 READER=(--model "$MODEL" --dtype float32)
 mkdir -p "$OUT"
 
@@ -92,6 +92,22 @@ answers() {
     "${ask[@]}" --passages "$k" --pattern none --pattern prepend --pattern slot --out "$OUT/xquad-$k.jsonl"
     # Only appended: an adapter is asked in every pattern that is named.
     "${ask[@]}" --passages "$k" --pattern append --adapter "$ADAPTER" --out "$OUT/xquad-append-$k.jsonl"
+  done
+}
+
+# FlashBack's training on answers, and the same for passages in front.
+trained() {
+  paragraphs
+  made qed.jsonl gunzip -c "$DATA/qed_dev.jsonl.gz"
+  local echo=(--echo-tokens 40)
+  for pattern in append prepend; do
+    [ -e "$OUT/answers-$pattern/flashback.json" ] ||
+      "$FLASHBACK" train --questions "$OUT/qed.jsonl" --oracle "${READER[@]}" --pattern "$pattern" --passage-tokens 256 \
+        "${echo[@]}" --dropout 0 --learning-rate 2e-3 --steps 100 --windows-per-step 8 --checkpoint-steps 5 --log-steps 5 \
+        --out "$OUT/answers-$pattern"
+    "$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --passage-tokens 256 --passages 1 \
+      --batch-size 16 --limit 300 --pattern "$pattern" --adapter "$OUT/answers-$pattern" --out "$OUT/trained-$pattern.jsonl"
+    echo=()
   done
 }
 
