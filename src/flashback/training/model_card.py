@@ -1,5 +1,6 @@
 """The README of an adapter folder: what it is, how it is used, what was measured."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,6 +21,8 @@ def model_card(card: AdapterCard) -> str:
         Marks.FROZEN: "`<MARK_L>` and `<MARK_R>` around it, whose embeddings were not trained",
         Marks.NONE: "nothing around it",
     }[card.marks]
+    if card.frame_before:
+        marks += f" and {json.dumps(card.frame_before)} in front"
     where = PATTERNS[card.pattern].place
     task = f"It reads a retrieved passage {where}, with {marks}." if where else "No retrieval."
     index = " --index IDX" if PATTERNS[card.pattern].retrieves else ""
