@@ -769,6 +769,8 @@ def test_an_adapter_that_ships_is_found_by_its_name(
     name = f"{MINI}-adapter"
     assert name in shipped_adapters()
     assert adapter_folder("m", name) == adapter_path(name) == shipped(name)
+    for one in shipped_adapters():
+        assert read_card(adapter_path(one)).pattern == "append"
     for other in (MINI, f"../weights/{name}", "elsewhere-adapter"):
         assert adapter_path(other) == Path(other)
     monkeypatch.chdir(tmp_path)

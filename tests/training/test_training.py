@@ -900,7 +900,7 @@ def test_chats_are_trained_on_with_passages_in_a_turn_of_the_user(
         found = run(*words, *more, "--out", out, "--json").record["frame_before"]
         assert read_card(out).frame_before == found
         assert isinstance(found, str)
-        named = f" and {json.dumps(found)} in front." in (out / "README.md").read_text()
+        named = f"; {json.dumps(found)} stands in front of it." in (out / "README.md").read_text()
         assert named == bool(found)
         return found
 

@@ -22,7 +22,7 @@ def model_card(card: AdapterCard) -> str:
         Marks.NONE: "nothing around it",
     }[card.marks]
     if card.frame_before:
-        marks += f" and {json.dumps(card.frame_before)} in front"
+        marks += f"; {json.dumps(card.frame_before)} stands in front of it"
     where = PATTERNS[card.pattern].place
     task = f"It reads a retrieved passage {where}, with {marks}." if where else "No retrieval."
     index = " --index IDX" if PATTERNS[card.pattern].retrieves else ""
