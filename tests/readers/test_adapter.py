@@ -802,6 +802,8 @@ def test_an_adapter_without_retrieval_needs_no_index(tmp_path: Path) -> None:
         assert as_trained(retrieval, str(folder)) == replace(retrieval, pattern=pattern)
         prepended = replace(retrieval, pattern="prepend")
         assert as_trained(prepended, str(folder)) == prepended
+    shipped_one = as_trained(retrieval, f"{MINI}-adapter")
+    assert shipped_one == replace(retrieval, pattern="append")
     assert as_trained(retrieval, "auto") == as_trained(retrieval, None) == retrieval
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ from flashback.cli.options import Names
 from flashback.declared import AUTO
 from flashback.errors import SettingsError
 from flashback.patterns.registry import PATTERNS
+from flashback.readers.shipped import adapter_path
 from flashback.settings import RetrievalSettings
 
 
@@ -26,16 +26,16 @@ def trained_pattern_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_trained(retrieval: RetrievalSettings, adapter: str | None) -> RetrievalSettings:
-    """The pattern of an adapter's folder in place of `auto`; without a folder, unchanged.
+    """The pattern of an adapter in place of `auto`; without an adapter, unchanged.
 
     Raises:
-        AdapterError: the folder is missing or damaged.
+        AdapterError: it is missing or damaged.
     """
     if retrieval.pattern != AUTO or adapter in (None, "auto"):
         return retrieval
     from flashback.readers.card import read_card
 
-    return replace(retrieval, pattern=read_card(Path(str(adapter))).pattern)
+    return replace(retrieval, pattern=read_card(adapter_path(str(adapter))).pattern)
 
 
 def check_frame_before(frame_before: str, pattern: str) -> None:
