@@ -6,7 +6,7 @@
 # DATA holds docs_passages.jsonl.gz and docs_heldout.jsonl.gz (lines with id, title, text), xquad_en.json,
 # qed_dev.jsonl.gz, mtrag_chats.jsonl.gz, mtrag_passages.jsonl.gz, and wikitext2_valid.txt.gz; OUT gets indexes, adapters, answers, tables.
 # Parts: adapters, table, untrained (the other rows on the targets of table), answers, trained (on answers, in chats), talks,
-# swap, sweeps, wikitext; all of them, if none is named.
+# swap, sweeps, pareto (its times want an idle machine), wikitext; all of them, if none is named.
 # FLASHBACK replaces the command, MODEL the reader.
 set -euo pipefail
 [ $# -ge 2 ] || {
@@ -15,12 +15,12 @@ set -euo pipefail
 }
 DATA=$1 OUT=$2
 shift 2
-[ $# -gt 0 ] || set -- adapters table untrained answers trained talks swap sweeps wikitext
+[ $# -gt 0 ] || set -- adapters table untrained answers trained talks swap sweeps pareto wikitext
 for part in "$@"; do
   case $part in
-    adapters | table | untrained | answers | trained | talks | swap | sweeps | wikitext) ;;
+    adapters | table | untrained | answers | trained | talks | swap | sweeps | pareto | wikitext) ;;
     *)
-      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, trained, talks, swap, sweeps or wikitext" >&2
+      echo "evidence.sh: found $part; expected adapters, table, untrained, answers, trained, talks, swap, sweeps, pareto or wikitext" >&2
       exit 2
       ;;
   esac
@@ -128,16 +128,26 @@ swap() {
   done
 }
 
+# Perplexities of running text, then answers to questions.
 sweeps() {
   documents
+  local score=("$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" --scores "$OUT/sweeps"
+    --pattern none --pattern prepend --pattern slot)
   for swept in s=4,8,16,32,64 k=1,2,4 l=16,32,64 m=32,64,128,256; do
-    "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" --sweep "$swept" \
-      --max-windows 12 --scores "$OUT/sweeps"
+    "${score[@]}" --sweep "$swept" --max-windows 4
   done
-  for window in 512 1024 2048; do
-    "$FLASHBACK" eval perplexity "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" \
-      --window-tokens "$window" --max-windows $((6144 / window)) --scores "$OUT/sweeps"
-  done
+  for window in 512 1024 2048; do "${score[@]}" --window-tokens "$window" --max-windows $((2048 / window)); done
+  paragraphs
+  local ask=("$FLASHBACK" eval qa "$DATA/xquad_en.json" --index "$OUT/XQUAD" "${READER[@]}" --limit 300 --batch-size 16
+    --pattern slot)
+  for k in 1 2 4; do "${ask[@]}" --passage-tokens 256 --passages "$k" --out "$OUT/answers-k$k.jsonl"; done
+  for m in 64 128; do "${ask[@]}" --passage-tokens "$m" --passages 1 --out "$OUT/answers-m$m.jsonl"; done
+}
+
+pareto() {
+  documents
+  "$FLASHBACK" bench pareto "$OUT/heldout.jsonl" --index "$OUT/DOCS" "${READER[@]}" --adapter "$ADAPTER" \
+    --sweep s=8,16,32 --sweep k=1,2 --max-windows 4 --out "$OUT/pareto"
 }
 
 # In-Context RALM's table: the last N - s tokens before each stride, WikiText-2's articles, two of three in the index.
@@ -152,7 +162,7 @@ for number, one in enumerate(re.split(r"(?m)^(?= = [^=])", text)[1:]):
   made indexed.jsonl grep -v '^{"id": "..-0"' "$OUT/articles.jsonl"
   made scored.jsonl grep '^{"id": "..-0"' "$OUT/articles.jsonl"
   index WIKITEXT "$OUT/indexed.jsonl"
-  for pair in 32:100 4:200; do
+  for pair in 32:12 4:8; do
     "$FLASHBACK" eval perplexity "$OUT/scored.jsonl" --index "$OUT/WIKITEXT" "${READER[@]}" --protocol sliding \
       --stride "${pair%:*}" --max-windows "${pair#*:}" --pattern none --pattern prepend --control random --control oracle \
       --scores "$OUT/wikitext"
