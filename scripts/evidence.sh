@@ -167,6 +167,9 @@ for number, one in enumerate(re.split(r"(?m)^(?= = [^=])", text)[1:]):
       --stride "${pair%:*}" --max-windows "${pair#*:}" --pattern none --pattern prepend --control random --control oracle \
       --scores "$OUT/wikitext"
   done
+  # The slot beside prepending: contexts from where a window begins, a passage exchanged every 16 tokens.
+  "$FLASHBACK" eval perplexity "$OUT/scored.jsonl" --index "$OUT/WIKITEXT" "${READER[@]}" --window-tokens 256 \
+    --max-windows 16 --pattern prepend --pattern slot --scores "$OUT/wikitext"
 }
 
 for part in "$@"; do "$part"; done
